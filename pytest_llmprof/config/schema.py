@@ -1,0 +1,163 @@
+"""The typed configuration: frozen dataclasses that the rest of the program reads.
+
+Hydra composes, `pytest_llmprof.config.compose` validates once and builds these; nothing below that edge
+sees a DictConfig or a default. Each field is documented in docs/configuration.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+__all__ = [
+    "DatasetSettings",
+    "InferSettings",
+    "MeasureSettings",
+    "ModelSettings",
+    "OutputSettings",
+    "PredictionSettings",
+    "Settings",
+    "StageSettings",
+    "VisualizationSettings",
+]
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which model runs and how (`model.*`)."""
+
+    name: str = "deepseek_ocr"
+    """The registered model that drives it (an adapter's name, not the preset's)."""
+    path: str | None = None
+    """A directory (absolute once resolved) or hub id of a checkpoint; None where the weights are made or embedded."""
+    revision: str | None = None
+    """Hub revision; only with a hub id."""
+    mode: str = "base"
+    """Input resolution; one of the model's modes (DeepSeek-OCR: tiny, small, base, large, gundam)."""
+    device: str = "auto"
+    """auto | cpu | cuda | cuda:N. `auto` takes CUDA when there is one."""
+    dtype: str = "auto"
+    """auto | float32 | bfloat16 | float16. `auto` is bfloat16 on CUDA, float32 on a CPU."""
+    weights: str = "checkpoint"
+    """checkpoint (from `path`) | embedded (shipped with the package) | random (seeded)."""
+    size: str = "full"
+    """Size of random weights: full | tiny."""
+    seed: int = 0
+    """Seed of random weights."""
+
+
+@dataclass(frozen=True)
+class InferSettings:
+    """How it generates (`infer.*`)."""
+
+    prompt: str = "markdown"
+    """A prompt's name (markdown | free) or the prompt's whole text."""
+    max_new_tokens: int = 8192
+    """At most this many generated tokens a page, EOS included (>= 1)."""
+    no_repeat_ngram_size: int = 35
+    """An n-gram of this size is never generated twice; 0 turns it off."""
+    batch_size: int = 1
+    """Pages generated together (>= 1)."""
+    engine: str = "reference"
+    """How the forward passes run; one of the model's engines."""
+
+
+@dataclass(frozen=True)
+class MeasureSettings:
+    """How often it is measured (`measure.*`)."""
+
+    rounds: int = 3
+    """Measured passes over the pages (>= 1)."""
+    warmup: int = 1
+    """Passes over the distinct input shapes before the first measured one (>= 0)."""
+
+
+@dataclass(frozen=True)
+class DatasetSettings:
+    """The pages (`dataset.*`)."""
+
+    name: str = "sample_pages"
+    """The registered dataset."""
+    root: str | None = None
+    """Directory of the pages (absolute once resolved); None for embedded datasets."""
+    pattern: tuple[str, ...] = ("**/*",)
+    """Glob patterns under `root`, a page matches any."""
+    subset: str | tuple[str, ...] | None = None
+    """A text file (absolute once resolved) with one page name a line, or the names themselves; None = all."""
+    limit: int | None = None
+    """At most this many pages (>= 1); None = all."""
+    shuffle: bool = False
+    """Shuffle (seeded) before `limit` is taken."""
+    seed: int = 0
+    """Seed of the shuffle."""
+
+
+@dataclass(frozen=True)
+class PredictionSettings:
+    """`pipeline.<stage>.output.prediction.*`"""
+
+    enable: bool = False
+    """Write predictions.jsonl."""
+    save_dir: str | None = "pred"
+    """Relative to the stage directory, or absolute; null or empty = `pred`."""
+
+
+@dataclass(frozen=True)
+class VisualizationSettings:
+    """`pipeline.<stage>.output.visualization.*`"""
+
+    enable: bool = True
+    """Write the gallery, predictions.md and pages/."""
+    save_dir: str | None = "viz"
+    """Relative to the stage directory, or absolute; null or empty = `viz`."""
+
+
+@dataclass(frozen=True)
+class OutputSettings:
+    """`pipeline.<stage>.output.*`"""
+
+    prediction: PredictionSettings = PredictionSettings()
+    visualization: VisualizationSettings = VisualizationSettings()
+    extra: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    """Per model: an instance of the model's own frozen `extra` dataclass."""
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """`pipeline.<stage>.*`"""
+
+    enable: bool = True
+    """Whether the stage's tool runs; off, the stage still measures and writes outputs."""
+    options: Any = None
+    """An instance of the stage's own frozen options dataclass (None where it has none)."""
+    output: OutputSettings | None = None
+    """None for stages that have no output block."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One test's configuration in one stage, resolved and checked."""
+
+    stages: tuple[str, ...]
+    model: ModelSettings
+    infer: InferSettings
+    measure: MeasureSettings
+    dataset: DatasetSettings
+    pipeline: Mapping[str, StageSettings]
+    test: str
+    """`llmprof.test`: the test's directory under the run directory."""
+    stage: str
+    """`llmprof.stage`."""
+    choices: Mapping[str, str]
+    """The preset chosen for each group: {"model": "deepseek_ocr_tiny", ...}."""
+    yaml: str
+    """The resolved configuration as YAML, as written to config.yaml."""
+    digest: str
+    """sha256 of `yaml` without the `llmprof` node: equal where two tests have the same configuration."""
+
+    @property
+    def current(self) -> StageSettings:
+        """The settings of this test's own stage."""
+        return self.pipeline[self.stage]

@@ -1,0 +1,62 @@
+"""The exceptions of pytest-llmprof. Each carries one line that a user can act on; none needs a traceback.
+
+::
+
+    LlmprofError
+    ├── ConfigError      an option, a key, a preset or a value (exit code 4, or the marked test fails)
+    ├── DatasetError     a dataset that cannot be read as a whole
+    ├── PageError        one page that cannot be read (that page fails, the others go on)
+    ├── ModelError       a model that cannot be loaded or run
+    ├── StageError       a stage that could not do its work (an empty trace, say)
+    └── ArtifactError    a directory or file that cannot be used
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "ArtifactError",
+    "ConfigError",
+    "DatasetError",
+    "LlmprofError",
+    "ModelError",
+    "PageError",
+    "StageError",
+    "nearest",
+]
+
+
+class LlmprofError(Exception):
+    """A failure whose text is one clear line: what, where it was set, what is allowed, the nearest name."""
+
+
+class ConfigError(LlmprofError):
+    """An option, key, preset or value that is not allowed."""
+
+
+class DatasetError(LlmprofError):
+    """A dataset that cannot be read: a missing root, no page, an unreadable subset list."""
+
+
+class PageError(LlmprofError):
+    """One page that cannot be read; names the page. The other pages go on."""
+
+
+class ModelError(LlmprofError):
+    """A model that cannot be loaded or run as configured."""
+
+
+class StageError(LlmprofError):
+    """A stage that could not do its work."""
+
+
+class ArtifactError(LlmprofError):
+    """A directory or file that cannot be used for output."""
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """Return ``" (did you mean 'x'?)"`` for the allowed name closest to *name*, or an empty string."""
+    found = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.6)
+    return f" (did you mean {found[0]!r}?)" if found else ""

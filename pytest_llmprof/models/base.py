@@ -1,0 +1,161 @@
+"""What a model must offer to be driven: the adapter protocol and its plain data types.
+
+Nothing here imports torch. A third party registers a `ModelPlugin` through the hook
+``pytest_llmprof_models`` (see `pytest_llmprof.hookspecs`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from pytest_llmprof.config.schema import InferSettings, ModelSettings
+
+__all__ = [
+    "Box",
+    "Capabilities",
+    "LoadedModel",
+    "ModelInfo",
+    "ModelPlugin",
+    "ParsedOutput",
+    "Phases",
+    "Token",
+]
+
+
+class Token(NamedTuple):
+    """One generated token, handed over as soon as the host has it."""
+
+    row: int
+    """Index of its page in the batch."""
+    id: int | None
+    """Token id; None for engines that yield text only."""
+    text: str | None
+    """Text of the token for engines without ids; None where `id` is set (then `LoadedModel.text` decodes)."""
+    time_ns: int
+    """`time.perf_counter_ns()` at its arrival on the host."""
+    finish: str | None = None
+    """None, or why the row ended with this token: "eos" or "length"."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """A labelled box in pixels of the source picture: x1 <= x2, y1 <= y2, origin top left."""
+
+    label: str
+    box: tuple[int, int, int, int]
+    text: str = ""
+    """The text that follows the box in the answer, up to the next one."""
+
+
+@dataclass(frozen=True)
+class ParsedOutput:
+    """What one answer says."""
+
+    plain: str
+    """Without special tokens (EOS, padding) and without whole grounding spans."""
+    boxes: tuple[Box, ...] = ()
+    bad_boxes: int = 0
+    """Boxes that were malformed or empty and were skipped."""
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a loaded model can do."""
+
+    phases: tuple[str, ...]
+    """The phases it announces through `Phases.phase`, in order, sub-phases included."""
+    profiler: bool = True
+    """Whether it runs in this process, so that torch.profiler sees it."""
+    token_ids: bool = True
+    """Whether tokens carry ids."""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Facts about a loaded model, for the report and the fingerprint."""
+
+    name: str
+    weights: str
+    """checkpoint | embedded | random. Quality is not applicable where it is random."""
+    digest: str
+    """Digest of the weights ("sha256:..." of the files, or "random:<size>:<seed>")."""
+    parameters: int
+    device: str
+    """"cpu" or "cuda:0"."""
+    dtype: str
+    """"float32", "bfloat16" or "float16"."""
+    mode: str
+    engine: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Phases(Protocol):
+    """Where a model tells what it is doing; the harness makes NVTX ranges, profiler ranges and times of it.
+
+    Phases: preprocess, vision (with sam, clip, projector inside), prefill, decode (with a step a token inside).
+    """
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """Open the phase *name*; leave the block when it ends. No synchronisation happens inside."""
+
+    def step(self) -> AbstractContextManager[None]:
+        """Open one decode step (inside the phase `decode`)."""
+
+
+class LoadedModel(Protocol):
+    """A model ready to run."""
+
+    info: ModelInfo
+    capabilities: Capabilities
+
+    def generate(
+        self, images: Sequence[Image], infer: InferSettings, phases: Phases
+    ) -> Iterator[Token]:
+        """Yield the tokens of a batch of RGB pictures as they come, EOS included.
+
+        The caller may close the iterator early. Raises `ModelError` for what the model cannot do.
+        """
+
+    def prompt(self, infer: InferSettings) -> str:
+        """The full prompt text that `infer.prompt` stands for."""
+
+    def prompt_kind(self, infer: InferSettings) -> str:
+        """"markdown", "free" or "other": which truth its answer is held against."""
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Decode token ids, special tokens included."""
+
+    def parse(self, text: str, size: tuple[int, int]) -> ParsedOutput:
+        """Read an answer; *size* is the source picture's (width, height) in pixels."""
+
+    def shape_key(self, image: Image, infer: InferSettings) -> object:
+        """Equal for two pictures that give tensors of equal shapes (warm-up runs one of each)."""
+
+    def close(self) -> None:
+        """Free the weights."""
+
+
+@dataclass(frozen=True)
+class ModelPlugin:
+    """A registered model."""
+
+    name: str
+    load: Callable[[ModelSettings, InferSettings], LoadedModel]
+    """Load it; heavy imports belong inside. Raises `ModelError` with one line."""
+    modes: tuple[str, ...]
+    """Allowed values of `model.mode`."""
+    engines: tuple[str, ...] = ("reference",)
+    """Allowed values of `infer.engine`."""
+    extra: type | None = None
+    """Frozen dataclass (nested dataclasses allowed) of `pipeline.<stage>.output.extra.<name>`."""
+    check_extra: Callable[[Any], Iterator[tuple[str, object, str]]] | None = None
+    """Yields (key below the extra block, value, what is allowed) for each value out of range."""
+    config_dir: Path | None = None
+    """A directory with its own Hydra groups (`model/<preset>.yaml`, ...), laid over the packaged ones."""
