@@ -31,7 +31,7 @@ class ModelSettings:
     name: str = "deepseek_ocr"
     """The registered model that drives it (an adapter's name, not the preset's)."""
     path: str | None = None
-    """A directory (absolute once resolved) or hub id of a checkpoint; None where the weights are made or embedded."""
+    """A checkpoint's directory (absolute once resolved) or hub id; None where weights are made or shipped."""
     revision: str | None = None
     """Hub revision; only with a hub id."""
     mode: str = "base"
@@ -46,6 +46,8 @@ class ModelSettings:
     """Size of random weights: full | tiny."""
     seed: int = 0
     """Seed of random weights."""
+    max_new_tokens: int = 8192
+    """New tokens a page that suit this model (>= 1); `infer=reference` takes it for its own."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,69 @@
+"""Datasets: pages with their truth.
+
+`builtin` lists the ones that come with the package; others register through the hook
+``pytest_llmprof_datasets``. Importing this package imports neither Pillow nor numpy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from pytest_llmprof.datasets.base import DatasetPlugin, Page
+from pytest_llmprof.datasets.embedded import embedded_dataset
+from pytest_llmprof.datasets.image_folder import image_folder_dataset
+from pytest_llmprof.errors import DatasetError
+
+if TYPE_CHECKING:
+    from pytest_llmprof.config.schema import DatasetSettings
+
+__all__ = ["DatasetPlugin", "Page", "builtin", "dataset_digest", "load_pages", "picture_digest"]
+
+
+def builtin() -> list[DatasetPlugin]:
+    """The datasets of this package: sample_pages, documents, image_folder."""
+    return [embedded_dataset("sample_pages"), embedded_dataset("documents"), image_folder_dataset()]
+
+
+def load_pages(plugin: DatasetPlugin, settings: DatasetSettings) -> tuple[Page, ...]:
+    """The pages of *plugin* that *settings* choose, at least one, with distinct names.
+
+    Pictures are not decoded yet (`Page.load` does that, page by page). Raises `DatasetError` with one line.
+    """
+    pages = tuple(plugin.load(settings))
+    if not pages:
+        raise DatasetError(f"the dataset {plugin.name!r} gave no page")
+    twice = [name for name, count in Counter(page.name for page in pages).items() if count > 1]
+    if twice:
+        raise DatasetError(
+            f"the dataset {plugin.name!r} gave two pages named {twice[0]!r}: names must differ"
+        )
+    return pages
+
+
+def picture_digest(page: Page) -> str | None:
+    """sha256 of the picture's file as it lies on disk (hexadecimal), or None where it cannot be opened."""
+    try:
+        with page.path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def dataset_digest(pages: Sequence[Page]) -> str:
+    """``"sha256:..."`` over the names, picture bytes and truths of *pages*, in their order.
+
+    Two runs with equal digests read the same pages. A picture that cannot be opened counts as such; the page
+    itself fails when it is loaded.
+    """
+    whole = hashlib.sha256()
+    for page in pages:
+        picture = picture_digest(page) or "unreadable"
+        facts = (page.name, picture, page.truth_free, page.truth_markdown, page.truth_boxes)
+        # One JSON line a page: no two different lists of pages give the same bytes.
+        whole.update(msgspec.json.encode(facts) + b"\n")
+    return f"sha256:{whole.hexdigest()}"

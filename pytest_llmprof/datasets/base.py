@@ -22,7 +22,7 @@ class Page:
     """One page image and what is known of it."""
 
     name: str
-    """Unique in its dataset; a relative POSIX path without suffix ("letters/a"), not yet safe for a file name."""
+    """Unique in its dataset; a relative POSIX path without suffix ("letters/a"), not safe as a file name."""
     source: str
     """Where the picture came from, as the user gave it (written to predictions.jsonl as `image`)."""
     path: Path

@@ -1,0 +1,17 @@
+"""Models: the adapter protocol (`pytest_llmprof.models.base`) and the packaged adapters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytest_llmprof.models.base import ModelPlugin
+
+__all__ = ["packaged_models"]
+
+
+def packaged_models() -> tuple[ModelPlugin, ...]:
+    """The adapters that ship with this package; importing none of torch or transformers."""
+    from pytest_llmprof.models import deepseek_ocr
+
+    return (deepseek_ocr.plugin(),)

@@ -1,0 +1,7 @@
+"""Is the answer right? Error rates, boxes and repetition against the truth."""
+
+from __future__ import annotations
+
+from pytest_llmprof.quality.score import PageQuality, Quality, score_page, summarise
+
+__all__ = ["PageQuality", "Quality", "score_page", "summarise"]

@@ -1,0 +1,54 @@
+"""DeepSeek-OCR through transformers' own class, without remote code.
+
+::
+
+    checkpoint.py     a directory or hub id -> its files; digest of the weights
+    translate.py      config.json (released or transformers' layout) -> UnlimitedOcrConfig
+    loader.py         settings -> a loaded model (checkpoint, embedded or random weights)
+    random_weights.py seeded weights made on the device
+    tokenizers.py     tokenizer.json, or the built-in tokenizer of random weights
+    preprocessing.py  picture -> tensors, the released rules
+    vision.py         SAM, CLIP, projector, merge into the prompt's embeddings
+    generation.py     prefill and decode, one token at a time
+    prompts.py        prompt names; parsing.py: answers -> text and boxes
+    model.py          ties these to the adapter protocol
+
+Importing this package imports none of torch and transformers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pytest_llmprof.models.base import ModelPlugin
+
+if TYPE_CHECKING:
+    from pytest_llmprof.config.schema import InferSettings, ModelSettings
+    from pytest_llmprof.models.base import LoadedModel
+
+__all__ = ["ENGINES", "MODES", "plugin"]
+
+MODES = ("tiny", "small", "base", "large", "gundam")
+"""Input resolutions, see `preprocessing.MODES`."""
+ENGINES = ("reference",)
+"""Ways to run the forward passes."""
+
+
+def _load(model: ModelSettings, infer: InferSettings) -> LoadedModel:
+    from pytest_llmprof.models.deepseek_ocr.loader import load
+
+    return load(model, infer)
+
+
+def plugin() -> ModelPlugin:
+    """Describe this adapter to the harness."""
+    from pytest_llmprof.models.deepseek_ocr.extra import DeepSeekOcrExtra, check_extra
+
+    return ModelPlugin(
+        name="deepseek_ocr",
+        load=_load,
+        modes=MODES,
+        engines=ENGINES,
+        extra=DeepSeekOcrExtra,
+        check_extra=check_extra,
+    )

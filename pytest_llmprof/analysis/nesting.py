@@ -1,0 +1,166 @@
+"""Which host event lies in which: callers of operators, and the phase that was open at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pytest_llmprof.analysis.events import RANGE, HostEvents, Ints
+
+__all__ = ["NO_PHASE", "Phase", "Timeline", "parents"]
+
+# The file's doubles hold a start to about half a nanosecond, so ends and starts that met may overlap by two.
+_TOLERANCE_NS = 2
+
+PREFIX = "llmprof/"
+STEP = "step"
+DECODE = "decode"
+NO_PHASE = ""
+"""The phase of what ran outside every `llmprof/<phase>` range."""
+
+
+def parents(host: HostEvents) -> Ints:
+    """Index of the innermost event of the same thread that encloses each event; -1 where none does.
+
+    As in torch: an event that ends after one in which it began is not inside it.
+    """
+    count = len(host)
+    if not count:
+        return np.empty(0, dtype=np.int64)
+    # Threads are laid one after the other on one axis of time.
+    length = int((host.start + host.dur).max()) + 16
+    start = host.start + host.thread * length
+    end = np.maximum(start + host.dur - _TOLERANCE_NS, start + 1)
+    depth = np.arange(count) - np.searchsorted(np.sort(end), start, side="right")
+    parent = np.full(count, -1, dtype=np.int64)
+    above = np.flatnonzero(depth == 0)
+    for level in range(1, int(depth.max()) + 1):
+        here = np.flatnonzero(depth == level)
+        parent[here] = above[np.searchsorted(above, here) - 1]
+        above = here
+    inner = np.flatnonzero(parent >= 0)
+    limit = start + host.dur
+    if (end[inner] > limit[parent[inner]]).any():
+        return _parents_of_crossing(start, end, limit)
+    return parent
+
+
+def _parents_of_crossing(start: Ints, end: Ints, limit: Ints) -> Ints:
+    """The same by a stack, where events cross (a runtime call's clock may differ a little from torch's)."""
+    found: list[int] = []
+    stack: list[int] = []
+    ends, limits = end.tolist(), limit.tolist()
+    for index, begin in enumerate(start.tolist()):
+        while stack and (begin >= ends[stack[-1]] or ends[index] > limits[stack[-1]]):
+            stack.pop()
+        found.append(stack[-1] if stack else -1)
+        stack.append(index)
+    return np.array(found, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase as the ranges `llmprof/<name>` show it."""
+
+    name: str
+    parent: str
+    """The phase it lies in; "" at the top."""
+    count: int
+    """How often it was opened."""
+    host_ns: int
+    """Sum of its ranges on the host, what lies in them included."""
+
+
+class Timeline:
+    """Phases and decode steps over time.
+
+    A thread without ranges of its own (a data loader, say) takes the phase that the main thread was in.
+    """
+
+    def __init__(self, host: HostEvents, names: Sequence[str]) -> None:
+        self.phases: list[Phase] = []
+        """In the order of their first start. Phase number n of `phase_of` is `phases[n - 1]`, 0 is none."""
+        self.steps = 0
+        """Number of `llmprof/step` ranges."""
+        self.step_ns = 0
+        """Sum of their lengths."""
+        self._numbers = {NO_PHASE: 0}
+        self._lines: dict[int, tuple[Ints, Ints, Ints]] = {}
+        ours = np.array([name.startswith(PREFIX) for name in names], dtype=bool)
+        rows = np.flatnonzero((host.kind == RANGE) & ours[host.name]) if len(host) else []
+        by_thread: dict[int, list[tuple[int, int, str]]] = {}
+        for row in rows:
+            label = names[host.name[row]].removeprefix(PREFIX)
+            start = int(host.start[row])
+            by_thread.setdefault(int(host.thread[row]), []).append((start, start + int(host.dur[row]), label))
+        self._found: dict[str, list[int]] = {}  # name -> [count, nanoseconds]
+        self._parent: dict[str, str] = {}
+        for thread, ranges in by_thread.items():
+            self._lines[thread] = self._line(ranges)
+        self._main = max(by_thread, key=lambda thread: len(by_thread[thread]), default=None)
+        self.phases = [
+            Phase(name, self._parent[name], count, total) for name, (count, total) in self._found.items()
+        ]
+
+    def _number(self, name: str) -> int:
+        return self._numbers.setdefault(name, len(self._numbers))
+
+    def _line(self, ranges: list[tuple[int, int, str]]) -> tuple[Ints, Ints, Ints]:
+        """Times at which the innermost phase or the step changes, with the phase and step from then on."""
+        times, phases, steps = [np.iinfo(np.int64).min], [0], [-1]
+        stack: list[tuple[int, str, int]] = []  # end, phase, step
+
+        def mark(time: int) -> None:
+            times.append(time)
+            phases.append(self._number(stack[-1][1]) if stack else 0)
+            steps.append(stack[-1][2] if stack else -1)
+
+        def close(until: int) -> None:
+            while stack and stack[-1][0] <= until:
+                time = stack.pop()[0]
+                mark(time)
+
+        for start, end, label in ranges:
+            close(start)
+            outer_phase, outer_step = (stack[-1][1], stack[-1][2]) if stack else (NO_PHASE, -1)
+            end = min(end, stack[-1][0]) if stack else end
+            if label == STEP:
+                # A window that starts late opens inside a decode phase whose own range began before it.
+                stack.append((end, outer_phase or DECODE, self.steps))
+                if not outer_phase:
+                    self._count(DECODE, NO_PHASE, end - start)
+                self.steps += 1
+                self.step_ns += end - start
+            else:
+                if label not in (entry[1] for entry in stack):
+                    self._count(label, outer_phase, end - start)
+                stack.append((end, label, outer_step))
+            mark(start)
+        close(np.iinfo(np.int64).max)
+        return (
+            np.array(times, dtype=np.int64),
+            np.array(phases, dtype=np.int64),
+            np.array(steps, dtype=np.int64),
+        )
+
+    def _count(self, name: str, parent: str, length: int) -> None:
+        self._number(name)
+        entry = self._found.setdefault(name, [0, 0])
+        entry[0] += 1
+        entry[1] += length
+        self._parent.setdefault(name, parent)
+
+    def at(self, thread: Ints, time: Ints) -> tuple[Ints, Ints]:
+        """Phase number (0 = none) and step number (-1 = none) at *time* (ns) on *thread*."""
+        phase = np.zeros(len(time), dtype=np.int64)
+        step = np.full(len(time), -1, dtype=np.int64)
+        if self._main is None:
+            return phase, step
+        for number in np.unique(thread):
+            times, phases, steps = self._lines.get(int(number), self._lines[self._main])
+            mine = thread == number
+            place = np.searchsorted(times, time[mine], side="right") - 1
+            phase[mine], step[mine] = phases[place], steps[place]
+        return phase, step

@@ -1,0 +1,147 @@
+"""Reading override texts (`KEY=VALUE`) from the command line, the ini file and markers.
+
+Hydra's own parser reads them; what it says about a text that it can't read is replaced by the quoting that
+works.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pytest_llmprof.config.presets import Presets
+from pytest_llmprof.config.provenance import Assignment, Choice, Source, flatten
+from pytest_llmprof.config.tree import Block, find
+from pytest_llmprof.errors import ConfigError, nearest
+
+__all__ = ["Parser", "quoted"]
+
+_KEY = re.compile(r"(\+\+|\+)?[A-Za-z_][\w./@$-]*")
+
+
+def quoted(text: str) -> str:
+    """*text* as a quoted value of an override, which Hydra reads back unchanged."""
+    inner = re.sub(r"(\\*)'", lambda match: match[1] * 2 + "\\'", text)
+    trailing = len(inner) - len(inner.rstrip("\\"))
+    return "'" + inner + "\\" * trailing + "'"
+
+
+def _example(text: str, source: Source) -> str:
+    """How to write the override *text* where it was written."""
+    if not source.from_command_line:
+        return text
+    shell = '"' + re.sub(r'([\\"`$])', r"\\\1", text) + '"'
+    return f"--llmprof-override {shell}"
+
+
+@dataclass(frozen=True)
+class Parser:
+    """Reads override texts against the tree of keys and the presets of a session."""
+
+    root: Block
+    presets: Presets
+    known: frozenset[str]
+    """The keys of the defaults list, `group` or `group@package`."""
+
+    def parse(self, texts: Iterable[str], source: Source) -> tuple[list[Assignment], list[Choice]]:
+        """Split *texts* into keys and presets, each in its order. Raises `ConfigError`."""
+        assignments: list[Assignment] = []
+        choices: list[Choice] = []
+        for text in texts:
+            override = _parse(text, source)
+            key, package, value = override.key_or_group, override.package, override.value()
+            is_group = "/" in key or package is not None or bool(self.presets.options(key))
+            if is_group and not isinstance(value, dict):
+                choices += self._choose(key, package, value, source)
+            else:
+                typed = text.partition("=")[2].strip()
+                raw = typed if isinstance(value, (bool, int, float)) else None
+                assignments += flatten(self.root, key, value, source, raw)
+        return assignments, choices
+
+    def _choose(self, group: str, package: str | None, value: Any, source: Source) -> list[Choice]:
+        key = f"{group}@{package}" if package is not None else group
+        options = self.presets.options(group)
+        if not options:
+            groups = self.presets.groups()
+            hint = nearest(group, groups)
+            if not hint and find(self.root, group.replace("/", ".")):
+                hint = f" (a key is written with dots: {group.replace('/', '.')}=…)"
+            raise ConfigError(
+                f"{key}={value}: {group} is an unknown preset group, set {source.where}; "
+                f"the groups are {', '.join(groups)}{hint}"
+            )
+        option = value if isinstance(value, str) else str(value)
+        if not isinstance(value, (str, int, float)) or self.presets.file(group, option) is None:
+            raise ConfigError(
+                f"{key}={'null' if value is None else value}: unknown preset, set {source.where}; "
+                f"{group} is one of {', '.join(options)}{nearest(option, options)}"
+            )
+        if key in self.known:
+            return [Choice(key, option, source)]
+        mounts = sorted(name for name in self.known if name.partition("@")[0] == group)
+        if package is None and mounts:
+            return [Choice(name, option, source, short=True) for name in mounts]
+        if package is None:
+            return [Choice(key, option, source, append=True)]
+        raise ConfigError(
+            f"{key}={option}: nothing is mounted at {package}, set {source.where}; "
+            + self._mounts(group, package, mounts)
+        )
+
+    def _mounts(self, group: str, package: str, mounts: Sequence[str]) -> str:
+        stage = re.match(r"pipeline\.(\w+)\.output", package)
+        why = ""
+        if stage and stage[1] in ("nsys", "ncu"):
+            why = "nsys and ncu have no output block of their own; "
+        if not mounts:
+            return f"{why}write {group}=…"
+        return f"{why}{group} is mounted as {', '.join(mounts)}{nearest(f'{group}@{package}', mounts)}"
+
+
+def _parse(text: str, source: Source) -> Any:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    shown = " ".join(text.split())
+    if not shown:
+        raise ConfigError(
+            f"an empty override, given {source.where}: write KEY=VALUE, "
+            f"{_example('measure.rounds=5', source)}"
+        )
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    if key.startswith("~"):
+        raise ConfigError(
+            f"override {shown!r}, given {source.where}, would delete {key[1:]}: keys can't be deleted; "
+            "set the key to its default, or choose another preset"
+        )
+    if not equals:
+        raise ConfigError(
+            f"override {shown!r}, given {source.where}, has no '=': write KEY=VALUE, "
+            f"{_example(f'{shown}=VALUE' if _KEY.fullmatch(shown) else 'measure.rounds=5', source)}"
+        )
+    if not _KEY.fullmatch(key):
+        raise ConfigError(
+            f"override {shown!r}, given {source.where}: {key!r} is no key; write KEY=VALUE, "
+            f"{_example('measure.rounds=5', source)}"
+        )
+    parser = OverridesParser.create()
+    try:
+        override = parser.parse_override(text)
+    except HydraException:
+        fixed = f"{key}={quoted(value.strip())}"
+        raise ConfigError(
+            f"override {shown!r}, given {source.where}, can't be read: the value needs quotes: "
+            f"{_example(fixed, source)}"
+        ) from None
+    if override.is_sweep_override():
+        as_list = f"{key}=[{value.strip()}]"
+        fixed = f"{key}={quoted(value.strip())}"
+        raise ConfigError(
+            f"override {shown!r}, given {source.where}, has several values: "
+            f"for one text quote it, {_example(fixed, source)}; for a list, {_example(as_list, source)}"
+        )
+    return override

@@ -1,0 +1,106 @@
+"""Where a value came from: the order of the sources, and the words for them in errors and comments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pytest_llmprof.config.tree import Block, find
+
+__all__ = [
+    "COMMAND_LINE",
+    "INI",
+    "STAGE_INI",
+    "STAGE_OPTION",
+    "Assignment",
+    "Choice",
+    "Source",
+    "config_file",
+    "flatten",
+    "marker",
+    "preset",
+]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Somebody who sets values. Among explicit keys, and among presets, the higher rank wins."""
+
+    rank: int
+    comment: str
+    """For the configuration that is shown: "command line"."""
+    where: str
+    """For errors: "on the command line"."""
+
+    @property
+    def from_command_line(self) -> bool:
+        """Whether relative paths are relative to the directory that pytest was started in."""
+        return self.rank >= COMMAND_LINE.rank
+
+
+COMMAND_LINE = Source(3, "command line", "on the command line")
+STAGE_OPTION = Source(4, "command line", "by --llmprof-stage on the command line")
+INI = Source(1, "ini", "in the ini value llmprof_override")
+STAGE_INI = Source(1, "ini", "in the ini value llmprof_stage")
+
+
+def marker(where: str) -> Source:
+    """A marker's overrides; *where* is "file:line" or the like."""
+    where = where if where.startswith("marker") else f"marker at {where}"
+    return Source(2, where, f"in the {where}")
+
+
+def config_file(path: Path) -> Source:
+    """The body of the user's config.yaml."""
+    return Source(0, str(path), f"in {path}")
+
+
+def preset(key: str, option: str, path: Path | None) -> Source:
+    """A preset's file: below all explicit keys."""
+    file = f" ({path})" if path is not None else ""
+    return Source(-1, f"preset {key}={option}", f"in preset {key}={option}{file}")
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One key set by somebody."""
+
+    path: str
+    """The key it sets, a legacy one already mapped."""
+    value: Any
+    source: Source
+    raw: str | None = None
+    """The value as it was typed, where one scalar was: a text key takes it literally."""
+    written: str | None = None
+    """The key as it was typed, where that is another (a legacy key)."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One preset chosen by somebody."""
+
+    key: str
+    """`group` or `group@package`, as in the defaults list."""
+    option: str
+    source: Source
+    short: bool = False
+    """It came from the short form, which stands for every mount of the group."""
+    append: bool = False
+    """Its group is not in the defaults list, so it is added."""
+
+
+def flatten(root: Block, path: str, value: Any, source: Source, raw: str | None = None) -> list[Assignment]:
+    """Split a mapping into one assignment a key, down to the tree's leaves."""
+    if isinstance(value, Mapping) and (not path or _is_block(root, path)):
+        found: list[Assignment] = []
+        for name, item in value.items():
+            found += flatten(root, f"{path}.{name}" if path else str(name), item, source)
+        return found or ([] if find(root, path) else [Assignment(path, value, source)])
+    return [Assignment(path, value, source, raw)]
+
+
+def _is_block(root: Block, path: str) -> bool:
+    node = find(root, path)
+    return node is None or isinstance(node, Block)

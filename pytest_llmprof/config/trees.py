@@ -1,0 +1,174 @@
+"""The configuration trees of a session: the user's over the plugins' over the packaged one, and our root."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from pytest_llmprof.config.hydra_compose import ROOT_NAME, USER_NAME
+from pytest_llmprof.config.paths import absolute, conf_dir
+from pytest_llmprof.config.presets import Presets
+from pytest_llmprof.config.provenance import Source, config_file
+from pytest_llmprof.config.registry import Registry
+from pytest_llmprof.errors import ConfigError
+
+__all__ = ["ConfigTrees"]
+
+_OUTPUT = "output/torch"
+
+
+@dataclass(frozen=True)
+class ConfigTrees:
+    """What Hydra composes from."""
+
+    search: tuple[Path, ...]
+    """The trees, the first that has a file wins."""
+    presets: Presets
+    name: str
+    """The stored configuration to compose: our root, or the user's where that has a defaults list."""
+    stored: Mapping[str, Mapping[str, Any]]
+    """The configurations to store for Hydra, by name."""
+    known: frozenset[str]
+    """The keys of the defaults lists, `group` or `group@package`."""
+    user_body: Mapping[str, Any]
+    """The keys of the user's config.yaml, without its defaults list."""
+    user_source: Source | None
+    """The user's config.yaml; None where there is none."""
+
+    def is_ours(self, key: str, option: str) -> bool:
+        """Whether a chosen preset is the packaged root's own choice, from the packaged tree."""
+        file = self.presets.file(key.partition("@")[0], option)
+        packaged = self.search[-1]
+        defaults = self.stored[ROOT_NAME]["defaults"]
+        chosen = {_entry_key(entry): next(iter(entry.values())) for entry in defaults if _entry_key(entry)}
+        return chosen.get(key) == option and file is not None and file.is_relative_to(packaged)
+
+    @classmethod
+    def open(cls, config_dir: Path | None, invocation_dir: Path, registry: Registry) -> ConfigTrees:
+        """Read the roots. Raises `ConfigError` for a config dir that is missing, empty or can't be read."""
+        packaged = conf_dir()
+        root = _mounted(_read(packaged / "config.yaml"), registry)
+        stored: dict[str, Mapping[str, Any]] = {ROOT_NAME: root}
+        plugins = [path.resolve() for path in registry.config_dirs]
+        for path in plugins:
+            if not path.is_dir():
+                raise ConfigError(f"a plugin's config_dir {path} is not a directory")
+        search = [*plugins, packaged]
+        known = _keys(root["defaults"])
+        if config_dir is None:
+            return cls(tuple(search), Presets(search), ROOT_NAME, stored, known, {}, None)
+
+        user = _user_dir(config_dir, invocation_dir)
+        file = user / "config.yaml"
+        search.insert(0, user)
+        if not file.is_file():
+            return cls(tuple(search), Presets(search), ROOT_NAME, stored, known, {}, None)
+        body = _read(file)
+        defaults = body.pop("defaults", None)
+        if defaults is None:
+            return cls(tuple(search), Presets(search), ROOT_NAME, stored, known, body, config_file(file))
+        names = _check_defaults(file, defaults)
+        # Without the body: that is put over the presets with the other explicit keys, wherever `_self_` is.
+        stored[USER_NAME] = {"defaults": defaults}
+        known = _keys(defaults) | (known if ROOT_NAME in names else frozenset())
+        return cls(tuple(search), Presets(search), USER_NAME, stored, known, body, config_file(file))
+
+
+def _user_dir(config_dir: Path, invocation_dir: Path) -> Path:
+    path = absolute(str(config_dir), invocation_dir).resolve()
+    if not path.exists():
+        raise ConfigError(f"--llmprof-config-dir={config_dir}: {path} does not exist")
+    if not path.is_dir():
+        raise ConfigError(f"--llmprof-config-dir={config_dir}: {path} is not a directory")
+    if next(path.rglob("*.yaml"), None) is None:
+        raise ConfigError(
+            f"--llmprof-config-dir={config_dir}: {path} holds no .yaml file; "
+            "it may have a config.yaml, and presets such as infer/mine.yaml"
+        )
+    return path
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A YAML file's keys, as OmegaConf reads them."""
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        config = OmegaConf.load(path)
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{path}{line} is not YAML: {error.problem or error.context}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path} can't be read: {' '.join(str(error).split())}") from None
+    if not isinstance(config, DictConfig):
+        raise ConfigError(f"{path} must hold keys and values, not a list")
+    content = OmegaConf.to_container(config, resolve=False)
+    return {str(name): value for name, value in content.items()} if isinstance(content, dict) else {}
+
+
+def _entry_key(entry: Any) -> str | None:
+    """`group` or `group@package` of a defaults entry, None for a plain file."""
+    if not isinstance(entry, Mapping) or len(entry) != 1:
+        return None
+    key = str(next(iter(entry)))
+    for word in ("optional ", "override "):
+        key = key.removeprefix(word)
+    return key.strip().lstrip("/")
+
+
+def _keys(defaults: Any) -> frozenset[str]:
+    return frozenset(key for entry in defaults if (key := _entry_key(entry)) is not None)
+
+
+def _check_defaults(file: Path, defaults: Any) -> set[str]:
+    """The plain files that the user's defaults list names."""
+    if not isinstance(defaults, list):
+        raise ConfigError(f"{file}: defaults must be a list, [{ROOT_NAME}, _self_]")
+    names = {entry.lstrip("/") for entry in defaults if isinstance(entry, str)}
+    if "config" in names:
+        raise ConfigError(
+            f"{file}: its defaults list names config, which is this file itself; "
+            f"to build on the packaged root write defaults: [{ROOT_NAME}, _self_]"
+        )
+    for entry in defaults:
+        key = _entry_key(entry)
+        if key is not None and key.endswith(_OUTPUT) and isinstance(entry, Mapping):
+            option = next(iter(entry.values()))
+            raise ConfigError(
+                f"{file}: its defaults list names {key} without a mount; "
+                f"write override {key}@pipeline.torch_profiler.output: {option}"
+            )
+    return names
+
+
+def _mounted(root: dict[str, Any], registry: Registry) -> dict[str, Any]:
+    """Our root with the mounts of the registered stages and models, and of no others, before `_self_`."""
+    stages = [stage.name for stage in registry.stages.values()]
+    outputs = [stage.name for stage in registry.stages.values() if stage.output]
+    models = [model.name for model in registry.models.values() if model.extra is not None]
+    defaults: list[Any] = []
+    for entry in root["defaults"]:
+        key = _entry_key(entry) or ""
+        stage = re.search(r"(?:^|@)pipeline[./](\w+)", key)
+        model = re.search(r"\.output\.extra\.(\w+)$", key)
+        wanted = not stage or stage[1] in (outputs if "@" in key else stages)
+        if wanted and (not model or model[1] in models):
+            defaults.append(entry)
+    here = _keys(defaults)
+    names = [name for name in stages if f"pipeline/{name}" not in here]
+    more: list[Any] = [{f"optional pipeline/{name}": "default"} for name in names]
+    for name in outputs:
+        mount = f"pipeline.{name}.output"
+        if f"{_OUTPUT}@{mount}" not in here:
+            more.append({f"{_OUTPUT}@{mount}": "default"})
+        for model_name in models:
+            key = f"model/{model_name}/{_OUTPUT}@{mount}.extra.{model_name}"
+            if key not in here:
+                more.append({f"optional {key}": "default"})
+    position = defaults.index("_self_") if "_self_" in defaults else len(defaults)
+    return root | {"defaults": [*defaults[:position], *more, *defaults[position:]]}

@@ -1,0 +1,204 @@
+"""Decode one page picture to RGB, whatever Pillow can read, or say in one line why not."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_llmprof.errors import PageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["MAX_PIXELS", "load_image", "picture_suffixes"]
+
+MAX_PIXELS = 178_956_970
+"""Largest picture that is decoded, in pixels (width times height; about 13,377 squared, 512 MiB of RGB).
+
+It is the size from which Pillow, as installed, refuses a picture as a decompression bomb. A 20,000x100
+picture is read, a 20,000x20,000 one is not. Pillow's own limit is left as the process has set it; where that
+is lower, it decides.
+"""
+
+# EPS would start Ghostscript on an untrusted file; of the others Pillow knows the name but has no reader.
+_NO_PICTURES = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
+_ORIENTATION = 0x0112
+_PHOTOMETRIC = 262
+_ALPHA_MODES = frozenset({"RGBA", "RGBa", "LA", "La", "PA"})
+_STRIP = 256
+_SPACE = re.compile(r"\s+")
+
+
+def load_image(path: Path, name: str) -> Image:
+    """Decode the picture at *path* as an RGB picture of page *name*.
+
+    EXIF orientation is applied; transparency is laid over white; 16-bit, 32-bit and float samples are scaled
+    to 8 bits instead of clipped; of an animation or a multi-page file the first frame is taken. No global
+    state of Pillow is changed and none of its warnings gets out.
+
+    Raises `PageError` with one line that names the page, the file and the cause.
+    """
+    with warnings.catch_warnings():
+        # A picture that decodes is good: oversize is checked below, corrupt metadata does not matter here.
+        warnings.simplefilter("ignore")
+        try:
+            return _decode(path)
+        except PageError as error:
+            raise PageError(f"page {name!r}: cannot read {path}: {error}") from error.__cause__
+        except Exception as error:
+            raise PageError(f"page {name!r}: cannot read {path}: {_cause(error)}") from error
+
+
+@cache
+def picture_suffixes() -> frozenset[str]:
+    """File name suffixes (lower case, with the dot) of the formats that Pillow can read as a picture here."""
+    from PIL import Image
+
+    known = Image.registered_extensions()
+    return frozenset(suffix for suffix, kind in known.items() if kind in _readable_formats())
+
+
+def _readable_formats() -> tuple[str, ...]:
+    from PIL import Image
+
+    Image.init()
+    return tuple(kind for kind in Image.ID if kind not in _NO_PICTURES)
+
+
+def _decode(path: Path) -> Image:
+    from PIL import Image, UnidentifiedImageError
+
+    if path.stat().st_size == 0:
+        raise PageError("the file is empty (zero bytes)")
+    try:
+        opened = Image.open(path, formats=_readable_formats())
+    except UnidentifiedImageError as error:
+        raise PageError(f"not a picture in a format that Pillow reads{_hint(path)}") from error
+    except Image.DecompressionBombError as error:
+        size = _declared_size(path)
+        if size is None or size[0] * size[1] <= MAX_PIXELS:  # the process has set a lower limit than ours
+            raise
+        raise PageError(_too_large(size)) from error
+    with opened as picture:
+        if picture.width * picture.height > MAX_PIXELS:
+            raise PageError(_too_large(picture.size))
+        picture.load()
+        orientation = _orientation(picture)
+        page = _transpose(_to_rgb(picture), orientation)
+    page.info = {}  # else the orientation, still in there, would be applied again by who saves and reads it
+    return page
+
+
+def _too_large(size: tuple[int, int]) -> str:
+    width, height = size
+    return (
+        f"{width}x{height} = {width * height:,} pixels is over the limit of {MAX_PIXELS:,}: "
+        "scale the picture down or cut it up"
+    )
+
+
+def _hint(path: Path) -> str:
+    with path.open("rb") as stream:
+        start = stream.read(16)
+    if start.startswith(b"%PDF"):
+        return " (it is a PDF: render its pages to PNG first)"
+    if start.startswith(b"version https://"):
+        return " (it is a Git LFS pointer: run git lfs pull)"
+    return ""
+
+
+def _declared_size(path: Path) -> tuple[int, int] | None:
+    """(width, height) that the header of a refused picture claims; None where no reader tells it."""
+    from PIL import Image
+
+    with path.open("rb") as stream:
+        prefix = stream.read(16)
+        for kind in _readable_formats():
+            reader, accept = Image.OPEN[kind]
+            if accept is not None and accept(prefix) is not True:
+                continue
+            stream.seek(0)
+            try:
+                return reader(stream, str(path)).size
+            except (Image.DecompressionBombError, SyntaxError, OSError, ValueError, LookupError, TypeError):
+                continue
+    return None
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = _SPACE.sub(" ", str(error)).strip()
+    return text or type(error).__name__
+
+
+def _orientation(picture: Image) -> int:
+    """EXIF orientation, 1 to 8; 1 where there is none or the EXIF block is broken."""
+    try:
+        value = picture.getexif().get(_ORIENTATION, 1)
+    except Exception:  # noqa: BLE001 - a broken EXIF block fails in many ways and says nothing about the pixels
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _transpose(picture: Image, orientation: int) -> Image:
+    from PIL.Image import Transpose
+
+    method = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }.get(orientation)
+    return picture if method is None else picture.transpose(method)
+
+
+def _to_rgb(picture: Image) -> Image:
+    from PIL import Image
+
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
+        return _deep_to_rgb(picture)
+    if picture.mode in _ALPHA_MODES or "transparency" in picture.info:
+        # "La" (premultiplied grey) has no direct way to RGBA.
+        layer = picture.convert("LA").convert("RGBA") if picture.mode == "La" else picture.convert("RGBA")
+        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, layer).convert("RGB")
+    if picture.mode == "RGB":
+        return picture.copy()  # out of the file object, which is closed after this
+    return picture.convert("RGB")
+
+
+def _deep_to_rgb(picture: Image) -> Image:
+    """Scale samples of more than 8 bits: `convert("RGB")` would clip them at 255."""
+    import numpy as np
+    from PIL import Image
+
+    samples: Any = np.asarray(picture)
+    # Floats carry no range, "I" is 16 bits in older Pillow and else 32 signed: the brightest sample tells.
+    highest = float(np.max(samples, initial=0.0, where=np.isfinite(samples)))
+    if picture.mode.startswith("I;"):
+        white = 65535.0
+    elif picture.mode == "I":
+        white = 65535.0 if highest <= 65535 else 2.0**31 - 1
+    else:
+        white = next((top for top in (1.0, 255.0, 65535.0) if highest <= top), highest)
+    # Pillow inverts such TIFF files itself up to 8 bits only.
+    white_is_zero = getattr(picture, "tag_v2", {}).get(_PHOTOMETRIC) == 0
+    clear = picture.info.get("transparency")
+    grey = np.empty(samples.shape, np.uint8)
+    for top in range(0, len(samples), _STRIP):  # in strips, so that a huge picture needs no huge float copy
+        strip = samples[top : top + _STRIP]
+        scaled = np.nan_to_num(strip.astype(np.float64), posinf=0.0, neginf=0.0) * (255.0 / white)
+        part = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+        if white_is_zero:
+            part = 255 - part
+        if isinstance(clear, int):
+            part[strip == clear] = 255
+        grey[top : top + _STRIP] = part
+    return Image.fromarray(grey).convert("RGB")

@@ -1,0 +1,179 @@
+"""Which pages of a dataset are run, and in what order: one rule for every dataset.
+
+pattern -> subset -> natural order -> seeded shuffle -> limit. A third party's dataset can call `select` too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, NamedTuple
+
+from pytest_llmprof.errors import DatasetError, nearest
+
+if TYPE_CHECKING:
+    from pytest_llmprof.config.schema import DatasetSettings
+
+__all__ = ["Entry", "natural_key", "read_text", "select"]
+
+_DIGITS = re.compile(r"([0-9]+)")
+
+
+class Entry(NamedTuple):
+    """A page that could be chosen."""
+
+    name: str
+    """The page's name, unique in its dataset."""
+    file: str
+    """Its picture, a POSIX path relative to the dataset's root, with suffix."""
+
+
+def select(entries: Sequence[Entry], settings: DatasetSettings, place: str, seen: str) -> list[Entry]:
+    """Choose from *entries* as `dataset.{pattern,subset,shuffle,seed,limit}` say.
+
+    *place* names the dataset in messages, *seen* says what was looked at when no page matches a pattern.
+    Raises `DatasetError` with one line where nothing matches, a pattern or limit is not usable, or the subset
+    is missing, empty, not UTF-8, or names an unknown page.
+    """
+    patterns = [(pattern, _pattern_parts(pattern)) for pattern in settings.pattern]
+    if not patterns:
+        raise DatasetError("dataset.pattern is empty: give a glob such as '**/*.png'")
+    chosen = [entry for entry in entries if any(_matches_entry(entry, parts) for _, parts in patterns)]
+    if not chosen:
+        wanted = ", ".join(repr(pattern) for pattern, _ in patterns)
+        raise DatasetError(f"dataset.pattern={wanted} matches no page of {place} ({seen})")
+    if settings.subset is not None:
+        chosen = _subset(chosen, settings.subset, place)
+    chosen.sort(key=lambda entry: natural_key(entry.file))
+    if settings.shuffle:
+        chosen.sort(key=lambda entry: _shuffle_key(entry.name, settings.seed))
+    if settings.limit is not None:
+        if settings.limit < 1:
+            raise DatasetError(
+                f"dataset.limit={settings.limit} is not allowed: give a number >= 1, or null for all"
+            )
+        chosen = chosen[: settings.limit]
+    return chosen
+
+
+def natural_key(path: str) -> tuple[tuple[tuple[str | int, ...], ...], str]:
+    """Sort key for relative POSIX paths: by directory, numbers by value, case as a tie-break only."""
+    parts = tuple(
+        tuple(
+            int(piece) if index % 2 else piece for index, piece in enumerate(_DIGITS.split(part.casefold()))
+        )
+        for part in PurePosixPath(path).parts
+    )
+    return parts, path
+
+
+def read_text(path: Path, what: str) -> str:
+    """Read a UTF-8 text file (a byte order mark is dropped, line ends become newlines).
+
+    *what* says what the file is, for the message. Raises `DatasetError` where it cannot be read or decoded.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DatasetError(f"cannot read {what} {path}: {error.strerror}") from error
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        place = f"byte 0x{data[error.start]:02x} at offset {error.start}"
+        raise DatasetError(f"{what} {path} is not UTF-8 ({place}): save it as UTF-8") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _shuffle_key(name: str, seed: int) -> bytes:
+    # A digest, not random.shuffle: the order is the same on every Python, and one page more or less leaves
+    # the order of the others as it was.
+    return hashlib.sha256(f"{seed}\n{name}".encode("utf-8", "replace")).digest()
+
+
+def _pattern_parts(pattern: str) -> tuple[str, ...]:
+    parts = tuple(part for part in pattern.split("/") if part not in ("", "."))
+    if not parts or pattern.startswith("/") or ".." in parts:
+        raise DatasetError(
+            f"dataset.pattern={pattern!r} is not allowed: give a glob below dataset.root, such as '**/*.png'"
+        )
+    return (*parts, "*") if parts[-1] == "**" else parts
+
+
+def _matches_entry(entry: Entry, pattern: tuple[str, ...]) -> bool:
+    return any(_matches(tuple(path.split("/")), pattern) for path in {entry.file, entry.name})
+
+
+def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    """Glob by path parts: ``**`` is any number of directories; a leading dot is not matched by ``*``."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        if _matches(parts, pattern[1:]):
+            return True
+        return bool(parts) and not parts[0].startswith(".") and _matches(parts[1:], pattern)
+    if not parts or (parts[0].startswith(".") and not pattern[0].startswith(".")):
+        return False
+    return fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
+
+
+def _subset(entries: list[Entry], subset: str | tuple[str, ...], place: str) -> list[Entry]:
+    wanted = (
+        _subset_file(Path(subset))
+        if isinstance(subset, str)
+        else [(n.strip(), "dataset.subset") for n in subset]
+    )
+    if not wanted:
+        raise DatasetError("dataset.subset is an empty list: name at least one page, or null for all")
+    by_name: dict[str, list[Entry]] = {}
+    for entry in entries:
+        for key in {entry.name, entry.file}:
+            by_name.setdefault(key, []).append(entry)
+        stem = entry.file.removesuffix(PurePosixPath(entry.file).suffix)
+        if stem != entry.name:  # pages of one stem carry their suffix; the bare stem is ambiguous
+            by_name.setdefault(stem, []).append(entry)
+    chosen = set()
+    for name, where in wanted:
+        key = name.removeprefix("./")
+        exact = [entry for entry in by_name.get(key, []) if key in (entry.name, entry.file)]
+        found = exact or by_name.get(key, [])
+        if not found:
+            # A page of that file name in another directory is nearer than one that is spelled alike.
+            same = [
+                entry.name for entry in entries if PurePosixPath(entry.name).name == PurePosixPath(key).name
+            ]
+            hint = f" (did you mean {same[0]!r}?)" if same else nearest(key, by_name)
+            raise DatasetError(
+                f"{where} names {name!r}, which is none of the {len(entries)} pages of {place} "
+                f"that match dataset.pattern{hint}"
+            )
+        if len(found) > 1:
+            both = ", ".join(repr(entry.file) for entry in found)
+            raise DatasetError(
+                f"{where} names {name!r}, which is more than one page of {place}: give one of {both}"
+            )
+        chosen.add(found[0])
+    return [entry for entry in entries if entry in chosen]
+
+
+def _subset_file(path: Path) -> list[tuple[str, str]]:
+    if path.is_dir():
+        raise DatasetError(
+            f"dataset.subset={path} is a directory: give a file with one page name a line"
+        )
+    if not path.exists():
+        raise DatasetError(
+            f"dataset.subset={path}: no such file (to give the names themselves: dataset.subset=[a,b])"
+        )
+    wanted = []
+    for number, line in enumerate(read_text(path, "the subset list").split("\n"), 1):
+        name = re.split(r"(?:^|\s)#", line, maxsplit=1)[0].strip()
+        if name:
+            wanted.append((name, f"{path}:{number}"))
+    if not wanted:
+        raise DatasetError(
+            f"dataset.subset={path} names no page: give one page name a line (# begins a comment)"
+        )
+    return wanted

@@ -1,0 +1,199 @@
+"""The fixtures that tests ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_llmprof.errors import ConfigError, StageError
+
+if TYPE_CHECKING:
+    from pytest_llmprof.artifacts import Artifacts
+    from pytest_llmprof.config.schema import Settings
+    from pytest_llmprof.datasets.base import Page
+    from pytest_llmprof.models.base import LoadedModel
+    from pytest_llmprof.plugin import ItemState, Manager
+    from pytest_llmprof.stages.runner import RunResult
+
+__all__ = ["LlmProf", "Output", "OutputKind"]
+
+
+@dataclass(frozen=True)
+class OutputKind:
+    """One kind of output."""
+
+    enable: bool
+    dir: Path
+    """Absolute; it exists once something was written."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """This test's outputs in its stage."""
+
+    prediction: OutputKind
+    visualization: OutputKind
+    extra: Any
+    """This model's own options (`pipeline.<stage>.output.extra.<model>`)."""
+
+
+class LlmProf:
+    """Runs one workload in this test's stage: `run()` the dataset's pages, or `measure()` a callable."""
+
+    def __init__(self, request: pytest.FixtureRequest, state: ItemState, manager: Manager) -> None:
+        self._request = request
+        self._state = state
+        self._manager = manager
+        self._used: str | None = None
+
+    @property
+    def settings(self) -> Settings:
+        """This test's resolved configuration."""
+        assert self._state.settings is not None
+        return self._state.settings
+
+    def run(self) -> RunResult:
+        """Run every page of the dataset through the model in this stage and write the stage's files.
+
+        Returns the figures by the names of metrics.json (`run.ttft_ms`, `run.quality.cer`, ...). Raises a
+        one-line error at the end where a page failed; the other pages ran, and their files are there.
+        """
+        self._once("run()")
+        pages: Sequence[Page] = self._request.getfixturevalue("llmprof_dataset")
+        _, digest = self._manager.session.pages(self.settings.dataset)
+        load = partial(self._request.getfixturevalue, "llmprof_model")
+        return self._go("pages", lambda runner: runner.pages(load, pages, digest))
+
+    def measure(self, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> RunResult:
+        """Measure a torch callable the same way: warm-up, rounds, profile. Arguments are handed on.
+
+        `result.value` is what it returned in the last round.
+        """
+        self._once("measure()")
+        from pytest_llmprof.models.deepseek_ocr.loader import pick_device
+
+        name = getattr(call, "__qualname__", None) or type(call).__qualname__
+        device = str(pick_device(self.settings.model.device))
+        bound = partial(call, *args, **kwargs)
+        return self._go("callable", lambda runner: runner.callable(bound, name, device))
+
+    def _once(self, name: str) -> None:
+        if self._used is not None:
+            raise StageError(
+                f"llmprof.{name} after llmprof.{self._used}: one run() or measure() a test; make it two tests"
+            )
+        self._used = name
+
+    def _go(self, kind: str, work: Callable[[Any], RunResult]) -> RunResult:
+        from pytest_llmprof.stages.runner import Runner
+
+        manager, state = self._manager, self._state
+        runner = state.runner = Runner(
+            settings=self.settings,
+            stage=manager.session.stages[state.stage],
+            artifacts=manager.session.artifacts(state.test),
+            test_id=self._request.node.nodeid,
+            gates=state.gates,
+            progress=lambda text: manager.progress(f"{state.test} [{state.stage}] {text}"),
+            rootdir=manager.config.rootpath,
+            profiler_ran_before=manager.session.profiler_ran,
+        )
+        try:
+            result = work(runner)
+        finally:
+            if runner.result is not None:
+                manager.session.profiler_ran |= runner.result.profile is not None
+                manager.done(self._request.node, runner, kind, runner.result.round_seconds)
+                self._sink(runner.result.round_seconds)
+        return result
+
+    def _sink(self, round_seconds: Sequence[float]) -> None:
+        """Hand the rounds to pytest-benchmark where it is there."""
+        if "benchmark" in self._request.node.fixturenames:
+            from pytest_llmprof.measure.benchmark_sink import sink
+
+            info: Mapping[str, Any] = (self._state.payload or {}).get("extra_info", {})
+            sink(self._request.getfixturevalue("benchmark"), round_seconds, info)
+
+
+def _state(request: pytest.FixtureRequest) -> ItemState:
+    from pytest_llmprof.plugin import ITEM
+
+    state: ItemState | None = request.node.stash.get(ITEM, None)
+    if state is None:
+        raise ConfigError(f"{request.node.nodeid}: ask for llmprof fixtures as arguments of the test")
+    if state.error is not None:
+        raise ConfigError(state.error)
+    return state
+
+
+def _manager(request: pytest.FixtureRequest) -> Manager:
+    from pytest_llmprof.plugin import MANAGER
+
+    return request.config.stash[MANAGER]
+
+
+@pytest.fixture
+def llmprof_stage(request: pytest.FixtureRequest) -> str:
+    """The stage this test runs in ("torch_profiler"): a test runs once for each stage of the session."""
+    state = _state(request)
+    _manager(request).begin()
+    return state.stage
+
+
+@pytest.fixture
+def llmprof_config(request: pytest.FixtureRequest, llmprof_stage: str) -> Settings:
+    """This test's resolved configuration: frozen, typed, with its own marker's overrides."""
+    settings = _state(request).settings
+    assert settings is not None
+    return settings
+
+
+@pytest.fixture
+def llmprof_artifacts(request: pytest.FixtureRequest, llmprof_stage: str) -> Artifacts:
+    """This test's directories: `.out_dir("torch_profiler")` is the stage directory."""
+    return _manager(request).session.artifacts(_state(request).test)
+
+
+@pytest.fixture
+def llmprof_output(llmprof_config: Settings, llmprof_artifacts: Artifacts) -> Output:
+    """Where this test's predictions and gallery go: `.prediction.enable`, `.prediction.dir` (absolute),
+    `.visualization.enable`, `.visualization.dir`, and `.extra`, this model's own options."""
+    output = llmprof_config.current.output
+    stage = llmprof_config.stage
+    if output is None:
+        raise ConfigError(f"the stage {stage} has no outputs: llmprof_output is not for it")
+
+    def kind(name: str, default: str) -> OutputKind:
+        block = getattr(output, name)
+        key = f"pipeline.{stage}.output.{name}.save_dir"
+        return OutputKind(block.enable, llmprof_artifacts.save_dir(stage, block.save_dir, default, key))
+
+    return Output(
+        kind("prediction", "pred"), kind("visualization", "viz"), output.extra.get(llmprof_config.model.name)
+    )
+
+
+@pytest.fixture
+def llmprof_model(request: pytest.FixtureRequest, llmprof_config: Settings) -> LoadedModel:
+    """The loaded model of this test's configuration. One is kept between tests, and freed when another is asked for."""
+    manager = _manager(request)
+    return manager.session.model_cache.get(llmprof_config, manager.progress)
+
+
+@pytest.fixture
+def llmprof_dataset(request: pytest.FixtureRequest, llmprof_config: Settings) -> Sequence[Page]:
+    """The pages of this test's dataset with their truth, after pattern, subset, shuffle and limit."""
+    return _manager(request).session.pages(llmprof_config.dataset)[0]
+
+
+@pytest.fixture
+def llmprof(request: pytest.FixtureRequest, llmprof_config: Settings, llmprof_artifacts: Artifacts) -> LlmProf:
+    """Run this test's workload in its stage: `llmprof.run()` sends every page of the dataset through the model,
+    `llmprof.measure(fn, ...)` does the same for any torch callable. One of them, once a test."""
+    return LlmProf(request, _state(request), _manager(request))

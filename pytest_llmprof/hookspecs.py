@@ -1,0 +1,31 @@
+"""Hooks for other plugins: register models, stages and datasets of your own.
+
+Paste one of these into a plugin module or a conftest.py, with ``@pytest.hookimpl`` where you like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_llmprof.datasets.base import DatasetPlugin
+    from pytest_llmprof.models.base import ModelPlugin
+    from pytest_llmprof.stages.base import StagePlugin
+
+
+@pytest.hookspec
+def pytest_llmprof_models(config: pytest.Config) -> Iterable[ModelPlugin]:  # type: ignore[empty-body]
+    """Return the models you add; `model.name` in a preset chooses one."""
+
+
+@pytest.hookspec
+def pytest_llmprof_stages(config: pytest.Config) -> Iterable[StagePlugin]:  # type: ignore[empty-body]
+    """Return the stages you add; `--llmprof-stage` names them."""
+
+
+@pytest.hookspec
+def pytest_llmprof_datasets(config: pytest.Config) -> Iterable[DatasetPlugin]:  # type: ignore[empty-body]
+    """Return the datasets you add; `dataset.name` in a preset chooses one."""

@@ -1,0 +1,69 @@
+"""pytest-benchmark as a sink: it shows, stores and compares the rounds that our own loop timed.
+
+The one file that knows pytest-benchmark's inside (`_make_stats`, `_mode`; 5.1 to 5.x).
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["benchmark_json", "sink"]
+
+
+def sink(benchmark: Any, round_seconds: Sequence[float], extra_info: Mapping[str, Any]) -> None:
+    """Hand the seconds of each round to a `benchmark` fixture.
+
+    Marks it as used. Does nothing more where pytest-benchmark is switched off (`--benchmark-disable`, xdist).
+    """
+    benchmark._mode = "llmprof"
+    if benchmark.disabled or not round_seconds:
+        return
+    benchmark.extra_info.update(extra_info)
+    stats = benchmark._make_stats(1)
+    for seconds in round_seconds:
+        stats.update(seconds)
+
+
+def benchmark_json(rows: Sequence[Mapping[str, Any]], config: Any) -> dict[str, Any]:
+    """A file in pytest-benchmark's format, which `pytest-benchmark compare` reads.
+
+    Each of *rows* has `id`, `params`, `param`, `round_seconds` and `extra_info`.
+    """
+    from pytest_benchmark import __version__, plugin
+    from pytest_benchmark.stats import Stats
+
+    benchmarks = []
+    for row in rows:
+        if not row["round_seconds"]:
+            continue
+        stats = Stats()
+        for seconds in row["round_seconds"]:
+            stats.update(seconds)
+        benchmarks.append(
+            {
+                "group": None,
+                "name": row["id"].rpartition("::")[2],
+                "fullname": row["id"],
+                "params": row["params"],
+                "param": row["param"],
+                "extra_info": dict(row["extra_info"]),
+                "options": {
+                    "disable_gc": False,
+                    "timer": "perf_counter",
+                    "min_rounds": len(row["round_seconds"]),
+                    "max_time": 0.0,
+                    "min_time": 0.0,
+                    "warmup": False,
+                },
+                "stats": {**stats.as_dict(), "data": list(stats.data), "iterations": 1},
+            }
+        )
+    return {
+        "machine_info": plugin.pytest_benchmark_generate_machine_info(),
+        "commit_info": plugin.pytest_benchmark_generate_commit_info(config),
+        "benchmarks": benchmarks,
+        "datetime": datetime.datetime.now(datetime.UTC).isoformat(),
+        "version": __version__,
+    }

@@ -1,0 +1,199 @@
+"""Greedy generation, a token at a time: our own loop, so that every token is seen as it comes.
+
+On the device: the forward passes, the n-gram ban and the choice of the next token. The host waits in one
+place, where a step's tokens arrive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pytest_llmprof.errors import ModelError
+from pytest_llmprof.models.base import Token
+
+if TYPE_CHECKING:
+    from pytest_llmprof.models.base import Phases
+
+__all__ = ["Limits", "Prompts", "ban_repeats", "generate", "layout"]
+
+_NOT_A_TOKEN = -1
+"""Fills the places before a shorter prompt: equal to no token, so no n-gram with padding in it repeats."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """A batch of prompts, padded on the left to one length."""
+
+    ids: torch.Tensor
+    """int64 [rows, length]; -1 where padded."""
+    padding: tuple[int, ...]
+    """Padded places of each row."""
+
+    @property
+    def embeddable(self) -> torch.Tensor:
+        """The ids with 0 where padded: the embedding needs a token there, and attention leaves it out."""
+        return self.ids.clamp_min(0)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When to stop, and what not to say."""
+
+    max_new_tokens: int
+    positions: int
+    """The model's positions: a prompt and its answer fit in them."""
+    eos: int | None
+    """End of an answer; None = go on to the limit."""
+    pad: int
+    """What ended rows are fed."""
+    ngram: int
+    """No n-gram of this size twice; 0 = no ban."""
+
+    def of(self, prompt_tokens: int) -> int:
+        """How many tokens may follow a prompt of this length. Raises `ModelError` where it doesn't fit."""
+        if prompt_tokens >= self.positions:
+            raise ModelError(
+                f"the prompt has {prompt_tokens} tokens; the model has {self.positions} positions"
+            )
+        return min(self.max_new_tokens, self.positions - prompt_tokens)
+
+
+def layout(rows: Sequence[Sequence[int]], device: torch.device) -> Prompts:
+    """Pad the token ids of several prompts on the left and put them on the device."""
+    length = max(map(len, rows))
+    padding = tuple(length - len(row) for row in rows)
+    padded = [[_NOT_A_TOKEN] * left + list(row) for left, row in zip(padding, rows, strict=True)]
+    return Prompts(torch.tensor(padded).to(device), padding)
+
+
+def generate(
+    model: Any, prompts: Prompts, embeddings: torch.Tensor, limits: Limits, phases: Phases
+) -> Iterator[Token]:
+    """Yield the answers' tokens, greedily chosen, each as it arrives on the host.
+
+    *embeddings* is [rows, length, hidden], the pictures' features merged in. Call it in inference mode.
+    """
+    length = prompts.ids.shape[1]
+    allowed = [limits.of(length - padding) for padding in prompts.padding]
+    decoder = _Decoder(model, prompts, limits, max(allowed))
+    with phases.phase("prefill"):
+        chosen = decoder.first(embeddings)
+    active = _Active(allowed, limits.eos)
+    yield from active.arrive(chosen)
+    if not active.rows:
+        return
+    with phases.phase("decode"):
+        while active.rows:
+            with phases.step():
+                chosen = decoder.next()
+                arrived = active.arrive(chosen)
+            yield from arrived
+
+
+class _Active:
+    """The rows that go on, and what the host knows of them."""
+
+    def __init__(self, allowed: Sequence[int], eos: int | None) -> None:
+        self.rows = list(range(len(allowed)))
+        self._allowed = allowed
+        self._eos = eos
+        self._count = 0
+
+    def arrive(self, chosen: torch.Tensor) -> list[Token]:
+        """Bring a step's tokens to the host: the one place that waits for the device."""
+        ids = chosen.tolist()
+        now = perf_counter_ns()
+        self._count += 1
+        tokens = [Token(row, ids[row], None, now, self._finish(row, ids[row])) for row in self.rows]
+        self.rows = [token.row for token in tokens if token.finish is None]
+        return tokens
+
+    def _finish(self, row: int, token: int) -> str | None:
+        if token == self._eos:
+            return "eos"
+        return "length" if self._count >= self._allowed[row] else None
+
+
+class _Decoder:
+    """The forward passes over one batch: cache, positions, masks and every id so far, all on the device."""
+
+    def __init__(self, model: Any, prompts: Prompts, limits: Limits, steps: int) -> None:
+        from transformers import DynamicCache
+
+        rows, length = prompts.ids.shape
+        device = prompts.ids.device
+        self._text, self._head = model.model.language_model, model.lm_head
+        self._limits = limits
+        self._cache = DynamicCache(config=model.config.text_config)
+        self._length = length
+        self._ids = torch.full((rows, length + steps), _NOT_A_TOKEN, device=device)
+        self._ids[:, :length] = prompts.ids
+        self._padding = torch.tensor(prompts.padding, device=device)[:, None]
+        self._padded = any(prompts.padding)
+        places = torch.arange(length + steps, device=device)
+        self._positions = (places - self._padding).clamp_min_(0)
+        self._visible = places >= self._padding
+        self._ended = torch.zeros(rows, dtype=torch.bool, device=device)
+        self._track_ends = rows > 1 and limits.eos is not None
+
+    def first(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Read the prompts; return the first tokens [rows]."""
+        mask = None
+        if self._padded:
+            places = torch.arange(self._length, device=embeddings.device)
+            causal = places[:, None] >= places
+            # A padded place sees itself: with nothing to see its softmax would be NaN, and NaN spreads.
+            itself = places[:, None] == places
+            mask = (causal & (self._visible[:, None, : self._length] | itself))[:, None]
+        return self._forward(embeddings, self._positions[:, : self._length], mask)
+
+    def next(self) -> torch.Tensor:
+        """Feed the tokens chosen last; return the next ones [rows]."""
+        at = self._length - 1
+        embeddings = self._text.embed_tokens(self._ids[:, at : at + 1])
+        mask = self._visible[:, None, None, : self._length] if self._padded else None
+        return self._forward(embeddings, self._positions[:, at : at + 1], mask)
+
+    def _forward(
+        self, embeddings: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        # A ready mask keeps transformers from making one, which waits for the device at every step.
+        hidden = self._text(
+            inputs_embeds=embeddings,
+            attention_mask={"full_attention": mask},
+            position_ids=positions,
+            past_key_values=self._cache,
+            use_cache=True,
+        ).last_hidden_state
+        scores = self._head(hidden[:, -1])
+        chosen = ban_repeats(self._ids[:, : self._length], scores, self._limits.ngram).argmax(-1)
+        if self._track_ends:
+            chosen = chosen.masked_fill(self._ended, self._limits.pad)
+            self._ended = self._ended | (chosen == self._limits.eos)
+        self._ids[:, self._length] = chosen
+        self._length += 1
+        return chosen
+
+
+def ban_repeats(ids: torch.Tensor, scores: torch.Tensor, ngram: int) -> torch.Tensor:
+    """Return *scores* [rows, vocabulary], -inf where a token would repeat an n-gram of *ids* [rows, length].
+
+    What transformers' `NoRepeatNGramLogitsProcessor` bans, prompt included. All on the device.
+    """
+    length = ids.shape[1]
+    if ngram <= 0 or length < ngram:
+        return scores
+    vocabulary = scores.shape[1]
+    tail = ids[:, length - ngram + 1 :]
+    earlier = ids.unfold(1, ngram, 1)
+    repeats = (earlier[..., :-1] == tail[:, None]).all(-1)
+    # What is not to be banned lands in a column past the vocabulary.
+    last = earlier[..., -1]
+    banned = torch.where(repeats & (last >= 0), last, vocabulary)
+    mask = scores.new_zeros((scores.shape[0], vocabulary + 1), dtype=torch.bool).scatter_(1, banned, True)
+    return scores.masked_fill(mask[:, :vocabulary], float("-inf"))

@@ -1,0 +1,196 @@
+"""Load DeepSeek-OCR as the settings say: a checkpoint, the one shipped here, or random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_llmprof.errors import ModelError, nearest
+from pytest_llmprof.models.deepseek_ocr import ENGINES, MODES
+from pytest_llmprof.models.deepseek_ocr.checkpoint import Checkpoint, digest, open_checkpoint, resolve
+from pytest_llmprof.models.deepseek_ocr.tokenizers import BuiltInTokenizer, FileTokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+    from pytest_llmprof.config.schema import InferSettings, ModelSettings
+    from pytest_llmprof.models.deepseek_ocr.model import DeepseekOcr
+
+__all__ = ["EMBEDDED", "load", "load_weights", "pick_device", "pick_dtype"]
+
+EMBEDDED = Path(__file__).with_name("tiny_reader")
+"""The checkpoint shipped with this package."""
+_WEIGHTS = ("checkpoint", "embedded", "random")
+
+
+def load(settings: ModelSettings, infer: InferSettings) -> DeepseekOcr:
+    """Load the model. Raises `ModelError` with one line for whatever the user can mend."""
+    _one_of("model.weights", settings.weights, _WEIGHTS)
+    _one_of("model.mode", settings.mode, MODES)
+    _one_of("infer.engine", infer.engine, ENGINES)
+    device = pick_device(settings.device)
+    dtype = pick_dtype(settings.dtype, device)
+    if settings.weights == "random":
+        return _random(settings, infer, device, dtype)
+    if settings.weights == "embedded":
+        if not EMBEDDED.is_dir():
+            raise ModelError(
+                "model.weights=embedded: this version ships no trained checkpoint; use model.weights=random "
+                "model.size=tiny, or model.weights=checkpoint with model.path"
+            )
+        directory = EMBEDDED
+    elif settings.path is None:
+        raise ModelError("model.weights=checkpoint needs model.path: a checkpoint's directory or hub id")
+    else:
+        directory = resolve(settings.path, settings.revision)
+    return _checkpoint(directory, settings, infer, device, dtype)
+
+
+def load_weights(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
+    """Return transformers' model with the weights of *checkpoint*, every key in its place.
+
+    Raises `ModelError` where a key is missing, left over or of another shape: transformers alone would go on
+    with random weights there.
+    """
+    from transformers import UnlimitedOcrForConditionalGeneration
+
+    from pytest_llmprof.models.deepseek_ocr.translate import translate
+
+    where = checkpoint.directory / "config.json"
+    config = translate(checkpoint.config, str(where))
+    try:
+        with _quiet():
+            model, found = UnlimitedOcrForConditionalGeneration.from_pretrained(
+                checkpoint.directory,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        if _out_of_memory(error):
+            raise
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise ModelError(f"{checkpoint.directory}: the weights cannot be loaded: {reason}") from error
+    _refuse(checkpoint.directory, "lacks {} that config.json asks for", found["missing_keys"])
+    _refuse(checkpoint.directory, "has {} that config.json has no place for", found["unexpected_keys"])
+    _refuse(
+        checkpoint.directory,
+        "has {} of another shape than config.json gives",
+        [
+            f"{name} {list(has)} instead of {list(wants)}"
+            for name, has, wants in sorted(found["mismatched_keys"], key=str)
+        ],
+    )
+    if found["error_msgs"]:
+        raise ModelError(f"{checkpoint.directory}: {found['error_msgs'][0]}")
+    return model.to(device).eval().requires_grad_(False)
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device that *name* (auto, cpu, cuda or cuda:N) means here. Raises `ModelError`."""
+    import torch
+
+    present = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda:0" if present else "cpu")
+    kind, colon, number = name.partition(":")
+    if kind not in {"cpu", "cuda"} or (colon and (kind == "cpu" or not number.isdecimal())):
+        raise ModelError(f"model.device={name} is not one of auto, cpu, cuda, cuda:N")
+    if kind == "cpu":
+        return torch.device("cpu")
+    if not present:
+        build = "" if torch.version.cuda else f" (torch {torch.__version__} is built without CUDA)"
+        raise ModelError(f"model.device={name}, but torch sees no CUDA card{build}; use auto or cpu")
+    index = int(number or 0)
+    if index >= present:
+        raise ModelError(
+            f"model.device={name}, but torch sees {present} CUDA card(s); the last is cuda:{present - 1}"
+        )
+    return torch.device("cuda", index)
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the dtype that *name* means on *device*; auto is bfloat16 on CUDA and float32 on a CPU."""
+    import torch
+
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    _one_of("model.dtype", name, ("auto", *dtypes))
+    return dtypes[name]
+
+
+def _random(
+    settings: ModelSettings, infer: InferSettings, device: torch.device, dtype: torch.dtype
+) -> DeepseekOcr:
+    from pytest_llmprof.models.deepseek_ocr.model import DeepseekOcr
+    from pytest_llmprof.models.deepseek_ocr.random_weights import random_config, random_model
+
+    config = random_config(settings.size)
+    return DeepseekOcr(
+        random_model(config, settings.seed, device, dtype),
+        BuiltInTokenizer(config.text_config.vocab_size, config.image_token_id),
+        mode=settings.mode,
+        engine=infer.engine,
+        weights="random",
+        digest=f"random:{settings.size}:{settings.seed}",
+    )
+
+
+def _checkpoint(
+    directory: Path, settings: ModelSettings, infer: InferSettings, device: torch.device, dtype: torch.dtype
+) -> DeepseekOcr:
+    from pytest_llmprof.models.deepseek_ocr.model import DeepseekOcr
+
+    checkpoint = open_checkpoint(directory)
+    if checkpoint.tokenizer is None:
+        raise ModelError(f"{directory / 'tokenizer.json'} is missing; prompts cannot be read without it")
+    tokenizer = FileTokenizer(checkpoint.tokenizer)
+    return DeepseekOcr(
+        load_weights(checkpoint, device, dtype),
+        tokenizer,
+        mode=settings.mode,
+        engine=infer.engine,
+        weights=settings.weights,
+        digest=digest(checkpoint.weights),
+    )
+
+
+def _one_of(key: str, value: str, allowed: Collection[str]) -> None:
+    if value not in allowed:
+        raise ModelError(f"{key}={value} is not one of {', '.join(allowed)}{nearest(value, allowed)}")
+
+
+def _refuse(directory: Path, what: str, keys: Collection[str]) -> None:
+    if keys:
+        first = ", ".join(sorted(keys)[:3])
+        more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+        noun = f"{len(keys)} tensor{'s' if len(keys) > 1 else ''}"
+        raise ModelError(f"{directory}: the checkpoint {what.format(noun)}: {first}{more}")
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bar and its table of odd keys off the terminal: we report those."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()

@@ -1,0 +1,166 @@
+"""The loaded model: the adapter protocol's methods, each handing on to the module that does the work."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pytest_llmprof.errors import ModelError
+from pytest_llmprof.models.base import Capabilities, ModelInfo, ParsedOutput, Token
+from pytest_llmprof.models.deepseek_ocr import generation, parsing, preprocessing, prompts, vision
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from pytest_llmprof.config.schema import InferSettings
+    from pytest_llmprof.models.base import Phases
+    from pytest_llmprof.models.deepseek_ocr.tokenizers import Tokenizer
+
+__all__ = ["DeepseekOcr"]
+
+_PHASES = ("preprocess", "vision", "sam", "clip", "projector", "prefill", "decode")
+
+
+class DeepseekOcr:
+    """DeepSeek-OCR, ready to read pages. Implements `pytest_llmprof.models.base.LoadedModel`."""
+
+    info: ModelInfo
+    capabilities: Capabilities
+
+    def __init__(
+        self, model: Any, tokenizer: Tokenizer, *, mode: str, engine: str, weights: str, digest: str
+    ) -> None:
+        """Wrap transformers' *model*, on its device and in its dtype, and the *tokenizer* that goes with it.
+
+        Raises `ModelError` where they don't fit together.
+        """
+        text = model.config.text_config
+        eos, bos = _single(text.eos_token_id), _single(text.bos_token_id)
+        if eos is None or bos is None:
+            raise ModelError("the model's configuration names no begin or no end token")
+        image = tokenizer.token_id(prompts.IMAGE)
+        self._image_token: int = model.config.image_token_id if image is None else image
+        self._vocabulary: int = text.vocab_size
+        if not 0 <= self._image_token < self._vocabulary:
+            raise ModelError(
+                f"{prompts.IMAGE} has id {self._image_token}, beyond a vocabulary of {self._vocabulary}"
+            )
+        self._model: Any = model
+        self._tokenizer = tokenizer
+        self._mode = preprocessing.MODES[mode]
+        self._bos, self._eos, self._pad = bos, eos, eos
+        self._special = tuple(dict.fromkeys((*parsing.SPECIAL, *map(tokenizer.decode, ([bos], [eos])))))
+        self._positions: int = text.max_position_embeddings
+        self._device, self._dtype = model.lm_head.weight.device, model.lm_head.weight.dtype
+        experts = "grouped_mm"  # the fastest that reads only the chosen experts, on CUDA and on a CPU
+        model.set_experts_implementation(experts)
+        vision.keep_position_tables(model)
+        self.capabilities = Capabilities(phases=_PHASES)
+        self.info = ModelInfo(
+            name="deepseek_ocr",
+            weights=weights,
+            digest=digest,
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            device=str(self._device),
+            dtype=str(self._dtype).removeprefix("torch."),
+            mode=mode,
+            engine=engine,
+            details={
+                "attention": model.config._attn_implementation,
+                "experts": experts,
+                "layers": text.num_hidden_layers,
+                "hidden_size": text.hidden_size,
+                "routed_experts": text.n_routed_experts,
+                "experts_per_token": text.num_experts_per_tok,
+                "vocabulary": text.vocab_size,
+                "positions": text.max_position_embeddings,
+            },
+        )
+
+    @torch.inference_mode()
+    def generate(self, images: Sequence[Image], infer: InferSettings, phases: Phases) -> Iterator[Token]:
+        """Yield the tokens of a batch of pictures as they come; see `LoadedModel.generate`."""
+        model = self._loaded()
+        if not images:
+            return
+        limits = generation.Limits(
+            max_new_tokens=infer.max_new_tokens,
+            positions=self._positions,
+            eos=self._eos,
+            pad=self._pad,
+            ngram=infer.no_repeat_ngram_size,
+        )
+        with phases.phase("preprocess"):
+            views = [preprocessing.page_views(image, self._mode) for image in images]
+            grids = [page.grid for page in views]
+            overviews = self._upload([page.overview for page in views])
+            tiles = [tile for page in views if page.crops is not None for tile in page.crops]
+            crops = self._upload(tiles) if tiles else None
+            before, after = self._prompt_ids(infer)
+            batch = generation.layout(
+                [before + self._picture(grid) + after for grid in grids], device=self._device
+            )
+        with phases.phase("vision"):
+            features = vision.page_features(model, overviews, crops, grids, phases)
+            embeddings = vision.merge(
+                model.model.language_model.embed_tokens(batch.embeddable),
+                features,
+                [padding + len(before) for padding in batch.padding],
+            )
+        del overviews, crops, features
+        yield from generation.generate(model, batch, embeddings, limits, phases)
+
+    def prompt(self, infer: InferSettings) -> str:
+        """The prompt's full text."""
+        return prompts.prompt_text(infer.prompt)
+
+    def prompt_kind(self, infer: InferSettings) -> str:
+        """What `infer.prompt` asks for: "markdown", "free" or "other"."""
+        return prompts.prompt_kind(infer.prompt)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Decode token ids, special tokens included."""
+        return self._tokenizer.decode(ids)
+
+    def parse(self, text: str, size: tuple[int, int]) -> ParsedOutput:
+        """Read an answer about a picture of *size* (width, height)."""
+        return parsing.parse(text, size, self._special)
+
+    def shape_key(self, image: Image, infer: InferSettings) -> object:
+        """The crop grid: with mode and prompt, which are the model's and the run's, it gives every shape."""
+        return (self.info.mode, preprocessing.crop_grid(image.size, self._mode), self.prompt(infer))
+
+    def close(self) -> None:
+        """Free the weights; the model cannot run afterwards."""
+        self._model = None
+        gc.collect()  # the modules refer to one another in circles
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _loaded(self) -> Any:
+        if self._model is None:
+            raise ModelError("the model was closed")
+        return self._model
+
+    def _upload(self, pixels: Sequence[torch.Tensor]) -> torch.Tensor:
+        return preprocessing.normalize(pixels, self._dtype).to(self._device)
+
+    def _picture(self, grid: preprocessing.CropGrid) -> list[int]:
+        return [self._image_token] * preprocessing.image_tokens(grid, self._mode)
+
+    def _prompt_ids(self, infer: InferSettings) -> tuple[list[int], list[int]]:
+        """The token ids before and after the picture's."""
+        before, after = map(self._tokenizer.encode, prompts.split_prompt(infer.prompt))
+        if max([*before, *after], default=0) >= self._vocabulary:
+            raise ModelError(
+                f"the tokenizer gives ids outside the model's vocabulary of {self._vocabulary}: "
+                f"tokenizer.json and the weights do not belong together"
+            )
+        return [self._bos, *before], after
+
+
+def _single(token: int | list[int] | None) -> int | None:
+    return token[0] if isinstance(token, list) else token

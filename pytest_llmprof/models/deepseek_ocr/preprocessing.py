@@ -1,0 +1,142 @@
+"""Pictures to tensors, by the rules of the released code.
+
+A page has one global view and, in mode gundam, a grid of 640x640 crops. Global view and crops each become
+a grid of image tokens with one more token at the end of every row; one separator ends them:
+
+    side(view)  = ceil(view / 16 / 4)
+    tokens      = side * (side + 1) + 1                                     the global view
+                + (columns * 10 + 1) * (rows * 10)                          the crops, where there are any
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+__all__ = ["MODES", "CropGrid", "Mode", "PageViews", "crop_grid", "image_tokens", "normalize", "page_views"]
+
+CropGrid = tuple[int, int]
+"""Columns and rows of crops; (1, 1) where there are none."""
+TILE = 640
+"""Side of a crop, in pixels."""
+_PATCH, _DOWNSAMPLE = 16, 4
+_GREY = (127, 127, 127)
+_GRIDS: tuple[CropGrid, ...] = (
+    *((1, 2), (2, 1), (3, 1), (1, 3), (2, 2), (4, 1), (1, 4), (5, 1), (1, 5), (1, 6), (6, 1), (3, 2), (2, 3)),
+    *((7, 1), (1, 7), (4, 2), (2, 4), (1, 8), (8, 1), (1, 9), (3, 3), (9, 1)),
+)
+"""Every grid of 2 to 9 crops, in the order in which the released code tries them: by number of crops, then as
+Python iterates its set of pairs. The order decides ties, such as 1000x1600 (1x4 over 2x2)."""
+
+
+@dataclass(frozen=True)
+class Mode:
+    """An input resolution."""
+
+    size: int
+    """Side of the global view, in pixels."""
+    pad: bool
+    """Keep the aspect and pad with grey; else stretch to the square."""
+    crops: bool = False
+    """Cut bigger pictures into crops too."""
+
+
+MODES = {
+    "tiny": Mode(512, pad=False),
+    "small": Mode(640, pad=False),
+    "base": Mode(1024, pad=True),
+    "large": Mode(1280, pad=True),
+    "gundam": Mode(1024, pad=True, crops=True),
+}
+
+
+@dataclass(frozen=True)
+class PageViews:
+    """A page's views before normalisation."""
+
+    overview: torch.Tensor
+    """uint8 [3, size, size]"""
+    crops: torch.Tensor | None
+    """uint8 [columns * rows, 3, 640, 640], row by row; None where there are none."""
+    grid: CropGrid
+
+
+def crop_grid(size: tuple[int, int], mode: Mode) -> CropGrid:
+    """Return the grid of crops for a picture of *size* (width, height).
+
+    The grid whose aspect is closest; among equally close ones a later one wins where the picture covers more
+    than half of its area.
+    """
+    width, height = size
+    if not mode.crops or (width <= TILE and height <= TILE):
+        return 1, 1
+    best, best_difference = (1, 1), float("inf")
+    for grid in _GRIDS:
+        difference = abs(width / height - grid[0] / grid[1])
+        larger = width * height > 0.5 * TILE * TILE * grid[0] * grid[1]
+        if difference < best_difference or (difference == best_difference and larger):
+            best, best_difference = grid, difference
+    return best
+
+
+def image_tokens(grid: CropGrid, mode: Mode) -> int:
+    """Return how many image tokens a page with this crop grid takes in the prompt."""
+    side = _side(mode.size)
+    tokens = side * (side + 1) + 1
+    if grid != (1, 1):
+        tokens += (grid[0] * _side(TILE) + 1) * (grid[1] * _side(TILE))
+    return tokens
+
+
+def page_views(image: Image, mode: Mode) -> PageViews:
+    """Cut and resize an RGB picture into its views."""
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    overview = _pad(image, mode.size) if mode.pad else image.resize((mode.size, mode.size))
+    grid = crop_grid(image.size, mode)
+    if grid == (1, 1):
+        return PageViews(_pixels(overview), None, grid)
+    columns, rows = grid
+    canvas = _pixels(image.resize((columns * TILE, rows * TILE)))
+    crops = canvas.reshape(3, rows, TILE, columns, TILE).permute(1, 3, 0, 2, 4).reshape(-1, 3, TILE, TILE)
+    return PageViews(_pixels(overview), crops, grid)
+
+
+def normalize(pixels: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+    """Stack uint8 views into (v / 255 - 0.5) / 0.5, rounded to bfloat16 whatever *dtype* is, as released."""
+    import torch
+
+    values = torch.stack(list(pixels)).float()
+    return values.div_(255).sub_(0.5).div_(0.5).to(torch.bfloat16).to(dtype)
+
+
+def _side(view: int) -> int:
+    """Image tokens along the side of a view of *view* pixels."""
+    return -(-(view // _PATCH) // _DOWNSAMPLE)
+
+
+def _pad(image: Image, size: int) -> Image:
+    from PIL import Image as images
+    from PIL import ImageOps
+
+    width, height = image.size
+    if min(width, height) * size >= max(width, height):
+        return ImageOps.pad(image, (size, size), color=_GREY)
+    # So thin that its short side rounds to nothing, which Pillow refuses: keep one pixel of it.
+    strip = image.resize((size, 1) if width > height else (1, size))
+    canvas = images.new("RGB", (size, size), _GREY)
+    canvas.paste(strip, (0, (size - 1) // 2) if width > height else ((size - 1) // 2, 0))
+    return canvas
+
+
+def _pixels(image: Image) -> torch.Tensor:
+    """uint8 [3, height, width]"""
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)

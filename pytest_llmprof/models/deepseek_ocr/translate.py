@@ -1,0 +1,234 @@
+"""Translate a checkpoint's config.json to `UnlimitedOcrConfig`, which is DeepSeek-OCR with full attention.
+
+transformers ships the architecture under the name of its descendant, Unlimited-OCR, whose decoder attends
+through a sliding window. With every layer set to full attention it computes what DeepSeek-OCR's released
+code computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pytest_llmprof.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import UnlimitedOcrConfig
+
+__all__ = ["FULL_ATTENTION", "RELEASED_IMAGE_TOKEN", "released_config", "translate"]
+
+FULL_ATTENTION = "full_attention"
+RELEASED_IMAGE_TOKEN = 128815
+"""Id of ``<image>`` in the released vocabulary; the released config.json does not carry it."""
+_SUPPORTED = "deepseek_vl_v2 (DeepSeek-OCR as released) or unlimited_ocr with full attention"
+_TEXT_KEYS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "vocab_size",
+    "n_routed_experts",
+    "n_shared_experts",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+)
+_TEXT_OPTIONAL = (
+    "num_key_value_heads",
+    "max_position_embeddings",
+    "first_k_dense_replace",
+    "rms_norm_eps",
+    "hidden_act",
+    "attention_bias",
+    "routed_scaling_factor",
+    "topk_method",
+    "n_group",
+    "topk_group",
+    "bos_token_id",
+    "eos_token_id",
+)
+_FIXED: Mapping[str, Any] = {
+    "use_mla": False,
+    "norm_topk_prob": False,
+    "scoring_func": "softmax",
+    "moe_layer_freq": 1,
+    "rope_scaling": None,
+    "tie_word_embeddings": False,
+}
+"""Values of the language model that the architecture builds on; another value is another model."""
+
+
+def translate(config: Mapping[str, Any], where: str) -> UnlimitedOcrConfig:
+    """Return the config of transformers' class for the parsed config.json *config* found at *where*.
+
+    Raises `ModelError` for another kind of model, a missing key or a value that the class cannot express.
+    """
+    kind = config.get("model_type")
+    if kind == "deepseek_vl_v2":
+        return _released(config, where)
+    if kind == "unlimited_ocr":
+        return _native(config, where)
+    raise ModelError(f"{where}: model_type {kind!r} is not supported; supported: {_SUPPORTED}")
+
+
+def released_config(config: UnlimitedOcrConfig) -> dict[str, Any]:
+    """Return *config* in the layout of the released config.json: the inverse of `translate`."""
+    text, sam, clip = config.text_config, config.vision_config.sam_config, config.vision_config.encoder_config
+    language: dict[str, Any] = {key: getattr(text, key) for key in _TEXT_KEYS}
+    language |= {key: getattr(text, key) for key in _TEXT_OPTIONAL if key != "first_k_dense_replace"}
+    language["first_k_dense_replace"] = text.mlp_layer_types.count("dense")
+    language |= {"rope_theta": text.rope_parameters["rope_theta"], "use_mla": False, "torch_dtype": "float32"}
+    return {
+        "architectures": ["DeepseekOCRForCausalLM"],
+        "model_type": "deepseek_vl_v2",
+        "image_token_id": config.image_token_id,
+        "language_config": language,
+        "projector_config": {
+            "input_dim": clip.hidden_size + sam.downsample_channels[-1],
+            "model_type": "mlp_projector",
+            "n_embed": text.hidden_size,
+            "projector_type": "linear",
+        },
+        "vision_config": {
+            "image_size": sam.image_size,
+            "model_type": "vision",
+            "width": {
+                "clip-l-14-224": {
+                    "heads": clip.num_attention_heads,
+                    "image_size": clip.image_size,
+                    "intermediate_size": clip.intermediate_size,
+                    "layers": clip.num_hidden_layers,
+                    "patch_size": clip.patch_size,
+                    "width": clip.hidden_size,
+                },
+                "sam_vit_b": {
+                    "downsample_channels": list(sam.downsample_channels),
+                    "global_attn_indexes": list(sam.global_attn_indexes),
+                    "heads": sam.num_attention_heads,
+                    "layers": sam.num_hidden_layers,
+                    "output_channels": sam.output_channels,
+                    "width": sam.hidden_size,
+                    "window_size": sam.window_size,
+                },
+            },
+        },
+    }
+
+
+def _released(config: Mapping[str, Any], where: str) -> UnlimitedOcrConfig:
+    language = _table(config, "language_config", where)
+    for key, value in _FIXED.items():
+        if language.get(key, value) != value:
+            raise ModelError(
+                f"{where}: language_config.{key} is {language[key]!r}, but DeepSeek-OCR has {value!r}; "
+                f"supported: {_SUPPORTED}"
+            )
+    text = {key: _value(language, key, where, "language_config") for key in _TEXT_KEYS}
+    text |= {key: language[key] for key in _TEXT_OPTIONAL if language.get(key) is not None}
+    text.setdefault("max_position_embeddings", 8192)
+    theta = float(language.get("rope_theta") or 10000)
+    text["rope_parameters"] = {"rope_type": "default", "rope_theta": theta}
+    text["layer_types"] = [FULL_ATTENTION] * _positive(text["num_hidden_layers"], where, "num_hidden_layers")
+
+    vision = _table(config, "vision_config", where)
+    width = _table(vision, "width", where, "vision_config")
+    clip, sam = _clip(width, where), _sam(width, vision, where)
+    projector = config.get("projector_config") or {}
+    if projector.get("projector_type", "linear") != "linear":
+        raise ModelError(
+            f"{where}: projector_config.projector_type is {projector['projector_type']!r}; supported: linear"
+        )
+    for key, size in (
+        ("input_dim", clip["hidden_size"] + sam["downsample_channels"][-1]),
+        ("n_embed", text["hidden_size"]),
+    ):
+        if projector.get(key, size) != size:
+            raise ModelError(
+                f"{where}: projector_config.{key} is {projector[key]!r}, but the other sizes make it {size}"
+            )
+    return _build(
+        where,
+        text_config=text,
+        vision_config={"sam_config": sam, "encoder_config": clip},
+        image_token_id=config.get("image_token_id", RELEASED_IMAGE_TOKEN),
+    )
+
+
+def _clip(width: Mapping[str, Any], where: str) -> dict[str, Any]:
+    at = "vision_config.width"
+    source = _table(width, "clip-l-14-224", where, at)
+    size = _value(source, "width", where, f"{at}.clip-l-14-224")
+    return {
+        "hidden_size": size,
+        # The released code hard-codes what the config leaves out: an MLP four times as wide (4096).
+        "intermediate_size": source.get("intermediate_size", 4 * size),
+        "num_hidden_layers": _value(source, "layers", where, f"{at}.clip-l-14-224"),
+        "num_attention_heads": _value(source, "heads", where, f"{at}.clip-l-14-224"),
+        "image_size": source.get("image_size", 224),
+        "patch_size": source.get("patch_size", 14),
+    }
+
+
+def _sam(width: Mapping[str, Any], vision: Mapping[str, Any], where: str) -> dict[str, Any]:
+    at = "vision_config.width"
+    source = _table(width, "sam_vit_b", where, at)
+    size = _value(source, "width", where, f"{at}.sam_vit_b")
+    channels = source.get("downsample_channels", [512, 1024])
+    if not isinstance(channels, list) or len(channels) != 2:
+        raise ModelError(f"{where}: {at}.sam_vit_b.downsample_channels is {channels!r}; expected two numbers")
+    return {
+        "hidden_size": size,
+        "mlp_dim": source.get("mlp_dim", 4 * size),
+        "num_hidden_layers": _value(source, "layers", where, f"{at}.sam_vit_b"),
+        "num_attention_heads": _value(source, "heads", where, f"{at}.sam_vit_b"),
+        "global_attn_indexes": source.get("global_attn_indexes", [2, 5, 8, 11]),
+        "window_size": source.get("window_size", 14),
+        "output_channels": source.get("output_channels", 256),
+        "downsample_channels": channels,
+        "image_size": vision.get("image_size", 1024),
+    }
+
+
+def _native(config: Mapping[str, Any], where: str) -> UnlimitedOcrConfig:
+    text = _table(config, "text_config", where)
+    layers = text.get("layer_types")
+    if not isinstance(layers, list) or set(layers) != {FULL_ATTENTION}:
+        raise ModelError(
+            f"{where}: text_config.layer_types is not {FULL_ATTENTION} throughout, so this is Unlimited-OCR, "
+            f"not DeepSeek-OCR; supported: {_SUPPORTED}"
+        )
+    known = {key: config[key] for key in ("text_config", "vision_config", "image_token_id") if key in config}
+    return _build(where, **known)
+
+
+def _build(where: str, **values: Any) -> UnlimitedOcrConfig:
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import UnlimitedOcrConfig
+
+    try:
+        return UnlimitedOcrConfig(**values)
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{where}: not a usable configuration: {reason}") from error
+
+
+def _table(config: Mapping[str, Any], key: str, where: str, parent: str = "") -> Mapping[str, Any]:
+    value = _value(config, key, where, parent)
+    if not isinstance(value, Mapping):
+        raise ModelError(f"{where}: {_path(parent, key)} is {value!r}; expected a table")
+    return value
+
+
+def _value(config: Mapping[str, Any], key: str, where: str, parent: str = "") -> Any:
+    if config.get(key) is None:
+        raise ModelError(f"{where}: {_path(parent, key)} is missing; supported: {_SUPPORTED}")
+    return config[key]
+
+
+def _positive(value: Any, where: str, key: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ModelError(f"{where}: language_config.{key} is {value!r}; expected a whole number from 1")
+    return value
+
+
+def _path(parent: str, key: str) -> str:
+    return f"{parent}.{key}" if parent else key

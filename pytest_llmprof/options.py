@@ -1,0 +1,104 @@
+"""Command line and ini options, and what they say about the configuration's sources."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_llmprof.config.compose import ConfigSources
+
+__all__ = ["add_options", "given_on_command_line", "sources", "value"]
+
+_OPTIONS: tuple[tuple[str, str, str, str], ...] = (
+    # name, metavar, ini type, help
+    (
+        "stage",
+        "STAGE[,STAGE]",
+        "linelist",
+        "stages to run each test in, repeatable and comma separated; default: the configuration's `stages`",
+    ),
+    (
+        "override",
+        "KEY=VALUE",
+        "linelist",
+        "a Hydra override, repeatable: a key (measure.rounds=5) or a preset (model=deepseek_ocr)",
+    ),
+    ("config-dir", "DIR", "string", "your own configuration tree, laid over the packaged one"),
+    (
+        "run-dir",
+        "DIR",
+        "string",
+        "this run's directory; default: llmprof-runs/<timestamp> under the rootdir. Refused when it holds a run",
+    ),
+)
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Register the group `llmprof` and its ini twins."""
+    group = parser.getgroup("llmprof", "benchmark and profile document-OCR and multimodal models")
+    for name, metavar, kind, text in _OPTIONS:
+        dest = "llmprof_" + name.replace("-", "_")
+        many = kind == "linelist"
+        group.addoption(
+            f"--llmprof-{name}",
+            dest=dest,
+            action="append" if many else "store",
+            default=None,
+            metavar=metavar,
+            help=text,
+        )
+        if many:
+            parser.addini(dest, f"{text} (one a line)", type="linelist", default=[])
+        else:
+            parser.addini(dest, text, type="string", default="")
+    group.addoption(
+        "--llmprof-show-config",
+        dest="llmprof_show_config",
+        action="store_true",
+        default=False,
+        help="print the session's resolved configuration as YAML and exit without collecting",
+    )
+
+
+def given_on_command_line(config: pytest.Config) -> bool:
+    """Whether any option of ours was given there (pytest's `addopts` counts as given)."""
+    return any(
+        config.getoption("llmprof_" + name.replace("-", "_")) is not None for name, _, _, _ in _OPTIONS
+    )
+
+
+def given_in_ini(config: pytest.Config) -> bool:
+    """Whether any ini value of ours is set."""
+    return any(config.getini("llmprof_" + name.replace("-", "_")) for name, _, _, _ in _OPTIONS)
+
+
+def value(config: pytest.Config, name: str) -> Path | None:
+    """A directory option: from the command line relative to where pytest was started, from ini to the rootdir."""
+    given = config.getoption(name)
+    if given is not None:
+        return config.invocation_params.dir / Path(given).expanduser()
+    ini = str(config.getini(name))
+    return config.rootpath / Path(ini).expanduser() if ini else None
+
+
+def _stages(lines: list[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.strip() for line in lines for part in line.split(",")))
+
+
+def sources(config: pytest.Config) -> ConfigSources:
+    """Where the session's configuration comes from."""
+    from pytest_llmprof.config.compose import ConfigSources
+
+    stages = config.getoption("llmprof_stage")
+    ini_stages = list(config.getini("llmprof_stage"))
+    return ConfigSources(
+        config_dir=value(config, "llmprof_config_dir"),
+        ini_overrides=tuple(config.getini("llmprof_override")),
+        cli_overrides=tuple(config.getoption("llmprof_override") or ()),
+        stages=_stages(stages) if stages is not None else _stages(ini_stages) if ini_stages else None,
+        invocation_dir=config.invocation_params.dir,
+        rootdir=config.rootpath,
+    )

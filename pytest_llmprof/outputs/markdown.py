@@ -1,0 +1,205 @@
+"""The words of the gallery: predictions.md and each page's result.md."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from urllib.parse import quote
+
+from pytest_llmprof.outputs.differences import differences
+from pytest_llmprof.outputs.pictures import PlacedBox
+from pytest_llmprof.outputs.plaintext import fenced, inline, preformatted
+from pytest_llmprof.outputs.records import Prediction
+
+__all__ = ["MAX_TEXT", "PageFiles", "document", "result"]
+
+MAX_TEXT = 40_000
+"""A longer text is cut in predictions.md; result.md has the whole."""
+_NONE = "–"
+
+
+@dataclass
+class PageFiles:
+    """One page with a section of its own, and what was written for it under `pages/<name>/`."""
+
+    name: str
+    record: Prediction
+    size: tuple[int, int] | None = None
+    """Width and height of the source picture; None where it could not be read."""
+    picture_error: str | None = None
+    boxes: list[PlacedBox] = field(default_factory=list)
+    skipped_boxes: int = 0
+    crops: list[PlacedBox] = field(default_factory=list)
+    left_out_crops: int = 0
+    truth: str | None = None
+    answer: str = ""
+    """The answer as it was scored."""
+
+
+def document(
+    title: str, facts: Mapping[str, str], records: Sequence[Prediction], sections: Sequence[PageFiles]
+) -> str:
+    """predictions.md: the table of all *records* and a section for each of *sections*."""
+    parts = [f"# {inline(title)}\n"]
+    if facts:
+        parts.append("".join(f"- {inline(name)}: {inline(value)}\n" for name, value in facts.items()))
+    anchors = {files.record.page: f"page-{number}" for number, files in enumerate(sections, 1)}
+    parts.append(_count_line(records, len(sections)))
+    if records:
+        parts.append(_table(records, anchors))
+    for files in sections:
+        parts.append(f'<a id="{anchors[files.record.page]}"></a>\n')
+        parts.append(f"## {inline(files.record.page)}\n")
+        parts += _section(files, f"pages/{quote(files.name)}/", MAX_TEXT)
+    return "\n".join(parts)
+
+
+def result(files: PageFiles) -> str:
+    """result.md of one page: its section, with whole texts."""
+    return "\n".join([f"# {inline(files.record.page)}\n", *_section(files, "", None)])
+
+
+def _count_line(records: Sequence[Prediction], sections: int) -> str:
+    failed = sum(record.status != "ok" for record in records)
+    line = _count(len(records), "page") + (f", {failed} failed" if failed else "")
+    if sections < len(records):
+        # Not "the first 0 pages": with no section at all the table is all there is.
+        line += f"; the first {sections} of them below" if sections else "; no pictures (`max_images` is 0)"
+    return f"{line}.\n"
+
+
+def _table(records: Sequence[Prediction], anchors: Mapping[str, str]) -> str:
+    lines = [
+        "| Page | Status | Time (ms) | Tokens | Tokens/s | CER | End |",
+        "|:--|:--|--:|--:|--:|--:|:--|",
+    ]
+    for record in records:
+        name = inline(record.page)
+        if record.page in anchors:
+            name = f"[{name}](#{anchors[record.page]})"
+        cells = (
+            name,
+            _status(record),
+            _number(record.total_ms, 1),
+            str(record.tokens),
+            _number(record.tokens_per_s, 1),
+            _number(record.cer, 4),
+            _end(record),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _section(files: PageFiles, base: str, limit: int | None) -> list[str]:
+    """The parts of a page's section; *base* leads to its files, texts are cut at *limit* characters."""
+    record = files.record
+    parts = [_facts(files)]
+    if record.error is not None:
+        parts += ["**Error**\n", fenced(_cut(record.error, limit))]
+    alt = inline(record.page, 80)
+    if files.picture_error is not None:
+        if files.picture_error != record.error:
+            parts += ["**The picture could not be read**\n", fenced(_cut(files.picture_error, limit))]
+    else:
+        parts.append(f"![{alt}, thumbnail]({base}thumbnail.jpg) ![{alt}, boxes]({base}boxes.jpg)\n")
+    if files.boxes or files.skipped_boxes:
+        parts.append(_boxes(files))
+    if files.crops:
+        links = [
+            f"[![{alt}, box {box.number}]({base}crops/{box.number}.jpg)]({base}crops/{box.number}.jpg)"
+            for box in files.crops
+        ]
+        more = f" and {files.left_out_crops} more" if files.left_out_crops else ""
+        parts.append(f"**Crops** of `image` boxes{more}\n\n{' '.join(links)}\n")
+    if record.status == "ok":
+        parts += ["**Clean text**\n", _text(record.text_clean, limit)]
+    if record.text_raw:
+        parts.append(_folded("Raw text", record.text_raw, limit))
+    if files.truth is not None:
+        parts.append(_folded("Truth", files.truth, limit))
+        parts += _differences(files)
+    return parts
+
+
+def _facts(files: PageFiles) -> str:
+    record = files.record
+    facts = [_status(record)]
+    if files.size is not None:
+        facts.append(f"{files.size[0]} × {files.size[1]} pixels")
+    figures = (
+        ("", record.total_ms, 1, " ms"),
+        ("TTFT ", record.ttft_ms, 1, " ms"),
+        ("", record.tokens_per_s, 1, " tokens/s"),
+        ("CER ", record.cer, 4, ""),
+        ("WER ", record.wer, 4, ""),
+        ("box IoU ", record.box_iou, 3, ""),
+        ("repetition ", record.repetition, 3, ""),
+    )
+    facts += [
+        f"{before}{_number(value, digits)}{after}"
+        for before, value, digits, after in figures
+        if value is not None
+    ]
+    if record.status == "ok":
+        facts.insert(2, f"{_count(record.tokens, 'token')} ({_end(record)})")
+    facts.append(f"picture {inline(record.image)}")
+    return " · ".join(facts) + "\n"
+
+
+def _boxes(files: PageFiles) -> str:
+    labels = Counter(inline(box.label, 40) or "(no label)" for box in files.boxes)
+    names = ", ".join(f"{label} {number}" for label, number in sorted(labels.items()))
+    text = f"**Boxes**: {len(files.boxes)}" + (f" ({names})" if names else "")
+    return text + (f"; {files.skipped_boxes} skipped" if files.skipped_boxes else "") + "\n"
+
+
+def _differences(files: PageFiles) -> list[str]:
+    if files.record.status != "ok":
+        return []
+    if files.record.cer is None:
+        return ["**Differences**: not scored, so not compared.\n"]
+    found = differences(files.truth or "", files.answer)
+    if not found.lines:
+        return ["**Differences**: none (white space and heading marks don't count).\n"]
+    rows = _count(found.differing, "row")
+    return [
+        f"**Differences** in {rows} (`-` truth, `+` answer; white space and heading marks don't count)\n",
+        fenced("\n".join(found.lines), "diff"),
+    ]
+
+
+def _text(text: str, limit: int | None) -> str:
+    return fenced(_cut(text, limit), "markdown") + _note(text, limit)
+
+
+def _folded(summary: str, text: str, limit: int | None) -> str:
+    shown = preformatted(_cut(text, limit))
+    return f"<details>\n<summary>{summary}</summary>\n\n{shown}\n</details>\n{_note(text, limit)}"
+
+
+def _cut(text: str, limit: int | None) -> str:
+    return text if limit is None else text[:limit]
+
+
+def _note(text: str, limit: int | None) -> str:
+    if limit is None or len(text) <= limit:
+        return ""
+    return f"\nThe first {limit:,} of {len(text):,} characters; result.md has them all.\n"
+
+
+def _status(record: Prediction) -> str:
+    return "ok" if record.status == "ok" else f"**{inline(record.status)}**"
+
+
+def _end(record: Prediction) -> str:
+    end = inline(record.finish_reason) if record.finish_reason else _NONE
+    return f"{end}, in a loop" if record.runaway else end
+
+
+def _number(value: float | None, digits: int) -> str:
+    return _NONE if value is None else f"{value:.{digits}f}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -1,0 +1,76 @@
+"""Model output made harmless: whole Unicode, visible control characters, HTML and Markdown that stays text.
+
+Everything that a model, a dataset or a file system says goes through here before it is shown.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+
+__all__ = ["fenced", "inline", "one_line", "preformatted", "shorten", "visible", "whole"]
+
+# Controls (C0 without tab and line feed, DEL, C1), marks that change the direction or hide, and separators
+# that some programs take for line ends. Zero-width joiners stay: Persian, Indic scripts and emoji
+# need them.
+_HIDDEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u2028-\u202e"
+    "\u2060-\u206f\u3164\ufe00-\ufe0e\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff]"
+)
+# An underscore inside a word is no emphasis: names stay readable (and can be searched for) in the source.
+_MARKDOWN = re.compile(r"([\\`*\[\]#|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
+_FENCE_RUN = re.compile(r"`+")
+# Inside <pre> these are HTML's own; the others would be read as Markdown where HTML is switched off.
+_INERT = str.maketrans({"[": "&#91;", "]": "&#93;", "`": "&#96;", "~": "&#126;"})
+
+
+def whole(text: str) -> str:
+    """*text* as valid Unicode: surrogate pairs joined, a lone surrogate becomes U+FFFD."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def visible(text: str) -> str:
+    """*text* with line ends as line feeds, and hidden characters shown.
+
+    C0 controls become their pictures (U+2400 and on), the others are written as ``<U+202E>``.
+    """
+    return _HIDDEN.sub(_show, whole(text).replace("\r\n", "\n"))
+
+
+def shorten(text: str, limit: int) -> str:
+    """*text* with at most *limit* characters, the last one an ellipsis where it was cut."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def one_line(text: str, limit: int = 300) -> str:
+    """*text* as one visible line of at most *limit* characters."""
+    return shorten(" ".join(visible(text[: 4 * limit]).split()), limit)
+
+
+def inline(text: str, limit: int = 300) -> str:
+    """*text* as one line of plain words for Markdown: a heading, a table cell, the text of a link."""
+    return _MARKDOWN.sub(r"\\\1", html.escape(one_line(text, limit), quote=False))
+
+
+def fenced(text: str, language: str = "text") -> str:
+    """*text* in a code fence that it cannot close: longer than any run of backticks inside."""
+    shown = visible(text)
+    mark = "`" * max(3, 1 + max((len(run) for run in _FENCE_RUN.findall(shown)), default=0))
+    end = "" if shown.endswith("\n") or not shown else "\n"
+    return f"{mark}{language}\n{shown}{end}{mark}\n"
+
+
+def preformatted(text: str) -> str:
+    """*text* as an HTML `<pre>` block that it cannot close, safe inside `<details>` too.
+
+    Markdown ends other HTML blocks at an empty line, `<pre>` only at its closing tag; where a viewer shows
+    no HTML at all, brackets and backticks are still not read as links, pictures or fences.
+    """
+    return f"<pre>\n{html.escape(visible(text)).translate(_INERT)}\n</pre>\n"
+
+
+def _show(match: re.Match[str]) -> str:
+    code = ord(match.group())
+    if code < 0x20:
+        return chr(0x2400 + code)
+    return "␡" if code == 0x7F else f"<U+{code:04X}>"

@@ -1,0 +1,107 @@
+"""The quality of one page, and of all pages of a run together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pytest_llmprof.datasets.base import Page
+from pytest_llmprof.models.base import ParsedOutput
+from pytest_llmprof.quality.boxes import score_boxes
+from pytest_llmprof.quality.repetition import repetition, runaway
+from pytest_llmprof.quality.text import EditCount, character_edits, normalise, word_edits
+
+__all__ = ["PageQuality", "Quality", "score_page", "summarise"]
+
+
+@dataclass(frozen=True)
+class PageQuality:
+    """How right one page is. None where a figure is not applicable: no truth, or random weights."""
+
+    cer: float | None
+    wer: float | None
+    box_iou: float | None
+    repetition: float | None
+    runaway: bool
+    characters: EditCount | None = None
+    """What `cer` is made of, so that pages can be added up."""
+    words: EditCount | None = None
+    """What `wer` is made of."""
+    truth_boxes: int = 0
+    """Number of true boxes that `box_iou` is the mean over."""
+    applicable: bool = True
+    """False where the weights are random: then no figure says anything."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How right the pages of a run are; the names are those of the gates. None where not applicable."""
+
+    cer: float | None
+    """Sum of edits over sum of truth characters, over the pages with truth."""
+    wer: float | None
+    """Sum of word edits over sum of truth words, over the pages with truth."""
+    box_iou: float | None
+    """Mean over all true boxes of all pages."""
+    repetition: float | None
+    """Mean over all pages."""
+    runaway_pages: int | None
+    """Pages that ended in a loop."""
+    pages: int
+    """Pages that were scored."""
+    truth_pages: int
+    """Pages among them whose text was held against a truth."""
+
+
+def score_page(
+    page: Page,
+    prompt_kind: str,
+    parsed: ParsedOutput,
+    finish_reason: str | None,
+    *,
+    random_weights: bool,
+) -> PageQuality:
+    """Score one answer.
+
+    The text is held against the prompt's own truth (`Page.truth`). Boxes count for the markdown prompt,
+    which asks for them; with a prompt of the user's own (kind "other") only where the answer has any; never
+    for free OCR.
+    """
+    if random_weights:
+        return PageQuality(None, None, None, None, runaway=False, applicable=False)
+    truth = page.truth(prompt_kind)
+    characters = None if truth is None else character_edits(truth, parsed.plain)
+    words = None if truth is None else word_edits(truth, parsed.plain)
+    boxes = None
+    if prompt_kind == "markdown" or (prompt_kind == "other" and parsed.boxes):
+        boxes = score_boxes(page.truth_boxes, parsed.boxes)
+    return PageQuality(
+        cer=None if characters is None else characters.rate,
+        wer=None if words is None else words.rate,
+        box_iou=None if boxes is None else boxes.mean_iou,
+        repetition=repetition(normalise(parsed.plain)),
+        runaway=runaway(parsed.plain, finish_reason),
+        characters=characters,
+        words=words,
+        truth_boxes=0 if boxes is None else boxes.truth,
+    )
+
+
+def summarise(pages: Iterable[PageQuality]) -> Quality:
+    """Add the pages of a run up. With random weights (or no page) every figure is None."""
+    scored = list(pages)
+    applicable = [page for page in scored if page.applicable]
+    characters = [page.characters for page in applicable if page.characters is not None]
+    words = [page.words for page in applicable if page.words is not None]
+    boxed = [(page.box_iou, page.truth_boxes) for page in applicable if page.box_iou is not None]
+    repetitions = [page.repetition for page in applicable if page.repetition is not None]
+    true_boxes = sum(count for _, count in boxed)
+    return Quality(
+        cer=sum(characters, EditCount(0, 0)).rate if characters else None,
+        wer=sum(words, EditCount(0, 0)).rate if words else None,
+        box_iou=sum(iou * count for iou, count in boxed) / true_boxes if boxed else None,
+        repetition=sum(repetitions) / len(repetitions) if repetitions else None,
+        runaway_pages=sum(page.runaway for page in applicable) if applicable else None,
+        pages=len(scored),
+        truth_pages=len(characters),
+    )

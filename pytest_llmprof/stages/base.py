@@ -1,0 +1,81 @@
+"""What a stage is, and what it is given.
+
+A third party registers a `StagePlugin` through the hook ``pytest_llmprof_stages``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pytest_llmprof.config.registry import StageSpec
+from pytest_llmprof.config.schema import Settings, StageSettings
+from pytest_llmprof.config.stages import Window
+from pytest_llmprof.measure.rounds import Failure, Sample
+
+if TYPE_CHECKING:
+    from pytest_llmprof.measure.phases import PhaseRecorder
+
+__all__ = ["StageContext", "StagePlugin", "StageResult", "Workload"]
+
+
+class Workload(Protocol):
+    """What a test asked to be run: pages through a model, or a callable."""
+
+    kind: str
+    """"pages" or "callable"."""
+    device: str
+    """"cpu" or "cuda:0"."""
+    failures: list[Failure]
+    """Pages that failed so far."""
+
+    def warmup(self, passes: int, recorder: PhaseRecorder) -> None:
+        """Run each distinct input shape once a pass, unmeasured."""
+
+    def round(self, index: int, recorder: PhaseRecorder) -> tuple[list[Sample], float]:
+        """One measured pass. Returns its samples and its seconds (the sum of its batches)."""
+
+    def windows(self, window: Window, recorder: PhaseRecorder) -> Iterator[Iterator[None]]:
+        """Give one iterator a profiled batch: its first item comes where the profiler is to start, and it
+        ends (or is closed) where the profiler is to stop."""
+
+
+@dataclass
+class StageResult:
+    """What a stage adds to the common figures."""
+
+    samples: list[Sample] = field(default_factory=list)
+    round_seconds: list[float] = field(default_factory=list)
+    profile: dict[str, Any] | None = None
+    """Figures of the tool's own run; they never mix with the clean ones."""
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """All a stage is given for one test."""
+
+    settings: Settings
+    out_dir: Path
+    """The stage directory; it exists and is empty but for config.yaml."""
+    workload: Workload
+    recorder: Callable[[str], PhaseRecorder]
+    """Makes a recorder for an NVTX domain, on the workload's device."""
+    progress: Callable[[str], None]
+    """Shows one line of progress."""
+    result: StageResult
+    """What the stage fills in as it goes, so that what was measured is kept where it fails later."""
+
+    @property
+    def stage(self) -> StageSettings:
+        """The settings of this stage."""
+        return self.settings.current
+
+
+@dataclass(frozen=True)
+class StagePlugin(StageSpec):
+    """A registered stage: what the configuration knows of it, and the function that does its work."""
+
+    run: Callable[[StageContext], None] = field(kw_only=True)
+    """Do the stage's work and fill in `context.result`. Raises `StageError` with one line where it cannot."""

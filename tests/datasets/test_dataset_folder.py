@@ -1,0 +1,264 @@
+"""image_folder: which files are pages, what they are called, and where their truth comes from."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from pytest_llmprof.config.schema import DatasetSettings
+from pytest_llmprof.datasets import Page, builtin, load_pages
+from pytest_llmprof.errors import DatasetError, PageError
+
+PLUGIN = {plugin.name: plugin for plugin in builtin()}["image_folder"]
+
+
+def picture(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 3), "white").save(path, format="PNG")
+
+
+def load(root: Path, **settings: Any) -> tuple[Page, ...]:
+    return load_pages(PLUGIN, DatasetSettings(name="image_folder", root=str(root), **settings))
+
+
+def names(root: Path, **settings: Any) -> list[str]:
+    return [page.name for page in load(root, **settings)]
+
+
+def error(root: Path, **settings: Any) -> str:
+    with pytest.raises(DatasetError) as caught:
+        load(root, **settings)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "pages"
+    for name in ("page10.png", "page2.png", "letters/b.jpg", "letters/a.PNG", "Zoo.png"):
+        picture(folder / name)
+    return folder
+
+
+def test_natural_order_and_names(root: Path) -> None:
+    assert names(root) == ["letters/a", "letters/b", "page2", "page10", "Zoo"]
+    page = load(root)[0]
+    assert page.path == root / "letters/a.PNG"
+    assert page.source == str(root / "letters/a.PNG")
+    assert page.load().size == (4, 3)
+    assert (page.truth_free, page.truth_markdown, page.truth_boxes) == (None, None, None)
+
+
+def test_other_files_are_left_out(root: Path) -> None:
+    (root / "notes.md").write_text("no page of that name")
+    (root / "data.json").write_text("{}")
+    (root / "page2.txt").write_text("two")
+    (root / "scan.pdf").write_bytes(b"%PDF")
+    (root / "README").write_text("hello")
+    picture(root / ".cache/x.png")
+    picture(root / "._page2.png")
+    assert names(root) == ["letters/a", "letters/b", "page2", "page10", "Zoo"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*.png", ["page2", "page10", "Zoo"]),
+        ("page?.png", ["page2"]),
+        ("letters/*", ["letters/a", "letters/b"]),
+        ("**/*.jpg", ["letters/b"]),
+        ("**/[ab].*", ["letters/a", "letters/b"]),
+        ("letters/**", ["letters/a", "letters/b"]),
+        ("./*.png", ["page2", "page10", "Zoo"]),
+        ("page2", ["page2"]),
+    ],
+)
+def test_patterns(root: Path, pattern: str, expected: list[str]) -> None:
+    assert names(root, pattern=(pattern,)) == expected
+
+
+def test_several_patterns_give_each_page_once(root: Path) -> None:
+    assert names(root, pattern=("*.png", "page*", "letters/b.*")) == ["letters/b", "page2", "page10", "Zoo"]
+
+
+def test_hidden_files_by_their_dot(root: Path) -> None:
+    picture(root / ".hidden/x.png")
+    assert names(root, pattern=(".hidden/*",)) == [".hidden/x"]
+
+
+@pytest.mark.parametrize("pattern", ["/etc/*.png", "../*.png", "a/../b.png", "", "."])
+def test_patterns_that_are_refused(root: Path, pattern: str) -> None:
+    text = error(root, pattern=(pattern,))
+    assert "dataset.pattern" in text
+    assert repr(pattern) in text
+
+
+def test_no_match_says_what_was_seen(root: Path) -> None:
+    (root / "notes.txt").write_text("x")
+    text = error(root, pattern=("*.webp", "x/*"))
+    assert str(root) in text
+    assert "'*.webp'" in text
+    assert "files seen: 6, pictures among them: 5" in text
+    assert "dataset.pattern is empty" in error(root, pattern=())
+
+
+def test_no_match_where_there_are_only_pdfs(tmp_path: Path) -> None:
+    (tmp_path / "a.pdf").write_bytes(b"%PDF")
+    text = error(tmp_path)
+    assert "files seen: 1, pictures among them: 0" in text
+    assert "PDF files are not pictures" in text
+
+
+def test_bad_roots(tmp_path: Path) -> None:
+    assert "no such directory" in error(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    assert "not a directory" in error(tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    assert "files seen: 0" in error(tmp_path / "empty")
+    with pytest.raises(DatasetError, match=r"dataset\.root is not set"):
+        load_pages(PLUGIN, DatasetSettings(name="image_folder"))
+
+
+def test_truth_beside_the_picture(root: Path) -> None:
+    (root / "page2.md").write_text("# Two\n\ntext\n")
+    (root / "page2.txt").write_bytes(b"\xef\xbb\xbfTwo\r\ntext\r\n")
+    (root / "letters/a.TXT").write_text("upper case suffix")
+    pages = {page.name: page for page in load(root)}
+    assert pages["page2"].truth_markdown == "# Two\n\ntext"
+    assert pages["page2"].truth_free == "Two\ntext"
+    assert pages["letters/a"].truth_free == "upper case suffix"
+    assert pages["letters/a"].truth("markdown") == "upper case suffix"
+    assert pages["page10"].truth("free") is None
+
+
+def test_empty_truth_is_a_truth(root: Path) -> None:
+    (root / "Zoo.txt").write_text("")
+    assert load(root, pattern=("Zoo*",))[0].truth_free == ""
+
+
+def test_truth_that_is_not_utf8(root: Path) -> None:
+    (root / "page2.txt").write_bytes("K\u00f6ln".encode("latin-1"))
+    text = error(root)
+    assert str(root / "page2.txt") in text
+    assert "0xf6 at offset 1" in text
+    assert "page2" not in names(root, pattern=("letters/*",))  # only the truth of chosen pages is read
+
+
+def test_pictures_of_one_stem(tmp_path: Path) -> None:
+    for name in ("a.png", "a.jpg", "b.png", "a.png.jpg"):
+        picture(tmp_path / name)
+    (tmp_path / "a.md").write_text("shared")
+    (tmp_path / "a.png.md").write_text("its own")
+    pages = {page.name: page for page in load(tmp_path)}
+    assert sorted(pages) == ["a.jpg", "a.png", "a.png.jpg", "b"]
+    assert pages["a.png"].truth_markdown == "its own"
+    assert pages["a.jpg"].truth_markdown == "shared"
+    # Names do not depend on what else is chosen.
+    assert names(tmp_path, pattern=("*.jpg",)) == ["a.jpg", "a.png.jpg"]
+    assert names(tmp_path, subset=("a.png",)) == ["a.png"]
+    assert "'a.jpg', 'a.png'" in error(tmp_path, subset=("a",))
+
+
+def test_names_that_differ_in_case_only(tmp_path: Path) -> None:
+    picture(tmp_path / "A.png")
+    picture(tmp_path / "a.png")
+    assert names(tmp_path) == ["A", "a"]
+
+
+def test_links(root: Path, tmp_path: Path) -> None:
+    picture(tmp_path / "elsewhere/x.png")
+    (root / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "letters/loop").symlink_to(root)
+    (tmp_path / "elsewhere/back").symlink_to(root / "letters")
+    (root / "alias.png").symlink_to(root / "page2.png")
+    assert names(root) == ["alias", "letters/a", "letters/b", "linked/x", "page2", "page10", "Zoo"]
+
+
+def test_dangling_link_fails_as_a_page(root: Path) -> None:
+    (root / "gone.png").symlink_to(root / "nothing.png")
+    pages = {page.name: page for page in load(root)}
+    with pytest.raises(PageError, match=r"'gone'.*No such file"):
+        pages["gone"].load()
+
+
+def test_pipe_is_no_page(root: Path) -> None:
+    os.mkfifo(root / "pipe.png")
+    assert "pipe" not in names(root)
+
+
+def test_odd_file_names(tmp_path: Path) -> None:
+    picture(tmp_path / "two words & \u00fcmlaut.png")
+    Image.new("L", (1, 1)).save(tmp_path / "x.png")
+    os.rename(tmp_path / "x.png", os.fsencode(tmp_path) + b"/bad\xff\n.png")
+    pages = load(tmp_path)
+    assert [page.name for page in pages] == ["bad\\xff\\n", "two words & \u00fcmlaut"]
+    for page in pages:
+        (page.name + page.source).encode("utf-8")
+        assert page.load().size[0] > 0
+
+
+def test_subset_list(root: Path, tmp_path: Path) -> None:
+    chosen = tmp_path / "subset.txt"
+    chosen.write_text("\ufeff# my\n\npage10\n  letters/a.PNG  # with suffix\n./page2\npage10\n", "utf-8")
+    assert names(root, subset=str(chosen)) == ["letters/a", "page2", "page10"]
+    assert names(root, subset=("Zoo", "letters/b.jpg")) == ["letters/b", "Zoo"]
+
+
+def test_subset_errors(root: Path, tmp_path: Path) -> None:
+    chosen = tmp_path / "subset.txt"
+    chosen.write_text("page2\npage11\n")
+    text = error(root, subset=str(chosen))
+    assert f"{chosen}:2" in text
+    assert "'page11'" in text
+    assert "did you mean 'page10" in text
+    assert "did you mean 'letters/a'" in error(root, subset=("a",))
+    assert "none of the 3 pages" in error(root, pattern=("*.png",), subset=("letters/a",))
+    assert "empty" in error(root, subset=())
+    chosen.write_text("# nothing\n\n")
+    assert "names no page" in error(root, subset=str(chosen))
+    chosen.write_bytes(b"\xff")
+    assert "not UTF-8" in error(root, subset=str(chosen))
+    assert "no such file" in error(root, subset=str(tmp_path / "none.txt"))
+    assert "is a directory" in error(root, subset=str(tmp_path))
+
+
+def test_name_with_hash_sign(tmp_path: Path) -> None:
+    picture(tmp_path / "a#1.png")
+    chosen = tmp_path / "subset.txt"
+    chosen.write_text("a#1 # the hash sign inside a name begins no comment\n")
+    assert names(tmp_path, subset=str(chosen)) == ["a#1"]
+
+
+def test_limit_shuffle_seed(root: Path) -> None:
+    everything = names(root)
+    assert names(root, limit=2) == everything[:2]
+    assert names(root, limit=99) == everything
+    orders = {tuple(names(root, shuffle=True, seed=seed)) for seed in range(8)}
+    assert len(orders) > 3
+    assert all(sorted(order) == sorted(everything) for order in orders)
+    # The order of a seed is part of what users rely on: the same on every machine and Python.
+    assert names(root, shuffle=True, seed=0) == names(root, shuffle=True)
+    first = names(root, shuffle=True, seed=1)
+    assert names(root, shuffle=True, seed=1, limit=3) == first[:3]
+    picture(root / "new.png")
+    assert [name for name in names(root, shuffle=True, seed=1) if name != "new"] == first
+    assert "dataset.limit=0" in error(root, limit=0)
+
+
+def test_unreadable_directory_is_an_error_not_a_gap(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith("letters"):
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    text = error(root)
+    assert "Permission denied" in text
+    assert str(root / "letters") in text
