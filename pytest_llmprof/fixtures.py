@@ -50,6 +50,11 @@ class LlmProf:
         self._state = state
         self._manager = manager
         self._used: str | None = None
+        self._benchmark: Any = None
+        if "benchmark" in request.node.fixturenames:
+            from pytest_llmprof.measure.benchmark_sink import claim
+
+            self._benchmark = claim(request.getfixturevalue("benchmark"))
 
     @property
     def settings(self) -> Settings:
@@ -114,11 +119,11 @@ class LlmProf:
 
     def _sink(self, round_seconds: Sequence[float]) -> None:
         """Hand the rounds to pytest-benchmark where it is there."""
-        if "benchmark" in self._request.node.fixturenames:
+        if self._benchmark is not None:
             from pytest_llmprof.measure.benchmark_sink import sink
 
             info: Mapping[str, Any] = (self._state.payload or {}).get("extra_info", {})
-            sink(self._request.getfixturevalue("benchmark"), round_seconds, info)
+            sink(self._benchmark, round_seconds, info)
 
 
 def _state(request: pytest.FixtureRequest) -> ItemState:

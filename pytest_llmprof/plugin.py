@@ -217,12 +217,13 @@ class Manager:
 
     def _sink_fixture(self, item: pytest.Item) -> None:
         """Ask for pytest-benchmark's fixture on a copy: the list is shared between the stages' items."""
-        if self.config.pluginmanager.hasplugin("benchmark") and "benchmark" not in item.fixturenames:  # type: ignore[attr-defined]
+        names = item.fixturenames  # type: ignore[attr-defined]
+        if self.config.pluginmanager.hasplugin("benchmark") and "llmprof" in names and "benchmark" not in names:
             info = item._fixtureinfo  # type: ignore[attr-defined]
             definitions = item.session._fixturemanager.getfixturedefs("benchmark", item)
             if definitions:
                 info.name2fixturedefs.setdefault("benchmark", definitions)
-                item.fixturenames = [*item.fixturenames, "benchmark"]  # type: ignore[attr-defined]
+                item.fixturenames = [*names, "benchmark"]  # type: ignore[attr-defined]
 
     def pytest_report_header(self) -> list[str] | None:
         if self._session is None or self._session.composer is None:

@@ -101,7 +101,7 @@ class Timeline:
             self._lines[thread] = self._line(ranges)
         self._main = max(by_thread, key=lambda thread: len(by_thread[thread]), default=None)
         self.phases = [
-            Phase(name, self._parent[name], count, total) for name, (count, total) in self._found.items()
+            Phase(name, self._parent[name], max(1, count), total) for name, (count, total) in self._found.items()
         ]
 
     def _number(self, name: str) -> int:
@@ -130,7 +130,7 @@ class Timeline:
                 # A window that starts late opens inside a decode phase whose own range began before it.
                 stack.append((end, outer_phase or DECODE, self.steps))
                 if not outer_phase:
-                    self._count(DECODE, NO_PHASE, end - start)
+                    self._count(DECODE, NO_PHASE, end - start, times=0)
                 self.steps += 1
                 self.step_ns += end - start
             else:
@@ -145,10 +145,10 @@ class Timeline:
             np.array(steps, dtype=np.int64),
         )
 
-    def _count(self, name: str, parent: str, length: int) -> None:
+    def _count(self, name: str, parent: str, length: int, times: int = 1) -> None:
         self._number(name)
         entry = self._found.setdefault(name, [0, 0])
-        entry[0] += 1
+        entry[0] += times
         entry[1] += length
         self._parent.setdefault(name, parent)
 

@@ -9,15 +9,20 @@ import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["benchmark_json", "sink"]
+__all__ = ["benchmark_json", "claim", "sink"]
+
+
+def claim(benchmark: Any) -> Any:
+    """Mark a `benchmark` fixture as used, so that pytest-benchmark does not warn where a test fails early."""
+    benchmark._mode = "llmprof"
+    return benchmark
 
 
 def sink(benchmark: Any, round_seconds: Sequence[float], extra_info: Mapping[str, Any]) -> None:
-    """Hand the seconds of each round to a `benchmark` fixture.
+    """Hand the seconds of each round to a claimed `benchmark` fixture.
 
-    Marks it as used. Does nothing more where pytest-benchmark is switched off (`--benchmark-disable`, xdist).
+    Does nothing where pytest-benchmark is switched off (`--benchmark-disable`, xdist).
     """
-    benchmark._mode = "llmprof"
     if benchmark.disabled or not round_seconds:
         return
     benchmark.extra_info.update(extra_info)

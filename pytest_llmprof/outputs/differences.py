@@ -117,8 +117,8 @@ def _rows(truth: str, answer: str) -> Iterator[_Row]:
 def _blocks(truth: list[str], answer: list[str]) -> Iterator[tuple[int, int, int, int]]:
     """Ranges of words that belong together, equal or different: start and end in *truth*, then in *answer*.
 
-    They lie along the longest common subsequence. The fewest word edits would do worse: where one word is missing
-    they replace each later one by its neighbour.
+    They lie along the longest common subsequence. The fewest word edits would do worse: where one word is
+    missing they replace each later one by its neighbour.
     """
     from rapidfuzz.distance import Indel
 

@@ -27,8 +27,8 @@ MAX_SIDE = 2048
 MAX_JPEG_SIDE = 16_384
 """Longest side of a thumbnail or a crop (JPEG ends at 65,535)."""
 
-# A runaway answer can hold thousands of boxes. All are outlined, but only so many are labelled, and labels keep
-# clear of only so many boxes: on a fuller page there is no free place anyway.
+# A runaway answer can hold thousands of boxes. All are outlined, but only so many are labelled, and labels
+# keep clear of only so many boxes: on a fuller page there is no free place anyway.
 _LABELLED = 500
 _AVOIDED = 200
 

@@ -44,7 +44,7 @@ def outside_code(markdown: str) -> str:
 
 
 def test_golden(tmp_path: Path, make_record, make_page) -> None:
-    """The whole of a small gallery. To renew the file after a wanted change, copy the one that the test wrote."""
+    """The whole of a small gallery. To renew the file after a wanted change, copy what the test wrote."""
     boxes = (
         Box("title", (5, 2, 110, 20), "INVOICE 12"),
         Box("image", (10, 10, 40, 30)),

@@ -43,7 +43,7 @@ def test_colours_are_stable_and_apart() -> None:
     known = ["title", "text", "table", "image", "equation", "list", "header", "footer", "page_number"]
     assert len({colour(label) for label in known}) == len(known)
     assert colour(" Title ") == colour("title")
-    # Written down, so that a change of the palette or of the hash is seen: old and new galleries would differ.
+    # Written down, so that a change of the palette or of the hash is seen: galleries would differ.
     assert colour("title") == (214, 39, 40)
     assert colour("figure") == (0, 128, 128)
     assert colour("表格") == (0, 160, 110)

@@ -12,11 +12,37 @@ from pytest_llmprof.models.base import Box
 from pytest_llmprof.outputs.predictions import PredictionWriter, prediction_dict, read_predictions
 from pytest_llmprof.outputs.records import Prediction
 
-KEYS = (
-    "schema page image stage prompt status error batch_id batch_size round text_raw text_clean boxes bad_boxes "
-    "tokens finish_reason preprocess_ms vision_ms prefill_ms decode_ms other_ms total_ms ttft_ms tokens_per_s cer "
-    "wer box_iou repetition runaway"
-).split()
+KEYS = [
+    "schema",
+    "page",
+    "image",
+    "stage",
+    "prompt",
+    "status",
+    "error",
+    "batch_id",
+    "batch_size",
+    "round",
+    "text_raw",
+    "text_clean",
+    "boxes",
+    "bad_boxes",
+    "tokens",
+    "finish_reason",
+    "preprocess_ms",
+    "vision_ms",
+    "prefill_ms",
+    "decode_ms",
+    "other_ms",
+    "total_ms",
+    "ttft_ms",
+    "tokens_per_s",
+    "cer",
+    "wer",
+    "box_iou",
+    "repetition",
+    "runaway",
+]
 
 
 def test_fields_and_their_order(tmp_path: Path, make_record) -> None:

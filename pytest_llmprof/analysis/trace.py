@@ -1,0 +1,435 @@
+"""Tables and figures of one profiled window, from its Chrome trace.
+
+What the words mean:
+
+* The **phase** of a host event is the innermost `llmprof/<phase>` range that was open when it began; that of
+  a kernel, copy or fill is the phase of the call that launched it (linked by the correlation id; all kernels
+  of a CUDA graph share that of its launch). "" is outside every range.
+* **Self time** of an operator is its time less that of the events directly inside it on its thread. Counts
+  and totals are those of torch's `key_averages()`, which counts an operator that only passes on to another of
+  the same name once.
+* **GPU busy** is the length of the union of kernel intervals, so that kernels of two streams at one time count
+  once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pytest_llmprof.analysis.calls import (
+    GRAPH_LAUNCH,
+    LAUNCH,
+    PLAIN_COPY,
+    SYNCHRONISE,
+    copy_direction,
+    matching,
+)
+from pytest_llmprof.analysis.events import KERNEL, MEMCPY, OP, RUNTIME, Ints, RawTrace, decode
+from pytest_llmprof.analysis.gaps import DEVICE, HOST_LATE, WAITED, gaps, union_ns
+from pytest_llmprof.analysis.nesting import Timeline, parents
+
+__all__ = ["KernelRow", "OperatorRow", "PhaseRow", "StepFigures", "Trace", "read_trace"]
+
+Mask = npt.NDArray[np.bool_]
+
+HOST_KINDS = ("op", "range", "runtime")
+DEVICE_KINDS = ("kernel", "memcpy", "memset")
+
+
+@dataclass(frozen=True)
+class OperatorRow:
+    """One operator (or range, or runtime call) in one phase. Times in milliseconds."""
+
+    name: str
+    kind: str
+    """op | range (a `record_function` range; its self time is Python between operators) | runtime."""
+    phase: str
+    count: int
+    total_ms: float
+    """Inclusive: with what it calls."""
+    self_ms: float
+    mean_ms: float
+    """total_ms / count."""
+    share: float
+    """self_ms of all self time in the trace (0..1)."""
+    phase_share: float
+    """self_ms of all self time in its phase (0..1)."""
+    device_ms: float
+    """Kernels, copies and fills that it launched itself."""
+
+
+@dataclass(frozen=True)
+class KernelRow:
+    """One kernel (or copy, or fill) in one phase, launched by one operator."""
+
+    name: str
+    kind: str
+    """kernel | memcpy | memset."""
+    phase: str
+    operator: str
+    """The innermost operator around its launch; else the launching call (cudaGraphLaunch, say); "" unknown."""
+    count: int
+    total_ms: float
+    mean_us: float
+    min_us: float
+    max_us: float
+    share: float
+    """total_ms of all kernels', copies' and fills' time (0..1)."""
+
+
+@dataclass(frozen=True)
+class PhaseRow:
+    """One phase. Sub-phases (`parent` names theirs) are included in the phase they lie in."""
+
+    name: str
+    parent: str
+    count: int
+    """How often it was opened."""
+    host_ms: float
+    """Sum of its ranges on the host."""
+    gpu_busy_ms: float
+    """Union of the intervals of its kernels."""
+    kernels: int
+    host_launches: int
+    """Kernel and graph launches by the host."""
+    d2h_copies: int
+    synchronisations: int
+    idle_ms: dict[str, float]
+    """Time in which the card waited for work of this phase, by cause (see `gaps.IDLE_CAUSES`)."""
+
+    @property
+    def gpu_idle_share(self) -> float | None:
+        """Idle over idle + busy under the profiler (0..1); None where nothing ran on the card."""
+        idle = sum(self.idle_ms.values())
+        return idle / (idle + self.gpu_busy_ms) if self.gpu_busy_ms else None
+
+
+@dataclass(frozen=True)
+class StepFigures:
+    """Figures of the decode steps, per step (= per token of each page of the batch)."""
+
+    steps: int
+    step_ms: float
+    gpu_busy_ms: float
+    host_launches: float
+    kernels: float
+    d2h_copies: float
+    synchronisations: float
+
+
+class Trace:
+    """A profiled window. Made by `read_trace`."""
+
+    def __init__(self, raw: RawTrace) -> None:
+        self.names = raw.names
+        self.host = raw.host
+        self.device = raw.device
+        self.events = raw.events
+        """Events in the file."""
+        self.size = raw.size
+        """Bytes of the trace's JSON."""
+        self.timeline = Timeline(raw.host, raw.names)
+        self._parent = parents(raw.host)
+        self._phase, self._step = self.timeline.at(raw.host.thread, raw.host.start)
+
+    @property
+    def phases(self) -> list[str]:
+        """Names of the phases by number; number 0 ("") is outside every phase."""
+        return ["", *(phase.name for phase in self.timeline.phases)]
+
+    @property
+    def window_ms(self) -> float:
+        """From the first event's start to the last one's end, host and device."""
+        ends = [int((part.start + part.dur).max()) for part in (self.host, self.device) if len(part)]
+        return max(ends, default=0) / 1e6
+
+    # ---- launches -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _launcher(self) -> Ints:
+        """Index of the host event that caused each device event; -1 where the trace does not say."""
+        calls = np.flatnonzero((self.host.kind == RUNTIME) & (self.host.correlation >= 0))
+        found = _lookup(self.host.correlation[calls], calls, self.device.correlation)
+        if (found < 0).any():
+            # A launch before the window, or a call that the profiler lost: the operator's own id is left.
+            operators = np.flatnonzero((self.host.kind == OP) & (self.host.external >= 0))
+            by_operator = _lookup(self.host.external[operators], operators, self.device.external)
+            found = np.where(found >= 0, found, by_operator)
+        return found
+
+    @cached_property
+    def _operator(self) -> Ints:
+        """Name index of the launching operator of each device event; -1 unknown."""
+        launcher = self._launcher
+        current = launcher.copy()
+        while True:
+            climbing = (current >= 0) & (self.host.kind[current] != OP)
+            if not climbing.any():
+                break
+            current[climbing] = self._parent[current[climbing]]
+        name = np.where(current >= 0, self.host.name[current], -1)
+        graph = (launcher >= 0) & self._is(GRAPH_LAUNCH)[launcher]
+        return np.where((launcher >= 0) & ((name < 0) | graph), self.host.name[launcher], name)
+
+    def _is(self, pattern: object) -> Mask:
+        """Which host events are runtime calls of a kind."""
+        named = matching(self.names, pattern)  # type: ignore[arg-type]
+        return (self.host.kind == RUNTIME) & named[self.host.name]
+
+    @cached_property
+    def _launches(self) -> Mask:
+        return self._is(LAUNCH)
+
+    @cached_property
+    def _blocking(self) -> Mask:
+        """Host events that wait for the card.
+
+        A copy into pageable memory waits too; the synchronise that torch calls right after it is the same
+        wait and counts once.
+        """
+        waits = self._is(SYNCHRONISE)
+        copies = np.zeros(len(self.host), dtype=bool)
+        to_pageable = np.array(
+            [copy_direction(name) == "DtoH" and "pageable" in name.lower() for name in self.names], dtype=bool
+        )
+        launcher = self._launcher[to_pageable[self.device.name] & (self.device.kind == MEMCPY)]
+        copies[launcher[launcher >= 0]] = True
+        copies = (copies & (self.host.kind == RUNTIME)) | self._is(PLAIN_COPY)
+        calls = np.flatnonzero(self.host.kind == RUNTIME)
+        after = np.append(calls[1:], -1)[copies[calls]]
+        rows = calls[copies[calls]]
+        same = (after >= 0) & (self.host.thread[after] == self.host.thread[rows])
+        copies[rows[same & waits[after] & (self._parent[after] == self._parent[rows])]] = False
+        return waits | copies
+
+    @cached_property
+    def _device_phase(self) -> Ints:
+        launcher = self._launcher
+        return np.where(launcher >= 0, self._phase[launcher], 0) if len(self.host) else np.zeros_like(launcher)
+
+    @cached_property
+    def _device_step(self) -> Ints:
+        launcher = self._launcher
+        return np.where(launcher >= 0, self._step[launcher], -1) if len(self.host) else launcher
+
+    @cached_property
+    def _copies_to_host(self) -> Mask:
+        to_host = np.array([copy_direction(name) == "DtoH" for name in self.names], dtype=bool)
+        return (self.device.kind == MEMCPY) & to_host[self.device.name]
+
+    # ---- tables ---------------------------------------------------------------------------------------------
+
+    def operators(self, by_phase: bool = True) -> list[OperatorRow]:
+        """Host events by name and phase, longest self time first. Without *by_phase*, `phase` is ""."""
+        host, parent = self.host, self._parent
+        if not len(host):
+            return []
+        inside = parent >= 0
+        own = host.dur - np.bincount(parent[inside], host.dur[inside], len(host)).astype(np.int64)
+        children = np.bincount(parent[inside], minlength=len(host))
+        # What torch's _remove_dup_nodes merges: the only child of a caller of the same name.
+        again = inside & (host.name[parent] == host.name) & (children[parent] == 1)
+        device = self._launched_ns()
+        phase = self._phase if by_phase else np.zeros_like(self._phase)
+        groups = _Groups(host.name, host.kind, phase)
+        count = groups.sum((~again).astype(np.int64))
+        total = groups.sum(np.where(again, 0, host.dur)) / 1e6
+        self_ms = groups.sum(own) / 1e6
+        device_ms = groups.sum(device) / 1e6
+        all_self = float(self_ms.sum()) or 1.0
+        in_phase = np.bincount(groups.key(2), self_ms)
+        names = self.phases
+        rows = [
+            OperatorRow(
+                name=self.names[name],
+                kind=HOST_KINDS[kind],
+                phase=names[number],
+                count=int(count[row]),
+                total_ms=float(total[row]),
+                self_ms=float(self_ms[row]),
+                mean_ms=float(total[row] / count[row]) if count[row] else 0.0,
+                share=float(self_ms[row]) / all_self,
+                phase_share=float(self_ms[row] / in_phase[number]) if in_phase[number] else 0.0,
+                device_ms=float(device_ms[row]),
+            )
+            for row, (name, kind, number) in enumerate(groups.keys())
+        ]
+        return sorted(rows, key=lambda row: (-row.self_ms, row.name, row.phase))
+
+    def _launched_ns(self) -> Ints:
+        """Device time that each host event launched itself: as an operator, else as the launching call."""
+        launched = np.zeros(len(self.host), dtype=np.int64)
+        current = self._launcher.copy()
+        if not len(current):
+            return launched
+        while True:
+            climbing = (current >= 0) & (self.host.kind[current] == RUNTIME)
+            if not climbing.any():
+                break
+            current[climbing] = self._parent[current[climbing]]
+        known = current >= 0
+        np.add.at(launched, current[known], self.device.dur[known])
+        return launched
+
+    def kernels(self) -> list[KernelRow]:
+        """Device events by name, phase and launching operator, longest total first."""
+        device = self.device
+        if not len(device):
+            return []
+        operator = self._operator if len(self.host) else np.full(len(device), -1)
+        groups = _Groups(device.name, device.kind, self._device_phase, operator)
+        count = groups.sum(np.ones(len(device), dtype=np.int64))
+        total = groups.sum(device.dur)
+        least, most = groups.extremes(device.dur)
+        whole = float(total.sum()) or 1.0
+        phases = self.phases
+        rows = [
+            KernelRow(
+                name=self.names[name],
+                kind=DEVICE_KINDS[kind],
+                phase=phases[phase],
+                operator=self.names[caller] if caller >= 0 else "",
+                count=int(count[row]),
+                total_ms=float(total[row]) / 1e6,
+                mean_us=float(total[row] / count[row]) / 1e3,
+                min_us=float(least[row]) / 1e3,
+                max_us=float(most[row]) / 1e3,
+                share=float(total[row]) / whole,
+            )
+            for row, (name, kind, phase, caller) in enumerate(groups.keys())
+        ]
+        return sorted(rows, key=lambda row: (-row.total_ms, row.name, row.phase, row.operator))
+
+    # ---- figures --------------------------------------------------------------------------------------------
+
+    def copies(self) -> dict[str, int]:
+        """Number of device copies by direction (HtoD, DtoH, DtoD, ...)."""
+        found: dict[str, int] = {}
+        numbers, counts = np.unique(self.device.name[self.device.kind == MEMCPY], return_counts=True)
+        for number, count in zip(numbers, counts, strict=True):
+            direction = copy_direction(self.names[number])
+            found[direction] = found.get(direction, 0) + int(count)
+        return dict(sorted(found.items()))
+
+    def totals(self) -> PhaseRow:
+        """The whole window as one row named ""."""
+        return self._row("", "", 1, self.window_ms, None)
+
+    def phase_rows(self) -> list[PhaseRow]:
+        """The phases in the order in which they first began."""
+        phases = self.timeline.phases
+        rows = []
+        for phase in phases:
+            inside = {phase.name}
+            for other in phases:  # a parent comes before its parts
+                if other.parent in inside:
+                    inside.add(other.name)
+            numbers = [index + 1 for index, other in enumerate(phases) if other.name in inside]
+            rows.append(self._row(phase.name, phase.parent, phase.count, phase.host_ns / 1e6, numbers))
+        return rows
+
+    def _row(self, name: str, parent: str, count: int, host_ms: float, numbers: list[int] | None) -> PhaseRow:
+        on_host = np.ones(len(self.host), dtype=bool) if numbers is None else np.isin(self._phase, numbers)
+        on_card = (
+            np.ones(len(self.device), dtype=bool) if numbers is None else np.isin(self._device_phase, numbers)
+        )
+        kernels = on_card & (self.device.kind == KERNEL)
+        before, length, cause = self._gaps
+        counted = on_card[before]
+        return PhaseRow(
+            name=name,
+            parent=parent,
+            count=count,
+            host_ms=host_ms,
+            gpu_busy_ms=union_ns(self.device.start[kernels], self.device.dur[kernels]) / 1e6,
+            kernels=int(kernels.sum()),
+            host_launches=int((on_host & self._launches).sum()),
+            d2h_copies=int((on_card & self._copies_to_host).sum()),
+            synchronisations=int((on_host & self._blocking).sum()),
+            idle_ms={
+                label: float(length[counted & (cause == number)].sum()) / 1e6
+                for number, label in ((HOST_LATE, "launch"), (WAITED, "synchronisation"), (DEVICE, "device"))
+            },
+        )
+
+    @cached_property
+    def _gaps(self) -> tuple[Ints, Ints, Ints]:
+        if not len(self.host):
+            return gaps(self.device, np.full(len(self.device), -1), np.empty(0, int), np.empty(0, int))
+        launched = np.where(self._launcher >= 0, self.host.start[self._launcher], -1)
+        waits = np.flatnonzero(self._blocking)
+        return gaps(self.device, launched, self.host.start[waits], (self.host.start + self.host.dur)[waits])
+
+    def steps(self) -> StepFigures | None:
+        """Figures of a decode step; None where the trace has no `llmprof/step` range."""
+        steps = self.timeline.steps
+        if not steps:
+            return None
+        on_host = self._step >= 0
+        on_card = self._device_step >= 0
+        kernels = on_card & (self.device.kind == KERNEL)
+        return StepFigures(
+            steps=steps,
+            step_ms=self.timeline.step_ns / 1e6 / steps,
+            gpu_busy_ms=union_ns(self.device.start[kernels], self.device.dur[kernels]) / 1e6 / steps,
+            host_launches=int((on_host & self._launches).sum()) / steps,
+            kernels=int(kernels.sum()) / steps,
+            d2h_copies=int((on_card & self._copies_to_host).sum()) / steps,
+            synchronisations=int((on_host & self._blocking).sum()) / steps,
+        )
+
+    def graph_launches(self) -> int:
+        """Number of CUDA graph launches."""
+        return int(self._is(GRAPH_LAUNCH).sum())
+
+
+def read_trace(source: Path | str | bytes) -> Trace:
+    """Read a torch.profiler trace: a path (`.json`, `.json.gz`) or its bytes.
+
+    Raises `ArtifactError` where it cannot be read.
+    """
+    return Trace(decode(source))
+
+
+def _lookup(keys: Ints, values: Ints, wanted: Ints) -> Ints:
+    """For each of *wanted* the value of the equal key (the last one where keys repeat); -1 without one."""
+    if not len(keys):
+        return np.full(len(wanted), -1, dtype=np.int64)
+    order = np.argsort(keys, kind="stable")
+    keys, values = keys[order], values[order]
+    place = np.searchsorted(keys, wanted, side="right") - 1
+    return np.where((place >= 0) & (keys[place] == wanted) & (wanted >= 0), values[place], -1)
+
+
+class _Groups:
+    """Rows that agree in all columns, with sums over them."""
+
+    def __init__(self, *columns: Ints) -> None:
+        self._columns = columns
+        code = np.zeros(len(columns[0]), dtype=np.int64)
+        for column in columns:
+            low = int(column.min())
+            code = code * (int(column.max()) - low + 1) + (column - low)
+        _, self._first, self._group = np.unique(code, return_index=True, return_inverse=True)
+
+    def sum(self, values: Ints) -> npt.NDArray[np.int64]:
+        # Whole numbers below 2**53 stay exact in bincount's doubles.
+        return np.bincount(self._group, values, len(self._first)).astype(np.int64)
+
+    def extremes(self, values: Ints) -> tuple[Ints, Ints]:
+        order = np.argsort(self._group, kind="stable")
+        starts = np.searchsorted(self._group[order], np.arange(len(self._first)))
+        ordered = values[order]
+        return np.minimum.reduceat(ordered, starts), np.maximum.reduceat(ordered, starts)
+
+    def key(self, column: int) -> Ints:
+        return self._columns[column][self._first]
+
+    def keys(self) -> Iterator[tuple[int, ...]]:
+        return zip(*(self.key(number).tolist() for number in range(len(self._columns))), strict=True)
