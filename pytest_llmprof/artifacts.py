@@ -97,7 +97,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write *text* to *path* in UTF-8 as a whole file (lone surrogates become U+FFFD)."""
+    """Write *text* to *path* in UTF-8 as a whole file (a lone surrogate becomes "?")."""
     write_bytes(path, text.encode("utf-8", "replace"))
 
 

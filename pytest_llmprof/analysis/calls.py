@@ -27,7 +27,7 @@ def matching(names: Iterable[str], pattern: re.Pattern[str]) -> npt.NDArray[np.b
 
 
 def copy_direction(name: str) -> str:
-    """"HtoD", "DtoH", "DtoD" ... of a device copy's name ("Memcpy DtoH (Device -> Pageable)"), else "other"."""
+    """The way of a copy called *name* ("Memcpy DtoH (Device -> Pageable)"): HtoD, DtoH, DtoD ... or other."""
     found = _DIRECTION.search(name)
     if found is None:
         return "other"

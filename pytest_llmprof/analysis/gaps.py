@@ -11,7 +11,7 @@ __all__ = ["DEVICE", "HOST_LATE", "IDLE_CAUSES", "WAITED", "gaps", "union_ns"]
 HOST_LATE, WAITED, DEVICE = 0, 1, 2
 IDLE_CAUSES = {
     "launch": "the host had not launched the next piece of work yet (launch-bound)",
-    "synchronisation": "the host was waiting for the card, so nothing was queued (a synchronise or blocking copy)",
+    "synchronisation": "the host had waited for the card (synchronise, blocking copy), so nothing was queued",
     "device": "the next piece of work was queued already (gaps between kernels, dependencies)",
 }
 """Why the card was idle before a piece of work."""
@@ -42,6 +42,8 @@ def gaps(device: DeviceEvents, launched: Ints, wait_start: Ints, wait_end: Ints)
     # The latest end among the waits that had begun by then: still waiting when the card ran dry?
     ends = np.maximum.accumulate(wait_end[order]) if len(order) else wait_end
     place = np.searchsorted(wait_start[order], begin, side="right") - 1
-    waiting = (place >= 0) & (ends[np.maximum(place, 0)] >= begin) if len(ends) else np.zeros(len(after), bool)
+    waiting = place >= 0
+    if len(ends):
+        waiting &= ends[np.maximum(place, 0)] >= begin
     cause = np.where(late, np.where(waiting, WAITED, HOST_LATE), DEVICE)
     return after, length, cause

@@ -73,8 +73,21 @@ class Phase:
     """Sum of its ranges on the host, what lies in them included."""
 
 
+@dataclass
+class _Open:
+    """An open range while a timeline is made."""
+
+    end: int
+    phase: str
+    step: int = -1
+    label: str = ""
+
+
 class Timeline:
     """Phases and decode steps over time.
+
+    A step lasts until the next one begins or its phase ends, so that what follows its range (the token's way to
+    the host) is its own.
 
     A thread without ranges of its own (a data loader, say) takes the phase that the main thread was in.
     """
@@ -89,7 +102,7 @@ class Timeline:
         self._numbers = {NO_PHASE: 0}
         self._lines: dict[int, tuple[Ints, Ints, Ints]] = {}
         ours = np.array([name.startswith(PREFIX) for name in names], dtype=bool)
-        rows = np.flatnonzero((host.kind == RANGE) & ours[host.name]) if len(host) else []
+        rows = np.flatnonzero((host.kind == RANGE) & ours[host.name]) if len(host) else host.name
         by_thread: dict[int, list[tuple[int, int, str]]] = {}
         for row in rows:
             label = names[host.name[row]].removeprefix(PREFIX)
@@ -101,7 +114,8 @@ class Timeline:
             self._lines[thread] = self._line(ranges)
         self._main = max(by_thread, key=lambda thread: len(by_thread[thread]), default=None)
         self.phases = [
-            Phase(name, self._parent[name], max(1, count), total) for name, (count, total) in self._found.items()
+            Phase(name, self._parent[name], max(1, count), total)
+            for name, (count, total) in self._found.items()
         ]
 
     def _number(self, name: str) -> int:
@@ -110,35 +124,43 @@ class Timeline:
     def _line(self, ranges: list[tuple[int, int, str]]) -> tuple[Ints, Ints, Ints]:
         """Times at which the innermost phase or the step changes, with the phase and step from then on."""
         times, phases, steps = [np.iinfo(np.int64).min], [0], [-1]
-        stack: list[tuple[int, str, int]] = []  # end, phase, step
+        bottom = _Open(np.iinfo(np.int64).max, NO_PHASE)
+        stack = [bottom]
 
         def mark(time: int) -> None:
             times.append(time)
-            phases.append(self._number(stack[-1][1]) if stack else 0)
-            steps.append(stack[-1][2] if stack else -1)
+            phases.append(self._number(stack[-1].phase))
+            steps.append(stack[-1].step)
 
         def close(until: int) -> None:
-            while stack and stack[-1][0] <= until:
-                time = stack.pop()[0]
-                mark(time)
+            while stack[-1].end <= until:
+                closed = stack.pop()
+                if closed.label == STEP:
+                    # Until the next one begins: the token may reach the host after the step's own range.
+                    stack[-1].step = closed.step
+                    if stack[-1] is bottom:
+                        bottom.phase = DECODE
+                mark(closed.end)
 
         for start, end, label in ranges:
             close(start)
-            outer_phase, outer_step = (stack[-1][1], stack[-1][2]) if stack else (NO_PHASE, -1)
-            end = min(end, stack[-1][0]) if stack else end
+            outer = stack[-1]
+            end = min(end, outer.end)
             if label == STEP:
                 # A window that starts late opens inside a decode phase whose own range began before it.
-                stack.append((end, outer_phase or DECODE, self.steps))
-                if not outer_phase:
+                stack.append(_Open(end, outer.phase or DECODE, self.steps, STEP))
+                if not outer.phase or outer is bottom:
                     self._count(DECODE, NO_PHASE, end - start, times=0)
                 self.steps += 1
                 self.step_ns += end - start
             else:
-                if label not in (entry[1] for entry in stack):
-                    self._count(label, outer_phase, end - start)
-                stack.append((end, label, outer_step))
+                if outer is bottom:
+                    bottom.phase, bottom.step = NO_PHASE, -1
+                if label not in (entry.phase for entry in stack):
+                    self._count(label, outer.phase, end - start)
+                stack.append(_Open(end, label, outer.step, label))
             mark(start)
-        close(np.iinfo(np.int64).max)
+        close(bottom.end - 1)
         return (
             np.array(times, dtype=np.int64),
             np.array(phases, dtype=np.int64),

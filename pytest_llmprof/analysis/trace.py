@@ -6,14 +6,15 @@ What the words mean:
   a kernel, copy or fill is the phase of the call that launched it (linked by the correlation id; all kernels
   of a CUDA graph share that of its launch). "" is outside every range.
 * **Self time** of an operator is its time less that of the events directly inside it on its thread. Counts
-  and totals are those of torch's `key_averages()`, which counts an operator that only passes on to another of
-  the same name once.
-* **GPU busy** is the length of the union of kernel intervals, so that kernels of two streams at one time count
-  once.
+  and totals are those of torch's `key_averages()`, which counts an operator that only passes on to another
+  of the same name once.
+* **GPU busy** is the length of the union of kernel intervals, so that kernels of two streams at one time
+  count once.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -73,7 +74,7 @@ class KernelRow:
     """kernel | memcpy | memset."""
     phase: str
     operator: str
-    """The innermost operator around its launch; else the launching call (cudaGraphLaunch, say); "" unknown."""
+    """The innermost operator around its launch, else the launching call (cudaGraphLaunch); "" unknown."""
     count: int
     total_ms: float
     mean_us: float
@@ -149,38 +150,39 @@ class Trace:
         ends = [int((part.start + part.dur).max()) for part in (self.host, self.device) if len(part)]
         return max(ends, default=0) / 1e6
 
-    # ---- launches -------------------------------------------------------------------------------------------
-
     @cached_property
     def _launcher(self) -> Ints:
         """Index of the host event that caused each device event; -1 where the trace does not say."""
         calls = np.flatnonzero((self.host.kind == RUNTIME) & (self.host.correlation >= 0))
         found = _lookup(self.host.correlation[calls], calls, self.device.correlation)
-        if (found < 0).any():
-            # A launch before the window, or a call that the profiler lost: the operator's own id is left.
-            operators = np.flatnonzero((self.host.kind == OP) & (self.host.external >= 0))
-            by_operator = _lookup(self.host.external[operators], operators, self.device.external)
-            found = np.where(found >= 0, found, by_operator)
-        return found
+        # A launch before the window, or a call that the profiler lost: the operator's own id is left.
+        return found if (found >= 0).all() else np.where(found >= 0, found, self._by_external)
+
+    @cached_property
+    def _by_external(self) -> Ints:
+        """Index of the operator whose id each device event carries; -1 where there is none."""
+        operators = np.flatnonzero((self.host.kind == OP) & (self.host.external >= 0))
+        return _lookup(self.host.external[operators], operators, self.device.external)
 
     @cached_property
     def _operator(self) -> Ints:
         """Name index of the launching operator of each device event; -1 unknown."""
         launcher = self._launcher
         current = launcher.copy()
-        while True:
-            climbing = (current >= 0) & (self.host.kind[current] != OP)
-            if not climbing.any():
-                break
+        while (climbing := (current >= 0) & (self.host.kind[current] != OP)).any():
             current[climbing] = self._parent[current[climbing]]
+        current = np.where(current >= 0, current, self._by_external)
         name = np.where(current >= 0, self.host.name[current], -1)
         graph = (launcher >= 0) & self._is(GRAPH_LAUNCH)[launcher]
         return np.where((launcher >= 0) & ((name < 0) | graph), self.host.name[launcher], name)
 
-    def _is(self, pattern: object) -> Mask:
+    def _is(self, pattern: re.Pattern[str]) -> Mask:
         """Which host events are runtime calls of a kind."""
-        named = matching(self.names, pattern)  # type: ignore[arg-type]
-        return (self.host.kind == RUNTIME) & named[self.host.name]
+        return self._named(RUNTIME, matching(self.names, pattern))
+
+    def _named(self, kind: int, named: Mask) -> Mask:
+        chosen: Mask = (self.host.kind == kind) & named[self.host.name]
+        return chosen
 
     @cached_property
     def _launches(self) -> Mask:
@@ -206,12 +208,15 @@ class Trace:
         rows = calls[copies[calls]]
         same = (after >= 0) & (self.host.thread[after] == self.host.thread[rows])
         copies[rows[same & waits[after] & (self._parent[after] == self._parent[rows])]] = False
-        return waits | copies
+        blocking: Mask = waits | copies
+        return blocking
 
     @cached_property
     def _device_phase(self) -> Ints:
         launcher = self._launcher
-        return np.where(launcher >= 0, self._phase[launcher], 0) if len(self.host) else np.zeros_like(launcher)
+        if not len(self.host):
+            return np.zeros_like(launcher)
+        return np.where(launcher >= 0, self._phase[launcher], 0)
 
     @cached_property
     def _device_step(self) -> Ints:
@@ -221,9 +226,8 @@ class Trace:
     @cached_property
     def _copies_to_host(self) -> Mask:
         to_host = np.array([copy_direction(name) == "DtoH" for name in self.names], dtype=bool)
-        return (self.device.kind == MEMCPY) & to_host[self.device.name]
-
-    # ---- tables ---------------------------------------------------------------------------------------------
+        copies: Mask = (self.device.kind == MEMCPY) & to_host[self.device.name]
+        return copies
 
     def operators(self, by_phase: bool = True) -> list[OperatorRow]:
         """Host events by name and phase, longest self time first. Without *by_phase*, `phase` is ""."""
@@ -268,10 +272,7 @@ class Trace:
         current = self._launcher.copy()
         if not len(current):
             return launched
-        while True:
-            climbing = (current >= 0) & (self.host.kind[current] == RUNTIME)
-            if not climbing.any():
-                break
+        while (climbing := (current >= 0) & (self.host.kind[current] == RUNTIME)).any():
             current[climbing] = self._parent[current[climbing]]
         known = current >= 0
         np.add.at(launched, current[known], self.device.dur[known])
@@ -305,8 +306,6 @@ class Trace:
             for row, (name, kind, phase, caller) in enumerate(groups.keys())
         ]
         return sorted(rows, key=lambda row: (-row.total_ms, row.name, row.phase, row.operator))
-
-    # ---- figures --------------------------------------------------------------------------------------------
 
     def copies(self) -> dict[str, int]:
         """Number of device copies by direction (HtoD, DtoH, DtoD, ...)."""

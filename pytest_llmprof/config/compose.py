@@ -32,7 +32,7 @@ from pytest_llmprof.config.provenance import (
 from pytest_llmprof.config.registry import Registry
 from pytest_llmprof.config.render import plain, to_yaml
 from pytest_llmprof.config.schema import Settings
-from pytest_llmprof.config.tree import Block, Leaf, build, find, root_block, unknown
+from pytest_llmprof.config.tree import Block, Leaf, build, find, root_block, unknown, with_defaults
 from pytest_llmprof.config.trees import ConfigTrees
 from pytest_llmprof.config.validate import PLACEHOLDERS, Checker, show_value
 from pytest_llmprof.errors import ConfigError
@@ -196,11 +196,12 @@ class Composer:
         choices = [*below.choices, *middle.choices, *above.choices]
         for choice in sorted(choices, key=lambda one: (one.source.rank, not one.short)):
             chosen[choice.key] = choice
-        config, selected = self._compose_presets(trees, chosen)
-        config = copy.deepcopy(config)
-
+        presets, selected = self._compose_presets(trees, chosen)
+        content = OmegaConf.to_container(presets, resolve=False)
+        assert isinstance(content, dict)
         given = [*below.assignments, *middle.assignments, *above.assignments]
-        from_presets = self._check_presets(config, root, selected, trees)
+        from_presets = self._check_presets(content, root, selected, trees)
+        config = OmegaConf.create(with_defaults(root, content))
         mapped, explicit = legacy.split(root, [*from_presets, *given])
         composition = _Composition(config, selected, chosen, {}, tuple(one.written or "" for one in mapped))
         origins: dict[str, Assignment] = {}
@@ -229,13 +230,9 @@ class Composer:
         return self._presets[texts]
 
     def _check_presets(
-        self, config: DictConfig, root: Block, choices: Mapping[str, str], trees: ConfigTrees
+        self, content: dict[Any, Any], root: Block, choices: Mapping[str, str], trees: ConfigTrees
     ) -> list[Assignment]:
         """Refuse keys in presets that there are not; take legacy keys out and give them as assignments."""
-        from omegaconf import OmegaConf
-
-        content = OmegaConf.to_container(config, resolve=False)
-        assert isinstance(content, dict)
         found: list[Assignment] = []
         for one in flatten(root, "", content, Source(-1, "preset", "in a preset")):
             node = find(root, one.path)
@@ -252,7 +249,7 @@ class Composer:
                     f"{one.path}={value} is not allowed, set {source.where}; it must be a block of keys"
                 )
         for name in legacy.LEGACY_ROOTS:
-            config.pop(name, None)
+            content.pop(name, None)
         return found
 
     def _check_assignment(self, root: Block, one: Assignment) -> Any:

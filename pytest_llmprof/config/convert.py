@@ -97,8 +97,10 @@ def _union(hint: Any, arguments: tuple[Any, ...], value: Any) -> Any:
             return convert(one, value)
         except Mismatch as error:
             mismatch = error
-    key = mismatch.key if mismatch and len(arguments) == 2 else ""
-    raise Mismatch(key, mismatch.value if mismatch and key else value, describe(hint))
+    if mismatch is not None and len(arguments) == 2 and type(None) in arguments:
+        allowed = mismatch.allowed if mismatch.key else f"{mismatch.allowed}, or null"
+        raise Mismatch(mismatch.key, mismatch.value, allowed)
+    raise Mismatch("", value, describe(hint))
 
 
 def _sequence(hint: Any, origin: Any, arguments: tuple[Any, ...], value: Any) -> Any:
@@ -175,6 +177,6 @@ def _scalar(hint: Any, value: Any) -> Any:
             return str(value)
         if isinstance(value, float):  # 1e3 read from YAML is 1000.0: what was written is lost
             raise Mismatch("", value, "text (quote a text that looks like a number)")
-    elif isinstance(hint, type) and isinstance(value, hint):
+    elif isinstance(hint, type) and isinstance(value, hint) and not isinstance(value, bool):
         return value
     raise Mismatch("", value, describe(hint))

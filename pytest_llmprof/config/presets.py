@@ -21,7 +21,7 @@ class Presets:
 
     def __init__(self, directories: Sequence[Path]) -> None:
         self.directories = tuple(directories)
-        self._bodies: dict[tuple[Path, str, str], tuple[dict[str, Any], list[Path]]] = {}
+        self._bodies: dict[tuple[Path, str, str], tuple[dict[str, Any], list[str]]] = {}
 
     def options(self, group: str) -> list[str]:
         """The names that `group=` may take; empty where it is no group."""
@@ -67,11 +67,13 @@ class Presets:
         body, neighbours = self._bodies[file, group, package]
         yield body
         for neighbour in neighbours:
-            yield from self._read(neighbour, group, package)
+            file_of_neighbour = self.file(group, neighbour)
+            if file_of_neighbour is not None and file_of_neighbour != file:
+                yield from self._read(file_of_neighbour, group, package)
 
 
-def _body(file: Path, group: str, package: str) -> tuple[dict[str, Any], list[Path]]:
-    """(the keys of the preset *file* from the root down, the neighbouring files in its defaults list)."""
+def _body(file: Path, group: str, package: str) -> tuple[dict[str, Any], list[str]]:
+    """(the keys of the preset *file* from the root down, the presets of its group that it extends)."""
     text = file.read_text(encoding="utf-8")
     content = yaml.safe_load(text)
     if not isinstance(content, dict):
@@ -83,8 +85,7 @@ def _body(file: Path, group: str, package: str) -> tuple[dict[str, Any], list[Pa
     for part in reversed(mount.split(".") if mount else []):
         body = {part: body}
     names = [entry for entry in content.get("defaults") or [] if isinstance(entry, str) and entry != "_self_"]
-    neighbours = [file.parent / f"{name}.yaml" for name in names]
-    return body, [path for path in neighbours if path != file and path.is_file()]
+    return body, names
 
 
 def _mentions(body: Any, path: str) -> bool:

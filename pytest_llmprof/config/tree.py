@@ -11,6 +11,7 @@ from typing import Any
 
 from pytest_llmprof.config.convert import Mismatch, convert, describe
 from pytest_llmprof.config.registry import Registry, StageSpec
+from pytest_llmprof.config.render import plain
 from pytest_llmprof.config.schema import (
     DatasetSettings,
     InferSettings,
@@ -23,7 +24,17 @@ from pytest_llmprof.config.schema import (
 )
 from pytest_llmprof.errors import nearest
 
-__all__ = ["MISSING_VALUE", "Block", "Leaf", "build", "find", "known_paths", "root_block", "unknown"]
+__all__ = [
+    "MISSING_VALUE",
+    "Block",
+    "Leaf",
+    "build",
+    "find",
+    "known_paths",
+    "root_block",
+    "unknown",
+    "with_defaults",
+]
 
 MISSING_VALUE = "???"
 """Hydra's word for a value that somebody must set."""
@@ -166,6 +177,17 @@ def _suggest(root: Block, node: Block, parts: list[str], depth: int) -> str:
         return f" (did you mean {' or '.join(map(repr, same[:2]))}?)"
     above = {".".join(parts[:length]) for length in range(1, len(parts))}
     return nearest(".".join(parts), [path for path in known_paths(root) if path not in above])
+
+
+def with_defaults(block: Block, value: Mapping[Any, Any]) -> dict[str, Any]:
+    """*value* as plain data with the defaults of the keys that it lacks, so that others can name them."""
+    found = dict(value)
+    for name, child in block.fields.items():
+        if isinstance(child, Block):
+            found[name] = with_defaults(child, value.get(name) or {})
+        elif name not in found:
+            found[name] = plain(child.default)
+    return found
 
 
 def build(block: Block, value: Mapping[str, Any], prefix: str = "") -> Any:

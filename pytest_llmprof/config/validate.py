@@ -100,7 +100,8 @@ class Checker:
                 f"{error.key} must be set, it is left open {self.where(error.key)}: "
                 f"--llmprof-override {error.key}=VALUE"
             )
-        allowed = RULES[error.key][0] if error.key in RULES else error.allowed
+        quote = "quote" in error.allowed
+        allowed = error.allowed if quote or error.key not in RULES else RULES[error.key][0]
         self.refuse(error.key, error.value, allowed)
 
     def _name(self, path: str, value: str, names: Iterable[str], what: str) -> None:

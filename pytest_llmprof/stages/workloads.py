@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmprof.config.stages import Window
 from pytest_llmprof.datasets.base import Page
-from pytest_llmprof.errors import LlmprofError, PageError
+from pytest_llmprof.errors import LlmprofError, PageError, StageError
 from pytest_llmprof.measure.phases import PhaseRecorder
 from pytest_llmprof.measure.rounds import Answer, Failure, Sample, batches, describe_error, run_batch
 from pytest_llmprof.models.base import LoadedModel
@@ -105,7 +106,7 @@ class PagesWorkload:
                 batch_id=batch_id,
                 memory=self._memory,
             )
-        # Whatever a model raises fails its pages by name; the other pages go on and the test fails at its end.
+        # Whatever a model raises fails its pages by name; the others go on and the test fails at its end.
         except Exception as error:  # noqa: BLE001
             text = describe_error(error, recorder, names, self.device)
             recorder.take()
@@ -165,27 +166,22 @@ class PagesWorkload:
 
     def _window(self, images: list[Image], window: Window, recorder: PhaseRecorder) -> Iterator[None]:
         tokens = self.model.generate(images, self.infer, recorder)
+        counts: Counter[int] = Counter()  # tokens a row; a batch's step is its furthest row's
         with closing(tokens):  # type: ignore[type-var]
-            seen = 0
-            for token in tokens if window.start_token else ():
-                # Rows of a batch step together: the first row that is left counts the steps.
-                seen = max(seen, 1) if token.row else seen + 1
-                if seen >= window.start_token:
-                    break
-            else:
-                if window.start_token:
-                    raise LlmprofError(
-                        f"the profiled window never opened: the answer ended after {seen} tokens, before "
-                        f"pipeline.torch_profiler.window.start_token={window.start_token}"
+            while window.start_token and max(counts.values(), default=0) < window.start_token:
+                token = next(tokens, None)
+                if token is None:
+                    raise StageError(
+                        f"the profiled window never opened: the answer ended after {max(counts.values())} tokens, "
+                        f"before pipeline.torch_profiler.window.start_token={window.start_token}"
                     )
+                counts[token.row] += 1
             yield
-            last = window.decode_tokens + (0 if window.start_token else 1)
-            steps = 0
-            row = None
+            # A window from the start holds the first token, then its decode steps.
+            last = (window.start_token or 1) + window.decode_tokens
             for token in tokens:
-                row = token.row if row is None else row
-                steps += token.row == row
-                if steps >= last:
+                counts[token.row] += 1
+                if max(counts.values()) >= last:
                     return
 
 
@@ -194,7 +190,9 @@ class CallableWorkload:
 
     kind = "callable"
 
-    def __init__(self, call: Callable[[], Any], name: str, device: str, progress: Callable[[str], None]) -> None:
+    def __init__(
+        self, call: Callable[[], Any], name: str, device: str, progress: Callable[[str], None]
+    ) -> None:
         self.name = name
         self.device = device
         self.failures: list[Failure] = []

@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["normalise", "photograph"]
+__all__ = ["normalise", "photograph", "turn"]
+
+
+def turn(ink: Tensor, angles: Tensor) -> Tensor:
+    """Turn pages counter-clockwise about their middle; *angles* in degrees, on the CPU, one a page."""
+    where = angles.nonzero().flatten()
+    if not len(where):
+        return ink
+    some = torch.deg2rad(angles[where]).to(ink.device)
+    zero = torch.zeros_like(some)
+    matrix = torch.stack([some.cos(), -some.sin(), zero, some.sin(), some.cos(), zero], -1).reshape(-1, 2, 3)
+    grid = F.affine_grid(matrix, [len(where), 1, *ink.shape[1:]], align_corners=False)
+    where = where.to(ink.device)
+    turned = F.grid_sample(ink[where, None].float(), grid, align_corners=False)
+    return ink.index_copy(0, where, turned[:, 0].round().to(ink.dtype))
 
 
 def photograph(ink: Tensor, seed: int, strength: float = 1.0) -> Tensor:

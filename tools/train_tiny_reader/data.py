@@ -23,6 +23,8 @@ __all__ = ["Batches", "Requests", "loader"]
 
 PROMPTS = {False: encode(FREE)[1:], True: encode(GROUNDED)[1:]}
 GROUNDED_SHARE = 0.4
+BLOCK_TOKENS = len(encode("<|ref|>title<|/ref|><|det|>[[999,999,999,999]]<|/det|>\n"))
+"""Most tokens the tags of a block take."""
 
 
 class Requests(Sampler[tuple[int, int]]):
@@ -56,15 +58,17 @@ class Batches(Dataset[dict[str, Tensor]]):
     def __init__(self, painter: Painter, pages: int, seed: int) -> None:
         self.painter, self.pages, self.seed = painter, pages, seed
 
-    def _compose(self, rng: random.Random, level: int) -> tuple[Page, list[int], int, int]:
+    def _compose(self, rng: random.Random, level: int) -> tuple[Page, bool, int]:
+        """A page, whether it is for the grounding prompt, and its bucket."""
         while True:
             lines = round(rng.triangular(1, level, 1 + 0.65 * (level - 1)))
             grounded = rng.random() < GROUNDED_SHARE
             page = self.painter.compose(rng, lines)
-            prompt = PROMPTS[grounded]
-            ids = [*prompt, *encode(page.grounded if grounded else page.free), EOS]
-            if len(ids) <= BUCKETS[-1]:
-                return page, ids, len(prompt), bisect_left(BUCKETS, len(ids))
+            length = len(PROMPTS[grounded]) + len(page.free) + 1
+            if grounded:
+                length += sum(BLOCK_TOKENS + 2 * (block.label == "title") for block in page.blocks)
+            if length <= BUCKETS[-1]:
+                return page, grounded, bisect_left(BUCKETS, length)
 
     def __getitem__(self, request: tuple[int, int]) -> dict[str, Tensor]:
         index, level = request
@@ -72,24 +76,29 @@ class Batches(Dataset[dict[str, Tensor]]):
         chosen: int | None = None
         ink = np.empty((self.pages, SIZE, SIZE), np.uint8)
         slots = np.empty((self.pages, SIZE // SLOT[1], SIZE // SLOT[0]), np.uint8)
+        angles = np.zeros(self.pages, np.float32)
         rows: list[tuple[list[int], int]] = []
         refused = 0
         while len(rows) < self.pages:
-            page, ids, prompt, bucket = self._compose(rng, level)
+            page, grounded, bucket = self._compose(rng, level)
             if chosen is None:
                 chosen = bucket
             if bucket > chosen or (bucket < chosen and refused < 2 * self.pages):
                 refused += 1
                 continue
+            self.painter.finish(page)
+            prompt = PROMPTS[grounded]
+            ids = [*prompt, *encode(page.grounded if grounded else page.free), EOS]
             ink[len(rows)], slots[len(rows)] = self.painter.draw(page), self.painter.slots(page)
-            rows.append((ids, prompt))
+            angles[len(rows)] = page.angle
+            rows.append((ids, len(prompt)))
         width = BUCKETS[chosen or 0]
         ids_out = np.full((self.pages, width), PAD, np.int16)
         labels = np.full((self.pages, width), -100, np.int16)
         for row, (ids, prompt) in enumerate(rows):
             ids_out[row, : len(ids)] = ids
             labels[row, prompt : len(ids)] = ids[prompt:]
-        arrays = {"ink": ink, "slots": slots, "ids": ids_out, "labels": labels}
+        arrays = {"ink": ink, "slots": slots, "ids": ids_out, "labels": labels, "angles": angles}
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 

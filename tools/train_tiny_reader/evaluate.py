@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from augment import normalise, photograph
+from augment import normalise, photograph, turn
 from export import averaged, load
 from fonts import BUILTIN, HELD_OUT, TRAINED
 from pages import SIZE, Page, Painter
@@ -64,8 +64,9 @@ def samples(data: Path | None, count: int = 200, seed: int = 2024) -> list[Sampl
             page = painters[group].compose(rng, rng.randint(low, high), prose=group != "layouts")
             while not low <= page.line_count <= high or len(encode(page.grounded)) > 440:
                 page = painters[group].compose(rng, rng.randint(low, high), prose=group != "layouts")
-            ink = torch.from_numpy(painters[group].draw(page).copy())[None]
-            pixels = photograph(ink, rng.getrandbits(31))[0].to(torch.uint8)
+            painters[group].finish(page)
+            ink = torch.from_numpy(painters[group].draw(page))[None]
+            pixels = photograph(turn(ink, torch.tensor([page.angle])), rng.getrandbits(31))[0].to(torch.uint8)
             out.append(Sample(group, page, pixels))
     return out
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
+import numpy as np
 from PIL import ImageFont
 
-__all__ = ["BUILTIN", "HELD_OUT", "TRAINED", "Face", "Family", "face"]
+__all__ = ["BUILTIN", "HELD_OUT", "TRAINED", "Face", "Family", "Glyph", "face"]
 
 
 @dataclass(frozen=True)
@@ -68,24 +69,30 @@ BUILTIN = (Family("Pillow default", ("",), ("",)),)
 """The font inside Pillow: for tests on machines without font files."""
 
 
+@dataclass(frozen=True)
+class Glyph:
+    """A drawn character: its mask, and where that lies from the pen and from the top of the em box."""
+
+    mask: np.ndarray
+    left: int
+    top: int
+
+
 class Face:
-    """One font file at one size, in pixels an em."""
+    """One font file at one size, in pixels an em. Characters are drawn once and kept."""
 
     def __init__(self, path: Path | None, size: int) -> None:
-        self.size = size
-        if path is None:
-            font = ImageFont.load_default(size)
-            assert isinstance(font, ImageFont.FreeTypeFont)
-            self.font = font
-        else:
-            self.font = ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
+        self.path, self.size = path, size
+        self.font = _open(path, size)
         self._advances: dict[str, float] = {}
+        self._glyphs: dict[str, Glyph | None] = {}
+        self._pairs = _pairs(path)
 
     @cached_property
-    def ink(self) -> tuple[float, float]:
+    def ink(self) -> tuple[int, int]:
         """Top and bottom of a line of text, from the top of the em box."""
         box = self.font.getbbox("Ahgp")
-        return box[1], box[3]
+        return round(box[1]), round(box[3])
 
     def advance(self, char: str) -> float:
         """Pixels from *char* to the next, without kerning."""
@@ -97,6 +104,55 @@ class Face:
     def width(self, text: str) -> float:
         """Pixels *text* takes, without kerning."""
         return sum(map(self.advance, text))
+
+    def glyph(self, char: str) -> Glyph | None:
+        """The drawn *char*; None where nothing is drawn."""
+        if char not in self._glyphs:
+            mask, (left, top) = self.font.getmask2(char, "L")
+            width, height = mask.size
+            pixels = np.array(mask, np.uint8).reshape(height, width) if width and height else None
+            self._glyphs[char] = None if pixels is None or not pixels.any() else Glyph(pixels, left, top)
+        return self._glyphs[char]
+
+    def edges(self, text: str, tracking: float = 0.0) -> list[float]:
+        """Where each character of *text* starts, and where the last ends, from 0; with kerning and *tracking*."""
+        x, before, pairs, size = 0.0, "", self._pairs, self.size
+        out = [x]
+        for char in text:
+            if before:
+                kern = pairs.get(before + char)
+                if kern is None:
+                    kern = pairs[before + char] = _kerning(self.path, before, char)
+                x += kern * size + tracking
+                out[-1] = x
+            x += self.advance(char)
+            out.append(x)
+            before = char
+        return out
+
+
+def _open(path: Path | None, size: int) -> ImageFont.FreeTypeFont:
+    if path is not None:
+        return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    return font
+
+
+@lru_cache(maxsize=256)
+def _large(path: Path | None) -> ImageFont.FreeTypeFont:
+    return _open(path, 128)
+
+
+@lru_cache(maxsize=256)
+def _pairs(path: Path | None) -> dict[str, float]:
+    """Kerning of the pairs met so far, in ems, for all sizes of a file."""
+    return {}
+
+
+def _kerning(path: Path | None, left: str, right: str) -> float:
+    font = _large(path)
+    return (font.getlength(left + right) - font.getlength(left) - font.getlength(right)) / 128
 
 
 @lru_cache(maxsize=4096)

@@ -1,7 +1,7 @@
 """Page synthesis: a random 512x512 page with its exact truth.
 
-A page is drawn as ink coverage (0 = paper, 255 = ink); `augment.py` gives it colours, blur and noise. The same
-`random.Random` always gives the same page.
+A page is drawn upright as ink coverage (0 = paper, 255 = ink); `augment.py` turns it by the page's angle and gives it
+colours, blur and noise. The same `random.Random` always gives the same page.
 """
 
 from __future__ import annotations
@@ -45,6 +45,16 @@ class Block:
     face: Face | None
     lines: list[Line] = field(default_factory=list)
     box: tuple[int, int, int, int] = (0, 0, 0, 0)
+    tracking: float = 0.0
+    """Extra pixels between characters."""
+    _edges: dict[str, list[float]] = field(default_factory=dict, repr=False)
+
+    def edges(self, text: str) -> list[float]:
+        """Where the characters of *text* start and end, from its left."""
+        if text not in self._edges:
+            assert self.face is not None
+            self._edges[text] = self.face.edges(text, self.tracking)
+        return self._edges[text]
 
     @property
     def text(self) -> str:
@@ -113,7 +123,7 @@ class Painter:
         self, rng: random.Random, lines: int, *, characters: int = 420, prose: bool = False,
         sizes: tuple[int, int] = (16, 40),
     ) -> Page:
-        """A page of about *lines* lines, never more; *prose*: a title at most and paragraphs, nothing else."""
+        """A page of about *lines* lines, never more, without its boxes (`finish` finds them); *prose*: a title at most and paragraphs, nothing else."""
         mode = sizes[0] + (sizes[1] - sizes[0]) * 0.3
         size = round(rng.triangular(*sizes, mode))
         left = rng.randint(14, 60) if rng.random() < 0.8 else rng.randint(14, 150)
@@ -122,7 +132,7 @@ class Painter:
             rng.uniform(1.18, 1.7), not prose and rng.random() < 0.15,
         )
         page = Page([], seed=rng.getrandbits(30))
-        if rng.random() < 0.25:
+        if rng.random() < 0.2:
             page.angle = rng.uniform(-1.5, 1.5)
         tallest = SIZE - 16
         y = 0
@@ -154,6 +164,25 @@ class Painter:
             if rng.random() < 0.08:
                 break
         self._settle(rng, page)
+        return page
+
+    def finish(self, page: Page) -> Page:
+        """Find the boxes of a composed page."""
+        for block in page.blocks:
+            box = block.box
+            if block.face is not None:
+                spans = []
+                for line in block.lines:
+                    for x, text in line.cells:
+                        for char, edge in zip(text, block.edges(text), strict=False):
+                            glyph = block.face.glyph(char)
+                            if glyph is not None:
+                                left, top = x + round(edge) + glyph.left, line.y + glyph.top
+                                height, width = glyph.mask.shape
+                                spans.append((left, top, left + width, top + height))
+                lefts, tops, rights, bottoms = zip(*spans, strict=True)
+                box = (min(lefts) - PAD, min(tops) - PAD, max(rights) + PAD, max(bottoms) + PAD)
+            block.box = _turned(box, page.angle)
         return page
 
     def _picture(self, rng: random.Random, page: Page) -> int:
@@ -206,7 +235,7 @@ class Painter:
             rows = [[(style.left, self._cut(letters, self.source.line(rng), room))] for _ in range(count)]
         if style.centred and all(len(row) == 1 for row in rows):
             rows = [[(round((SIZE - letters.width(row[0][1])) / 2), row[0][1])] for row in rows]
-        block = Block("text", letters)
+        block = Block("text", letters, tracking=rng.uniform(-0.5, 0.4) if rng.random() < 0.2 else 0.0)
         for index, row in enumerate(rows):
             characters -= sum(len(text) + 1 for _, text in row)
             if index and characters < 0:
@@ -267,7 +296,7 @@ class Painter:
         return rows
 
     def _settle(self, rng: random.Random, page: Page) -> None:
-        """Move everything down by a random amount, and find the boxes."""
+        """Move everything down by a random amount."""
         last = max((line.y + block.face.ink[1] for block in page.blocks for line in block.lines if block.face), default=0)
         last = max(last, *(block.box[3] for block in page.blocks))
         shift = round(rng.uniform(6, max(7, SIZE - 6 - last)))
@@ -275,45 +304,38 @@ class Painter:
             shift = min(shift, rng.randint(8, 40))
         page.rules = [(x1, y1 + shift, x2, y2 + shift) for x1, y1, x2, y2 in page.rules]
         for block in page.blocks:
-            if block.face is None:
-                x1, y1, x2, y2 = block.box
-                box = (x1, y1 + shift, x2, y2 + shift)
-            else:
-                spans = []
-                for line in block.lines:
-                    line.y += shift
-                    for x, text in line.cells:
-                        a, b, c, d = block.face.font.getbbox(text)
-                        spans.append((x + a - PAD, line.y + b - PAD, x + c + PAD, line.y + d + PAD))
-                lows = [min(span[k] for span in spans) for k in (0, 1)]
-                highs = [max(span[k] for span in spans) for k in (2, 3)]
-                box = (int(lows[0]), int(lows[1]), int(highs[0]), int(highs[1]))
-            block.box = _turned(box, page.angle)
+            x1, y1, x2, y2 = block.box
+            block.box = (x1, y1 + shift, x2, y2 + shift)
+            for line in block.lines:
+                line.y += shift
 
     # drawing
 
     def draw(self, page: Page) -> np.ndarray:
-        """Ink coverage, uint8 [512, 512]."""
-        picture = Image.new("L", (SIZE, SIZE), 0)
-        draw = ImageDraw.Draw(picture)
-        for rule in page.rules:
-            draw.line(rule, fill=90, width=1 + page.seed % 2)
+        """Ink coverage of the upright page, uint8 [512, 512]."""
+        if page.rules or any(block.face is None for block in page.blocks):
+            picture = Image.new("L", (SIZE, SIZE), 0)
+            draw = ImageDraw.Draw(picture)
+            for rule in page.rules:
+                draw.line(rule, fill=90, width=1 + page.seed % 2)
+            for block in page.blocks:
+                if block.face is None:
+                    self._draw_picture(draw, block, page)
+            ink = np.array(picture)
+        else:
+            ink = np.zeros((SIZE, SIZE), np.uint8)
         for block in page.blocks:
-            if block.face is None:
-                self._draw_picture(draw, block, page)
-            else:
+            if block.face is not None:
                 for line in block.lines:
                     for x, text in line.cells:
-                        draw.text((x, line.y), text, font=block.face.font, fill=255)
-        if page.angle:
-            picture = picture.rotate(page.angle, Image.Resampling.BILINEAR)
-        return np.asarray(picture)
+                        _draw_text(ink, block, text, x, line.y)
+        return ink
 
     def _draw_picture(self, draw: ImageDraw.ImageDraw, block: Block, page: Page) -> None:
         dice = random.Random(page.seed)
         x1, y1, x2, y2 = block.box
-        if page.angle:  # the box is the turned one; an upright drawing inside it will do
-            x1, y1, x2, y2 = x1 + 4, y1 + 4, x2 - 4, y2 - 4
+        if page.angle:  # the box is the turned one; turning the whole of it makes it 4 px larger at most
+            x1, y1, x2, y2 = x1 + 3, y1 + 3, x2 - 3, y2 - 3
         draw.rectangle((x1, y1, x2 - 1, y2 - 1), fill=dice.randint(60, 255))
         for _ in range(dice.randint(1, 9)):
             a, b = dice.randint(x1, x2 - 8), dice.randint(y1, y2 - 8)
@@ -339,11 +361,24 @@ class Painter:
                     rows = slice(max(0, int(low) // SLOT[1] - 1), int(high) // SLOT[1] + 2)
                 inside = (y[rows] >= low) & (y[rows] < high)
                 for start, text in line.cells:
-                    edges = start + np.cumsum([0.0, *map(block.face.advance, text)])
+                    edges = np.add(block.edges(text), start)
                     classes = np.array([0, *(SLOT_OF[char] for char in text), 0], np.uint8)
                     at = classes[np.searchsorted(edges, x[rows], side="right")]
                     np.copyto(found[rows], at, where=inside & (at > 0))
         return found
+
+
+def _draw_text(ink: np.ndarray, block: Block, text: str, x: int, y: int) -> None:
+    assert block.face is not None
+    for char, edge in zip(text, block.edges(text), strict=False):
+        glyph = block.face.glyph(char)
+        if glyph is None:
+            continue
+        left, top = x + round(edge) + glyph.left, y + glyph.top
+        height, width = glyph.mask.shape
+        if left >= 0 and top >= 0:
+            place = ink[top : top + height, left : left + width]
+            np.maximum(place, glyph.mask[: place.shape[0], : place.shape[1]], out=place)
 
 
 def _turn(x: np.ndarray, y: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:

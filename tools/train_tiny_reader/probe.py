@@ -45,6 +45,11 @@ def pages_per_second(data: Path, workers: int, level: int, seconds: float = 8) -
     return count / (time.monotonic() - began)
 
 
+def _part(batch: dict[str, torch.Tensor], settings: Settings) -> dict[str, torch.Tensor]:
+    part = {name: value[: settings.batch] for name, value in batch.items()}
+    return {name: value if name == "angles" else value.to(settings.device) for name, value in part.items()}
+
+
 def step_time(settings: Settings, batches: dict[int, dict[str, torch.Tensor]]) -> dict[str, Any]:
     """Seconds to compile and milliseconds a step for each bucket, and peak memory."""
     trainer = Trainer(settings)
@@ -53,7 +58,7 @@ def step_time(settings: Settings, batches: dict[int, dict[str, torch.Tensor]]) -
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     for bucket, batch in batches.items():
-        batch = {name: value[: settings.batch].to(settings.device) for name, value in batch.items()}
+        batch = _part(batch, settings)
         began = time.monotonic()
         for _ in range(2):
             trainer.train_step(batch)
@@ -78,7 +83,7 @@ def hot_kernels(settings: Settings, batch: dict[str, torch.Tensor]) -> list[tupl
     from torch.profiler import ProfilerActivity, profile
 
     trainer = Trainer(settings)
-    batch = {name: value[: settings.batch].to(settings.device) for name, value in batch.items()}
+    batch = _part(batch, settings)
     trainer.train_step(batch)
     with profile(activities=[ProfilerActivity.CUDA]) as prof:
         for _ in range(3):

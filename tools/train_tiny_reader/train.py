@@ -17,7 +17,7 @@ from typing import Any
 
 import checkpoint
 import torch
-from augment import normalise, photograph
+from augment import normalise, photograph, turn
 from data import Batches, Requests, loader
 from fonts import BUILTIN, TRAINED
 from model import SIZES, TINY_SIZES, Reader, build
@@ -155,7 +155,7 @@ class Trainer:
 
     def train_step(self, batch: dict[str, Tensor]) -> Tensor:
         """One update; the losses (read, slots, balance, gradient norm), still on the device."""
-        pixels = normalise(photograph(batch["ink"], self.s.seed * 1_000_003 + self.step))
+        pixels = normalise(photograph(turn(batch["ink"], batch["angles"]), self.s.seed * 1_000_003 + self.step))
         labels = batch["labels"].long()
         read, seen, balance = self.reader(
             pixels.to(self.reader.dtype), batch["ids"].long(), labels, batch["slots"]
@@ -230,17 +230,21 @@ def _ahead(stream: Iterator[dict[str, Tensor]], device: str) -> Iterator[dict[st
     def fetch() -> dict[str, Tensor]:
         batch = next(stream)
         with torch.cuda.stream(side):
-            return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+            return {name: _to(device, name, value) for name, value in batch.items()}
 
     following = fetch()
     while True:
         torch.cuda.current_stream().wait_stream(side)
         current = following
         for value in current.values():
-            value.record_stream(torch.cuda.current_stream())
-        yield_next = fetch
-        following = yield_next()
+            if value.is_cuda:
+                value.record_stream(torch.cuda.current_stream())
+        following = fetch()
         yield current
+
+
+def _to(device: str, name: str, value: Tensor) -> Tensor:
+    return value if name == "angles" else value.to(device, non_blocking=True)  # angles are looked at on the CPU
 
 
 def settings_from(arguments: list[str]) -> Settings:

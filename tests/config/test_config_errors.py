@@ -1,0 +1,249 @@
+"""What is refused, with the line that a user gets: the path, the value, what is allowed, where it was set."""
+
+from __future__ import annotations
+
+import pytest
+
+MAX_IMAGES = "pipeline.torch_profiler.output.extra.deepseek_ocr.visualization.max_images"
+WIDTH = "pipeline.torch_profiler.output.extra.deepseek_ocr.visualization.thumbnail_width"
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("a=b,c", ["'a=b,c'", "\"a='b,c'\"", '"a=[b,c]"']),
+        ("k=x=y", ["'k=x=y'", "\"k='x=y'\""]),
+        ("infer.prompt=<image>", ["\"infer.prompt='<image>'\""]),
+        ("infer.prompt=it's", ["\"infer.prompt='it\\\\'s'\""]),
+        ("infer.prompt=$(x)", ["\"infer.prompt='\\$(x)'\""]),
+        ("noequals", ["'noequals'", "no '='", '"noequals=VALUE"']),
+        ("", ["empty override", "KEY=VALUE"]),
+        ("  ", ["empty override"]),
+        ("=x", ["'' is no key"]),
+        ("a b=c", ["'a b' is no key"]),
+        ("measure.rounds=range(1,3)", ["several values"]),
+        ("~infer.batch_size", ["delete infer.batch_size"]),
+        ("~model", ["delete model"]),
+        ("infer.prompt='${'", ["infer.prompt", "can't be read"]),
+    ],
+)
+def test_broken_override(bench, override, parts):
+    text = bench.error(override)
+    for part in [*parts, "on the command line"]:
+        assert part in text
+
+
+def test_suggested_quoting_works(bench):
+    for value in ("a,b", "x=y", "<image>\\nFree", "it's", "a'b\\", "the {a}", "#1", "~/x", "=\\"):
+        text = bench.error(ini=(f"infer.prompt={value}",))
+        fixed = "infer.prompt=" + text.split("infer.prompt=", 2)[2].split(";")[0]
+        assert bench.settings(ini=(fixed,)).infer.prompt == value
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        (
+            "pipeline.torch_profiler.outptu.prediction.enable=true",
+            [
+                "unknown key",
+                "enable, window",
+                "did you mean 'pipeline.torch_profiler.output.prediction.enable'",
+            ],
+        ),
+        ("+pipeline.torch_profiler.output.prediction.enabel=true", ["did you mean", "prediction.enable'"]),
+        ("++typo=1", ["typo=1: unknown key", "stages, model"]),
+        ("max_new_tokens=5", ["did you mean 'model.max_new_tokens' or 'infer.max_new_tokens'"]),
+        ("modle.path=x", ["did you mean 'model.path'"]),
+        ("modle=deepseek_ocr", ["did you mean 'model'"]),
+        ("hydra.run.dir=x", ["hydra.run.dir=x: unknown key"]),
+        ("stages.0=x", ["stages is a list of text", "set it whole"]),
+        (
+            "pipeline.torch_profiler.window={pages: 2, foo: 1}",
+            ["window.foo=1: unknown key", "pages, start_token"],
+        ),
+        (
+            "pipeline.nsys.output.prediction.enable=true",
+            [
+                "nsys and ncu have no output block of their own",
+                "use pipeline.torch_profiler.output.prediction.enable",
+            ],
+        ),
+        ("pipeline.ncu.output.foo=true", ["no output block", "use pipeline.torch_profiler.output"]),
+        ("pipeline.nsys.enable=true", ["unknown stage", "torch_profiler, direct_inference"]),
+        ("pipeline.torch_profler.enable=true", ["unknown stage", "did you mean 'torch_profiler'"]),
+        ("outputs.foo=1", ["outputs.foo is an unknown key", "pipeline.torch_profiler.output.*"]),
+        (
+            "outputs.save_prediction=1",
+            ["did you mean 'outputs.save_predictions'", "torch_profiler.output.prediction"],
+        ),
+        ("output.prediction.save_dir=x", ["use pipeline.torch_profiler.output.prediction.save_dir"]),
+        ("outputs=full", ["outputs is an unknown key"]),
+        (
+            "model=deepseek_orc",
+            ["unknown preset", "deepseek_ocr, deepseek_ocr_random, deepseek_ocr_tiny", "did you mean"],
+        ),
+        ("infer=null", ["infer=null: unknown preset", "one of reference"]),
+        ("model=../model/deepseek_ocr", ["unknown preset"]),
+        ("output/torhc=full", ["unknown preset group", "did you mean 'output/torch'"]),
+        ("infer/max_new_tokens=5", ["unknown preset group", "infer.max_new_tokens=…"]),
+        (
+            "output/torch@pipeline.nsys.output=full",
+            ["nsys and ncu have no output block", "pipeline.torch_profiler.output"],
+        ),
+        (
+            "output/torch@pipeline.torch_profilr.output=full",
+            ["did you mean 'output/torch@pipeline.torch_profiler"],
+        ),
+        ("model@other=deepseek_ocr", ["nothing is mounted at other"]),
+        ("pipeline.torch_profiler=min", ["a block of keys", "pipeline/torch_profiler=min"]),
+        ("pipeline.torch_profiler.output=null", ["a block of keys"]),
+        ("llmprof.test=x", ["llmprof.test can't be set", "${llmprof.test}"]),
+    ],
+)
+def test_unknown(bench, override, parts):
+    text = bench.error(override)
+    for part in [*parts, "on the command line"]:
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("override", "allowed"),
+    [
+        ("infer.max_new_tokens=many", "an integer >= 1"),
+        ("infer.max_new_tokens=0", "an integer >= 1"),
+        ("infer.max_new_tokens=2.5", "an integer >= 1"),
+        ("infer.max_new_tokens=true", "an integer >= 1"),
+        ("infer.batch_size=null", "an integer >= 1"),
+        ("infer.batch_size=0", "an integer >= 1"),
+        ("infer.no_repeat_ngram_size=-1", "an integer >= 0"),
+        ("infer.prompt=", "markdown, free or a prompt's text"),
+        ("infer.engine=refernce", "reference (did you mean 'reference'?)"),
+        ("measure.rounds=0", "an integer >= 1"),
+        ("measure.warmup=-1", "an integer >= 0"),
+        ("model.name=deepseek", "a registered model: deepseek_ocr (did you mean 'deepseek_ocr'?)"),
+        ("model.mode=gundan", "tiny, small, base, large, gundam (did you mean 'gundam'?)"),
+        ("model.device=gpu", "auto, cpu, cuda or cuda:N"),
+        ("model.device=cuda:x", "auto, cpu, cuda or cuda:N"),
+        ("model.dtype=bfloat", "one of auto, float32, bfloat16, float16 (did you mean 'bfloat16'?)"),
+        ("model.weights=rand", "one of checkpoint, embedded, random (did you mean 'random'?)"),
+        ("model.size=huge", "one of full, tiny"),
+        ("model.seed=-1", "an integer >= 0"),
+        ("model.max_new_tokens=0", "an integer >= 1"),
+        ("dataset.name=sample_page", "did you mean 'sample_pages'?"),
+        ("dataset.limit=0", "an integer >= 1, or null for all pages"),
+        ("dataset.shuffle=maybe", "true or false"),
+        ("dataset.pattern=[]", "at least one glob pattern"),
+        ("dataset.subset=[]", "at least one page name"),
+        ("stages=[]", "at least one stage"),
+        ("pipeline.torch_profiler.enable=banana", "true or false"),
+        ("pipeline.torch_profiler.window.pages=0", "an integer >= 1"),
+        ("pipeline.torch_profiler.window.start_token=-1", "an integer >= 0"),
+        ("pipeline.torch_profiler.window.decode_tokens=0", "an integer >= 1"),
+        ("pipeline.torch_profiler.output.prediction.save_dir=[a]", "text, or null"),
+        (f"{MAX_IMAGES}=-1", "an integer >= 0, or null"),
+        (f"{MAX_IMAGES}=all", "an integer, or null"),
+        (f"{WIDTH}=0", "an integer >= 1"),
+        (f"{WIDTH}=null", "an integer"),
+    ],
+)
+def test_wrong_value(bench, override, allowed):
+    key = override.partition("=")[0]
+    text = bench.error(override)
+    assert text.startswith(f"{key}=")
+    assert "is not allowed, set on the command line; it must be" in text
+    assert allowed in text
+
+
+def test_legacy_value_names_both_keys(bench):
+    text = bench.error("outputs.visualization.max_images=-1")
+    assert MAX_IMAGES in text
+    assert "on the command line as outputs.visualization.max_images" in text
+
+
+@pytest.mark.parametrize("override", ["measure.rounds=0", "measure.roudns=1", "infer=nope", "x=a,b"])
+def test_where_it_was_set(bench, override):
+    assert "on the command line" in bench.error(override)
+    assert "in the ini value llmprof_override" in bench.error(ini=(override,))
+    assert "in the marker at tests/test_x.py:12" in bench.error(mark=(override,))
+
+
+def test_ini_is_not_given_shell_quoting(bench):
+    assert bench.error(ini=("infer.prompt=a,b",)).count("--llmprof-override") == 0
+
+
+def test_wrong_value_is_found_though_another_source_beats_it(bench):
+    assert "llmprof_override" in bench.error("measure.rounds=3", ini=("measure.rounds=0",))
+    assert "llmprof_override" in bench.error("measure.rounds=3", ini=("measure.roudns=0",))
+
+
+def test_where_it_was_set_in_the_users_files(bench):
+    path = bench.write("config.yaml", "measure: {rounds: many}\n")
+    assert f"measure.rounds=many is not allowed, set in {path}" in bench.error()
+    bench.write("config.yaml", "measure: {roudns: 3}\n")
+    assert f"measure.roudns=3: unknown key, set in {path}" in bench.error()
+    bench.write("config.yaml", "measure: 3\n")
+    assert "a block of keys" in bench.error()
+    bench.write("config.yaml", "outputs: {foo: 3}\n")
+    assert f"set in {path}" in bench.error()
+    path.unlink()
+    mine = bench.write("infer/mine.yaml", "max_new_tokens: 0\n")
+    assert f"set in preset infer=mine ({mine})" in bench.error("infer=mine")
+    bench.write("infer/mine.yaml", "max_new_token: 4\n")
+    text = bench.error("infer=mine")
+    assert f"infer.max_new_token=4: unknown key, set in preset infer=mine ({mine})" in text
+    assert "did you mean 'infer.max_new_tokens'" in text
+    mine = bench.write("output/torch/mine.yaml", "visualization: null\n")
+    text = bench.error("output/torch=mine")
+    assert f"output/torch@pipeline.torch_profiler.output=mine ({mine})" in text
+    assert "a block of keys" in text
+
+
+def test_unknown_stage(bench):
+    text = bench.error(stages=("torch_profiler,nsys",))
+    assert "unknown stage 'nsys', set by --llmprof-stage on the command line" in text
+    assert "torch_profiler, direct_inference" in text
+    assert "did you mean 'torch_profiler'" in bench.error(stages=("torchprofiler",))
+    assert "in the ini value llmprof_stage" in bench.error(stages=("x",), stages_from_ini=True)
+    assert "at least one stage" in bench.error(stages=("",))
+
+
+def test_marker_cannot_set_stages(bench):
+    assert "--llmprof-stage" in bench.error(mark=("stages=[torch_profiler]",))
+
+
+def test_marker_error_belongs_to_its_test(bench):
+    composer = bench.composer()
+    with pytest.raises(Exception, match="marker at a:1"):
+        composer.for_test(("measure.rounds=0",), "a:1", "t", "torch_profiler")
+    assert composer.session().measure.rounds == 3
+    assert composer.for_test((), "", "t", "torch_profiler").measure.rounds == 3
+
+
+def test_interpolations(bench, monkeypatch):
+    monkeypatch.setenv("LLMPROF_TEST_ROUNDS", "5")
+    assert bench.settings("measure.rounds=${oc.env:LLMPROF_TEST_ROUNDS}").measure.rounds == 5
+    monkeypatch.setenv("LLMPROF_TEST_ROUNDS", "many")
+    assert "measure.rounds=many is not allowed" in bench.error("measure.rounds=${oc.env:LLMPROF_TEST_ROUNDS}")
+    monkeypatch.delenv("LLMPROF_TEST_ROUNDS")
+    text = bench.error("measure.rounds=${oc.env:LLMPROF_TEST_ROUNDS}")
+    assert text.startswith("measure.rounds: Environment variable 'LLMPROF_TEST_ROUNDS' not found")
+    assert "nope.x" in bench.error("model.path=${nope.x}")
+    assert "Recursive" in bench.error("model.path=${model.path}")
+
+
+def test_texts_are_taken_as_they_were_typed(bench):
+    assert bench.settings("model.revision=1e3").model.revision == "1e3"
+    assert bench.settings("model.revision=0012").model.revision == "0012"
+    assert bench.settings("infer.prompt=True").infer.prompt == "True"
+    assert bench.settings("dataset.pattern=*.png").dataset.pattern == ("*.png",)
+    assert bench.settings("dataset.pattern=[a,b]").dataset.pattern == ("a", "b")
+    assert bench.settings("dataset.subset=[a,b]").dataset.subset == ("a", "b")
+    bench.write("config.yaml", "model: {revision: 1e3}\n")
+    assert "quote a text that looks like a number" in bench.error()
+
+
+def test_lenient_values(bench):
+    assert bench.settings("measure.rounds='7'").measure.rounds == 7
+    assert bench.settings("dataset.shuffle=yes").dataset.shuffle is True
+    assert bench.settings("dataset={limit: 2, shuffle: on}").dataset.limit == 2

@@ -1,0 +1,91 @@
+"""The configuration as it is shown."""
+
+from __future__ import annotations
+
+import json
+
+import yaml
+
+
+def line(shown: str, key: str) -> str:
+    """The line of a key, by its last name, where that is unique."""
+    found = [text for text in shown.splitlines() if text.strip().startswith(f"{key}:")]
+    assert len(found) == 1, (key, found)
+    return found[0].strip()
+
+
+def test_shown_configuration_is_yaml_of_the_session(bench):
+    composer = bench.composer("model.revision=1e3", "infer.prompt='a: b # c'")
+    shown = yaml.safe_load(composer.show())
+    assert shown == yaml.safe_load(composer.session().yaml)
+    assert shown["llmprof"] == {"test": "<test>", "stage": "<stage>"}
+    assert shown["model"]["revision"] == "1e3"
+    assert shown["infer"]["prompt"] == "a: b # c"
+
+
+def test_nothing_set_nothing_noted(bench):
+    assert "#" not in bench.composer().show()
+
+
+def test_comments_say_where_a_value_was_set(bench):
+    path = bench.write("config.yaml", "measure: {rounds: 5}\n")
+    bench.write("infer/mine.yaml", "defaults: [reference]\nbatch_size: 2\n")
+    shown = bench.composer(
+        "infer=mine",
+        "model.mode=base",
+        "outputs.visualization.max_images=3",
+        ini=("measure.warmup=2", "model=deepseek_ocr_random"),
+        stages=("direct_inference",),
+    ).show()
+    assert line(shown, "mode") == "mode: base  # command line"
+    assert line(shown, "warmup") == "warmup: 2  # ini"
+    assert line(shown, "rounds") == f"rounds: 5  # {path}"
+    assert line(shown, "batch_size") == "batch_size: 2  # preset infer=mine"
+    assert line(shown, "prompt") == "prompt: markdown  # preset infer=mine"
+    assert line(shown, "weights") == "weights: random  # preset model=deepseek_ocr_random"
+    assert line(shown, "stages") == "stages: [direct_inference]  # command line"
+    assert "max_images: 3  # command line" in shown
+    assert line(shown, "shuffle") == "shuffle: false"
+    assert "outputs" not in shown
+
+
+def test_comments_of_presets_that_the_users_tree_chose(bench):
+    bench.write("config.yaml", "defaults: [llmprof_root, override infer: mine]\n")
+    bench.write("infer/mine.yaml", "batch_size: 2\n")
+    bench.write("dataset/sample_pages.yaml", "name: sample_pages\nlimit: 2\n")
+    shown = bench.composer().show()
+    assert line(shown, "batch_size") == "batch_size: 2  # preset infer=mine"
+    assert line(shown, "limit") == "limit: 2  # preset dataset=sample_pages"
+    assert line(shown, "mode") == "mode: tiny"
+
+
+def test_values_that_depend_on_the_test(bench):
+    shown = bench.composer("pipeline.torch_profiler.output.prediction.save_dir=/out/${llmprof.test}").show()
+    assert "save_dir: /out/<test>  # command line" in shown
+
+
+def test_awkward_texts_survive(bench):
+    for text in (
+        "line\nline",
+        "tab\t",
+        "\u2028",
+        "1e3",
+        "0x1F",
+        "yes",
+        "null",
+        "~",
+        "",
+        "- a",
+        "a: b",
+        "'",
+        '"',
+        "é\u202e",
+    ):
+        if not text.strip():
+            continue
+        bench.write("config.yaml", "infer: {prompt: " + json.dumps(text) + "}\n")
+        settings = bench.settings()
+        assert settings.infer.prompt == text
+        assert yaml.safe_load(settings.yaml)["infer"]["prompt"] == text
+        bench.write("config.yaml", settings.yaml)
+        assert bench.settings().infer.prompt == text

@@ -1,0 +1,151 @@
+"""The user's own tree over the packaged one."""
+
+from __future__ import annotations
+
+import pytest
+
+MOUNT = "output/torch@pipeline.torch_profiler.output"
+
+
+def test_missing_empty_or_no_directory(bench, tmp_path):
+    missing = tmp_path / "nope"
+    assert f"{missing} does not exist" in bench.error(config_dir=missing)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert f"{empty} holds no .yaml file" in bench.error(config_dir=empty)
+    file = tmp_path / "file"
+    file.write_text("x")
+    assert f"{file} is not a directory" in bench.error(config_dir=file)
+
+
+def test_relative_config_dir_is_under_the_invocation_dir(bench):
+    (bench.start / "mine" / "infer").mkdir(parents=True)
+    (bench.start / "mine" / "infer" / "a.yaml").write_text("max_new_tokens: 3\n")
+    assert bench.settings("infer=a", config_dir="mine").infer.max_new_tokens == 3
+
+
+def test_directory_with_awkward_characters(bench, tmp_path):
+    path = tmp_path / "it's a, [b] {c} $x=y"
+    (path / "infer").mkdir(parents=True)
+    (path / "infer" / "a.yaml").write_text("max_new_tokens: 3\n")
+    (path / "config.yaml").write_text("measure: {rounds: 9}\n")
+    settings = bench.settings("infer=a", config_dir=path)
+    assert (settings.infer.max_new_tokens, settings.measure.rounds) == (3, 9)
+
+
+def test_config_that_only_changes_keys(bench):
+    bench.write(
+        "config.yaml",
+        '# ours\nmeasure:\n  rounds: 9\nmodel:\n#  mode: base\ninfer: {prompt: "it\'s, a=b"}\n'
+        "dataset: {pattern: ['*.png', 'a,b']}\n"
+        "pipeline: {torch_profiler: {output: {prediction: {save_dir: '/out/${llmprof.test}'}}}}\n",
+    )
+    settings = bench.settings()
+    assert settings.measure.rounds == 9
+    assert settings.model.mode == "tiny"
+    assert settings.infer.prompt == "it's, a=b"
+    assert settings.dataset.pattern == ("*.png", "a,b")
+    assert settings.current.output.prediction.save_dir == "/out/mod/test_a"
+    assert settings.current.output.visualization.save_dir == "viz"
+    assert settings.choices["infer"] == "reference"
+
+
+@pytest.mark.parametrize("root", ["llmprof_root", "/llmprof_root"])
+@pytest.mark.parametrize("own", ["_self_", None, "first"])
+def test_config_that_lists_our_root(bench, root, own):
+    bench.write("output/torch/mine.yaml", "defaults: [default]\nprediction: {enable: true}\n")
+    entries = [root, f"override {MOUNT}: mine", *(["_self_"] if own == "_self_" else [])]
+    if own == "first":
+        entries.insert(0, "_self_")
+    bench.write(
+        "config.yaml",
+        f"defaults: [{', '.join(entries)}]\nmeasure: {{rounds: 9}}\n"
+        "pipeline: {torch_profiler: {output: {visualization: {save_dir: v}}}}\n",
+    )
+    settings = bench.settings()
+    assert settings.choices[MOUNT] == "mine"
+    assert settings.measure.rounds == 9
+    assert settings.current.output.prediction.enable is True
+    assert settings.current.output.visualization.save_dir == "v"
+    assert settings.pipeline["direct_inference"].output.prediction.enable is False
+    assert bench.settings(f"{MOUNT}=none").choices[MOUNT] == "none"
+
+
+def test_config_with_a_defaults_list_of_its_own(bench):
+    bench.write(
+        "config.yaml",
+        "defaults: [{model: deepseek_ocr_random}, {infer: reference}, _self_]\nmeasure: {rounds: 2}\n",
+    )
+    settings = bench.settings()
+    assert settings.model.weights == "random"
+    assert settings.measure.rounds == 2
+    assert settings.current.output.visualization.enable is True
+    assert settings.dataset.name == "sample_pages"
+
+
+@pytest.mark.parametrize("name", ["config", "/config"])
+def test_config_that_lists_itself(bench, name):
+    path = bench.write("config.yaml", f"defaults: [{name}, _self_]\n")
+    assert "write defaults: [llmprof_root, _self_]" in bench.error()
+    assert str(path) in bench.error()
+
+
+def test_bad_defaults(bench):
+    path = bench.write("config.yaml", "defaults: [llmprof_root, override output/torch: full]\n")
+    assert "override output/torch@pipeline.torch_profiler.output: full" in bench.error()
+    bench.write("config.yaml", "defaults: {a: b}\n")
+    assert "defaults must be a list" in bench.error()
+    bench.write("config.yaml", "defaults: [llmprof_root, override infer: nope]\n")
+    assert "infer/nope" in bench.error()
+    bench.write("config.yaml", "defaults: [llmprof_root, nope]\n")
+    assert "nope" in bench.error()
+    assert path.exists()
+
+
+def test_files_that_are_not_yaml(bench):
+    path = bench.write("config.yaml", "measure:\n  rounds: [\n")
+    assert f"{path}:" in bench.error()
+    assert "is not YAML" in bench.error()
+    bench.write("config.yaml", "- a\n- b\n")
+    assert "keys and values" in bench.error()
+    path.write_bytes(b"\xff\xfe\x00a")
+    assert "can't be read" in bench.error()
+    path.unlink()
+    preset = bench.write("infer/bad.yaml", "a: [\n")
+    assert "infer" in bench.error("infer=bad")
+    assert str(preset) in bench.error("infer=bad")
+
+
+def test_empty_config_changes_nothing(bench):
+    plain = bench.settings().yaml
+    bench.write("config.yaml", "# nothing yet\n")
+    assert bench.settings().yaml == plain
+
+
+def test_own_presets(bench):
+    bench.write("infer/mine.yaml", "defaults: [reference]\nbatch_size: 4\n")
+    bench.write("model/mine.yaml", "defaults: [deepseek_ocr_random]\nmode: large\n")
+    settings = bench.settings("infer=mine", "model=mine")
+    assert settings.infer.batch_size == 4
+    assert settings.infer.max_new_tokens == 8192
+    assert (settings.model.mode, settings.model.weights) == ("large", "random")
+    assert "deepseek_ocr_tiny, mine" in bench.error("model=min")
+
+
+def test_preset_of_ours_replaced_by_the_users(bench):
+    bench.write("infer/reference.yaml", "max_new_tokens: 77\n")
+    settings = bench.settings()
+    assert settings.infer.max_new_tokens == 77
+    assert settings.infer.no_repeat_ngram_size == 35
+
+
+def test_own_group_that_sets_keys_anywhere(bench):
+    bench.write(
+        "experiment/a.yaml",
+        "# @package _global_\ndefaults: [{override /model: deepseek_ocr_random}]\nmeasure: {rounds: 8}\n",
+    )
+    for text in ("experiment=a", "+experiment=a"):
+        settings = bench.settings(text)
+        assert settings.measure.rounds == 8
+        assert settings.choices["model"] == "deepseek_ocr_random"
+    assert bench.settings("experiment=a", ini=("measure.rounds=2",)).measure.rounds == 2

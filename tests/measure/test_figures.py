@@ -1,0 +1,74 @@
+"""From samples to figures."""
+
+import pytest
+
+from pytest_llmprof.measure.figures import figures_of, percentile, spread_of
+from pytest_llmprof.measure.rounds import Sample
+
+
+def sample(page, round_, total, **changes):
+    values = {
+        "round": round_,
+        "page": page,
+        "batch_id": 0,
+        "tokens": 5,
+        "ttft_ms": total / 10,
+        "tpot_ms": total / 5,
+        "total_ms": total,
+        "other_ms": 1.0,
+        "phases": {"preprocess": 1.0, "decode": total / 2},
+        "peak_bytes": None,
+    }
+    return Sample(**{**values, **changes})
+
+
+def test_a_figure_is_the_median_of_page_medians():
+    # Page a: 10, 30, 1000 -> 30. Page b: 50, 50, 50 -> 50. A slow round does not carry the figure away.
+    samples = [sample("a", i, total) for i, total in enumerate((10.0, 30.0, 1000.0))]
+    samples += [sample("b", i, 50.0) for i in range(3)]
+    figures = figures_of(samples, [0.06, 0.08, 1.05])
+    assert figures.total_ms == 40.0
+    assert figures.ttft_ms == 4.0
+    assert figures.decode_ms == 20.0
+    assert figures.tokens_per_s == pytest.approx((1000 / 6 + 1000 / 10) / 2)
+    assert figures.round_s == 0.08
+    assert figures.pages_per_s == pytest.approx(2 / 0.08)
+    assert figures.vision_ms is None
+    assert figures.peak_memory_gib is None
+
+
+def test_one_token_has_no_rate():
+    figures = figures_of([sample("a", 0, 10.0, tokens=1, tpot_ms=None)], [0.01])
+    assert figures.tpot_ms is None
+    assert figures.tokens_per_s is None
+    assert figures.tokens == 1
+
+
+def test_peak_memory_is_the_highest_of_all():
+    samples = [sample("a", 0, 1.0, peak_bytes=2**30), sample("b", 0, 1.0, peak_bytes=3 * 2**30)]
+    assert figures_of(samples, [0.002]).peak_memory_gib == 3.0
+
+
+def test_noise_is_taken_across_rounds_page_by_page():
+    # Pages differ by 100 times, rounds of one page do not differ at all: no noise.
+    samples = [sample(page, i, total) for page, total in (("a", 1.0), ("b", 100.0)) for i in range(4)]
+    spread = spread_of(samples, [0.1] * 4)["total_ms"]
+    assert spread["iqr"] == 0.0
+    assert (spread["min"], spread["max"]) == (1.0, 100.0)
+    assert "p99" not in spread
+
+
+def test_p99_needs_a_hundred_pages():
+    samples = [sample(f"p{i}", 0, float(i)) for i in range(100)]
+    spread = spread_of(samples, [1.0])["total_ms"]
+    assert spread["p99"] == pytest.approx(98.01)
+    assert spread["iqr"] is None
+
+
+def test_percentile_interpolates():
+    assert percentile([4.0, 1.0, 3.0, 2.0], 0.5) == 2.5
+    assert percentile([7.0], 0.9) == 7.0
+
+
+def test_no_samples_give_no_figures():
+    assert all(value is None for value in vars(figures_of([], [])).values())
