@@ -99,6 +99,7 @@ def sources(config: pytest.Config) -> ConfigSources:
         ini_overrides=tuple(config.getini("llmprof_override")),
         cli_overrides=tuple(config.getoption("llmprof_override") or ()),
         stages=_stages(stages) if stages is not None else _stages(ini_stages) if ini_stages else None,
+        stages_from_ini=stages is None,
         invocation_dir=config.invocation_params.dir,
         rootdir=config.rootpath,
     )

@@ -1,0 +1,16 @@
+"""What profilers leave behind, read back: the torch.profiler trace, its tables and figures."""
+
+from pytest_llmprof.analysis.summary import profile_summary
+from pytest_llmprof.analysis.tables import write_tables
+from pytest_llmprof.analysis.trace import KernelRow, OperatorRow, PhaseRow, StepFigures, Trace, read_trace
+
+__all__ = [
+    "KernelRow",
+    "OperatorRow",
+    "PhaseRow",
+    "StepFigures",
+    "Trace",
+    "profile_summary",
+    "read_trace",
+    "write_tables",
+]

@@ -86,8 +86,8 @@ class _Open:
 class Timeline:
     """Phases and decode steps over time.
 
-    A step lasts until the next one begins or its phase ends, so that what follows its range (the token's way to
-    the host) is its own.
+    A step lasts until the next one begins or its phase ends, so that what follows its range (the token's way
+    to the host) is its own.
 
     A thread without ranges of its own (a data loader, say) takes the phase that the main thread was in.
     """

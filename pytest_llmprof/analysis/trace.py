@@ -204,6 +204,8 @@ class Trace:
         copies[launcher[launcher >= 0]] = True
         copies = (copies & (self.host.kind == RUNTIME)) | self._is(PLAIN_COPY)
         calls = np.flatnonzero(self.host.kind == RUNTIME)
+        if not len(calls):
+            return waits
         after = np.append(calls[1:], -1)[copies[calls]]
         rows = calls[copies[calls]]
         same = (after >= 0) & (self.host.thread[after] == self.host.thread[rows])
@@ -230,7 +232,7 @@ class Trace:
         return copies
 
     def operators(self, by_phase: bool = True) -> list[OperatorRow]:
-        """Host events by name and phase, longest self time first. Without *by_phase*, `phase` is ""."""
+        """Host events by name and phase, longest total first. Without *by_phase*, `phase` is ""."""
         host, parent = self.host, self._parent
         if not len(host):
             return []
@@ -264,7 +266,7 @@ class Trace:
             )
             for row, (name, kind, number) in enumerate(groups.keys())
         ]
-        return sorted(rows, key=lambda row: (-row.self_ms, row.name, row.phase))
+        return sorted(rows, key=lambda row: (-row.total_ms, row.name, row.phase))
 
     def _launched_ns(self) -> Ints:
         """Device time that each host event launched itself: as an operator, else as the launching call."""

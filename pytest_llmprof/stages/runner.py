@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmprof.artifacts import Artifacts, write_json, write_text
 from pytest_llmprof.compare.gates import Gate, Verdict, judge
-from pytest_llmprof.config.schema import ModelSettings, Settings
+from pytest_llmprof.config.schema import Settings
 from pytest_llmprof.datasets.base import Page
 from pytest_llmprof.errors import LlmprofError, StageError
 from pytest_llmprof.measure.figures import Figures, as_dict, figures_of, spread_of
@@ -92,7 +92,7 @@ class ModelCache:
 
     def get(self, settings: Settings, progress: Callable[[str], None]) -> LoadedModel:
         """The model of *settings*, loaded where it is not the one at hand."""
-        key: tuple[ModelSettings, str] = (settings.model, settings.infer.engine)
+        key = (replace(settings.model, max_new_tokens=0), settings.infer.engine)
         if self._model is None or self._key != key:
             self.close()
             progress(f"loading {settings.choices.get('model', settings.model.name)}")

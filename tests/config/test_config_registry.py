@@ -1,4 +1,4 @@
-"""Third parties: a model with its own options, a stage with its own block, a dataset, each with its presets."""
+"""Third parties: a model, a stage and a dataset with options of their own, and with presets."""
 
 from __future__ import annotations
 

@@ -1,0 +1,186 @@
+"""Where a result was measured: card, processor, versions, commit. Everything that can explain another number.
+
+Light on purpose (well under 0.2 s on a CPU machine): versions come from package metadata, and torch is asked
+only where the program has imported it or a CUDA device is named. The host's name and its users stay out.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pytest_llmprof.measure.card import Card, read_card
+
+__all__ = ["PACKAGES", "Environment", "Git", "Host", "environment"]
+
+PACKAGES = (
+    "pytest-llmprof",
+    "torch",
+    "transformers",
+    "triton",
+    "pytest",
+    "pytest-benchmark",
+    "pytest-xdist",
+    "hydra-core",
+    "nvtx",
+    "nvidia-ml-py",
+)
+"""Packages whose versions are recorded; null where one is not installed."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """The machine beside the card."""
+
+    cpu: str | None
+    cores: int | None
+    """Logical processors of the machine."""
+    affinity: int | None
+    """Logical processors that this process may use."""
+    ram_gib: float | None
+    os: str
+    container: str | None
+    """What suggests a container: docker, podman, kubernetes, lxc ...; null where nothing does."""
+    torch_threads: int | None
+    """torch.get_num_threads(); null where torch is not imported."""
+
+
+@dataclass(frozen=True)
+class Git:
+    """The commit of the tested project (pytest's rootdir)."""
+
+    commit: str
+    dirty: bool
+    """Tracked files differ from the commit."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """All of environment.json."""
+
+    schema: int
+    python: str
+    versions: dict[str, str | None]
+    cuda: str | None
+    """The CUDA (or HIP) version that torch was built for; null on a CPU build or where torch is not imported."""
+    host: Host
+    git: Git | None
+    card: Card | None
+    """Null for a run on a CPU."""
+    card_reason: str | None
+    """Why `card`, or a part of it, is null."""
+
+
+def environment(device: str | None = None, rootdir: Path | None = None) -> dict[str, Any]:
+    """Describe this process and machine as plain data for JSON.
+
+    *device* is the device that the model runs on ("cuda:0", "cpu"); None leaves the card out. *rootdir* is the
+    directory whose git commit is recorded (default: the current one).
+    """
+    card: Card | None = None
+    reason: str | None = None
+    if device is None:
+        reason = "no device was named"
+    elif not device.startswith("cuda"):
+        reason = f"the device is {device}"
+    else:
+        card, reason = read_card(device)
+    found = Environment(
+        schema=1,
+        python=f"{platform.python_implementation()} {platform.python_version()}",
+        versions={name: _version(name) for name in PACKAGES},
+        cuda=_cuda_of_torch(),
+        host=_host(),
+        git=_git(rootdir or Path.cwd()),
+        card=card,
+        card_reason=reason,
+    )
+    return asdict(found)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cuda_of_torch() -> str | None:
+    torch = sys.modules.get("torch")
+    version = getattr(torch, "version", None)
+    return getattr(version, "cuda", None) or getattr(version, "hip", None)
+
+
+def _host() -> Host:
+    import psutil
+
+    torch = sys.modules.get("torch")
+    threads = getattr(torch, "get_num_threads", None)
+    return Host(
+        cpu=_cpu_model(),
+        cores=os.cpu_count(),
+        affinity=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        ram_gib=round(psutil.virtual_memory().total / 2**30, 1),
+        os=_os_name(),
+        container=_container(),
+        torch_threads=threads() if threads else None,
+    )
+
+
+def _cpu_model() -> str | None:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as stream:
+            for line in stream:
+                if line.lower().startswith(("model name", "hardware", "cpu model")):
+                    return line.partition(":")[2].strip() or None
+    except OSError:
+        pass  # not Linux: the platform module knows less, but something
+    return platform.processor() or platform.machine() or None
+
+
+def _os_name() -> str:
+    try:
+        name = platform.freedesktop_os_release().get("PRETTY_NAME")
+    except OSError:
+        name = None
+    kernel = f"{platform.system()} {platform.release()}"
+    return f"{name} ({kernel})" if name else kernel
+
+
+def _container() -> str | None:
+    if os.environ.get("KUBERNETES_SERVICE_HOST"):
+        return "kubernetes"
+    if Path("/.dockerenv").exists():
+        return "docker"
+    if Path("/run/.containerenv").exists():
+        return "podman"
+    return os.environ.get("container") or None
+
+
+def _git(directory: Path) -> Git | None:
+    """Commit and state of the work tree that holds *directory*; None outside one or without git."""
+    commit = _run_git(directory, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    status = _run_git(directory, "status", "--porcelain", "--untracked-files=no")
+    return Git(commit=commit, dirty=bool(status))
+
+
+def _run_git(directory: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(directory), "--no-optional-locks", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
