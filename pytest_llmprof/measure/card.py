@@ -126,10 +126,8 @@ def nvml_card(nvml: Any, handle: Any, name: str, uuid: str | None) -> Card:
         return None if value is None else value / 1000
 
     # The call was renamed; old drivers' bindings have the old name only.
-    reasons = getattr(nvml, "nvmlDeviceGetCurrentClocksEventReasons", None) or getattr(
-        nvml, "nvmlDeviceGetCurrentClocksThrottleReasons"
-    )
-    bits = ask(reasons, handle)
+    reasons = getattr(nvml, "nvmlDeviceGetCurrentClocksEventReasons", None)
+    bits = ask(reasons or nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle)
     throttle = None if bits is None else throttle_names(bits)
     processes = ask(nvml.nvmlDeviceGetComputeRunningProcesses, handle)
     memory = ask(nvml.nvmlDeviceGetMemoryInfo, handle)

@@ -118,19 +118,24 @@ def _cuda_of_torch() -> str | None:
 
 
 def _host() -> Host:
-    import psutil
-
     torch = sys.modules.get("torch")
     threads = getattr(torch, "get_num_threads", None)
     return Host(
         cpu=_cpu_model(),
         cores=os.cpu_count(),
         affinity=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-        ram_gib=round(psutil.virtual_memory().total / 2**30, 1),
+        ram_gib=_ram_gib(),
         os=_os_name(),
         container=_container(),
         torch_threads=threads() if threads else None,
     )
+
+
+def _ram_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+    except (AttributeError, OSError, ValueError):
+        return None  # not a POSIX system
 
 
 def _cpu_model() -> str | None:
@@ -160,7 +165,7 @@ def _container() -> str | None:
         return "docker"
     if Path("/run/.containerenv").exists():
         return "podman"
-    return os.environ.get("container") or None
+    return os.environ.get("container") or None  # noqa: SIM112 - systemd and podman write it so
 
 
 def _git(directory: Path) -> Git | None:

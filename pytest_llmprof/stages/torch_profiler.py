@@ -14,6 +14,7 @@ import msgspec
 from pytest_llmprof.artifacts import write_bytes
 from pytest_llmprof.config.stages import TORCH_PROFILER, Window
 from pytest_llmprof.errors import StageError
+from pytest_llmprof.measure.figures import figures_of
 from pytest_llmprof.measure.phases import DOMAIN
 from pytest_llmprof.stages.base import StageContext, StagePlugin
 from pytest_llmprof.stages.direct_inference import clean_rounds
@@ -111,8 +112,7 @@ def profile_window(context: StageContext) -> dict[str, Any]:
             raise StageError("the profiled window saw no page: none could be read")
         raw = _merged(paths)
     trace = read_trace(raw)
-    kernels = trace.kernels()
-    if cuda and not kernels:
+    if cuda and not trace.kernels():
         raise StageError(
             "the profiled window holds no CUDA kernel: the profiler (CUPTI) recorded nothing on the card. "
             "Another profiler may hold it, or this user may not use it"
@@ -123,7 +123,7 @@ def profile_window(context: StageContext) -> dict[str, Any]:
     write_tables(context.out_dir, trace, with_kernels=cuda)
     done = time.perf_counter()
     return {
-        **profile_summary(trace),
+        **profile_summary(trace, clean_step_ms=figures_of(context.result.samples, ()).tpot_ms),
         "window": {
             "pages": len(paths),
             "start_token": window.start_token,
