@@ -71,10 +71,10 @@ class Environment:
     """The CUDA (or HIP) version that torch was built for; null on a CPU build or where torch is not imported."""
     host: Host
     git: Git | None
-    card: Card | None
+    gpu: Card | None
     """Null for a run on a CPU."""
-    card_reason: str | None
-    """Why `card`, or a part of it, is null."""
+    gpu_reason: str | None
+    """Why `gpu`, or a part of it, is null."""
 
 
 def environment(device: str | None = None, rootdir: Path | None = None) -> dict[str, Any]:
@@ -98,8 +98,8 @@ def environment(device: str | None = None, rootdir: Path | None = None) -> dict[
         cuda=_cuda_of_torch(),
         host=_host(),
         git=_git(rootdir or Path.cwd()),
-        card=card,
-        card_reason=reason,
+        gpu=card,
+        gpu_reason=reason,
     )
     return asdict(found)
 

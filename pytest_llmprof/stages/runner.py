@@ -226,7 +226,7 @@ class Runner:
         quality = answers.quality() if answers is not None else None
         named = {**as_dict(figures), **(asdict(quality) if quality is not None else {})}
         self.verdicts = judge(self.gates, named) if error is None else []
-        place = environment(workload.device)
+        place = environment(workload.device, self.rootdir)
         failures: list[Failure] = workload.failures
         metrics = {
             "schema": METRICS_SCHEMA,

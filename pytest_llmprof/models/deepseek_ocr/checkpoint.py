@@ -30,6 +30,8 @@ class Checkpoint:
     directory: Path
     config: dict[str, Any]
     weights: tuple[Path, ...]
+    keys: frozenset[str]
+    """Names of all tensors in `weights`."""
     tokenizer: Path | None
 
 
@@ -69,10 +71,9 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     """Check that *directory* holds a config and readable safetensors; list its files. Raises `ModelError`."""
     config = _json(directory / "config.json")
     weights = _weights(directory)
-    for file in weights:
-        _check_safetensors(file)
+    keys = frozenset(key for file in weights for key in _keys(file))
     tokenizer = directory / "tokenizer.json"
-    return Checkpoint(directory, config, weights, tokenizer if tokenizer.is_file() else None)
+    return Checkpoint(directory, config, weights, keys, tokenizer if tokenizer.is_file() else None)
 
 
 def digest(files: tuple[Path, ...], whole: int = _WHOLE) -> str:
@@ -110,10 +111,14 @@ def _json(file: Path) -> dict[str, Any]:
 def _weights(directory: Path) -> tuple[Path, ...]:
     index = directory / _INDEX
     if index.is_file():
-        shards = _json(index).get("weight_map")
-        if not isinstance(shards, dict) or not shards or {type(name) for name in shards.values()} != {str}:
-            raise ModelError(f"{index} has no weight_map")
-        files = tuple(directory / name for name in sorted(set(shards.values())))
+        content = _json(index)
+        shards = content.get("weight_map")
+        if not isinstance(shards, dict) or not shards or not isinstance(content.get("metadata"), dict):
+            raise ModelError(f"{index} lacks its weight_map or metadata")
+        names = sorted(set(map(str, shards.values())))
+        if strange := next((name for name in names if Path(name).name != name), None):
+            raise ModelError(f"{index} names {strange!r}, which is no file of this directory")
+        files = tuple(directory / name for name in names)
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             more = f" and {len(missing) - 1} more" if missing[1:] else ""
@@ -130,13 +135,15 @@ def _weights(directory: Path) -> tuple[Path, ...]:
     raise ModelError(f"{directory} has no weights: expected {_SINGLE} or {_INDEX}{found}")
 
 
-def _check_safetensors(file: Path) -> None:
+def _keys(file: Path) -> list[str]:
+    """The names of a file's tensors; reads its header only, which also tells whether the file is whole."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, framework="np") as opened:
-            empty = not opened.keys()
+            keys = list(opened.keys())
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{file} is not a whole safetensors file: {error}") from error
-    if empty:
+    if not keys:
         raise ModelError(f"{file} holds no tensor")
+    return keys

@@ -22,6 +22,8 @@ __all__ = ["EMBEDDED", "load", "load_weights", "pick_device", "pick_dtype"]
 
 EMBEDDED = Path(__file__).with_name("tiny_reader")
 """The checkpoint shipped with this package."""
+_UNUSED = "model.vision_model.embeddings.patch_embedding.weight"
+"""In every released checkpoint, and used by nothing: SAM's features take its place."""
 _WEIGHTS = ("checkpoint", "embedded", "random")
 
 
@@ -77,7 +79,8 @@ def load_weights(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtyp
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise ModelError(f"{checkpoint.directory}: the weights cannot be loaded: {reason}") from error
     _refuse(checkpoint.directory, "lacks {} that config.json asks for", found["missing_keys"])
-    _refuse(checkpoint.directory, "has {} that config.json has no place for", found["unexpected_keys"])
+    left_over = found["unexpected_keys"] | _dropped(checkpoint.keys)
+    _refuse(checkpoint.directory, "has {} that config.json has no place for", left_over)
     _refuse(
         checkpoint.directory,
         "has {} of another shape than config.json gives",
@@ -172,6 +175,12 @@ def _refuse(directory: Path, what: str, keys: Collection[str]) -> None:
         more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
         noun = f"{len(keys)} tensor{'s' if len(keys) > 1 else ''}"
         raise ModelError(f"{directory}: the checkpoint {what.format(noun)}: {first}{more}")
+
+
+def _dropped(keys: Collection[str]) -> set[str]:
+    """Left-over keys that transformers does not report, because DeepSeek-OCR's relatives have them."""
+    hidden = {key for key in keys if "lm_head" in key or "patch_embedding" in key}
+    return hidden - {"lm_head.weight", _UNUSED}
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -1,0 +1,209 @@
+"""What a reader of one report should look at, the weightiest first, and what makes its numbers doubtful.
+
+A finding's weight is the share of a page's time that it is about (0..1), as far as the figures tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pytest_llmprof.analysis.markdown import code, percent
+from pytest_llmprof.outputs.plaintext import inline
+from pytest_llmprof.report.values import at, count, number, numeric, share
+
+__all__ = ["Finding", "findings", "gpu_busy_share", "warnings"]
+
+IDLE_SHARE = 0.3
+"""A phase whose card is idle for more than this is worth a line."""
+OTHER_SHARE = 0.1
+PREPROCESS_SHARE = 0.15
+COPIES_A_TOKEN = 1.5
+"""One device-to-host copy a token is needed: the token itself."""
+OPERATOR_SHARE = 0.15
+NOISE = 0.1
+"""Interquartile range over median of a page's rounds."""
+
+_CAUSES = {
+    "launch": "launch-bound: it waits for the host to launch work",
+    "synchronisation": "held up by synchronisation: the host waits for the card before it launches more",
+    "device": "waiting between kernels that are queued already",
+}
+_CURES = {
+    "launch": " CUDA graphs, torch.compile or a larger batch would help.",
+    "synchronisation": " Keep the decision on the card, or look at it only every few steps.",
+    "device": " Fewer, larger kernels would help.",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence or two in Markdown, with its weight."""
+
+    weight: float
+    text: str
+
+
+def gpu_busy_share(metrics: Mapping[str, Any]) -> float | None:
+    """Kernel time of a step (profiled) over the clean time of a step; None where one is not known."""
+    given = numeric(at(metrics, "profile", "gpu_busy_share"))
+    if given is not None:
+        return given
+    return share(at(metrics, "profile", "gpu_busy_ms_per_step_profiled"), at(metrics, "figures", "tpot_ms"))
+
+
+def findings(metrics: Mapping[str, Any]) -> list[Finding]:
+    """What stands out, the weightiest first."""
+    found = [
+        *_runaway(metrics),
+        *_decode(metrics),
+        *_phases(metrics),
+        *_times(metrics),
+        *_copies(metrics),
+        *_top(metrics),
+        *_slow_page(metrics),
+    ]
+    return sorted(found, key=lambda finding: -finding.weight)
+
+
+def _of_total(metrics: Mapping[str, Any], name: str) -> float | None:
+    return share(at(metrics, "figures", f"{name}_ms"), at(metrics, "figures", "total_ms"))
+
+
+def _runaway(metrics: Mapping[str, Any]) -> Iterator[Finding]:
+    pages = numeric(at(metrics, "quality", "runaway_pages"))
+    if pages:
+        text = f"**{count(int(pages), 'page')} ended in a loop** of repeated text: their times say little."
+        yield Finding(1.0, text)
+
+
+def _idle_cause(idle: Any) -> str | None:
+    """The cause with the most idle time, where there is any."""
+    if not isinstance(idle, Mapping):
+        return None
+    known = {name: numeric(value) or 0.0 for name, value in idle.items() if name in _CAUSES}
+    cause = max(known, key=lambda name: known[name], default=None)
+    return cause if cause is not None and known[cause] > 0 else None
+
+
+def _decode(metrics: Mapping[str, Any]) -> Iterator[Finding]:
+    busy = gpu_busy_share(metrics)
+    if busy is None or 1 - busy < IDLE_SHARE:
+        return
+    cause = _idle_cause(at(metrics, "profile", "phases", "decode", "idle_ms_profiled")) or "launch"
+    launches = numeric(at(metrics, "profile", "host_launches_per_token"))
+    kernels = numeric(at(metrics, "profile", "kernels_per_token"))
+    each = ""
+    if launches is not None and kernels is not None:
+        each = f" A token takes {number(launches)} launches by the host and {number(kernels)} kernels."
+    yield Finding(
+        (_of_total(metrics, "decode") or 1.0) * (1 - busy),
+        f"**In decode the card is busy {percent(busy)} of a step**, {_CAUSES[cause]}.{each}{_CURES[cause]}",
+    )
+
+
+def _phases(metrics: Mapping[str, Any]) -> Iterator[Finding]:
+    phases = at(metrics, "profile", "phases")
+    for name, phase in phases.items() if isinstance(phases, Mapping) else ():
+        idle = numeric(at(phase, "gpu_idle_share_profiled"))
+        cause = _idle_cause(at(phase, "idle_ms_profiled"))
+        known = gpu_busy_share(metrics) is not None
+        if idle is None or cause is None or idle < IDLE_SHARE or at(phase, "parent"):
+            continue
+        if name == "preprocess" or (name == "decode" and known):
+            continue  # preprocessing is the host's own work; decode has its clean figure
+        yield Finding(
+            (_of_total(metrics, name) or 0.0) * idle,
+            f"**In {inline(name)} the card is idle {percent(idle)} of its time** (under the profiler, which "
+            f"slows launches), {_CAUSES[cause]}.",
+        )
+
+
+def _times(metrics: Mapping[str, Any]) -> Iterator[Finding]:
+    other = _of_total(metrics, "other")
+    if other is not None and other > OTHER_SHARE:
+        yield Finding(other, f"**{percent(other)} of a page's time lies outside all phases** (`other_ms`).")
+    preprocess = _of_total(metrics, "preprocess")
+    if preprocess is not None and preprocess > PREPROCESS_SHARE:
+        yield Finding(
+            preprocess,
+            f"**Preprocessing takes {percent(preprocess)} of a page**: work of the CPU before the model starts.",
+        )
+
+
+def _copies(metrics: Mapping[str, Any]) -> Iterator[Finding]:
+    decode = _of_total(metrics, "decode") or 0.0
+    copies = numeric(at(metrics, "profile", "d2h_copies_per_token"))
+    if copies is not None and copies > COPIES_A_TOKEN:
+        yield Finding(
+            0.3 * decode,
+            f"**{number(copies)} device-to-host copies a token**: one is needed (the token); look for `.item()`, "
+            "`.tolist()`, `.cpu()` and conditions on tensors in the loop.",
+        )
+    waits = numeric(at(metrics, "profile", "synchronisations_per_token"))
+    if waits is not None and waits > COPIES_A_TOKEN:
+        yield Finding(
+            0.25 * decode, f"**The host waits for the card {number(waits)} times a token**; one is needed."
+        )
+
+
+def _top(metrics: Mapping[str, Any]) -> Iterator[Finding]:
+    kernels = at(metrics, "profile", "top_kernels") or []
+    busy = gpu_busy_share(metrics)
+    if kernels:
+        top, part = kernels[0], numeric(at(kernels[0], "share"))
+        if part is not None and part > OPERATOR_SHARE:
+            yield Finding(
+                part * (busy if busy is not None else 1.0) * 0.9,
+                f"**{code(str(at(top, 'name')))} takes {percent(part)} of the card's time** in the window "
+                f"({inline(str(at(top, 'phase') or 'outside phases'))}, launched by "
+                f"{code(str(at(top, 'operator') or ''))}).",
+            )
+        return
+    operators = [row for row in at(metrics, "profile", "top_operators") or [] if at(row, "kind") == "op"]
+    if operators:
+        top, part = operators[0], numeric(at(operators[0], "share"))
+        if part is not None and part > OPERATOR_SHARE:
+            yield Finding(
+                part * 0.9,
+                f"**{code(str(at(top, 'name')))} takes {percent(part)} of the window's time** on the CPU, "
+                f"{count(int(at(top, 'count') or 0), 'call')} in {inline(str(at(top, 'phase') or 'no phase'))}.",
+            )
+
+
+def _slow_page(metrics: Mapping[str, Any]) -> Iterator[Finding]:
+    total = at(metrics, "spread", "total_ms")
+    times = numeric(at(total, "max")), numeric(at(total, "p50"))
+    if times[0] is not None and times[1] and times[0] > 3 * times[1]:
+        yield Finding(
+            0.2,
+            f"**The slowest page takes {number(times[0] / times[1])} times the median page** "
+            "(see Slowest pages).",
+        )
+
+
+def warnings(metrics: Mapping[str, Any], environment: Mapping[str, Any]) -> list[str]:
+    """What makes the numbers doubtful, in Markdown."""
+    found = []
+    others = numeric(at(environment, "gpu", "other_processes"))
+    if others:
+        found.append(f"The card was shared with {count(int(others), 'other process', 'other processes')}.")
+    if at(environment, "gpu", "throttled"):
+        reasons = ", ".join(str(reason) for reason in at(environment, "gpu", "throttle_reasons") or ())
+        found.append(f"The card was throttled ({inline(reasons)}): the same work can be faster.")
+    if at(metrics, "profiler_ran_before"):
+        found.append("A profiler had run before in this process: its hooks stay, so launches cost a little more.")
+    if at(metrics, "deterministic") is False:
+        found.append("Rounds did not give equal tokens, so their times are not of equal work.")
+    if at(metrics, "model", "weights") == "random":
+        found.append("The weights are random: the answers mean nothing and quality is not applicable.")
+    noise = share(at(metrics, "spread", "total_ms", "iqr"), at(metrics, "figures", "total_ms"))
+    if noise is not None and noise > NOISE:
+        found.append(f"Noisy: the rounds of a page spread by {percent(noise)} of its time (IQR of total).")
+    if at(metrics, "rounds") == 1:
+        found.append("Only one round was measured, so the noise is not known.")
+    busy = gpu_busy_share(metrics)
+    if busy is not None and busy > 1:
+        found.append(f"GPU busy came out as {percent(busy)}: the profiled steps were slower than the clean ones.")
+    return found
