@@ -1,8 +1,9 @@
 """What profilers leave behind, read back: the torch.profiler trace, its tables and figures."""
 
+from pytest_llmprof.analysis.rows import KernelRow, OperatorRow, PhaseRow, StepFigures
 from pytest_llmprof.analysis.summary import profile_summary
 from pytest_llmprof.analysis.tables import write_tables
-from pytest_llmprof.analysis.trace import KernelRow, OperatorRow, PhaseRow, StepFigures, Trace, read_trace
+from pytest_llmprof.analysis.trace import Trace, read_trace
 
 __all__ = [
     "KernelRow",

@@ -9,9 +9,14 @@ from pytest_llmprof.outputs.plaintext import one_line
 __all__ = ["code", "percent", "table"]
 
 
-def code(text: str, limit: int = 120) -> str:
-    """*text* as a code span that it cannot leave, fit for a table cell; an empty text is a dash."""
-    shown = one_line(text, limit).replace("`", "'").replace("|", "\\|")
+def code(text: str, limit: int = 120, *, cell: bool = True) -> str:
+    """*text* as a code span that it cannot leave, for a table cell or (not *cell*) elsewhere.
+
+    An empty text is a dash.
+    """
+    shown = one_line(text, limit).replace("`", "'")
+    if cell:
+        shown = shown.replace("|", "\\|")
     return f"`{shown}`" if shown else "–"
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from pytest_llmprof.analysis.kernel_names import short_name
-from pytest_llmprof.analysis.trace import PhaseRow, Trace
+from pytest_llmprof.analysis.rows import PhaseRow
+from pytest_llmprof.analysis.trace import Trace
 
 __all__ = ["profile_summary"]
 
@@ -42,9 +43,9 @@ def profile_summary(trace: Trace, *, clean_step_ms: float | None = None) -> dict
                                         "synchronisation", "device"), kernels, host_launches, d2h_copies,
                                         synchronisations. Sub-phases are included in their parent
     top_operators                       the ten with the longest self time: name, phase, count,
-                                        self_ms_profiled, share (of all self time)
+                                        self_ms_profiled, share (of all self time), phase_share
     top_kernels                         the ten longest: name (short), phase, operator, count,
-                                        total_ms_profiled, share (of all time on the card)
+                                        total_ms_profiled, share (of all time on the card), phase_share
     ==================================  ================================================================
 
     Figures of the card are None where nothing ran on one.
@@ -83,6 +84,7 @@ def profile_summary(trace: Trace, *, clean_step_ms: float | None = None) -> dict
                 "count": row.count,
                 "self_ms_profiled": row.self_ms,
                 "share": row.share,
+                "phase_share": row.phase_share,
             }
             for row in operators[:_TOP]
         ],
@@ -94,6 +96,7 @@ def profile_summary(trace: Trace, *, clean_step_ms: float | None = None) -> dict
                 "count": row.count,
                 "total_ms_profiled": row.total_ms,
                 "share": row.share,
+                "phase_share": row.phase_share,
             }
             for row in trace.kernels()[:_TOP]
         ],

@@ -15,7 +15,8 @@ from typing import Any
 
 from pytest_llmprof.analysis.kernel_names import short_name
 from pytest_llmprof.analysis.markdown import code, percent, table
-from pytest_llmprof.analysis.trace import KernelRow, OperatorRow, Trace
+from pytest_llmprof.analysis.rows import KernelRow, OperatorRow
+from pytest_llmprof.analysis.trace import Trace
 from pytest_llmprof.artifacts import write_text
 
 __all__ = ["TOP", "csv_text", "kernels_md", "operators_md", "write_tables"]

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -34,94 +33,14 @@ from pytest_llmprof.analysis.calls import (
 from pytest_llmprof.analysis.events import KERNEL, MEMCPY, OP, RUNTIME, Ints, RawTrace, decode
 from pytest_llmprof.analysis.gaps import DEVICE, HOST_LATE, WAITED, gaps, union_ns
 from pytest_llmprof.analysis.nesting import Timeline, parents
+from pytest_llmprof.analysis.rows import KernelRow, OperatorRow, PhaseRow, StepFigures
 
-__all__ = ["KernelRow", "OperatorRow", "PhaseRow", "StepFigures", "Trace", "read_trace"]
+__all__ = ["Trace", "read_trace"]
 
 Mask = npt.NDArray[np.bool_]
 
 HOST_KINDS = ("op", "range", "runtime")
 DEVICE_KINDS = ("kernel", "memcpy", "memset")
-
-
-@dataclass(frozen=True)
-class OperatorRow:
-    """One operator (or range, or runtime call) in one phase. Times in milliseconds."""
-
-    name: str
-    kind: str
-    """op | range (a `record_function` range; its self time is Python between operators) | runtime."""
-    phase: str
-    count: int
-    total_ms: float
-    """Inclusive: with what it calls."""
-    self_ms: float
-    mean_ms: float
-    """total_ms / count."""
-    share: float
-    """self_ms of all self time in the trace (0..1)."""
-    phase_share: float
-    """self_ms of all self time in its phase (0..1)."""
-    device_ms: float
-    """Kernels, copies and fills that it launched itself."""
-
-
-@dataclass(frozen=True)
-class KernelRow:
-    """One kernel (or copy, or fill) in one phase, launched by one operator."""
-
-    name: str
-    kind: str
-    """kernel | memcpy | memset."""
-    phase: str
-    operator: str
-    """The innermost operator around its launch, else the launching call (cudaGraphLaunch); "" unknown."""
-    count: int
-    total_ms: float
-    mean_us: float
-    min_us: float
-    max_us: float
-    share: float
-    """total_ms of all kernels', copies' and fills' time (0..1)."""
-
-
-@dataclass(frozen=True)
-class PhaseRow:
-    """One phase. Sub-phases (`parent` names theirs) are included in the phase they lie in."""
-
-    name: str
-    parent: str
-    count: int
-    """How often it was opened."""
-    host_ms: float
-    """Sum of its ranges on the host."""
-    gpu_busy_ms: float
-    """Union of the intervals of its kernels."""
-    kernels: int
-    host_launches: int
-    """Kernel and graph launches by the host."""
-    d2h_copies: int
-    synchronisations: int
-    idle_ms: dict[str, float]
-    """Time in which the card waited for work of this phase, by cause (see `gaps.IDLE_CAUSES`)."""
-
-    @property
-    def gpu_idle_share(self) -> float | None:
-        """Idle over idle + busy under the profiler (0..1); None where nothing ran on the card."""
-        idle = sum(self.idle_ms.values())
-        return idle / (idle + self.gpu_busy_ms) if self.gpu_busy_ms else None
-
-
-@dataclass(frozen=True)
-class StepFigures:
-    """Figures of the decode steps, per step (= per token of each page of the batch)."""
-
-    steps: int
-    step_ms: float
-    gpu_busy_ms: float
-    host_launches: float
-    kernels: float
-    d2h_copies: float
-    synchronisations: float
 
 
 class Trace:
@@ -291,6 +210,7 @@ class Trace:
         total = groups.sum(device.dur)
         least, most = groups.extremes(device.dur)
         whole = float(total.sum()) or 1.0
+        in_phase = np.bincount(groups.key(2), total)
         phases = self.phases
         rows = [
             KernelRow(
@@ -304,6 +224,7 @@ class Trace:
                 min_us=float(least[row]) / 1e3,
                 max_us=float(most[row]) / 1e3,
                 share=float(total[row]) / whole,
+                phase_share=float(total[row] / in_phase[phase]) if in_phase[phase] else 0.0,
             )
             for row, (name, kind, phase, caller) in enumerate(groups.keys())
         ]

@@ -136,6 +136,11 @@ class Composer:
 
         return to_yaml(_tree(settings), comment)
 
+    @property
+    def legacy_keys(self) -> tuple[str, ...]:
+        """The legacy keys used so far, in the session or by a marker, as typed."""
+        return tuple(self._legacy_used)
+
     def legacy_message(self) -> str | None:
         """One text naming each legacy key used so far, in the session or by a marker; None where none was."""
         return legacy.message(self._legacy_used)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pytest_llmprof.analysis.markdown import table
 from pytest_llmprof.outputs.plaintext import inline
-from pytest_llmprof.report.values import at, number, numeric
+from pytest_llmprof.report.values import at, count, number, numeric
 
 __all__ = ["environment_table"]
 
@@ -27,7 +27,7 @@ def _rows(environment: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if cores is not None:
         parts.append(f"{int(cores)} cores" + (f" ({int(usable)} usable)" if usable and usable != cores else ""))
     if at(host, "torch_threads"):
-        parts.append(f"{at(host, 'torch_threads')} torch threads")
+        parts.append(count(int(at(host, "torch_threads")), "torch thread"))
     if at(host, "ram_gib"):
         parts.append(f"{number(at(host, 'ram_gib'))} GiB memory")
     yield "Processor", ", ".join(part for part in parts if part)

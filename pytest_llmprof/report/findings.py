@@ -22,8 +22,12 @@ PREPROCESS_SHARE = 0.15
 COPIES_A_TOKEN = 1.5
 """One device-to-host copy a token is needed: the token itself."""
 OPERATOR_SHARE = 0.15
+PYTHON_SHARE = 0.25
 NOISE = 0.1
 """Interquartile range over median of a page's rounds."""
+
+_BEFORE = ("preprocess", "vision", "prefill")
+"""Phases that end before the first token."""
 
 _CAUSES = {
     "launch": "launch-bound: it waits for the host to launch work",
@@ -62,6 +66,7 @@ def findings(metrics: Mapping[str, Any]) -> list[Finding]:
         *_times(metrics),
         *_copies(metrics),
         *_top(metrics),
+        *_python(metrics),
         *_slow_page(metrics),
     ]
     return sorted(found, key=lambda finding: -finding.weight)
@@ -69,6 +74,13 @@ def findings(metrics: Mapping[str, Any]) -> list[Finding]:
 
 def _of_total(metrics: Mapping[str, Any], name: str) -> float | None:
     return share(at(metrics, "figures", f"{name}_ms"), at(metrics, "figures", "total_ms"))
+
+
+def _weight(metrics: Mapping[str, Any], phase: str) -> float:
+    """Share of a page; before the first token at least a third of the share of TTFT, which users wait for."""
+    first = share(at(metrics, "figures", f"{phase}_ms"), at(metrics, "figures", "ttft_ms"))
+    of_first = first / 3 if first is not None and phase in _BEFORE else 0.0
+    return max(_of_total(metrics, phase) or 0.0, of_first)
 
 
 def _runaway(metrics: Mapping[str, Any]) -> Iterator[Finding]:
@@ -113,10 +125,12 @@ def _phases(metrics: Mapping[str, Any]) -> Iterator[Finding]:
             continue
         if name == "preprocess" or (name == "decode" and known):
             continue  # preprocessing is the host's own work; decode has its clean figure
+        first = share(at(metrics, "figures", f"{name}_ms"), at(metrics, "figures", "ttft_ms"))
+        before = f" It is {percent(first)} of the time to first token." if first and name in _BEFORE else ""
         yield Finding(
-            (_of_total(metrics, name) or 0.0) * idle,
+            _weight(metrics, name) * idle,
             f"**In {inline(name)} the card is idle {percent(idle)} of its time** (under the profiler, which "
-            f"slows launches), {_CAUSES[cause]}.",
+            f"slows launches), {_CAUSES[cause]}.{before}",
         )
 
 
@@ -125,11 +139,14 @@ def _times(metrics: Mapping[str, Any]) -> Iterator[Finding]:
     if other is not None and other > OTHER_SHARE:
         yield Finding(other, f"**{percent(other)} of a page's time lies outside all phases** (`other_ms`).")
     preprocess = _of_total(metrics, "preprocess")
-    if preprocess is not None and preprocess > PREPROCESS_SHARE:
-        yield Finding(
-            preprocess,
-            f"**Preprocessing takes {percent(preprocess)} of a page**: work of the CPU before the model starts.",
-        )
+    first = share(at(metrics, "figures", "preprocess_ms"), at(metrics, "figures", "ttft_ms"))
+    for part, whole in ((preprocess, "a page"), (first, "the time to first token")):
+        if part is not None and part > PREPROCESS_SHARE:
+            yield Finding(
+                _weight(metrics, "preprocess"),
+                f"**Preprocessing takes {percent(part)} of {whole}**: work of the CPU before the model starts.",
+            )
+            return
 
 
 def _copies(metrics: Mapping[str, Any]) -> Iterator[Finding]:
@@ -149,26 +166,49 @@ def _copies(metrics: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _top(metrics: Mapping[str, Any]) -> Iterator[Finding]:
+    """The kernel (without a card: the operator) that takes most of a page, as far as the window tells.
+
+    The window holds few decode steps, so a row counts by its share of its phase and the phase's share of a page.
+    """
     kernels = at(metrics, "profile", "top_kernels") or []
-    busy = gpu_busy_share(metrics)
-    if kernels:
-        top, part = kernels[0], numeric(at(kernels[0], "share"))
-        if part is not None and part > OPERATOR_SHARE:
-            yield Finding(
-                part * (busy if busy is not None else 1.0) * 0.9,
-                f"**{code(str(at(top, 'name')))} takes {percent(part)} of the card's time** in the window "
-                f"({inline(str(at(top, 'phase') or 'outside phases'))}, launched by "
-                f"{code(str(at(top, 'operator') or ''))}).",
-            )
+    rows = kernels or [row for row in at(metrics, "profile", "top_operators") or [] if at(row, "kind") == "op"]
+
+    def weight(row: Any) -> float:
+        part = numeric(at(row, "phase_share")) or 0.0
+        return part * _weight(metrics, str(at(row, "phase") or ""))
+
+    top = max(rows, key=weight, default=None)
+    part = numeric(at(top, "phase_share"))
+    if part is None or part < OPERATOR_SHARE or not at(top, "phase"):
         return
-    operators = [row for row in at(metrics, "profile", "top_operators") or [] if at(row, "kind") == "op"]
-    if operators:
-        top, part = operators[0], numeric(at(operators[0], "share"))
-        if part is not None and part > OPERATOR_SHARE:
+    phase = inline(str(at(top, "phase")))
+    calls = int(numeric(at(top, "count")) or 0)
+    name = code(str(at(top, "name")), cell=False)
+    if kernels:
+        caller = code(str(at(top, "operator") or ""), cell=False)
+        busy = gpu_busy_share(metrics) if phase == "decode" else None
+        yield Finding(
+            weight(top) * (1.0 if busy is None else min(busy, 1.0)),
+            f"**{name} takes {percent(part)} of the card's time in {phase}** ({calls:,} times in the window, "
+            f"launched by {caller}).",
+        )
+    else:
+        yield Finding(weight(top), f"**{name} takes {percent(part)} of {phase}**, {calls:,} calls in the window.")
+
+
+def _python(metrics: Mapping[str, Any]) -> Iterator[Finding]:
+    """Time of our own ranges in no operator: Python, and the framework between its operators."""
+    shares: dict[str, float] = {}
+    for row in at(metrics, "profile", "top_operators") or []:
+        if at(row, "kind") == "range" and str(at(row, "name")).startswith("llmprof/"):
+            phase = str(at(row, "phase") or "")
+            shares[phase] = shares.get(phase, 0.0) + (numeric(at(row, "phase_share")) or 0.0)
+    for phase, part in shares.items():
+        if part > PYTHON_SHARE and phase != "preprocess":
             yield Finding(
-                part * 0.9,
-                f"**{code(str(at(top, 'name')))} takes {percent(part)} of the window's time** on the CPU, "
-                f"{count(int(at(top, 'count') or 0), 'call')} in {inline(str(at(top, 'phase') or 'no phase'))}.",
+                part * _weight(metrics, phase),
+                f"**{percent(part)} of {inline(phase)} is Python between operators** (under the profiler, which "
+                "makes it look longer).",
             )
 
 
@@ -192,7 +232,8 @@ def warnings(metrics: Mapping[str, Any], environment: Mapping[str, Any]) -> list
     if at(environment, "gpu", "throttled"):
         reasons = ", ".join(str(reason) for reason in at(environment, "gpu", "throttle_reasons") or ())
         found.append(f"The card was throttled ({inline(reasons)}): the same work can be faster.")
-    if at(metrics, "profiler_ran_before"):
+    device = str(at(metrics, "fingerprint", "device") or at(metrics, "model", "device") or "")
+    if at(metrics, "profiler_ran_before") and not device.startswith("cpu"):
         found.append("A profiler had run before in this process: its hooks stay, so launches cost a little more.")
     if at(metrics, "deterministic") is False:
         found.append("Rounds did not give equal tokens, so their times are not of equal work.")

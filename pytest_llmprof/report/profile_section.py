@@ -33,11 +33,10 @@ def _window(profile: Mapping[str, Any]) -> str:
     start, tokens = numeric(at(window, "start_token")), numeric(at(window, "decode_tokens"))
     if start:
         said.append(f"from token {int(start)} on")
-    if tokens is not None:
-        said.append(f"at most {count(int(tokens), 'decode step')}")
     steps = numeric(at(profile, "steps"))
     if steps:
-        said.append(f"{count(int(steps), 'step')} seen")
+        of = f" of at most {int(tokens) * int(pages or 1)}" if tokens is not None else ""
+        said.append(f"{int(steps)}{of} decode steps")
     text = f"Window: {', '.join(said)}." if said else "Window: the whole call."
     length, events = numeric(at(profile, "window_ms_profiled")), numeric(at(profile, "events"))
     if length is not None and events is not None:
@@ -67,7 +66,7 @@ def _card(metrics: Mapping[str, Any], profile: Mapping[str, Any]) -> str:
             ("synchronisations_per_token", "Synchronisations a token"),
             ("graph_launches", "CUDA graph launches in the window"),
         )
-        if numeric(at(profile, key)) is not None
+        if numeric(at(profile, key)) is not None and (key != "graph_launches" or at(profile, key))
     ]
     return table(["Figure", "Value"], rows) if rows else ""
 

@@ -123,7 +123,7 @@ def _verdict(metrics: Mapping[str, Any]) -> str:
     if at(metrics, "status") == "error":
         parts = [f"**Failed:** {count(len(at(metrics, 'errors') or []), 'error')}, see below."]
     elif failed:
-        parts = [f"**Failed:** over the limit of {inline(', '.join(failed))}."]
+        parts = [f"**Failed:** outside the limit of {inline(', '.join(failed))}."]
     else:
         parts = ["**OK.**"]
     rounds, pages = numeric(at(metrics, "rounds")), numeric(at(metrics, "pages"))
@@ -178,9 +178,9 @@ def _facts(metrics: Mapping[str, Any]) -> Iterator[str]:
             f", {count(int(pages), 'page')}" if pages is not None else ""
         )
     if at(metrics, "prompt"):
-        yield f"Prompt: {code(str(at(metrics, 'prompt')), 200)}"
+        yield f"Prompt: {code(str(at(metrics, 'prompt')), 200, cell=False)}"
     if at(metrics, "id"):
-        yield f"Test: {code(str(at(metrics, 'id')), 200)}"
+        yield f"Test: {code(str(at(metrics, 'id')), 200, cell=False)}"
 
 
 def _millions(parameters: float) -> str:
@@ -225,7 +225,10 @@ def _figures(metrics: Mapping[str, Any]) -> str:
         if callable_only:
             label = label.replace(" a page", "")
         spread = at(metrics, "spread", name)
-        cells = ["" if at(spread, key) is None else number(at(spread, key)) for key in ("iqr", "min", "max", "p90")]
+        # Of rounds there is one number a round, no page to take a minimum over.
+        keys = ("iqr",) if name == "round_s" else ("iqr", "min", "max", "p90")
+        cells = ["" if at(spread, key) is None else number(at(spread, key)) for key in keys]
+        cells += [""] * (4 - len(cells))
         rows.append([label, number(value), *cells])
     if not rows:
         return ""

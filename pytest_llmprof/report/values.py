@@ -31,14 +31,14 @@ def share(part: Any, whole: Any) -> float | None:
 
 
 def number(value: Any) -> str:
-    """A number with about three digits ("0.0123", "1.23", "45.6", "1,234"); "n/a" for None."""
+    """A number with about three digits ("0.0123", "1.23", "45.6", "1,234"); "n/a" for None, "0" for zero."""
     found = numeric(value)
     if found is None:
         return NOT_APPLICABLE
     size = abs(found)
-    if size >= 999.5:
+    if size >= 99.95 or not size:
         return f"{found:,.0f}"
-    digits = 0 if size >= 99.95 else 1 if size >= 9.995 else 2 if size >= 0.9995 else 4
+    digits = 1 if size >= 9.995 else 2 if size >= 0.9995 else 3 if size >= 0.09995 else 4
     return f"{found:.{digits}f}"
 
 

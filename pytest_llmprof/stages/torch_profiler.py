@@ -40,7 +40,6 @@ def _profiler(context: StageContext) -> Any:
         record_shapes=options.record_shapes,
         profile_memory=options.profile_memory,
         with_stack=options.with_stack,
-        acc_events=True,
     )
 
 
@@ -112,7 +111,7 @@ def profile_window(context: StageContext) -> dict[str, Any]:
             raise StageError("the profiled window saw no page: none could be read")
         raw = _merged(paths)
     trace = read_trace(raw)
-    if cuda and not trace.kernels():
+    if cuda and not trace.totals().kernels:
         raise StageError(
             "the profiled window holds no CUDA kernel: the profiler (CUPTI) recorded nothing on the card. "
             "Another profiler may hold it, or this user may not use it"

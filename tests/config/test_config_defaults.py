@@ -49,7 +49,7 @@ def test_tiny_model_generates_little_unless_a_key_or_preset_gives_a_number(bench
     assert bench.settings().model.size == "tiny"
     assert bench.settings("infer=reference").infer.max_new_tokens == 256
     assert bench.settings("infer.max_new_tokens=1000").infer.max_new_tokens == 1000
-    assert bench.settings("model=deepseek_ocr_random").infer.max_new_tokens == 8192
+    assert bench.settings("model=deepseek_ocr_random").infer.max_new_tokens == 256
     bench.write("infer/short.yaml", "defaults: [reference]\nmax_new_tokens: 64\n")
     assert bench.settings("infer=short").infer.max_new_tokens == 64
     assert bench.settings("infer=short").infer.no_repeat_ngram_size == 35

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["normalise", "photograph", "turn"]
+__all__ = ["develop_normalised", "normalise", "photograph", "turn"]
 
 
 def turn(ink: Tensor, angles: Tensor) -> Tensor:
@@ -23,11 +25,28 @@ def turn(ink: Tensor, angles: Tensor) -> Tensor:
     return ink.index_copy(0, where, turned[:, 0].round().to(ink.dtype))
 
 
-def photograph(ink: Tensor, seed: int, strength: float = 1.0) -> Tensor:
-    """ink uint8 [pages, 512, 512] -> pixels 0..255, float32 [pages, 3, 512, 512], rounded as a file would be.
+def develop(
+    ink: Tensor, blur: Tensor, paper: Tensor, pen: Tensor, grain: Tensor, specks: Tensor, shade: Tensor
+) -> Tensor:
+    """The pixel work of `photograph`, in one piece so that it compiles into one kernel.
+
+    ink uint8 [n, 512, 512]; blur [2, n, 1, 1] (down, across); paper, pen [n, 3]; grain float and specks uniform
+    [n, 512, 512] with their strengths inside; shade [2, n, 1, 1]. -> float32 [n, 3, 512, 512], 0..255 rounded.
+    """
+    cover = ink.float() / 255
+    for axis in (1, 2):  # a small binomial blur
+        cover = cover + blur[axis - 1] * (cover.roll(1, axis) + cover.roll(-1, axis) - 2 * cover)
+    slope = torch.linspace(-1, 1, ink.shape[1], device=ink.device)
+    extra = grain + specks + shade[0] * slope[None, :, None] + shade[1] * slope[None, None]
+    pixels = paper[..., None, None] + cover[:, None] * (pen - paper)[..., None, None]
+    return (pixels + extra[:, None]).clamp(0, 255).round()
+
+
+def photograph(ink: Tensor, seed: int, develop: Callable[..., Tensor] = develop) -> Tensor:
+    """ink uint8 [n, 512, 512] -> what *develop* makes of it: pixels 0..255, float32 [n, 3, 512, 512].
 
     Every page gets its own paper and ink colour (one in seven light on dark), some get blur, grain, specks or a
-    shade across the page. *strength* 0 leaves black on white. Equal seeds give equal pictures on one device.
+    shade across the page. Equal seeds give equal pictures on one kind of device.
     """
     device, n = ink.device, len(ink)
     dice = torch.Generator(device=device).manual_seed(seed)
@@ -36,29 +55,26 @@ def photograph(ink: Tensor, seed: int, strength: float = 1.0) -> Tensor:
         return torch.rand(shape, generator=dice, device=device)
 
     def some(share: float) -> Tensor:
-        return (rand(n, 1, 1) < share * min(1.0, strength)).float()
+        return (rand(n, 1, 1) < share).float()
 
-    cover = ink.float() / 255
-    for axis in (1, 2):  # a small binomial blur, of its own width each page and direction
-        amount = rand(n, 1, 1) * 0.28 * some(0.35)
-        cover = cover + amount * (cover.roll(1, axis) + cover.roll(-1, axis) - 2 * cover)
-    paper = 255 - (rand(n, 1) * 50 + rand(n, 3) * 22 * (rand(n, 1) < 0.4)) * strength
-    pen = (rand(n, 1) * 80 + rand(n, 3) * 50 * (rand(n, 1) < 0.25)) * strength
-    dark = (rand(n, 1) < 0.14 * strength).float()
+    blur = torch.stack([rand(n, 1, 1) * 0.28 * some(0.35) for _ in range(2)])
+    paper = 255 - rand(n, 1) * 50 - rand(n, 3) * 22 * (rand(n, 1) < 0.4)
+    pen = rand(n, 1) * 80 + rand(n, 3) * 50 * (rand(n, 1) < 0.25)
+    dark = (rand(n, 1) < 0.14).float()
     paper, pen = paper + dark * (pen - paper), pen + dark * (paper - pen)
-    gap = rand(n, 1) * 0.35 * (rand(n, 1) < 0.25) * strength  # faint ink
-    pen = pen + gap * (paper - pen)
-    pixels = paper[..., None, None] + cover[:, None] * (pen - paper)[..., None, None]
-    grain = torch.randn((n, *ink.shape[1:]), generator=dice, device=device) * rand(n, 1, 1) * 12 * some(0.4)
-    where = rand(n, *ink.shape[1:])
-    density = rand(n, 1, 1) * 0.08 * some(0.25)
-    specks = torch.where(where < density, (torch.frac(where * 5417.0) - 0.5) * 140, 0.0)
-    slope = torch.linspace(-1, 1, ink.shape[1], device=device)
-    tilt = (rand(n, 1, 1) - 0.5) * 50 * some(0.2)
-    shade = tilt * slope[None, :, None] + (rand(n, 1, 1) - 0.5) * 50 * some(0.2) * slope[None, None]
-    return (pixels + (grain + specks + shade)[:, None]).clamp(0, 255).round()
+    pen = pen + rand(n, 1) * 0.35 * (rand(n, 1) < 0.25) * (paper - pen)  # faint ink
+    grain = torch.randn(ink.shape, generator=dice, device=device).mul_(rand(n, 1, 1) * 12 * some(0.4))
+    specks, density = rand(*ink.shape), rand(n, 1, 1) * 0.08 * some(0.25)
+    specks = torch.where(specks < density, (torch.frac(specks * 5417.0) - 0.5) * 140, 0.0)
+    shade = torch.stack([(rand(n, 1, 1) - 0.5) * 50 * some(0.2) for _ in range(2)])
+    return develop(ink, blur, paper, pen, grain, specks, shade)
 
 
 def normalise(pixels: Tensor) -> Tensor:
     """Pixels 0..255 -> the model's input (mean and standard deviation 0.5)."""
     return pixels / 127.5 - 1
+
+
+def develop_normalised(*inputs: Tensor) -> Tensor:
+    """`develop`, normalised, in bfloat16."""
+    return normalise(develop(*inputs)).bfloat16()

@@ -1,8 +1,8 @@
 """A training run on disk: safetensors pieces under 16 MiB and one JSON file.
 
-Whole (nothing is rounded) or compact, for slow roads: weights keep 24 of their 32 bits, the average is kept as a
-bfloat16 difference from the weights, the optimizer's first moments as 8-bit floats with a scale a tensor, its second
-moments as bfloat16.
+Whole (nothing is rounded) or compact, for narrow roads: weights keep 24 of their 32 bits, the average is kept as its
+difference from the weights in 8-bit floats with a scale a tensor, the optimizer's first moments likewise, its second
+moments as bfloat16. The optimizer's state comes last, and a compact checkpoint may be loaded without its last pieces.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def _pack(name: str, value: Tensor, weights: dict[str, Tensor]) -> dict[str, Ten
     if kind == "weights":
         octets = value.contiguous().view(torch.uint8).reshape(*value.shape, 4) if value.ndim else value
         return {name: octets[..., 1:].contiguous()}  # little-endian: the lowest 8 bits go
-    if kind == "average":
-        return {name: (value - weights[f"weights/{rest}"]).bfloat16()}
-    if kind in ("momentum", "first"):
+    if kind in ("average", "momentum", "first"):
+        if kind == "average":
+            value = value - weights[f"weights/{rest}"]
         scale = value.abs().amax().clamp_min(1e-30) / 448
         return {name: (value / scale).to(torch.float8_e4m3fn), f"scale/{name}": scale.reshape(1)}
     return {name: value.bfloat16()}
@@ -43,7 +43,7 @@ def _unpack(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             octets[..., 1:] = value
             out[name] = octets.view(torch.float32).squeeze(-1)
         elif kind == "average":
-            out[name] = out[f"weights/{rest}"] + value.float()
+            out[name] = out[f"weights/{rest}"] + value.float() * tensors[f"scale/{name}"]
         elif kind in ("momentum", "first"):
             out[name] = value.float() * tensors[f"scale/{name}"]
         elif kind != "scale":
@@ -84,9 +84,13 @@ def save(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any], *, com
 
 
 def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `save` wrote. Raises FileNotFoundError where state.json or a piece is missing."""
+    """What `save` wrote. Raises FileNotFoundError where state.json is missing, or a piece of a whole checkpoint."""
     state = json.loads((folder / "state.json").read_text("utf-8"))
     tensors: dict[str, Tensor] = {}
     for index in range(state["pieces"]):
-        tensors |= load_file(folder / f"piece-{index:02}.safetensors")
+        path = folder / f"piece-{index:02}.safetensors"
+        if state["compact"] and not path.exists():
+            print(f"{path.name} and what follows left out: the optimizer starts afresh where it has no state")
+            break
+        tensors |= load_file(path)
     return (_unpack(tensors) if state["compact"] else tensors), state

@@ -107,6 +107,7 @@ def overlap(a: Sequence[float], b: Sequence[float]) -> float:
 def answers(model: Any, pictures: Sequence[Tensor], prompt: str, *, most: int = 560, batch: int = 128) -> Iterator[list[int]]:
     """Greedy token ids of each picture, EOS included where it came."""
     device, dtype = model.device, model.dtype
+    model.set_experts_implementation("eager")
     ids = torch.tensor([[BOS, *[IMAGE] * IMAGE_TOKENS, *encode(prompt)[1:]]], device=device)
     for start in range(0, len(pictures), batch):
         pixels = torch.stack(list(pictures[start : start + batch])).to(device)

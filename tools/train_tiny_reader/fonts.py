@@ -37,7 +37,7 @@ TRAINED = (
     _family("Liberation Sans", "LiberationSans-", "Regular Regular Italic", "Bold BoldItalic", 2.0),
     _family("Liberation Serif", "LiberationSerif-", "Regular Regular Italic", "Bold BoldItalic", 2.0),
     _family("Liberation Mono", "LiberationMono-", "Regular", "Bold"),
-    _family("EB Garamond", "EBGaramond12-", "Regular Italic", "Bold", ext="otf"),
+    _family("EB Garamond", "EBGaramond12-", "Regular Italic", "Regular", ext="otf"),
     _family("STIX", "STIX-", "Regular Italic", "Bold", ext="otf"),
     _family("Roboto", "Roboto-", "Regular Light Italic Medium", "Bold Black"),
     _family("Roboto Condensed", "RobotoCondensed-", "Regular", "Bold", 0.5),

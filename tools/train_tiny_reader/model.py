@@ -266,7 +266,8 @@ class Reader(nn.Module):
         self.classes = max(SLOT_OF.values()) + 1
         self.slot_head = nn.Linear(model.config.text_config.hidden_size, CELL_SLOTS * self.classes)
         nn.init.normal_(self.slot_head.weight, std=0.02)
-        nn.init.zeros_(self.slot_head.bias)
+        with torch.no_grad():  # most slots are empty
+            self.slot_head.bias.zero_().view(CELL_SLOTS, self.classes)[:, 0] = 4.0
         self._f: dict[str, Callable[..., Any]] = {
             f.__name__: f
             for f in (sam_layer, clip_layer, dense_layer, expert_layer, stem, neck, losses, slot_loss)

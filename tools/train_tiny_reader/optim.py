@@ -112,13 +112,14 @@ class Optimizer:
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor], updates: int) -> None:
-        """Take back what `state` gave, after *updates* updates."""
+        """Take back what `state` gave, after *updates* updates; moments that are not there stay zero."""
         for name, value in self.ema.items():
             value.copy_(tensors[f"average/{name}"])
         for name, value in self.buffers.items():
-            value.copy_(tensors[f"momentum/{name}"])
+            if f"momentum/{name}" in tensors:
+                value.copy_(tensors[f"momentum/{name}"])
         for name, p in self.others:
-            if f"first/{name}" in tensors:
+            if f"first/{name}" in tensors and f"second/{name}" in tensors:
                 self.adamw.state[p] = {
                     "step": torch.tensor(float(updates), device=p.device if self.adamw.defaults["fused"] else None),
                     "exp_avg": tensors[f"first/{name}"].to(p.device, p.dtype, copy=True),

@@ -1,17 +1,20 @@
-"""How fast training can go on this machine: the loader, then variants of the step, then two short trainings.
+"""How fast training can go on this machine: the loader, the compiled step, then three short trainings.
 
     python probe.py --data DIR --out DIR --time-limit SECONDS
 
 A variant that fails is reported and left out. Writes OUT/probe.json, OUT/cache.bin (compiled kernels) and the
-checkpoint of the better training (OUT/run), prints a table last.
+checkpoint of the first training (OUT/run), prints a table last.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,6 +81,31 @@ def step_time(settings: Settings, batches: dict[int, dict[str, torch.Tensor]]) -
     return row
 
 
+def some_batches(data: Path, pages: int) -> dict[int, dict[str, torch.Tensor]]:
+    """A batch of each bucket (few pages, repeated)."""
+    source = Batches(Painter(Source.load(data / "text"), TRAINED, data / "fonts"), min(32, pages), 5)
+    batches: dict[int, dict[str, torch.Tensor]] = {}
+    index = 0
+    while len(batches) < len(BUCKETS):
+        batch = source[(index, 12 if len(batches) else 4)]
+        width = batch["ids"].shape[1]
+        if width not in batches:
+            repeat = -(-pages // len(batch["ids"]))
+            batches[width] = {name: torch.cat([value] * repeat)[:pages] for name, value in batch.items()}
+        index += 1
+    return batches
+
+
+def reading(data: Path, run: Path) -> dict[str, Any]:
+    """That evaluation works here: a few pages, short answers."""
+    from evaluate import evaluate, samples
+    from export import averaged
+
+    model = averaged(run)[0].eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    figures = evaluate(model, samples(data, 10), most=60)
+    return {"cer": figures["free"]["cer"], "s": figures["seconds"], "worst": figures["worst"][-1]}
+
+
 def hot_kernels(settings: Settings, batch: dict[str, torch.Tensor]) -> list[tuple[str, float]]:
     """The kernels that take most of three steps, in milliseconds a step."""
     from torch.profiler import ProfilerActivity, profile
@@ -95,85 +123,77 @@ def hot_kernels(settings: Settings, batch: dict[str, torch.Tensor]) -> list[tupl
     return sorted(((name[:90], round(ms, 2)) for name, ms in total.items()), key=lambda pair: -pair[1])[:25]
 
 
+def learning(settings: Settings, seconds: float, out: Path | None = None) -> tuple[Trainer, list[dict[str, Any]]]:
+    """Train for *seconds* from nothing; the trainer and its history."""
+    trainer = Trainer(replace(settings, budget=1000.0, time_limit=spent() + seconds, log_every=10))
+    trainer.run()
+    if out is not None:
+        trainer.save(out, compact=True)
+    keys = ("step", "s", "lines", "read", "slots", "norm", "pages_s")
+    return trainer, [{key: row[key] for key in keys} for row in trainer.history[4::5]]
+
+
 def main() -> None:
     """Probe."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--time-limit", type=float, default=240)
+    parser.add_argument("--time-limit", type=float, default=270)
     parser.add_argument("--workers", type=int, default=15)
-    parser.add_argument("--batches", type=int, nargs="+", default=[160, 384, 512])
-    parser.add_argument("--train", type=float, default=45, help="seconds of each short training")
+    parser.add_argument("--batch", type=int, default=384, help="tried first")
+    parser.add_argument("--others", type=int, nargs="*", default=[512], help="tried compiled at the end")
+    parser.add_argument("--train", type=float, default=40, help="seconds of each short training")
     parser.add_argument("--tiny", action="store_true", help="tiny model, for a trial on a CPU")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     torch.set_float32_matmul_precision("high")
-    report: dict[str, Any] = {"torch": torch.__version__}
+    report: dict[str, Any] = {}
 
     def note(name: str, value: Any) -> None:
         report[name] = value
         print(f"[{spent():6.1f} s] {name}: {value}", flush=True)
         (options.out / "probe.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
 
-    base = Settings(run=options.out / "run", data=options.data, workers=options.workers, tiny=options.tiny, seed=11)
-    painter = Painter(Source.load(options.data / "text"), TRAINED, options.data / "fonts")
-    for level in (3, 12):
-        note(f"loader pages/s, level {level}", round(pages_per_second(options.data, options.workers, level, 6)))
-    largest = max(options.batches)
-    batches: dict[int, dict[str, torch.Tensor]] = {}
-    source = Batches(painter, min(32, largest), 5)
-    index = 0
-    while len(batches) < len(BUCKETS):
-        batch = source[(index, 12 if len(batches) else 4)]
-        width = batch["ids"].shape[1]
-        if width not in batches:
-            repeat = -(-largest // len(batch["ids"]))
-            batches[width] = {name: torch.cat([value] * repeat)[:largest] for name, value in batch.items()}
-        index += 1
-    good: list[tuple[float, Settings]] = []
-    variants = [(compiled, size) for compiled in (False, True) for size in options.batches]
-    variants = [v for v in variants if v[0] or v[1] == options.batches[0]]
-    for compiled, size in variants:
-        if spent() > options.time_limit * 0.62:
-            break
-        settings = replace(base, compiled=compiled, batch=size)
-        name = f"{'compiled' if compiled else 'eager'} {size}"
+    def attempt(name: str, make: Callable[[], Any]) -> Any:
+        """What *make* gives, noted; None, with a note, where it fails or time is short."""
+        if spent() > options.time_limit - 20:
+            return note(name, "no time left")
         try:
-            row = step_time(settings, batches)
+            value = make()
         except Exception as error:  # noqa: BLE001 - a variant that fails must not end the probe
             traceback.print_exc()
-            note(name, f"failed: {error!r:.300}")
-            continue
-        note(name, row)
-        good.append((row["pages_s_310"], settings))
-    good.sort(key=lambda pair: -pair[0])
-    if not good:
-        raise SystemExit("no variant ran")
-    best = good[0][1]
-    if best.device == "cuda":
-        try:
-            note("kernels", hot_kernels(best, batches[310]))
-        except Exception as error:  # noqa: BLE001 - as above
-            note("kernels", f"failed: {error!r:.300}")
-    torch.cuda.empty_cache()
-    for muon in (True, False):
-        left = options.time_limit - spent() - 12
-        if left < 15:
-            break
-        limit = spent() + min(options.train, left / (2 if muon else 1))
-        name = "muon" if muon else "adamw"
-        trainer = Trainer(replace(best, muon=muon, budget=1000.0, time_limit=limit, log_every=10))
-        trainer.run()
-        note(f"training, {name}", [
-            {key: row[key] for key in ("step", "s", "lines", "read", "slots", "pages_s")} for row in trainer.history[4::5]
-        ])
-        if muon:
-            trainer.save(options.out / "run", compact=True)
-        del trainer
+            return note(name, f"failed: {error!r:.300}")
+        note(name, value)
+        return value
+
+    base = Settings(
+        run=options.out / "run", data=options.data, workers=options.workers, tiny=options.tiny, seed=11,
+        batch=options.batch, compiled=True,
+    )
+    note("machine", [torch.__version__, os.cpu_count(), shutil.disk_usage("/dev/shm").total >> 20, base.device])
+    attempt("loader pages/s", lambda: round(pages_per_second(options.data, options.workers, 12, 5)))
+    batches = some_batches(options.data, max(options.batch, *options.others, 1))
+    note("batches", sorted(batches))
+    first = attempt(f"compiled {base.batch}", lambda: step_time(base, batches))
+    if first is None or first["pages_s_310"] < 300:
+        eager = replace(base, compiled=False)
+        second = attempt(f"eager {base.batch}", lambda: step_time(eager, batches))
+        if second and (first is None or second["pages_s_310"] > first["pages_s_310"]):
+            base = eager
+    trained = attempt("training, muon 3e-3", lambda: learning(base, options.train, options.out / "run")[1])
+    attempt("training, adamw 1.5e-3", lambda: learning(replace(base, muon=False), options.train)[1])
+    attempt("training, muon 6e-3", lambda: learning(replace(base, matrix_lr=6e-3, lr=2e-3), options.train)[1])
+    if trained is not None:
+        attempt("reading", lambda: reading(options.data, options.out / "run"))
+    if base.device == "cuda":
+        attempt("kernels", lambda: hot_kernels(base, batches[310]))
     cache = torch.compiler.save_cache_artifacts()
     if cache is not None and len(cache[0]) < 15 * 2**20:
         (options.out / "cache.bin").write_bytes(cache[0])
         note("cache bytes", len(cache[0]))
+    for size in options.others:
+        if spent() < options.time_limit * 0.8:
+            attempt(f"compiled {size}", lambda size=size: step_time(replace(base, batch=size), batches))
     for name, value in report.items():
         if name != "kernels":
             print(f"{name:24} {value}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import random
 import sys
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from typing import Any
 
 import checkpoint
 import torch
-from augment import normalise, photograph, turn
+from augment import develop_normalised, normalise, photograph, turn
 from data import Batches, Requests, loader
 from fonts import BUILTIN, TRAINED
 from model import SIZES, TINY_SIZES, Reader, build
@@ -54,13 +55,21 @@ class Settings:
     """Stop at this step, for tests."""
     workers: int = 15
     compiled: bool = False
+    echo: int = 1
+    """Times each batch is trained on, with new noise, blur and light every time: for machines whose workers make pages
+    more slowly than the card learns from them."""
+    cache: Path | None = None
+    """Compiled kernels of an earlier run on the same machine kind (see probe.py)."""
     half: bool = True
     muon: bool = True
     lr: float = 1.5e-3
     matrix_lr: float = 3e-3
     average: float = 0.9995
     tiny: bool = False
-    compact: bool = False
+    carry: Path | None = None
+    """Write a second, compact checkpoint here at the end (see checkpoint.py)."""
+    save_every: float = 120.0
+    """Seconds between checkpoints on the way."""
     seed: int = 1
     log_every: int = 20
     level_up: float = 0.8
@@ -85,8 +94,12 @@ class Trainer:
         self.requests = Requests(level=LEVELS[0])
         if settings.resume:
             self._resume(settings.resume)
+        self._develop = develop_normalised
+        if settings.cache:
+            torch.compiler.load_cache_artifacts(settings.cache.read_bytes())
         if settings.compiled:
             self.reader.compile()
+            self._develop = torch.compile(develop_normalised, dynamic=False)
         self._first_seconds, self._began = self.seconds, time.monotonic()
         self._from = self._raw_progress()
 
@@ -155,11 +168,9 @@ class Trainer:
 
     def train_step(self, batch: dict[str, Tensor]) -> Tensor:
         """One update; the losses (read, slots, balance, gradient norm), still on the device."""
-        pixels = normalise(photograph(turn(batch["ink"], batch["angles"]), self.s.seed * 1_000_003 + self.step))
-        labels = batch["labels"].long()
-        read, seen, balance = self.reader(
-            pixels.to(self.reader.dtype), batch["ids"].long(), labels, batch["slots"]
-        )
+        ink, seed = turn(batch["ink"], batch["angles"]), self.s.seed * 1_000_003 + self.step
+        pixels = photograph(ink, seed, self._develop) if self.s.half else normalise(photograph(ink, seed))
+        read, seen, balance = self.reader(pixels, batch["ids"].long(), batch["labels"].long(), batch["slots"])
         (read + self.slot_weight() * seen + 0.01 * balance).backward()
         norm = self.optimizer.clip(1.0)
         self.optimizer.step(self.scale(), self.step)
@@ -175,11 +186,11 @@ class Trainer:
         ))
         self._began = time.monotonic()
         losses: list[Tensor] = []
-        since, waited = time.monotonic(), 0.0
-        for batch in _ahead(stream, self.s.device):
-            now = time.monotonic()
+        since = saved = time.monotonic()
+        for batch, fresh in _echoed(_ahead(stream, self.s.device), self.s.echo, self.s.seed):
             losses.append(self.train_step(batch))
-            self.requests.used()
+            if fresh:
+                self.requests.used()
             if self.step % self.s.log_every == 0:
                 mean = torch.stack(losses).mean(0).tolist()  # waits for the device
                 spent = time.monotonic() - since
@@ -189,9 +200,11 @@ class Trainer:
                 self._advance()
                 if not math.isfinite(mean[0]):
                     raise SystemExit("the loss is not finite: resume from the last checkpoint with a lower rate")
+                if time.monotonic() - saved > self.s.save_every:
+                    self.save(self.s.run)
+                    saved = since = time.monotonic()
             if self._over():
                 break
-            waited += time.monotonic() - now
         if losses:
             self.seconds += time.monotonic() - since
 
@@ -243,6 +256,27 @@ def _ahead(stream: Iterator[dict[str, Tensor]], device: str) -> Iterator[dict[st
         yield current
 
 
+def _echoed(
+    stream: Iterator[dict[str, Tensor]], echo: int, seed: int, kept: int = 48
+) -> Iterator[tuple[dict[str, Tensor], bool]]:
+    """Each batch as it comes (True), and `echo` - 1 more times (False) some *kept* batches later.
+
+    What waits for its echo is not part of a checkpoint: a resumed run echoes from its own batches.
+    """
+    rng = random.Random(seed)
+    waiting: list[tuple[dict[str, Tensor], int]] = []
+    for batch in stream:
+        yield batch, True
+        if echo > 1:
+            waiting.append((batch, echo - 1))
+        for _ in range(echo - 1 if len(waiting) > kept else 0):
+            place = rng.randrange(len(waiting))
+            old, left = waiting.pop(place)
+            if left > 1:
+                waiting.append((old, left - 1))
+            yield old, False
+
+
 def _to(device: str, name: str, value: Tensor) -> Tensor:
     return value if name == "angles" else value.to(device, non_blocking=True)  # angles are looked at on the CPU
 
@@ -251,13 +285,13 @@ def settings_from(arguments: list[str]) -> Settings:
     """Settings from the command line; a field's name is its option."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     kinds: dict[str, Any] = {
-        "run": Path, "data": Path, "resume": Path, "batch": int, "steps": int, "budget": float, "time_limit": float,
-        "stop_after": int, "workers": int, "lr": float, "matrix_lr": float, "average": float, "seed": int,
+        "run": Path, "data": Path, "resume": Path, "cache": Path, "carry": Path, "save_every": float, "batch": int, "steps": int, "budget": float, "time_limit": float,
+        "stop_after": int, "workers": int, "echo": int, "lr": float, "matrix_lr": float, "average": float, "seed": int,
         "log_every": int, "level_up": float, "cooldown": float, "device": str,
     }
     for name, kind in kinds.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=argparse.SUPPRESS, required=name == "run")
-    for name in ("finish", "compiled", "half", "muon", "tiny", "compact"):
+    for name in ("finish", "compiled", "half", "muon", "tiny"):
         parser.add_argument(
             f"--{name}", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS
         )
@@ -270,7 +304,9 @@ def main(arguments: list[str] | None = None) -> Trainer:
     torch.set_float32_matmul_precision("high")
     trainer = Trainer(settings)
     trainer.run()
-    files = trainer.save(settings.run, compact=settings.compact)
+    files = trainer.save(settings.run)
+    if settings.carry:
+        trainer.save(settings.carry, compact=True)
     size = sum(path.stat().st_size for path in files) / 2**20
     print(f"step {trainer.step}, {trainer.seconds:.0f} s, progress {trainer.progress():.3f}: {len(files)} files, {size:.1f} MiB")
     return trainer

@@ -31,6 +31,8 @@ class Prompts:
 
     ids: torch.Tensor
     """int64 [rows, length]; -1 where padded."""
+    starts: torch.Tensor
+    """int64 [rows, 1]: where each row's prompt begins. Uploaded here: later it would wait for the vision tower."""
     padding: tuple[int, ...]
     """Padded places of each row."""
 
@@ -68,7 +70,8 @@ def layout(rows: Sequence[Sequence[int]], device: torch.device) -> Prompts:
     length = max(map(len, rows))
     padding = tuple(length - len(row) for row in rows)
     padded = [[_NOT_A_TOKEN] * left + list(row) for left, row in zip(padding, rows, strict=True)]
-    return Prompts(torch.tensor(padded).to(device), padding)
+    starts = torch.tensor(padding)[:, None]
+    return Prompts(torch.tensor(padded).to(device), starts.to(device), padding)
 
 
 def generate(
@@ -133,11 +136,10 @@ class _Decoder:
         self._length = length
         self._ids = torch.full((rows, length + steps), _NOT_A_TOKEN, device=device)
         self._ids[:, :length] = prompts.ids
-        self._padding = torch.tensor(prompts.padding, device=device)[:, None]
         self._padded = any(prompts.padding)
         places = torch.arange(length + steps, device=device)
-        self._positions = (places - self._padding).clamp_min_(0)
-        self._visible = places >= self._padding
+        self._positions = (places - prompts.starts).clamp_min_(0)
+        self._visible = places >= prompts.starts
         self._ended = torch.zeros(rows, dtype=torch.bool, device=device)
         self._track_ends = rows > 1 and limits.eos is not None
 

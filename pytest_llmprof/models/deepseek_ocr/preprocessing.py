@@ -26,12 +26,17 @@ TILE = 640
 """Side of a crop, in pixels."""
 _PATCH, _DOWNSAMPLE = 16, 4
 _GREY = (127, 127, 127)
-_GRIDS: tuple[CropGrid, ...] = (
-    *((1, 2), (2, 1), (3, 1), (1, 3), (2, 2), (4, 1), (1, 4), (5, 1), (1, 5), (1, 6), (6, 1), (3, 2), (2, 3)),
-    *((7, 1), (1, 7), (4, 2), (2, 4), (1, 8), (8, 1), (1, 9), (3, 3), (9, 1)),
+_MOST = 9
+_GRIDS = sorted(
+    (
+        (columns, rows)
+        for columns in range(1, _MOST + 1)
+        for rows in range(1, _MOST + 1)
+        if 2 <= columns * rows <= _MOST
+    ),
+    key=lambda grid: grid[0] * grid[1],
 )
-"""Every grid of 2 to 9 crops, in the order in which the released code tries them: by number of crops, then as
-Python iterates its set of pairs. The order decides ties, such as 1000x1600 (1x4 over 2x2)."""
+"""Every grid of 2 to 9 crops, the fewest first: of two equally close to an aspect the bigger one is tried later."""
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ def test_time_is_linear(unit: str, frame: str) -> None:
     text = frame.format(unit * (1_000_000 // len(unit)))
     start = time.perf_counter()
     parse(text, SIZE)
-    assert time.perf_counter() - start < 5
+    assert time.perf_counter() - start < 10
 
 
 def test_named_prompts() -> None:

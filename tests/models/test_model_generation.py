@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from ocr_helpers import Ids, Record
+from PIL import Image
 
 from pytest_llmprof.config.schema import InferSettings, ModelSettings
 from pytest_llmprof.errors import ModelError
@@ -16,17 +19,15 @@ from pytest_llmprof.models.base import Token
 from pytest_llmprof.models.deepseek_ocr import generation, vision
 from pytest_llmprof.models.deepseek_ocr.loader import load
 from pytest_llmprof.models.deepseek_ocr.model import DeepseekOcr
-from tests.models.conftest import Ids, Record
+from pytest_llmprof.models.deepseek_ocr.preprocessing import Mode
 
 INFER = InferSettings(max_new_tokens=24, no_repeat_ngram_size=6)
 
 
 def picture(seed: int, size: tuple[int, int] = (300, 200)) -> Image.Image:
-    image = Image.new("RGB", size, (250 - 20 * seed, 240, 200 + 10 * seed))
-    draw = ImageDraw.Draw(image)
-    for line in range(6):
-        draw.text((10 + 7 * seed, 15 + 25 * line), f"page {seed} line {line * seed} " * 2, fill=(0, 0, 30 * seed))
-    return image
+    """Coloured blocks, other ones for each seed."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(blocks).resize(size, Image.Resampling.NEAREST)
 
 
 def by_row(tokens: Sequence[Token], rows: int) -> list[list[tuple[int | None, str | None]]]:
@@ -83,14 +84,41 @@ def test_a_batch_gives_what_its_pages_give_alone(tiny: Any, phases: Record) -> N
     assert len({tuple(row) for row in alone}) == 4
 
 
-def test_a_padded_batch_gives_what_its_pages_give_alone(tiny: Any, phases: Record) -> None:
-    """Mode gundam: prompts of 273, 1,113 and 483 image tokens, padded on the left."""
-    model = DeepseekOcr(tiny._model, tiny._tokenizer, mode="gundam", engine="reference", weights="random", digest="")
-    pages = [picture(1), picture(2, (1400, 1200)), picture(3, (650, 1300))]
+def test_a_padded_batch_gives_what_its_pages_give_alone(cropping: DeepseekOcr, phases: Record) -> None:
+    """Pages with and without crops have prompts of different lengths, padded on the left."""
+    pages = [picture(1), picture(2, (900, 500)), picture(3, (500, 645))]
+    assert len({cropping.shape_key(page, INFER) for page in pages}) == 3
     infer = replace(INFER, max_new_tokens=8)
-    alone = [by_row(list(model.generate([page], infer, phases)), 1)[0] for page in pages]
-    assert by_row(list(model.generate(pages, infer, phases)), 3) == alone
+    alone = [by_row(list(cropping.generate([page], infer, phases)), 1)[0] for page in pages]
+    assert by_row(list(cropping.generate(pages, infer, phases)), 3) == alone
+    assert len({tuple(row) for row in alone}) > 1
+
+
+def test_padding_in_long_answers(tiny: Any, phases: Record) -> None:
+    """The language model alone, prompts of 9, 40 and 23 random embeddings: equal answers, alone and padded."""
+    generator = torch.Generator().manual_seed(5)
+    lengths = (9, 40, 23)
+    prompts = [torch.randint(3, 900, (1, length), generator=generator) for length in lengths]
+    embeddings = [torch.randn(1, length, 256, generator=generator) for length in lengths]
+    limits = generation.Limits(40, 8192, None, 1, 4)
+
+    def answers(ids: list[list[int]], inputs: torch.Tensor) -> list[list[tuple[int | None, str | None]]]:
+        batch = generation.layout(ids, torch.device("cpu"))
+        with torch.inference_mode():
+            return by_row(list(generation.generate(tiny._model, batch, inputs, limits, phases)), len(ids))
+
+    alone = [answers(ids.tolist(), inputs)[0] for ids, inputs in zip(prompts, embeddings, strict=True)]
+    padded = torch.cat([torch.nn.functional.pad(inputs, (0, 0, 40 - inputs.shape[1], 0)) for inputs in embeddings])
+    assert answers([ids[0].tolist() for ids in prompts], padded) == alone
     assert len({tuple(row) for row in alone}) == 3
+
+
+@pytest.fixture
+def cropping(tiny: Any) -> DeepseekOcr:
+    """The tiny model with crops, and a small global view to be quick."""
+    model = DeepseekOcr(tiny._model, tiny._tokenizer, mode="gundam", engine="reference", weights="random", digest="")
+    model._mode = Mode(256, pad=True, crops=True)
+    return model
 
 
 @pytest.fixture
@@ -107,7 +135,7 @@ def ending(official_weights: Any) -> tuple[DeepseekOcr, list[Image.Image], list[
 
 def test_rows_end_on_their_own(ending: tuple[DeepseekOcr, list[Image.Image], list[list[int]]], phases: Record) -> None:
     model, pages, answers = ending
-    places = {token: [row.index(token) if token in row else 99 for row in answers] for token in set(sum(answers, []))}
+    places = {token: [row.index(token) if token in row else 99 for row in answers] for token in set(chain(*answers))}
     model._eos = next(token for token, at in places.items() if len(set(at)) == 3 and min(at) > 0)
     infer = InferSettings(prompt="<image>7 8 9", max_new_tokens=25, no_repeat_ngram_size=2)
 
@@ -136,9 +164,8 @@ def test_phases(tiny: Any, phases: Record) -> None:
     assert {event.strip("/") for event in phases.events} - {"step"} == set(tiny.capabilities.phases)
 
 
-def test_crops_go_through_the_vision_phases_too(tiny: Any, phases: Record) -> None:
-    model = DeepseekOcr(tiny._model, tiny._tokenizer, mode="gundam", engine="reference", weights="random", digest="")
-    list(model.generate([picture(1, (700, 600))], replace(INFER, max_new_tokens=1), phases))
+def test_crops_go_through_the_vision_phases_too(cropping: DeepseekOcr, phases: Record) -> None:
+    list(cropping.generate([picture(1, (500, 700))], replace(INFER, max_new_tokens=1), phases))
     assert phases.events.count("sam") == phases.events.count("projector") == 2
 
 

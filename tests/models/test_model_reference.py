@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ocr_helpers import OFFICIAL, Ids, Record
 from PIL import Image
 
 from pytest_llmprof.config.schema import InferSettings
 from pytest_llmprof.models.deepseek_ocr import generation, preprocessing, vision
 from pytest_llmprof.models.deepseek_ocr.model import DeepseekOcr
-from tests.models.conftest import OFFICIAL, Ids, Record
 
 IMAGE_TOKEN = 511
 
@@ -67,11 +67,12 @@ def test_greedy_tokens(page: Image.Image, reference: dict[str, Any], official_we
     infer = InferSettings(prompt=f"<image>{' '.join(map(str, after))}", max_new_tokens=60, no_repeat_ngram_size=20)
 
     tokens = list(model.generate([page], infer, phases))
-    unbanned = list(model.generate([page], replace(infer, no_repeat_ngram_size=0), phases))
 
     assert [token.id for token in tokens] == reference["greedy"].tolist()
     assert [token.finish for token in tokens] == [None] * 59 + ["length"]
-    assert [token.id for token in unbanned] != reference["greedy"].tolist()  # the ban is in what was compared
+    if reference["mode"] == "tiny":  # there the ban is in what was compared
+        unbanned = list(model.generate([page], replace(infer, no_repeat_ngram_size=0), phases))
+        assert [token.id for token in unbanned] != reference["greedy"].tolist()
 
 
 def test_limits_can_ignore_the_end_token(official_weights: Any, phases: Record) -> None:

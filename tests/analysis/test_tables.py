@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+from traces import GEMM, SCALE, Kineto
+
+from pytest_llmprof.analysis import Trace, read_trace, write_tables
+from pytest_llmprof.analysis.kernel_names import short_name
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_csv_files_hold_every_row_in_full(tmp_path: Path, page: Trace) -> None:
+    write_tables(tmp_path, page)
+    kernels = _rows(tmp_path / "kernels.csv")
+    assert [row["name"] for row in kernels] == [row.name for row in page.kernels()]
+    assert {row["name"] for row in kernels} >= {GEMM, SCALE}
+    assert float(kernels[0]["total_ms"]) == pytest.approx(0.060)
+    operators = _rows(tmp_path / "operators.csv")
+    assert list(operators[0]) == [
+        "name",
+        "kind",
+        "phase",
+        "count",
+        "total_ms",
+        "self_ms",
+        "mean_ms",
+        "share",
+        "phase_share",
+        "device_ms",
+    ]
+    totals = [float(row["total_ms"]) for row in operators]
+    assert totals == sorted(totals, reverse=True)
+
+
+def test_markdown_files_hold_the_top_and_say_what_is_left(tmp_path: Path, page: Trace) -> None:
+    write_tables(tmp_path, page, top=2)
+    text = (tmp_path / "kernels.md").read_text(encoding="utf-8")
+    assert "| `vectorized_elementwise_kernel<CUDAFunctor_mul>` |" not in text  # the third
+    assert text.count("\n| `") == 2
+    assert "| **all** |  |  | 13 | 0.210 |" in text
+    # 60 (prefill) and 40 (graphs) of 210 microseconds are shown
+    assert "6 more rows hold 52.4 %: see [kernels.csv](kernels.csv)." in text
+    operators = (tmp_path / "operators.md").read_text(encoding="utf-8")
+    assert "| GPU ms |" in operators
+    assert "more rows hold" in operators
+
+
+def test_without_kernels_no_kernel_file_is_written(tmp_path: Path, page: Trace) -> None:
+    write_tables(tmp_path, page, with_kernels=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["operators.csv", "operators.md"]
+
+
+def test_odd_names_cannot_break_a_table(tmp_path: Path) -> None:
+    trace = Kineto()
+    trace.host("a|b`c`</td>\\u202e", 0, 10)
+    found = read_trace(trace.text().encode())
+    write_tables(tmp_path, found, with_kernels=False)
+    line = next(
+        line for line in (tmp_path / "operators.md").read_text(encoding="utf-8").splitlines() if "a\\|b" in line
+    )
+    assert line.startswith("| `a\\|b'c'</td><U+202E>` | op | – |")
+    assert _rows(tmp_path / "operators.csv")[0]["name"] == "a|b`c`</td>\u202e"
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        (SCALE, "vectorized_elementwise_kernel<CUDAFunctor_mul>"),
+        (
+            "void at::native::(anonymous namespace)::cunn_SoftMaxForward<4, float, float, float>(float*, int)",
+            "cunn_SoftMaxForward<…>",
+        ),
+        (
+            "void at::native::elementwise_kernel<128, 4, at::native::gpu_kernel_impl_nocast<"
+            "at::native::direct_copy_kernel_cuda(at::TensorIteratorBase&)::{lambda()#3}> >(int)",
+            "elementwise_kernel<direct_copy_kernel_cuda>",
+        ),
+        ("triton_poi_fused_add_cos_sin_0", "triton_poi_fused_add_cos_sin_0"),
+        ("Memcpy DtoH (Device -> Pageable)", "Memcpy DtoH (Device -> Pageable)"),
+        ("", ""),
+    ],
+)
+def test_short_names(name: str, short: str) -> None:
+    assert short_name(name) == short
+
+
+def test_a_very_long_name_loses_its_middle() -> None:
+    short = short_name(GEMM, 60)
+    assert len(short) == 60
+    assert short.startswith("sm90_xmma_gemm")
+    assert short.endswith("5x_cublas")

@@ -1,0 +1,214 @@
+"""A CUDA trace whose every figure can be worked out by hand (see `traces.one_page`)."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import msgspec
+import pytest
+from traces import GEMM, SCALE, TO_HOST, Kineto, one_page
+
+from pytest_llmprof.analysis import Trace, profile_summary, read_trace
+from pytest_llmprof.analysis import events as event_reader
+from pytest_llmprof.errors import ArtifactError
+
+
+def test_kernels_carry_phase_launcher_and_times(page: Trace) -> None:
+    rows = {(row.name, row.phase, row.operator): row for row in page.kernels()}
+    assert set(rows) == {
+        ("Memcpy HtoD (Pageable -> Device)", "preprocess", "aten::copy_"),
+        (GEMM, "sam", "aten::convolution"),
+        (GEMM, "clip", "aten::mm"),
+        (SCALE, "clip", "aten::mul"),
+        (GEMM, "prefill", "aten::addmm"),
+        (GEMM, "decode", "cudaGraphLaunch"),
+        (SCALE, "decode", "cudaGraphLaunch"),
+        (TO_HOST, "decode", "aten::_local_scalar_dense"),
+    }
+    graph = rows[GEMM, "decode", "cudaGraphLaunch"]
+    assert (graph.count, graph.kind) == (4, "kernel")
+    assert graph.total_ms == pytest.approx(0.040)
+    assert (graph.mean_us, graph.min_us, graph.max_us) == pytest.approx((10, 10, 10))
+    # 8 + 30 + 20 + 20 + 60 + 2 * (10 + 14 + 10 + 2) microseconds on the card
+    assert graph.share == pytest.approx(40 / 210)
+    assert graph.phase_share == pytest.approx(40 / 72)
+    assert sum(row.share for row in page.kernels()) == pytest.approx(1)
+    totals = [row.total_ms for row in page.kernels()]
+    assert totals == sorted(totals, reverse=True)
+
+
+def test_operators_hold_self_time_and_what_they_launched(page: Trace) -> None:
+    rows = {(row.name, row.phase): row for row in page.operators()}
+    conv = rows["aten::conv2d", "sam"]
+    assert (conv.total_ms, conv.self_ms, conv.device_ms) == pytest.approx((0.030, 0.010, 0))
+    inner = rows["aten::convolution", "sam"]
+    assert (inner.total_ms, inner.self_ms, inner.device_ms) == pytest.approx((0.020, 0.015, 0.030))
+    assert rows["cudaLaunchKernel", "sam"].kind == "runtime"
+    item = rows["aten::_local_scalar_dense", "decode"]
+    assert (item.count, item.kind) == (2, "op")
+    assert item.self_ms == pytest.approx(2 * (22 - 4 - 7.5) / 1e3)
+    assert item.device_ms == pytest.approx(0.004)
+    assert rows["llmprof/vision", "vision"].self_ms == pytest.approx((190 - 80 - 45) / 1e3)
+    assert sum(row.share for row in rows.values()) == pytest.approx(1)
+    in_sam = [row.phase_share for row in rows.values() if row.phase == "sam"]
+    assert sum(in_sam) == pytest.approx(1)
+
+
+def test_a_thread_without_ranges_takes_the_phase_of_the_main_thread(page: Trace) -> None:
+    assert [row.phase for row in page.operators() if row.name == "aten::to"] == ["prefill"]
+
+
+def test_operators_can_be_added_up_over_phases(page: Trace) -> None:
+    by_phase = [row for row in page.operators() if row.name == "cudaMemcpyAsync"]
+    whole = [row for row in page.operators(by_phase=False) if row.name == "cudaMemcpyAsync"]
+    assert [row.phase for row in by_phase] == ["preprocess", "decode"]
+    assert len(whole) == 1
+    assert whole[0].count == 3
+    assert whole[0].total_ms == pytest.approx(sum(row.total_ms for row in by_phase))
+
+
+def test_phases_contain_their_parts_and_busy_time_is_a_union(page: Trace) -> None:
+    rows = {row.name: row for row in page.phase_rows()}
+    assert list(rows) == ["preprocess", "vision", "sam", "clip", "prefill", "decode"]
+    assert {row.name: row.parent for row in rows.values() if row.parent} == {"sam": "vision", "clip": "vision"}
+    # clip: 225-245 on one stream and 235-255 on another are 30 microseconds, not 40
+    assert rows["clip"].gpu_busy_ms == pytest.approx(0.030)
+    assert rows["vision"].gpu_busy_ms == pytest.approx(0.060)
+    assert (rows["vision"].kernels, rows["vision"].host_launches) == (3, 3)
+    assert rows["decode"].host_ms == pytest.approx(0.290)
+    assert (rows["decode"].kernels, rows["decode"].host_launches) == (6, 2)
+    assert (rows["decode"].d2h_copies, rows["decode"].synchronisations) == (2, 2)
+    assert rows["prefill"].gpu_idle_share == pytest.approx(75 / 135)  # 255 to 330 before its only kernel
+
+
+def test_idle_time_is_told_by_its_cause(page: Trace) -> None:
+    decode = next(row for row in page.phase_rows() if row.name == "decode")
+    # launch: 390-445 before the first graph (launched at 425), 480-514 and 600-634 before the copies;
+    # synchronisation: 516-565, as the host was still in cudaStreamSynchronize at 516;
+    # device: 1 microsecond between two kernels of each graph
+    assert decode.idle_ms == pytest.approx({"launch": 0.123, "synchronisation": 0.049, "device": 0.002})
+
+
+def test_figures_of_a_step_include_what_follows_its_range(page: Trace) -> None:
+    steps = page.steps()
+    assert steps is not None
+    assert (steps.steps, steps.host_launches, steps.kernels) == (2, 1, 3)
+    assert (steps.d2h_copies, steps.synchronisations) == (1, 1)
+    assert (steps.step_ms, steps.gpu_busy_ms) == pytest.approx((0.080, 0.034))
+
+
+def test_summary_names_what_the_profiler_slowed(page: Trace) -> None:
+    summary = profile_summary(page, clean_step_ms=0.068)
+    assert summary["gpu_busy_share"] == pytest.approx(0.5)
+    assert summary["copies"] == {"DtoH": 2, "HtoD": 1}
+    assert (summary["kernels"], summary["host_launches"], summary["graph_launches"]) == (10, 6, 2)
+    assert summary["kernels_per_token"] == 3
+    assert summary["phases"]["sam"]["parent"] == "vision"
+    assert summary["top_kernels"][0]["share"] == pytest.approx(60 / 210)
+    assert profile_summary(page)["gpu_busy_share"] is None
+    times = [key for key in summary if "_ms" in key]
+    assert times
+    assert all(key.endswith("_profiled") for key in times)
+    assert msgspec.json.decode(msgspec.json.encode(summary)) == summary
+
+
+def test_a_pinned_copy_does_not_wait() -> None:
+    trace = Kineto()
+    trace.phase("decode", 0, 100)
+    trace.host("aten::copy_", 10, 30)
+    trace.call("cudaMemcpyAsync", 12, 15, 1)
+    trace.device("Memcpy DtoH (Device -> Pinned)", 16, 18, 1, "gpu_memcpy")
+    trace.host("aten::copy_", 40, 60)
+    trace.call("cudaMemcpyAsync", 42, 50, 2)
+    trace.device(TO_HOST, 46, 48, 2, "gpu_memcpy")
+    totals = read_trace(trace.text().encode()).totals()
+    assert (totals.d2h_copies, totals.synchronisations) == (2, 1)
+
+
+def test_a_window_that_starts_late_is_all_decode() -> None:
+    trace = Kineto()
+    for begin in (0, 100):
+        trace.phase("step", begin, begin + 50)
+        trace.host("aten::mm", begin + 10, begin + 20)
+        trace.call("cudaLaunchKernel", begin + 12, begin + 15, begin + 1)
+        trace.device(GEMM, begin + 20, begin + 30, begin + 1)
+        trace.host("aten::item", begin + 60, begin + 70)
+    found = read_trace(trace.text().encode())
+    assert {row.phase for row in found.operators()} == {"decode"}
+    assert [(row.name, row.count) for row in found.phase_rows()] == [("decode", 1)]
+    assert found.timeline.steps == 2
+
+
+def test_launches_that_the_trace_lost_are_found_by_the_operators_id() -> None:
+    trace = Kineto()
+    trace.phase("prefill", 0, 100)
+    trace.host("aten::mm", 10, 30)
+    trace.device(GEMM, 40, 50, 99)
+    row = read_trace(trace.text().encode()).kernels()[0]
+    assert (row.phase, row.operator) == ("prefill", "aten::mm")
+
+
+def test_a_kernel_of_unknown_origin_is_kept() -> None:
+    trace = Kineto()
+    trace.device(GEMM, 40, 50, 99)
+    found = read_trace(trace.text().encode())
+    assert [(row.phase, row.operator, row.count) for row in found.kernels()] == [("", "", 1)]
+    assert found.totals().kernels == 1
+    assert found.operators() == []
+
+
+def test_events_that_cross_are_nested_as_torch_nests_them() -> None:
+    trace = Kineto()
+    trace.host("aten::mm", 0, 100)
+    trace.host("aten::mul", 10, 50)
+    trace.host("aten::add", 40, 60)  # ends after aten::mul, in which it began
+    rows = {row.name: row for row in read_trace(trace.text().encode()).operators()}
+    assert rows["aten::mul"].self_ms == pytest.approx(0.040)
+    assert rows["aten::add"].self_ms == pytest.approx(0.020)
+    assert rows["aten::mm"].self_ms == pytest.approx(0.040)
+
+
+@pytest.mark.parametrize("size", [1, 300, 1 << 20])
+def test_slices_give_what_the_whole_gives(page: Trace, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_reader, "SLICE", size)
+    again = read_trace(one_page().text().encode())
+    assert again.events == page.events
+    assert again.operators() == page.operators()
+    assert again.kernels() == page.kernels()
+
+
+def test_a_cut_inside_a_text_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_reader, "SLICE", 1)
+    trace = Kineto()
+    trace.host("odd }, { name", 0, 10)
+    trace.host("aten::mm", 20, 30)
+    assert {row.name for row in read_trace(trace.text().encode()).operators()} == {"odd }, { name", "aten::mm"}
+
+
+def test_packed_files_compact_json_and_infinities_are_read(tmp_path: Path, page: Trace) -> None:
+    text = one_page().text()
+    packed = tmp_path / "trace.json.gz"
+    packed.write_bytes(gzip.compress(text.encode()))
+    compact = msgspec.json.encode(msgspec.json.decode(text))
+    infinite = text.replace('"queued": 0', '"memory bandwidth (GB/s)": inf').encode()
+    for source in (packed, str(packed), one_page().write(tmp_path / "trace.json"), compact, infinite):
+        assert read_trace(source).kernels() == page.kernels()
+
+
+def test_a_broken_trace_is_named(tmp_path: Path) -> None:
+    half = tmp_path / "half.json"
+    half.write_text(one_page().text()[:900])
+    broken = tmp_path / "broken.json.gz"
+    broken.write_bytes(gzip.compress(b"{}")[:-9])
+    for path in (half, broken, tmp_path / "missing.json"):
+        with pytest.raises(ArtifactError, match=path.name):
+            read_trace(path)
+    with pytest.raises(ArtifactError):
+        read_trace(b'{"traceEvents": 3}')
+
+
+def test_a_trace_without_events_gives_empty_tables() -> None:
+    empty = read_trace(b'{"traceEvents": []}')
+    assert (empty.operators(), empty.kernels(), empty.phase_rows(), empty.steps()) == ([], [], [], None)
+    assert profile_summary(empty)["kernels"] is None

@@ -1,0 +1,158 @@
+"""measure/environment.py and measure/card.py: this machine, and a card by a stand-in for NVML."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pytest_llmprof.measure import card as card_module
+from pytest_llmprof.measure.card import nvml_card, read_card, throttle_names
+from pytest_llmprof.measure.environment import environment
+
+
+def test_this_machine(tmp_path: Path) -> None:
+    begin = time.perf_counter()
+    found = environment("cpu", tmp_path)
+    assert time.perf_counter() - begin < 1.0
+    assert json.loads(json.dumps(found)) == found
+    assert found["schema"] == 1
+    assert found["versions"]["pytest"] == pytest.__version__
+    assert found["host"]["cores"] >= found["host"]["affinity"] >= 1
+    assert found["host"]["ram_gib"] > 0
+    assert found["git"] is None
+    assert (found["gpu"], found["gpu_reason"]) == (None, "the device is cpu")
+    assert os.uname().nodename not in json.dumps({key: found[key] for key in ("host", "versions")})
+
+
+def test_commit_and_local_changes(tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
+        done = subprocess.run(
+            ["git", "-C", str(tmp_path), *identity, *arguments], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    git("init", "-q")
+    (tmp_path / "a.txt").write_text("one")
+    git("add", "a.txt")
+    git("commit", "-q", "-m", "first")
+    assert environment("cpu", tmp_path)["git"] == {"commit": git("rev-parse", "HEAD"), "dirty": False}
+    (tmp_path / "new.txt").write_text("untracked files do not count")
+    assert environment("cpu", tmp_path)["git"]["dirty"] is False
+    (tmp_path / "a.txt").write_text("two")
+    assert environment("cpu", tmp_path)["git"]["dirty"] is True
+
+
+def test_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert environment("cpu", tmp_path)["git"] is None
+
+
+def test_torch_is_not_imported_for_a_cpu() -> None:
+    script = (
+        "import sys; from pytest_llmprof.measure.environment import environment;"
+        "environment('cpu'); environment(); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+class _NvmlError(Exception):
+    pass
+
+
+class _Nvml:
+    """As much of pynvml as is asked; what a card lacks raises, as NVML does."""
+
+    NVMLError = _NvmlError
+    NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
+
+    def __init__(self, pids: list[int], reasons: int = 0x24, lacking: tuple[str, ...] = ()) -> None:
+        answers = {
+            "nvmlDeviceGetName": "NVIDIA H100 80GB HBM3",
+            "nvmlSystemGetDriverVersion": b"580.65",
+            "nvmlDeviceGetMemoryInfo": SimpleNamespace(total=80 * 2**30),
+            "nvmlDeviceGetEnforcedPowerLimit": 350_000,
+            "nvmlDeviceGetPowerManagementDefaultLimit": 700_000,
+            "nvmlDeviceGetClockInfo": 1_500,
+            "nvmlDeviceGetMaxClockInfo": 1_980,
+            "nvmlDeviceGetTemperature": 70,
+            "nvmlDeviceGetCurrentClocksEventReasons": reasons,
+            "nvmlDeviceGetComputeRunningProcesses": [SimpleNamespace(pid=pid) for pid in pids],
+            "nvmlDeviceGetMigMode": (0, 0),
+            "nvmlDeviceGetTotalEnergyConsumption": 123,
+        }
+        for name, answer in answers.items():
+            setattr(self, name, self._call(name, answer, name in lacking))
+
+    def _call(self, name: str, answer: Any, lacking: bool) -> Any:
+        def call(*_: Any) -> Any:
+            if lacking:
+                raise _NvmlError(f"{name}: Not Supported")
+            return answer
+
+        return call
+
+
+def test_a_card_with_its_state() -> None:
+    card = nvml_card(_Nvml([os.getpid(), 1]), object(), "H100", "GPU-1")
+    assert (card.name, card.driver, card.memory_gib) == ("NVIDIA H100 80GB HBM3", "580.65", 80.0)
+    assert (card.power_limit_w, card.power_default_w) == (350.0, 700.0)
+    assert card.throttle_reasons == ("sw_power_cap", "sw_thermal_slowdown")
+    assert card.throttled is True
+    assert (card.other_processes, card.shared, card.mig) == (1, True, False)
+
+
+def test_idle_clocks_are_no_throttling() -> None:
+    card = nvml_card(_Nvml([os.getpid()], reasons=0x1), object(), "H100", "GPU-1")
+    assert (card.throttle_reasons, card.throttled, card.shared) == (("gpu_idle",), False, False)
+    assert throttle_names(0x1000) == ("0x1000",)
+
+
+def test_what_a_card_does_not_tell_is_none() -> None:
+    lacking = ("nvmlDeviceGetEnforcedPowerLimit", "nvmlDeviceGetMigMode", "nvmlDeviceGetComputeRunningProcesses")
+    card = nvml_card(_Nvml([], lacking=lacking), object(), "H100", None)
+    assert (card.power_limit_w, card.mig, card.other_processes, card.shared) == (None, None, None, None)
+    assert card.sm_clock_mhz == 1_500
+
+
+def test_the_card_is_found_by_its_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = _Nvml([])
+    asked: list[str] = []
+
+    def by_uuid(uuid: str) -> str:
+        asked.append(uuid)
+        if uuid != "GPU-2":
+            raise _NvmlError("Not Found")
+        return "handle"
+
+    for name, call in (
+        ("nvmlInit", lambda: None),
+        ("nvmlShutdown", lambda: None),
+        ("nvmlDeviceGetHandleByUUID", by_uuid),
+    ):
+        setattr(nvml, name, call)
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)  # type: ignore[arg-type]
+    monkeypatch.setattr(card_module, "_torch_card", lambda device: ("H100", "GPU-2", None))
+    card, reason = read_card("cuda:0")
+    assert card is not None
+    assert (card.driver, reason, asked) == ("580.65", None, ["GPU-2"])
+    monkeypatch.setattr(card_module, "_torch_card", lambda device: ("H100", "GPU-3", None))
+    card, reason = read_card("cuda:0")
+    assert card is not None
+    assert card.driver is None
+    assert reason is not None
+    assert "does not find GPU-3" in reason
+    monkeypatch.setitem(sys.modules, "pynvml", None)  # type: ignore[arg-type]
+    card, reason = read_card("cuda:0")
+    assert card is not None
+    assert reason is not None
+    assert "nvidia-ml-py is not installed" in reason
