@@ -40,8 +40,8 @@ def test_defaults_of_presets_are_those_of_the_schema(bench):
     )
     assert settings.current is settings.pipeline["torch_profiler"]
     reference = bench.settings("model=deepseek_ocr_random")
-    assert reference.infer == schema.InferSettings()
-    assert reference.model == schema.ModelSettings(weights="random")
+    assert reference.infer == schema.InferSettings(max_new_tokens=256)
+    assert reference.model == schema.ModelSettings(weights="random", max_new_tokens=256)
 
 
 def test_tiny_model_generates_little_unless_a_key_or_preset_gives_a_number(bench):

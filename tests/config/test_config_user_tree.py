@@ -127,7 +127,7 @@ def test_own_presets(bench):
     bench.write("model/mine.yaml", "defaults: [deepseek_ocr_random]\nmode: large\n")
     settings = bench.settings("infer=mine", "model=mine")
     assert settings.infer.batch_size == 4
-    assert settings.infer.max_new_tokens == 8192
+    assert settings.infer.max_new_tokens == 256
     assert (settings.model.mode, settings.model.weights) == ("large", "random")
     assert "deepseek_ocr_tiny, mine" in bench.error("model=min")
 
