@@ -167,7 +167,8 @@ class Painter:
         return page
 
     def finish(self, page: Page) -> Page:
-        """Find the boxes of a composed page."""
+        """Find the boxes of a composed page; a block with nothing to see in it goes."""
+        page.blocks = [block for block in page.blocks if block.face is None or block.text.strip()]
         for block in page.blocks:
             box = block.box
             if block.face is not None:
@@ -203,6 +204,8 @@ class Painter:
             text = text.rsplit(" ", 1)[0]
         while letters.width(text) > room:
             text = text[:-1]
+        if not text.strip():  # a single word too wide for the page was cut to nothing
+            return y
         x = style.left
         if style.centred or rng.random() < 0.25:
             x = max(4, round((SIZE - letters.width(text)) / 2))

@@ -303,10 +303,12 @@ def main(arguments: list[str] | None = None) -> Trainer:
     settings = settings_from(sys.argv[1:] if arguments is None else arguments)
     torch.set_float32_matmul_precision("high")
     trainer = Trainer(settings)
-    trainer.run()
-    files = trainer.save(settings.run)
-    if settings.carry:
-        trainer.save(settings.carry, compact=True)
+    try:
+        trainer.run()
+    finally:  # a run that breaks keeps what it has learnt
+        files = trainer.save(settings.run)
+        if settings.carry:
+            trainer.save(settings.carry, compact=True)
     size = sum(path.stat().st_size for path in files) / 2**20
     print(f"step {trainer.step}, {trainer.seconds:.0f} s, progress {trainer.progress():.3f}: {len(files)} files, {size:.1f} MiB")
     return trainer
