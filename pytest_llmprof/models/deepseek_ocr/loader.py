@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmprof.errors import ModelError, nearest
+from pytest_llmprof.errors import ModelError
 from pytest_llmprof.models.deepseek_ocr import ENGINES, MODES
 from pytest_llmprof.models.deepseek_ocr.checkpoint import Checkpoint, digest, open_checkpoint, resolve
 from pytest_llmprof.models.deepseek_ocr.tokenizers import BuiltInTokenizer, FileTokenizer
+from pytest_llmprof.models.device import one_of, pick_device, pick_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from pytest_llmprof.config.schema import InferSettings, ModelSettings
     from pytest_llmprof.models.deepseek_ocr.model import DeepseekOcr
 
-__all__ = ["EMBEDDED", "load", "load_weights", "pick_device", "pick_dtype"]
+__all__ = ["EMBEDDED", "load", "load_weights"]
 
 EMBEDDED = Path(__file__).with_name("tiny_reader")
 """The checkpoint shipped with this package."""
@@ -29,9 +30,9 @@ _WEIGHTS = ("checkpoint", "embedded", "random")
 
 def load(settings: ModelSettings, infer: InferSettings) -> DeepseekOcr:
     """Load the model. Raises `ModelError` with one line for whatever the user can mend."""
-    _one_of("model.weights", settings.weights, _WEIGHTS)
-    _one_of("model.mode", settings.mode, MODES)
-    _one_of("infer.engine", infer.engine, ENGINES)
+    one_of("model.weights", settings.weights, _WEIGHTS)
+    one_of("model.mode", settings.mode, MODES)
+    one_of("infer.engine", infer.engine, ENGINES)
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)
     if settings.weights == "random":
@@ -94,40 +95,6 @@ def load_weights(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtyp
     return model.to(device).eval().requires_grad_(False)
 
 
-def pick_device(name: str) -> torch.device:
-    """Return the device that *name* (auto, cpu, cuda or cuda:N) means here. Raises `ModelError`."""
-    import torch
-
-    present = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        return torch.device("cuda:0" if present else "cpu")
-    kind, colon, number = name.partition(":")
-    if kind not in {"cpu", "cuda"} or (colon and (kind == "cpu" or not number.isdecimal())):
-        raise ModelError(f"model.device={name} is not one of auto, cpu, cuda, cuda:N")
-    if kind == "cpu":
-        return torch.device("cpu")
-    if not present:
-        build = "" if torch.version.cuda else f" (torch {torch.__version__} is built without CUDA)"
-        raise ModelError(f"model.device={name}, but torch sees no CUDA card{build}; use auto or cpu")
-    index = int(number or 0)
-    if index >= present:
-        raise ModelError(
-            f"model.device={name}, but torch sees {present} CUDA card(s); the last is cuda:{present - 1}"
-        )
-    return torch.device("cuda", index)
-
-
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the dtype that *name* means on *device*; auto is bfloat16 on CUDA and float32 on a CPU."""
-    import torch
-
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    _one_of("model.dtype", name, ("auto", *dtypes))
-    return dtypes[name]
-
-
 def _random(
     settings: ModelSettings, infer: InferSettings, device: torch.device, dtype: torch.dtype
 ) -> DeepseekOcr:
@@ -162,11 +129,6 @@ def _checkpoint(
         weights=settings.weights,
         digest=digest(checkpoint.weights),
     )
-
-
-def _one_of(key: str, value: str, allowed: Collection[str]) -> None:
-    if value not in allowed:
-        raise ModelError(f"{key}={value} is not one of {', '.join(allowed)}{nearest(value, allowed)}")
 
 
 def _refuse(directory: Path, what: str, keys: Collection[str]) -> None:
