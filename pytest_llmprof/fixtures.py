@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_llmprof.errors import ConfigError, StageError
+from pytest_llmprof.items import ITEM, ItemState
 
 if TYPE_CHECKING:
     from pytest_llmprof.artifacts import Artifacts
     from pytest_llmprof.config.schema import Settings
     from pytest_llmprof.datasets.base import Page
     from pytest_llmprof.models.base import LoadedModel
-    from pytest_llmprof.plugin import ItemState, Manager
+    from pytest_llmprof.plugin import Manager
     from pytest_llmprof.stages.runner import RunResult
 
 __all__ = ["LlmProf", "Output", "OutputKind"]
@@ -51,7 +52,7 @@ class LlmProf:
         self._manager = manager
         self._used: str | None = None
         self._benchmark: Any = None
-        if "benchmark" in request.node.fixturenames:
+        if state.sink:
             from pytest_llmprof.measure.benchmark_sink import claim
 
             self._benchmark = claim(request.getfixturevalue("benchmark"))
@@ -70,7 +71,7 @@ class LlmProf:
         """
         self._once("run()")
         pages: Sequence[Page] = self._request.getfixturevalue("llmprof_dataset")
-        _, digest = self._manager.session.pages(self.settings.dataset)
+        digest = self._manager.session.digest(pages)
         load = partial(self._request.getfixturevalue, "llmprof_model")
         return self._go("pages", lambda runner: runner.pages(load, pages, digest))
 
@@ -80,7 +81,7 @@ class LlmProf:
         `result.value` is what it returned in the last round.
         """
         self._once("measure()")
-        from pytest_llmprof.models.deepseek_ocr.loader import pick_device
+        from pytest_llmprof.models.device import pick_device
 
         name = getattr(call, "__qualname__", None) or type(call).__qualname__
         device = str(pick_device(self.settings.model.device))
@@ -100,11 +101,11 @@ class LlmProf:
         manager, state = self._manager, self._state
         runner = state.runner = Runner(
             settings=self.settings,
-            stage=manager.session.stages[state.stage],
+            stage=manager.session.stage(state.stage),
             artifacts=manager.session.artifacts(state.test),
             test_id=self._request.node.nodeid,
             gates=state.gates,
-            progress=lambda text: manager.progress(f"{state.test} [{state.stage}] {text}"),
+            progress=lambda text: manager.progress.show(f"{state.stage}: {text}", state.name),
             rootdir=manager.config.rootpath,
             profiler_ran_before=manager.session.profiler_ran,
         )
@@ -127,13 +128,12 @@ class LlmProf:
 
 
 def _state(request: pytest.FixtureRequest) -> ItemState:
-    from pytest_llmprof.plugin import ITEM
-
     state: ItemState | None = request.node.stash.get(ITEM, None)
     if state is None:
-        raise ConfigError(f"{request.node.nodeid}: ask for llmprof fixtures as arguments of the test")
-    if state.error is not None:
-        raise ConfigError(state.error)
+        raise ConfigError(
+            f"{request.node.nodeid} asks for {request.fixturename} while it runs: "
+            "name the fixture among the test's arguments, so that the test can be run in each stage"
+        )
     return state
 
 
@@ -146,9 +146,7 @@ def _manager(request: pytest.FixtureRequest) -> Manager:
 @pytest.fixture
 def llmprof_stage(request: pytest.FixtureRequest) -> str:
     """The stage this test runs in ("torch_profiler"): a test runs once for each stage of the session."""
-    state = _state(request)
-    _manager(request).begin()
-    return state.stage
+    return _state(request).stage
 
 
 @pytest.fixture
@@ -179,22 +177,20 @@ def llmprof_output(llmprof_config: Settings, llmprof_artifacts: Artifacts) -> Ou
         key = f"pipeline.{stage}.output.{name}.save_dir"
         return OutputKind(block.enable, llmprof_artifacts.save_dir(stage, block.save_dir, default, key))
 
-    return Output(
-        kind("prediction", "pred"), kind("visualization", "viz"), output.extra.get(llmprof_config.model.name)
-    )
+    return Output(kind("prediction", "pred"), kind("visualization", "viz"), output.extra.get(llmprof_config.model.name))
 
 
 @pytest.fixture
 def llmprof_model(request: pytest.FixtureRequest, llmprof_config: Settings) -> LoadedModel:
     """The loaded model of this test's configuration. One is kept between tests, and freed when another is asked for."""
     manager = _manager(request)
-    return manager.session.model_cache.get(llmprof_config, manager.progress)
+    return manager.session.model_cache.get(llmprof_config, manager.progress.show)
 
 
 @pytest.fixture
 def llmprof_dataset(request: pytest.FixtureRequest, llmprof_config: Settings) -> Sequence[Page]:
     """The pages of this test's dataset with their truth, after pattern, subset, shuffle and limit."""
-    return _manager(request).session.pages(llmprof_config.dataset)[0]
+    return _manager(request).session.pages(llmprof_config.dataset)
 
 
 @pytest.fixture

@@ -10,7 +10,14 @@ import pytest
 if TYPE_CHECKING:
     from pytest_llmprof.config.compose import ConfigSources
 
-__all__ = ["add_options", "given_on_command_line", "sources", "value"]
+__all__ = ["MARKERS", "add_options", "directory", "given_in_ini", "given_on_command_line", "sources"]
+
+MARKERS = (
+    "llmprof(overrides=['key=value', ...]): Hydra overrides for this test alone; "
+    "module < class < function < parameter, all below the command line.",
+    'llmprof_gate(cer="<=0.05", ttft_ms="<=200", ...): limits on the test\'s own figures; the test fails where one '
+    "is broken. A figure that is not applicable (no truth, random weights, a CPU) does not fail.",
+)
 
 _OPTIONS: tuple[tuple[str, str, str, str], ...] = (
     # name, metavar, ini type, help
@@ -65,9 +72,7 @@ def add_options(parser: pytest.Parser) -> None:
 
 def given_on_command_line(config: pytest.Config) -> bool:
     """Whether any option of ours was given there (pytest's `addopts` counts as given)."""
-    return any(
-        config.getoption("llmprof_" + name.replace("-", "_")) is not None for name, _, _, _ in _OPTIONS
-    )
+    return any(config.getoption("llmprof_" + name.replace("-", "_")) is not None for name, _, _, _ in _OPTIONS)
 
 
 def given_in_ini(config: pytest.Config) -> bool:
@@ -75,7 +80,7 @@ def given_in_ini(config: pytest.Config) -> bool:
     return any(config.getini("llmprof_" + name.replace("-", "_")) for name, _, _, _ in _OPTIONS)
 
 
-def value(config: pytest.Config, name: str) -> Path | None:
+def directory(config: pytest.Config, name: str) -> Path | None:
     """A directory option: from the command line relative to where pytest was started, from ini to the rootdir."""
     given = config.getoption(name)
     if given is not None:
@@ -84,21 +89,17 @@ def value(config: pytest.Config, name: str) -> Path | None:
     return config.rootpath / Path(ini).expanduser() if ini else None
 
 
-def _stages(lines: list[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(part.strip() for line in lines for part in line.split(",")))
-
-
 def sources(config: pytest.Config) -> ConfigSources:
     """Where the session's configuration comes from."""
     from pytest_llmprof.config.compose import ConfigSources
 
     stages = config.getoption("llmprof_stage")
-    ini_stages = list(config.getini("llmprof_stage"))
+    ini_stages = config.getini("llmprof_stage")
     return ConfigSources(
-        config_dir=value(config, "llmprof_config_dir"),
+        config_dir=directory(config, "llmprof_config_dir"),
         ini_overrides=tuple(config.getini("llmprof_override")),
         cli_overrides=tuple(config.getoption("llmprof_override") or ()),
-        stages=_stages(stages) if stages is not None else _stages(ini_stages) if ini_stages else None,
+        stages=tuple(stages) if stages is not None else tuple(ini_stages) or None,
         stages_from_ini=stages is None,
         invocation_dir=config.invocation_params.dir,
         rootdir=config.rootpath,

@@ -71,7 +71,7 @@ class PhaseRecorder:
     def _now(self) -> Any:
         if not self._cuda:
             return time.perf_counter_ns()
-        event = self._torch.cuda.Event(enable_timing=True)
+        event = self._torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record(self._torch.cuda.current_stream(self._device))
         return event
 

@@ -1,0 +1,149 @@
+"""What the user sees: the header line, progress while a test works, the summary table."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pytest
+
+    from pytest_llmprof.compare.gates import Verdict
+    from pytest_llmprof.config.schema import Settings
+
+__all__ = ["Progress", "gate_lines", "header", "relative", "summary"]
+
+_EVERY_S = 10.0
+_LEAST_COLUMNS = 20
+# Pieces of the terminal's language: the text is drawn behind the cursor, which stays where pytest left it.
+_SAVE, _RESTORE, _ERASE = "\x1b7", "\x1b8", "\x1b[K"
+
+
+class Progress:
+    """One line of progress: live on a terminal, at most one in ten seconds elsewhere, none in a worker.
+
+    A live text stands behind what pytest has written on its line, and is gone before pytest goes on.
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._since: float | None = None
+        self._shown = False
+
+    def show(self, text: str, test: str = "") -> None:
+        """Show *text* for the test *test* (named where lines are kept)."""
+        reporter = self._config.pluginmanager.getplugin("terminalreporter")
+        if reporter is None or hasattr(self._config, "workerinput"):
+            return
+        verbosity = self._config.get_verbosity()
+        if self._live(reporter):
+            if verbosity >= -1:
+                self._draw(text)
+            return
+        now = time.monotonic()
+        self._since = now if self._since is None else self._since
+        if verbosity >= 0 and now - self._since >= _EVERY_S:
+            self._since = now
+            with self._uncaptured():
+                reporter.ensure_newline()
+                reporter.write_line(f"llmprof: {test}: {text}" if test else f"llmprof: {text}")
+
+    def clear(self) -> None:
+        """Take a live text away."""
+        if self._shown:
+            self._shown = False
+            with self._uncaptured():
+                self._config.get_terminal_writer().write_raw(_ERASE, flush=True)
+
+    def _live(self, reporter: Any) -> bool:
+        captures = self._config.getoption("capture", "fd") != "no"
+        return bool(reporter.isatty) and captures and os.environ.get("TERM", "dumb") != "dumb"
+
+    def _draw(self, text: str) -> None:
+        writer = self._config.get_terminal_writer()
+        with self._uncaptured():  # the terminal's width, too, is only seen from here
+            room = writer.fullwidth - writer.width_of_current_line - 2
+            if room < _LEAST_COLUMNS:
+                return
+            text = " " + (text if len(text) < room else text[: room - 2] + "…")
+            writer.write_raw(f"{_SAVE}{writer.markup(text, light=True)}{_ERASE}{_RESTORE}", flush=True)
+        self._shown = True
+
+    def _uncaptured(self) -> AbstractContextManager[None]:
+        capture = self._config.pluginmanager.getplugin("capturemanager")
+        return nullcontext() if capture is None else capture.global_and_fixture_disabled()
+
+
+def header(settings: Settings, run_dir: Path, start: Path) -> str:
+    """The session in one line: stages, model, device and run directory."""
+    model = settings.choices.get("model", settings.model.name)
+    return (
+        f"llmprof: stages {', '.join(settings.stages)}; model {model} (mode {settings.model.mode}, device "
+        f"{settings.model.device}); run directory {relative(run_dir, start)}"
+    )
+
+
+def summary(rows: Sequence[Mapping[str, Any]], width: int) -> list[str]:
+    """A line for each test in each stage; where that is wider than *width*, the files go on a line below."""
+    if not rows:
+        return []
+    modules = {row["id"].partition("::")[0] for row in rows}
+    cells = [("test", "stage", "TTFT ms", "tokens/s", "page ms", "CER", "files")]
+    for row in rows:
+        figures, quality = row["figures"], row["quality"] or {}
+        cells.append(
+            (
+                _name(row, with_module=len(modules) > 1),
+                row["stage"],
+                _number(figures.get("ttft_ms"), ".1f"),
+                _number(figures.get("tokens_per_s"), ".1f"),
+                _number(figures.get("total_ms"), ".1f"),
+                _number(quality.get("cer"), ".4f"),
+                row["dir"],
+            )
+        )
+    widths = [max(len(cell[column]) for cell in cells) for column in range(7)]
+    wide = sum(widths) + 2 * 6 > width
+    lines = []
+    for number, cell in enumerate(cells):
+        texts = [
+            text.rjust(wanted) if 2 <= column <= 5 else text.ljust(wanted)
+            for column, (text, wanted) in enumerate(zip(cell, widths, strict=True))
+        ]
+        if wide:
+            lines.append("  ".join(texts[:6]).rstrip())
+            lines += [f"    {cell[6]}"] if number else []
+        else:
+            lines.append("  ".join(texts).rstrip())
+    reasons = dict.fromkeys(row["quality_reason"] for row in rows if row.get("quality_reason"))
+    lines += [f"CER is not applicable: {reason}" for reason in reasons]
+    return lines
+
+
+def gate_lines(verdicts: Iterable[Verdict]) -> str:
+    """The section of a test that has gates: each limit beside its figure."""
+    lines = [f"{'figure':<18} {'limit':>12} {'measured':>14}  outcome"]
+    for verdict in verdicts:
+        figure = "n/a" if verdict.figure is None else f"{verdict.figure:.6g}"
+        lines.append(f"{verdict.name:<18} {verdict.limit:>12} {figure:>14}  {verdict.outcome}")
+    return "\n".join(lines)
+
+
+def relative(path: Path, start: Path) -> str:
+    """*path* as one would type it in the directory *start*."""
+    text = os.path.relpath(path, start)
+    return str(path) if text.startswith("..") else text
+
+
+def _name(row: Mapping[str, Any], *, with_module: bool) -> str:
+    """A test's name without its stage, which has a column of its own."""
+    name = str(row["name"])
+    return name if with_module else name.partition("::")[2]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

@@ -1,0 +1,151 @@
+"""pytest-benchmark as a sink: its table, its files and its switches, with our rounds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from plugin_bench import clean
+
+ECHO = ("model=echo", "dataset=blank", "infer.prompt='hello world'", "measure.rounds=3")
+STAGE = ["--llmprof-stage=direct_inference"]
+SOURCE = """
+def test_pages(llmprof):
+    llmprof.run()
+def test_plain():
+    pass
+def test_config(llmprof_config):
+    pass
+"""
+
+
+@pytest.fixture
+def run(bench):
+    """Run the echo model's tests with some arguments."""
+    bench.echo()
+    bench.test(SOURCE)
+
+    def run(*args: str, ret: int = 0, apart: bool = False) -> pytest.RunResult:
+        result = (bench.run_apart if apart else bench.run)(*ECHO, args=[*STAGE, *args])
+        clean(result)
+        assert result.ret == ret
+        return result
+
+    return run
+
+
+def benchmarks(path) -> list[dict]:
+    return json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
+
+
+def test_the_table_shows_our_rounds(run, bench):
+    result = run()
+    result.assert_outcomes(passed=3)
+    result.stdout.fnmatch_lines(["*benchmark: 1 tests*", "test_pages[[]direct_inference[]] *"])
+    (row,) = [line for line in result.outlines if line.startswith("test_pages[direct_inference]") and ";" in line]
+    assert row.split()[-2:] == ["3", "1"]
+    metrics = json.loads((bench.stage_dir(stage="direct_inference") / "metrics.json").read_text())
+    (ours,) = benchmarks(bench.run_dir / "benchmark.json")
+    assert ours["stats"]["data"] == metrics["round_seconds"]
+    assert ours["fullname"] == "test_it.py::test_pages[direct_inference]"
+    assert ours["extra_info"]["cer"] == 0
+    assert ours["extra_info"]["ttft_ms"] == metrics["figures"]["ttft_ms"]
+
+
+def test_json_equals_ours(run, bench):
+    run("--benchmark-json=theirs.json")
+    (theirs,) = benchmarks(bench.path / "theirs.json")
+    (ours,) = benchmarks(bench.run_dir / "benchmark.json")
+    for name in ("name", "fullname", "params", "param", "group", "extra_info"):
+        assert theirs[name] == ours[name]
+    # Theirs leaves out the rounds' own times unless asked to keep them.
+    for name in ("min", "max", "mean", "rounds", "iterations", "total"):
+        assert theirs["stats"][name] == ours["stats"][name]
+
+
+def test_autosave_and_compare(run, bench):
+    run("--benchmark-autosave")
+    result = run("--benchmark-compare")
+    result.stdout.fnmatch_lines(["test_pages[[]direct_inference[]] (*NOW*"])
+    failed = bench.run(*ECHO, args=[*STAGE, "--benchmark-compare", "--benchmark-compare-fail=min:0.0000001"])
+    assert failed.ret in (0, 1)
+    assert "INTERNALERROR" not in failed.stdout.str()
+
+
+def test_our_file_is_read_by_the_compare_command(run, bench):
+    run()
+    file = bench.run_dir / "benchmark.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest_benchmark", "compare", str(file)],
+        cwd=bench.path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "test_pages[direct_inference]" in done.stdout
+
+
+def test_disable_still_measures_and_writes_our_files(run, bench):
+    result = run("--benchmark-disable")
+    result.assert_outcomes(passed=3)
+    assert "benchmark: 1 tests" not in result.stdout.str()
+    assert len(benchmarks(bench.run_dir / "benchmark.json")[0]["stats"]["data"]) == 3
+
+
+def test_only_runs_ours_and_skips_the_rest(run):
+    run("--benchmark-only").assert_outcomes(passed=1, skipped=2)
+
+
+def test_skip_skips_ours(run):
+    run("--benchmark-skip").assert_outcomes(passed=2, skipped=1)
+
+
+def test_without_the_plugin(run, bench):
+    result = run("-p", "no:benchmark")
+    result.assert_outcomes(passed=3)
+    assert len(benchmarks(bench.run_dir / "benchmark.json")) == 1
+
+
+@pytest.mark.parametrize("args", [[], ["--benchmark-disable"], ["--benchmark-only"], ["-p", "no:benchmark"]])
+def test_quiet_where_each_complaint_is_an_error(run, args):
+    result = run("-W", "error", *args)
+    assert "warning" not in result.parseoutcomes()
+    assert result.parseoutcomes()["passed"] >= 1
+
+
+def test_a_test_that_fails_early_leaves_no_warning(bench):
+    bench.test(
+        """
+def test_early(llmprof):
+    raise ValueError("early")
+def test_never(llmprof):
+    pass
+"""
+    )
+    result = bench.run(args=["-W", "error", *STAGE])
+    result.assert_outcomes(failed=1, passed=1)
+
+
+def test_beside_a_benchmark_of_the_users_own(bench):
+    bench.echo()
+    bench.test(
+        """
+def test_both(llmprof, benchmark):
+    llmprof.run()
+    benchmark(sum, [1, 2])
+"""
+    )
+    result = bench.run(*ECHO, args=[*STAGE, "--benchmark-max-time=0.01", "--benchmark-min-rounds=1"])
+    result.assert_outcomes(passed=1)
+    assert len(benchmarks(bench.run_dir / "benchmark.json")[0]["stats"]["data"]) == 3
+
+
+def test_a_failed_page_keeps_what_was_measured_out_of_nothing(bench):
+    bench.echo()
+    bench.test()
+    result = bench.run("model=echo", "dataset=blank", "infer.prompt=boom", args=STAGE)
+    result.assert_outcomes(failed=1)
+    assert not (bench.run_dir / "benchmark.json").exists()

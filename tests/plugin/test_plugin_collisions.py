@@ -1,0 +1,104 @@
+"""Two tests or stages that would write into one directory: refused before anything runs, with the fix to paste."""
+
+from __future__ import annotations
+
+import pytest
+from plugin_bench import files, shell_words
+
+TWO = """
+import pytest
+@pytest.mark.parametrize("x", ["one", "two"])
+def test_pages(llmprof, x):
+    llmprof.run()
+"""
+ECHO = ("model=echo", "dataset=blank", "infer.prompt='a'", "pipeline.torch_profiler.enable=false")
+
+
+@pytest.mark.parametrize("kind", ["prediction", "visualization"])
+def test_two_tests(bench, tmp_path, kind):
+    bench.echo()
+    bench.test(TWO)
+    out = tmp_path / "out dir"
+    key = f"pipeline.torch_profiler.output.{kind}"
+    given = (*ECHO, f"{key}.enable=true", f"{key}.save_dir='{out}'")
+    text = bench.usage_error(*given)
+    assert "test_it.py::test_pages[one-torch_profiler] and test_it.py::test_pages[two-torch_profiler]" in text
+    assert f"would both write into {out}: give each its own" in text
+    fix = shell_words(text)
+    assert fix == ["--llmprof-override", f"{key}.save_dir={out}/${{llmprof.test}}"]
+    assert not out.exists()
+    result = bench.run(*given, args=fix)
+    result.assert_outcomes(passed=2)
+    name = "predictions.jsonl" if kind == "prediction" else "predictions.md"
+    assert {f"test_it/test_pages-{x}/{name}" for x in ("one", "two")} <= files(out)
+
+
+def test_two_stages_both_outputs(bench, tmp_path):
+    bench.echo()
+    bench.test(TWO)
+    stages = ("torch_profiler", "direct_inference")
+    given = [*ECHO, "output/torch=full"]
+    given += [
+        f"pipeline.{stage}.output.{kind}.save_dir={tmp_path}/out"
+        for stage in stages
+        for kind in ("prediction", "visualization")
+    ]
+    args = [f"--llmprof-stage={','.join(stages)}"]
+    text = bench.usage_error(*given, args=args)
+    assert "(and 2 more)" in text
+    result = bench.run(*given, args=[*args, *shell_words(text)])
+    result.assert_outcomes(passed=4)
+    assert {
+        f"test_it/test_pages-{x}/{stage}/predictions.{suffix}"
+        for x in ("one", "two")
+        for stage in stages
+        for suffix in ("jsonl", "md")
+    } <= files(tmp_path / "out")
+
+
+def test_one_tests_predictions_in_anothers_gallery(bench, tmp_path):
+    bench.test(
+        f"""
+import pytest
+@pytest.mark.llmprof(overrides=["output/torch=full", "pipeline.torch_profiler.output.prediction.save_dir={tmp_path}/x"])
+def test_one(llmprof):
+    llmprof.run()
+@pytest.mark.llmprof(overrides=["pipeline.torch_profiler.output.visualization.save_dir={tmp_path}/./y/../x"])
+def test_two(llmprof):
+    llmprof.run()
+"""
+    )
+    text = bench.usage_error()
+    assert "test_it.py::test_one[torch_profiler] and test_it.py::test_two[torch_profiler]" in text
+    assert f"would both write into {tmp_path}/x" in text
+
+
+def test_what_is_off_or_alone_does_not_clash(bench, tmp_path):
+    bench.echo()
+    bench.test(TWO)
+    key = "pipeline.torch_profiler.output"
+    # Predictions are off, so both may name one place; the gallery and predictions of one test may share theirs.
+    bench.passed(*ECHO, f"{key}.prediction.save_dir={tmp_path}/out", count=2)
+    bench.run(
+        *ECHO,
+        f"{key}.prediction.enable=true",
+        *(f"{key}.{kind}.save_dir={tmp_path}/one" for kind in ("prediction", "visualization")),
+        args=["-k", "one"],
+    ).assert_outcomes(passed=1, deselected=1)
+
+
+def test_through_a_link(bench, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    bench.test(
+        f"""
+import pytest
+def place(name):
+    key = "pipeline.torch_profiler.output.visualization.save_dir"
+    return pytest.param(name, marks=pytest.mark.llmprof(overrides=[f"{{key}}={tmp_path}/{{name}}"]))
+@pytest.mark.parametrize("x", [place("real"), place("link")])
+def test_it(llmprof, x):
+    llmprof.run()
+"""
+    )
+    assert "would both write into" in bench.usage_error()

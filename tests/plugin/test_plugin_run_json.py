@@ -1,0 +1,247 @@
+"""run.json and the run directory: whole, interrupted, refused, linked; names of any test id."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+from plugin_bench import clean, files, wait_for
+
+ECHO = ("model=echo", "dataset=blank", "infer.prompt='hello world'")
+STAGE = ["--llmprof-stage=direct_inference"]
+
+
+def test_complete(bench):
+    bench.echo()
+    bench.test(
+        """
+import pytest
+def test_pages(llmprof):
+    llmprof.run()
+def test_callable(llmprof):
+    llmprof.measure(int)
+def test_config(llmprof_config):
+    pass
+def test_wrong(llmprof_config):
+    assert 1 == 2
+def test_empty(llmprof_config):
+    raise ValueError
+def test_lines(llmprof_config):
+    raise KeyError("one\\ntwo")
+@pytest.mark.skip(reason="not today")
+def test_skipped(llmprof):
+    pass
+def test_skips(llmprof):
+    pytest.skip("not now")
+@pytest.mark.xfail
+def test_expected(llmprof_config):
+    assert False
+@pytest.fixture
+def broken_after():
+    yield
+    raise RuntimeError("after")
+def test_teardown(llmprof_config, broken_after):
+    pass
+"""
+    )
+    result = bench.run(*ECHO, args=[*STAGE, "-q"])
+    result.assert_outcomes(passed=4, failed=3, skipped=2, xfailed=1, errors=1)
+    run = bench.run_json()
+    assert run["schema"] == 1
+    assert run["status"] == "complete"
+    assert "--llmprof-stage=direct_inference" in run["argv"]
+    for name in ("pytest-llmprof", "python", "pytest", "torch", "transformers", "hydra-core"):
+        assert run["versions"][name]
+    tests = {test["id"].partition("::")[2].partition("[")[0]: test for test in run["tests"]}
+    assert len(tests) == 10
+    for test in tests.values():
+        assert set(test) == {"id", "stage", "kind", "outcome", "dir", "error"}
+        assert test["stage"] == "direct_inference"
+        assert test["dir"].endswith("/direct_inference")
+    assert (tests["test_pages"]["kind"], tests["test_callable"]["kind"], tests["test_config"]["kind"]) == (
+        "pages",
+        "callable",
+        None,
+    )
+    assert {name: (test["outcome"], test["error"]) for name, test in tests.items()} == {
+        "test_pages": ("passed", None),
+        "test_callable": ("passed", None),
+        "test_config": ("passed", None),
+        "test_wrong": ("failed", "assert 1 == 2"),
+        "test_empty": ("failed", "ValueError"),
+        "test_lines": ("failed", "KeyError: 'one\\ntwo'"),
+        "test_skipped": ("skipped", None),
+        "test_skips": ("skipped", None),
+        "test_expected": ("skipped", None),
+        "test_teardown": ("failed", "RuntimeError: after"),
+    }
+    assert "broken_after" not in (bench.run_dir / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(bench, sent):
+    bench.echo()
+    bench.test(
+        """
+import pytest
+def test_first(llmprof_config):
+    pass
+@pytest.mark.llmprof(overrides=["infer.prompt='slow one two'"])
+def test_slow(llmprof):
+    llmprof.run()
+def test_never(llmprof):
+    pass
+"""
+    )
+    child = bench.start("model=echo", "dataset=blank", "output/torch=full", args=STAGE)
+    wait_for(bench.path / "slow.started")
+    os.kill(child.pid, sent)
+    out, _ = child.communicate(timeout=60)
+    assert child.returncode == pytest.ExitCode.INTERRUPTED, out
+    assert "INTERNALERROR" not in out
+    run = bench.run_json()
+    assert run["status"] == "interrupted"
+    assert [(test["id"], test["outcome"]) for test in run["tests"]] == [
+        ("test_it.py::test_first[direct_inference]", "passed"),
+        ("test_it.py::test_slow[direct_inference]", "interrupted"),
+    ]
+    # What there is, is whole.
+    found = files(bench.run_dir)
+    assert {"config.yaml", "run.json"} <= found
+    for name in found:
+        if name.endswith(".json"):
+            json.loads((bench.run_dir / name).read_text())
+    assert "run directory: llmprof-runs/" in out
+
+
+def test_interrupted_with_pages_done_keeps_them(bench):
+    bench.echo()
+    conftest = bench.path / "conftest.py"
+    # The second page is the one that is interrupted.
+    conftest.write_text(
+        conftest.read_text().replace(
+            'if words[0] == "interrupt":', 'if words[0] == "interrupt" and images[0].size == (30, 40):'
+        )
+    )
+    bench.test()
+    bench.ini(tiny=False)
+    result = bench.run(
+        "model=echo",
+        "dataset=blank",
+        "infer.prompt='interrupt me'",
+        "measure.warmup=0",
+        "output/torch=full",
+        args=STAGE,
+    )
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    assert bench.run_json()["status"] == "interrupted"
+    lines = (bench.stage_dir(stage="direct_inference") / "pred" / "predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["page"] for line in lines] == ["one"]
+    assert "one" in (bench.stage_dir(stage="direct_inference") / "viz" / "predictions.md").read_text()
+
+
+def test_stop_at_the_first_failure_is_a_complete_run(bench):
+    bench.test("def test_a(llmprof_config): assert 0\ndef test_b(llmprof_config): pass\n")
+    assert bench.run(args=["-x"]).ret == pytest.ExitCode.TESTS_FAILED
+    assert bench.run_json()["status"] == "complete"
+    assert len(bench.run_json()["tests"]) == 1
+
+
+def test_an_existing_run_is_refused(bench):
+    bench.test("def test_it(llmprof_config): pass")
+    args = ["--llmprof-run-dir=mine"]
+    bench.passed(args=args)
+    before = (bench.path / "mine" / "run.json").read_bytes()
+    text = bench.usage_error(args=args)
+    assert "mine already holds a run (run.json): name a new directory or remove that one" in text
+    assert (bench.path / "mine" / "run.json").read_bytes() == before
+
+
+def test_an_existing_run_of_the_ini_is_refused_too(bench):
+    bench.test("def test_it(llmprof_config): pass")
+    bench.ini(llmprof_run_dir="mine")
+    bench.passed()
+    assert bench.run().ret == pytest.ExitCode.USAGE_ERROR
+
+
+def test_run_dir_is_relative_to_where_pytest_started_and_the_inis_to_the_rootdir(bench, monkeypatch):
+    bench.test("def test_it(llmprof_config): pass", "sub/test_it.py")
+    monkeypatch.chdir(bench.path / "sub")
+    bench.passed(args=["--llmprof-run-dir=from_cli"])
+    bench.ini(llmprof_run_dir="from_ini")
+    bench.passed()
+    assert (bench.path / "sub" / "from_cli" / "run.json").is_file()
+    assert (bench.path / "from_ini" / "run.json").is_file()
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/llmprof"])
+def test_a_run_dir_that_cannot_be_made(bench, place):
+    (bench.path / "file").write_text("in the way")
+    bench.test("def test_it(llmprof_config): pass")
+    text = bench.usage_error(args=[f"--llmprof-run-dir={place}"])
+    assert place in text
+
+
+def test_latest_is_the_newest_run(bench):
+    bench.test("def test_it(llmprof_config): pass")
+    bench.passed()
+    first = bench.run_dir
+    latest = first.parent / "latest"
+    assert latest.resolve() == first
+    bench.passed()
+    second = latest.resolve()
+    assert second != first
+    assert (second / "run.json").is_file()
+    assert (first / "run.json").is_file()
+    assert (first.parent / ".gitignore").read_text().endswith("*\n")
+    assert not list(first.parent.glob(".latest-*"))
+
+
+def test_something_else_named_latest(bench):
+    bench.test("def test_it(llmprof_config): pass")
+    (bench.path / "llmprof-runs" / "latest").mkdir(parents=True)
+    result = bench.run()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: cannot make the run directory *"])
+    clean(result)
+
+
+def test_strange_ids(bench):
+    bench.test(
+        """
+import pytest
+STRANGE = ["ü 字", "a/b", "../..", "a b", "A B", "x" * 300, "x" * 300 + "y", "", ".", "-v", "nul", "a\\\\b"]
+@pytest.mark.parametrize("x", [*STRANGE, "\\x1b[31m", "a-direct_inference", "\\n"])
+def test_it(llmprof_artifacts, llmprof_stage, x):
+    path = llmprof_artifacts.out_dir(llmprof_stage)
+    path.mkdir(parents=True)
+class TestOne:
+    def test_it(self, llmprof_artifacts, llmprof_stage):
+        llmprof_artifacts.out_dir(llmprof_stage).mkdir(parents=True)
+"""
+    )
+    bench.test("def test_it(llmprof_stage): pass", "sub/test_it_2.py")
+    bench.test("def test_it(llmprof_stage): pass", "sub/other/test_it_2.py")
+    (bench.path / "sub" / "__init__.py").touch()
+    (bench.path / "sub" / "other" / "__init__.py").touch()
+    bench.passed(args=STAGE, count=18)
+    dirs = [test["dir"] for test in bench.run_json()["tests"]]
+    assert len(set(dirs)) == 18
+    assert {"sub.test_it_2/test_it/direct_inference", "sub.other.test_it_2/test_it/direct_inference"} <= set(dirs)
+    assert "test_it/test_it-a-direct_inference/direct_inference" in dirs
+    assert "test_it/TestOne.test_it/direct_inference" in dirs
+    for name in dirs:
+        path = bench.run_dir / name
+        assert path.resolve().is_relative_to(bench.run_dir)
+        assert name.isprintable()
+        assert len(name.split("/")) == 3
+        assert all(len(part.encode()) <= 255 for part in name.split("/"))
+
+
+def test_unicode_ids_as_they_are(bench):
+    bench.test("import pytest\n@pytest.mark.parametrize('x', ['字'])\ndef test_it(llmprof_stage, x): pass\n")
+    bench.ini(disable_test_id_escaping_and_forfeit_all_rights_to_community_support="true")
+    bench.passed(args=STAGE)
+    assert bench.run_json()["tests"][0]["dir"] == "test_it/test_it-字/direct_inference"

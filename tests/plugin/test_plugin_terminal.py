@@ -1,0 +1,154 @@
+"""What the user sees: the header, progress, the summary."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+
+import pytest
+from plugin_bench import OUTPUT
+
+ECHO = ("model=echo", "dataset=blank", "infer.prompt='hello world'")
+STAGE = ["--llmprof-stage=direct_inference"]
+
+
+def test_header_line(bench):
+    bench.test("def test_it(llmprof_config): pass")
+    result = bench.passed(args=STAGE)
+    result.stdout.fnmatch_lines(
+        [
+            "llmprof: stages direct_inference; model deepseek_ocr_tiny (mode tiny, device auto); "
+            "run directory llmprof-runs/20*"
+        ]
+    )
+    assert result.stdout.str().count("llmprof: stages") == 1
+
+
+def test_header_line_without_options_comes_when_a_test_asks(bench):
+    bench.test("def test_it(llmprof_config): pass")
+    bench.ini("model.mode=base")
+    result = bench.passed()
+    assert result.stdout.str().count("llmprof: stages torch_profiler; model deepseek_ocr_tiny (mode base") == 1
+
+
+def test_summary_table(bench):
+    bench.echo()
+    bench.test(
+        """
+import pytest
+@pytest.mark.parametrize("x", ["one"])
+def test_pages(llmprof, x):
+    llmprof.run()
+def test_callable(llmprof):
+    llmprof.measure(int)
+def test_config(llmprof_config):
+    pass
+"""
+    )
+    result = bench.passed(*ECHO, args=STAGE, count=3)
+    start = result.outlines.index(next(line for line in result.outlines if "= llmprof =" in line))
+    lines = result.outlines[start + 1 :]
+    assert lines[0].split() == ["test", "stage", "TTFT", "ms", "tokens/s", "page", "ms", "CER"]
+    name, stage, ttft, rate, page, cer = lines[1].split()
+    assert (name, stage, cer) == ("test_pages[one]", "direct_inference", "0.0000")
+    assert float(ttft) <= float(page)
+    assert float(rate) > 0
+    assert lines[2].strip() == "test_it/test_pages-one/direct_inference"
+    assert lines[3].split()[:4] == ["test_callable", "direct_inference", "-", "-"]
+    assert lines[5].startswith("run directory: llmprof-runs/20")
+    assert (bench.path / lines[5].partition(": ")[2] / lines[2].strip() / "report.md").is_file()
+
+
+def test_files_stand_in_the_table_where_there_is_room(bench, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    bench.echo()
+    bench.test()
+    result = bench.passed(*ECHO, args=STAGE)
+    result.stdout.fnmatch_lines(["test *files", "test_pages *0.0000  test_it/test_pages/direct_inference"])
+
+
+def test_why_there_is_no_cer(bench):
+    bench.test()
+    bench.passed(args=STAGE).stdout.fnmatch_lines(["CER is not applicable: random weights"])
+
+
+def test_nothing_where_nothing_was_asked(bench):
+    bench.test("def test_it(): pass")
+    assert "llmprof:" not in bench.passed().stdout.str()
+    assert "= llmprof =" not in bench.passed(args=STAGE).stdout.str()
+
+
+def test_lines_off_a_terminal_are_throttled(bench, monkeypatch):
+    bench.echo()
+    bench.test()
+    quiet = bench.passed(*ECHO, args=STAGE).stdout.str()
+    assert "page 1 of 1" not in quiet
+    monkeypatch.setattr("pytest_llmprof.terminal._EVERY_S", 0.0)
+    result = bench.passed(*ECHO, args=STAGE)
+    result.stdout.fnmatch_lines(["llmprof: test_it.py::test_pages: direct_inference: round 1, page 1 of 1"])
+    assert "page 1 of 1" not in bench.passed(*ECHO, args=[*STAGE, "-q"]).stdout.str()
+
+
+@pytest.mark.parametrize("args", [[], ["-v"], ["-q"], ["-s"], ["-p", "no:capture"], ["-p", "no:terminal"]])
+def test_however_pytest_is_asked_to_talk(bench, args, monkeypatch):
+    monkeypatch.setattr("pytest_llmprof.terminal._EVERY_S", 0.0)
+    bench.echo()
+    bench.test()
+    assert bench.run(*ECHO, args=[*STAGE, *args]).ret == 0
+
+
+def on_a_terminal(bench, *args: str, columns: int = 100) -> str:
+    """What pytest writes to a terminal."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR", "CI")}
+    child = subprocess.Popen(
+        [sys.executable, "-m", "pytest", *args],
+        cwd=bench.path,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**environment, "TERM": "xterm"},
+    )
+    os.close(theirs)
+    written = b""
+    while True:
+        try:
+            part = os.read(ours, 65536)
+        except OSError:  # the other end was closed
+            break
+        if not part:
+            break
+        written += part
+    os.close(ours)
+    assert child.wait() == 0, written.decode()
+    return written.decode()
+
+
+def test_a_live_line_on_a_terminal(bench):
+    bench.echo()
+    bench.test()
+    bench.ini("dataset.limit=2")
+    text = on_a_terminal(bench, *bench.args(ECHO, STAGE))
+    # Each text stands behind the cursor, which goes back; the last is erased before pytest writes its dot.
+    shown = "\x1b7 direct_inference: round 1, page {} of 2\x1b[K\x1b8"
+    assert shown.format(1) + shown.format(2) + "\x1b[K" in text
+    assert text.index(shown.format(2)) < text.rindex("\x1b[K") < text.index("[100%]")
+
+
+def test_no_live_line_where_there_is_no_room(bench):
+    bench.echo()
+    bench.test(name="test_a_name_that_is_rather_long.py")
+    assert "\x1b7" not in on_a_terminal(bench, *bench.args(ECHO, STAGE), columns=45)
+
+
+def test_output_fixture_alone_has_no_row(bench):
+    bench.test(OUTPUT)
+    result = bench.passed(args=STAGE)
+    assert "TTFT" not in result.stdout.str()
+    result.stdout.fnmatch_lines(["run directory: llmprof-runs/20*"])

@@ -1,0 +1,153 @@
+"""Under pytest-xdist: one run directory, one benchmark.json, clean errors."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from plugin_bench import clean, files
+
+STAGE = ["--llmprof-stage=direct_inference"]
+MANY = """
+import pytest
+@pytest.mark.parametrize("x", range(4))
+def test_pages(llmprof, x):
+    llmprof.run()
+def test_plain():
+    pass
+"""
+
+
+def test_one_run_of_the_real_model(bench):
+    bench.test(MANY)
+    result = bench.run_apart(args=["-n2", *STAGE, "-W", "error"])
+    result.assert_outcomes(passed=5)
+    clean(result)
+    assert result.stderr.str() == ""
+    assert "Benchmarks are automatically disabled" not in result.stdout.str()
+    run = bench.run_json()
+    assert run["status"] == "complete"
+    assert {test["id"] for test in run["tests"]} == {f"test_it.py::test_pages[{x}-direct_inference]" for x in range(4)}
+    assert {test["outcome"] for test in run["tests"]} == {"passed"}
+    assert {test["kind"] for test in run["tests"]} == {"pages"}
+    for test in run["tests"]:
+        assert (bench.run_dir / test["dir"] / "metrics.json").is_file()
+    assert {"config.yaml", "run.json", "benchmark.json"} <= files(bench.run_dir)
+    # The summary is the controller's, with every row.
+    result.stdout.fnmatch_lines(["*llmprof*", "test *stage *TTFT*"])
+    assert len([line for line in result.outlines if line.startswith("test_pages[")]) == 4
+
+    file = bench.run_dir / "benchmark.json"
+    merged = json.loads(file.read_text())["benchmarks"]
+    assert len(merged) == 4
+    assert merged[0]["extra_info"]["xdist_workers"] == 2
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest_benchmark", "compare", str(file), "--csv"],
+        cwd=bench.path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("test_pages[") >= 4
+
+
+@pytest.mark.parametrize("args", [["-n2", "--dist=loadgroup"], ["--tx=2*popen", "--dist=loadscope"], ["-n0"]])
+def test_other_ways_to_spread(bench, args):
+    bench.test(
+        """
+import pytest
+@pytest.mark.xdist_group("one")
+@pytest.mark.parametrize("x", range(3))
+def test_it(llmprof_artifacts, llmprof_stage, x):
+    llmprof_artifacts.out_dir(llmprof_stage).mkdir(parents=True)
+"""
+    )
+    result = bench.run_apart(args=[*args, *STAGE])
+    result.assert_outcomes(passed=3)
+    clean(result)
+    assert {test["dir"] for test in bench.run_json()["tests"]} == {
+        f"test_it/test_it-{x}/direct_inference" for x in range(3)
+    }
+    for test in bench.run_json()["tests"]:
+        assert (bench.run_dir / test["dir"]).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "args", "words"),
+    [
+        (["infer.max_new_token=3"], [], "did you mean 'infer.max_new_tokens'"),
+        (["model=deepseek_orc"], [], "did you mean 'deepseek_ocr'"),
+        ([], ["--llmprof-stage=torch"], "unknown stage 'torch'"),
+        ([], ["--llmprof-config-dir=missing"], "does not exist"),
+        (["pipeline.direct_inference.output.visualization.save_dir=.."], STAGE, "leaves the stage directory"),
+    ],
+)
+def test_usage_errors(bench, overrides, args, words):
+    bench.test(MANY)
+    assert words in bench.usage_error(*overrides, args=["-n2", *args], apart=True)
+
+
+def test_usage_error_in_the_ini(bench):
+    bench.test(MANY)
+    bench.ini("measure.rounds=0")
+    assert "measure.rounds=0 is not allowed" in bench.usage_error(args=["-n2"], apart=True)
+
+
+def test_a_run_directory_that_holds_a_run(bench):
+    bench.test(MANY)
+    (bench.path / "mine").mkdir()
+    (bench.path / "mine" / "run.json").write_text("{}")
+    assert "already holds a run" in bench.usage_error(args=["-n2", "--llmprof-run-dir=mine"], apart=True)
+    assert (bench.path / "mine" / "run.json").read_text() == "{}"
+
+
+LIGHT = """
+import pytest
+@pytest.mark.llmprof(overrides=["measure.round=3"])
+def test_bad(llmprof_output):
+    pass
+@pytest.mark.llmprof(overrides=["pipeline.direct_inference.output.visualization.save_dir=/tmp/llmprof-shared"])
+@pytest.mark.parametrize("x", range(2))
+def test_clash(llmprof_output, x):
+    pass
+@pytest.mark.parametrize("x", range(2))
+def test_good(llmprof_output, x):
+    pass
+"""
+
+
+def test_a_markers_mistake_and_a_collision_fail_their_tests(bench):
+    bench.test(LIGHT)
+    result = bench.run_apart(args=[*STAGE, "-n2"])
+    result.assert_outcomes(errors=3, passed=2)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    clean(result)
+    assert result.stdout.str().count("would both write into /tmp/llmprof-shared") >= 2
+    result.stdout.fnmatch_lines(["measure.round=3: unknown key*did you mean 'measure.rounds'*"])
+    assert {test["outcome"] for test in bench.run_json()["tests"]} == {"passed", "failed"}
+
+
+def test_an_unwritable_run_directory(bench):
+    bench.test("def test_it(llmprof_output): pass\ndef test_plain(): pass\n")
+    (bench.path / "file").write_text("in the way")
+    result = bench.run_apart(args=[*STAGE, "-n2", "--llmprof-run-dir=file/below"])
+    clean(result)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.assert_outcomes(errors=1, passed=1)
+    result.stdout.fnmatch_lines(["cannot make the run directory *file/below: Not a directory*"])
+
+
+def test_a_worker_that_dies_is_told_and_the_others_go_on(bench):
+    bench.test(
+        LIGHT.partition("@pytest.mark.llmprof(")[0]
+        + LIGHT[LIGHT.index('@pytest.mark.parametrize("x", range(2))\ndef test_good') :]
+        + "def test_dies(llmprof_output):\n    import os\n    os._exit(3)\n"
+    )
+    result = bench.run_apart(args=[*STAGE, "-n2"])
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert "INTERNALERROR" not in result.stdout.str()
+    assert len([test for test in bench.run_json()["tests"] if test["outcome"] == "passed"]) == 2
+    assert bench.run_json()["status"] == "complete"
