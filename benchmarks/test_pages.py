@@ -1,8 +1,9 @@
-"""The quick default: every page of the dataset, once for each prompt."""
+"""The quick default: every page of the dataset, once for each prompt, read well enough."""
 
 import pytest
 
 
+@pytest.mark.llmprof_gate(cer="<=0.05")
 @pytest.mark.parametrize(
     "prompt",
     [

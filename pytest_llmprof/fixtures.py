@@ -12,6 +12,7 @@ import pytest
 
 from pytest_llmprof.errors import ConfigError, StageError
 from pytest_llmprof.items import ITEM, ItemState
+from pytest_llmprof.results import row
 
 if TYPE_CHECKING:
     from pytest_llmprof.artifacts import Artifacts
@@ -114,17 +115,18 @@ class LlmProf:
         finally:
             if runner.result is not None:
                 manager.session.profiler_ran |= runner.result.profile is not None
-                manager.done(self._request.node, runner, kind, runner.result.round_seconds)
-                self._sink(runner.result.round_seconds)
+                seconds = runner.result.round_seconds
+                out_dir = runner.artifacts.out_dir(state.stage)
+                state.row = row(self._request.node, state, kind, out_dir, seconds)
+                self._sink(seconds, state.row["extra_info"])
         return result
 
-    def _sink(self, round_seconds: Sequence[float]) -> None:
+    def _sink(self, round_seconds: Sequence[float], extra_info: Mapping[str, Any]) -> None:
         """Hand the rounds to pytest-benchmark where it is there."""
         if self._benchmark is not None:
             from pytest_llmprof.measure.benchmark_sink import sink
 
-            info: Mapping[str, Any] = (self._state.payload or {}).get("extra_info", {})
-            sink(self._benchmark, round_seconds, info)
+            sink(self._benchmark, round_seconds, extra_info)
 
 
 def _state(request: pytest.FixtureRequest) -> ItemState:

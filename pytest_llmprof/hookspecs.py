@@ -1,6 +1,7 @@
 """Hooks for other plugins: register models, stages and datasets of your own.
 
-Paste one of these into a plugin module or a conftest.py, with ``@pytest.hookimpl`` where you like.
+Paste one of these into a plugin or a conftest.py that pytest loads at its start: the rootdir's, or that of a
+directory named on the command line. (The command line is checked before deeper ones are read.)
 """
 
 from __future__ import annotations

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_llmprof.errors import ConfigError, LlmprofError
-from pytest_llmprof.rundir import TestKey, test_dirs
 
 if TYPE_CHECKING:
     from pytest_llmprof.compare.gates import Gate
     from pytest_llmprof.config.schema import Settings
+    from pytest_llmprof.rundir import TestKey
     from pytest_llmprof.session import Session
     from pytest_llmprof.stages.runner import Runner
 
@@ -47,7 +47,7 @@ class ItemState:
         """Its directory under the run directory."""
         self.stage = ""
         self.runner: Runner | None = None
-        self.payload: dict[str, Any] | None = None
+        self.row: dict[str, Any] | None = None
         """What it came to, as plain data for the controller."""
         self.sink = False
         """Whether we asked for pytest-benchmark's fixture on its behalf."""
@@ -85,6 +85,7 @@ def settle(
     A fault of a test's own marker is kept for that test; *refuse* takes the tests that cannot run for another
     reason, and why.
     """
+    from pytest_llmprof.rundir import test_dirs
     from pytest_llmprof.session import check_collisions
     from pytest_llmprof.stages.runner import output_dirs
 
@@ -204,6 +205,8 @@ def _params(item: pytest.Item) -> Mapping[str, Any]:
 
 def _key(item: pytest.Item) -> TestKey:
     """The test without its stage, from its own parts: plugins may append to a node id."""
+    from pytest_llmprof.rundir import TestKey
+
     chain = item.listchain()
     module = next((node.nodeid for node in chain if isinstance(node, pytest.Module)), item.nodeid.partition("::")[0])
     names = [node.name for node in chain if isinstance(node, pytest.Class)]

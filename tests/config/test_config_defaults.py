@@ -45,9 +45,9 @@ def test_defaults_of_presets_are_those_of_the_schema(bench):
 
 
 def test_tiny_model_generates_little_unless_a_key_or_preset_gives_a_number(bench):
-    assert bench.settings().infer.max_new_tokens == 256
+    assert bench.settings().infer.max_new_tokens == 512
     assert bench.settings().model.size == "tiny"
-    assert bench.settings("infer=reference").infer.max_new_tokens == 256
+    assert bench.settings("infer=reference").infer.max_new_tokens == 512
     assert bench.settings("infer.max_new_tokens=1000").infer.max_new_tokens == 1000
     assert bench.settings("model=deepseek_ocr_random").infer.max_new_tokens == 256
     bench.write("infer/short.yaml", "defaults: [reference]\nmax_new_tokens: 64\n")
@@ -72,7 +72,7 @@ def test_plain_hydra_composes_the_tree():
             config = compose("config", ["output/torch@pipeline.torch_profiler.output=full"])
         assert config.pipeline.torch_profiler.output.prediction.enable is True
         assert config.pipeline.torch_profiler.output.extra.deepseek_ocr.visualization.max_images == 16
-        assert config.infer.max_new_tokens == 256
+        assert config.infer.max_new_tokens == 512
         """
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -94,7 +94,7 @@ def test_model_path_is_needed_and_must_exist(places):
 
 def test_model_path_without_a_preset_that_reads_it(places):
     text = places.error("model.path=data")
-    assert "has no effect with model.weights=random" in text
+    assert "has no effect with model.weights=embedded" in text
     assert "--llmprof-override model=deepseek_ocr" in text
 
 

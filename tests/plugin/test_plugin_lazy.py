@@ -12,6 +12,7 @@ def test_plain():
     assert not {"torch", "transformers", "nvtx", "PIL", "numpy"} & set(sys.modules)
     assert not [name for name in sys.modules if name.startswith("pytest_llmprof.config.")]
     assert "pytest_llmprof.session" not in sys.modules
+    assert not {"msgspec", "jinja2", "rapidfuzz", "psutil"} & set(sys.modules)
     assert "pytest_llmprof.plugin" in sys.modules
 
 def test_nothing_was_composed(request):

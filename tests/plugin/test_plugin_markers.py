@@ -91,7 +91,7 @@ def test_short(llmprof_config, llmprof_output):
     assert llmprof_config.model.mode == "base"
     assert not llmprof_output.visualization.enable
 def test_default(llmprof_config, llmprof_output):
-    assert llmprof_config.infer.max_new_tokens == 256
+    assert llmprof_config.infer.max_new_tokens == llmprof_config.model.max_new_tokens > 7
     assert llmprof_config.model.mode == "tiny"
     assert llmprof_output.visualization.enable
 """

@@ -68,7 +68,8 @@ def test_a_relative_path(bench, source, monkeypatch):
         (place / "pages").mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(place / "pages" / f"{place.name}.png")
     key = "dataset.root=pages"
-    marks = f"import pytest\npytestmark = pytest.mark.llmprof(overrides={['dataset=image_folder', key] if source == 'marker' else []})\n"
+    given = ["dataset=image_folder", key] if source == "marker" else []
+    marks = f"import pytest\npytestmark = pytest.mark.llmprof(overrides={given})\n"
     bench.test(
         marks + "def test_it(llmprof_dataset):\n    print('PAGE', llmprof_dataset[0].name)\n", "start/test_it.py"
     )

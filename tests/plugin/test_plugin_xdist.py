@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 
 import pytest
-from plugin_bench import clean, files
+from plugin_bench import clean, files, wait_for
 
 STAGE = ["--llmprof-stage=direct_inference"]
 MANY = """
@@ -151,3 +153,23 @@ def test_a_worker_that_dies_is_told_and_the_others_go_on(bench):
     assert "INTERNALERROR" not in result.stdout.str()
     assert len([test for test in bench.run_json()["tests"] if test["outcome"] == "passed"]) == 2
     assert bench.run_json()["status"] == "complete"
+
+
+def test_a_terminated_run_is_marked_interrupted(bench):
+    bench.echo()
+    bench.test("def test_slow(llmprof): llmprof.run()\n")
+    child = bench.start("model=echo", "dataset=blank", "infer.prompt='slow one'", args=[*STAGE, "-n1"])
+    wait_for(bench.path / "slow.started")
+    os.kill(child.pid, signal.SIGTERM)
+    out, _ = child.communicate(timeout=60)
+    assert child.returncode == pytest.ExitCode.INTERRUPTED, out
+    assert "INTERNALERROR" not in out
+    assert bench.run_json()["status"] == "interrupted"
+
+
+def test_the_header_line_without_options(bench):
+    bench.ini(tiny=False)
+    bench.test("def test_it(llmprof_config): pass\n")
+    result = bench.run_apart(args=["-n1"])
+    result.assert_outcomes(passed=1)
+    assert result.stdout.str().count("llmprof: stages torch_profiler; model deepseek_ocr_tiny") == 1

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,13 @@ from typing import Any
 import checkpoint
 import tokens
 import torch
-from model import SIZES, TINY_SIZES, build, official_config
+from model import SIZES, TINY_SIZES, build, config
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-__all__ = ["export", "load"]
+from pytest_llmprof.models.deepseek_ocr.translate import released_config
+
+__all__ = ["averaged", "export", "write"]
 
 CARD = Path(__file__).resolve().parent / "MODEL_CARD.md"
 
@@ -41,7 +42,8 @@ def write(model: Any, sizes: dict[str, Any], out: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         model.to(torch.bfloat16).save_pretrained(scratch)
         save_file(load_file(Path(scratch) / "model.safetensors"), out / "model.safetensors", {"format": "pt"})
-    text = json.dumps(official_config(sizes), indent=1, ensure_ascii=True)
+    (out / "model.safetensors").chmod(0o644)  # safetensors leaves it readable to its owner alone
+    text = json.dumps(released_config(config(sizes)) | {"torch_dtype": "bfloat16"}, indent=1)
     (out / "config.json").write_text(text + "\n", encoding="utf-8")
     tokens.save(out / "tokenizer.json")
 
@@ -56,22 +58,6 @@ def export(run: Path, out: Path, figures: Path | None = None) -> dict[str, Any]:
     return state
 
 
-def load(folder: Path) -> Any:
-    """Load an exported folder with transformers, refusing any missing, unexpected or mismatched key."""
-    from model import config
-    from transformers.models.unlimited_ocr import UnlimitedOcrForConditionalGeneration
-
-    width = json.loads((folder / "config.json").read_text("utf-8"))["hidden_size"]
-    sizes = next(sizes for sizes in (SIZES, TINY_SIZES) if sizes["text"]["hidden_size"] == width)
-    model, info = UnlimitedOcrForConditionalGeneration.from_pretrained(
-        folder, config=config(sizes), output_loading_info=True, dtype=torch.float32
-    )
-    wrong = {kind: keys for kind, keys in info.items() if keys}
-    if wrong:
-        raise SystemExit(f"{folder}: {wrong}")
-    return model.eval()
-
-
 def main() -> None:
     """Export and say how large it is."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
@@ -84,7 +70,6 @@ def main() -> None:
         keys = len(file.keys())
     size = (options.out / "model.safetensors").stat().st_size
     print(f"step {state['step']}: {keys} tensors, {size:,} bytes")
-    shutil.rmtree(options.out / "__pycache__", ignore_errors=True)
 
 
 if __name__ == "__main__":

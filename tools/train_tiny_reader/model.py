@@ -19,7 +19,7 @@ from pages import CELL_SLOTS, SIZE, SLOT_OF
 from tokens import BOS, EOS, IMAGE, VOCABULARY
 from torch import Tensor, nn
 
-__all__ = ["SIZES", "TINY_SIZES", "Reader", "build", "config", "official_config"]
+__all__ = ["SIZES", "TINY_SIZES", "Reader", "build", "config"]
 
 SIZES: dict[str, Any] = {
     "sam": {"hidden_size": 128, "num_hidden_layers": 5, "num_attention_heads": 4, "mlp_dim": 512, "window_size": 8,
@@ -30,9 +30,9 @@ SIZES: dict[str, Any] = {
              "moe_intermediate_size": 192},
 }
 TINY_SIZES: dict[str, Any] = {
-    "sam": {**SIZES["sam"], "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_dim": 64,
+    "sam": {**SIZES["sam"], "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_dim": 128,
             "global_attn_indexes": [1], "output_channels": 16, "downsample_channels": [24, 32]},
-    "clip": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64},
+    "clip": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 128},
     "text": {**SIZES["text"], "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
              "num_key_value_heads": 2, "intermediate_size": 64, "moe_intermediate_size": 16},
 }
@@ -56,50 +56,6 @@ def config(sizes: dict[str, Any] = SIZES) -> Any:
         },
         image_token_id=IMAGE,
     )
-
-
-def official_config(sizes: dict[str, Any] = SIZES) -> dict[str, Any]:
-    """config.json as DeepSeek-OCR was released, plus the sizes its code hard-codes and the image token's id."""
-    sam, clip, text = sizes["sam"], sizes["clip"], sizes["text"]
-    language = {
-        "bos_token_id": BOS, "eos_token_id": EOS, "first_k_dense_replace": 1, "max_position_embeddings": 8192,
-        "vocab_size": VOCABULARY, "use_mla": False, **text,
-    }
-    return {
-        "architectures": ["DeepseekOCRForCausalLM"],
-        "candidate_resolutions": [[1024, 1024]],
-        "global_view_pos": "head",
-        "image_token_id": IMAGE,
-        "language_config": {
-            "architectures": ["DeepseekV2ForCausalLM"], **language, "kv_lora_rank": None, "lm_head": True, "n_group": 1,
-            "q_lora_rank": None, "qk_nope_head_dim": 0, "qk_rope_head_dim": 0, "rm_head": False, "topk_group": 1,
-            "topk_method": "greedy", "torch_dtype": "bfloat16", "v_head_dim": 0,
-        },
-        "model_type": "deepseek_vl_v2",
-        "projector_config": {
-            "input_dim": sam["downsample_channels"][1] + clip["hidden_size"], "model_type": "mlp_projector",
-            "n_embed": text["hidden_size"], "projector_type": "linear",
-        },
-        "tile_tag": "2D",
-        "torch_dtype": "bfloat16",
-        "vision_config": {
-            "image_size": SIZE, "mlp_ratio": sam["mlp_dim"] / sam["hidden_size"], "model_name": "deeplip_b_l",
-            "model_type": "vision",
-            "width": {
-                "clip-l-14-224": {
-                    "heads": clip["num_attention_heads"], "image_size": 112, "layers": clip["num_hidden_layers"],
-                    "patch_size": 14, "width": clip["hidden_size"], "intermediate_size": clip["intermediate_size"],
-                },
-                "sam_vit_b": {
-                    "downsample_channels": sam["downsample_channels"],
-                    "global_attn_indexes": sam["global_attn_indexes"], "heads": sam["num_attention_heads"],
-                    "layers": sam["num_hidden_layers"], "width": sam["hidden_size"],
-                    "window_size": sam["window_size"], "output_channels": sam["output_channels"],
-                },
-            },
-        },
-        **language,
-    }
 
 
 def build(sizes: dict[str, Any] = SIZES, seed: int = 0) -> Any:
@@ -252,7 +208,7 @@ def losses(hidden: Tensor, norm: Tensor, head: Tensor, labels: Tensor, eps: floa
 
 
 def slot_loss(cells: Tensor, weight: Tensor, bias: Tensor, slots: Tensor) -> Tensor:
-    """Cross-entropy of the character in each slot of each cell; cells [pages, 64, width], slots [pages, 64, CELL_SLOTS]."""
+    """Cross-entropy of the characters in the slots; cells [pages, 64, width], slots [pages, 64, CELL_SLOTS]."""
     logits = _linear(cells, weight, bias).reshape(-1, weight.shape[0] // CELL_SLOTS).float()
     return F.cross_entropy(logits, slots.flatten())
 

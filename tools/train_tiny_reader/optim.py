@@ -17,7 +17,7 @@ __all__ = ["Optimizer", "is_matrix"]
 
 def is_matrix(name: str, parameter: nn.Parameter) -> bool:
     """Whether Muon takes it: weights of hidden linear maps and of experts; no tables, heads, routers, norms."""
-    if parameter.ndim < 2 or min(parameter.shape[-2:]) < 16 and parameter.ndim < 4:
+    if parameter.ndim < 2 or (min(parameter.shape[-2:]) < 16 and parameter.ndim < 4):
         return False
     skip = ("embed", "slot_head", "lm_head", "rel_pos", "pos_embed", "gate.weight")
     return not any(part in name for part in skip)

@@ -71,7 +71,9 @@ class Page:
     """Degrees, counter-clockwise."""
     rules: list[tuple[int, int, int, int]] = field(default_factory=list)
     seed: int = 0
-    """Of whatever is drawn inside a picture."""
+    """Of whatever is drawn beside the text."""
+    plain: bool = False
+    """Nothing but text: no frame, no line between blocks."""
 
     @property
     def free(self) -> str:
@@ -109,8 +111,10 @@ class Style:
 class Painter:
     """Composes and draws pages from one text source and some font families."""
 
-    def __init__(self, source: Source, families: tuple[Family, ...], folder: Path | None) -> None:
-        self.source, self.families, self.folder = source, families, folder
+    def __init__(
+        self, source: Source, families: tuple[Family, ...], folder: Path | None, frames: float = 0.15
+    ) -> None:
+        self.source, self.families, self.folder, self.frames = source, families, folder, frames
         self._weights = [family.weight for family in families]
         rows = np.arange(SIZE // SLOT[1]) * SLOT[1] + SLOT[1] / 2
         columns = np.arange(SIZE // SLOT[0]) * SLOT[0] + SLOT[0] / 2
@@ -123,7 +127,10 @@ class Painter:
         self, rng: random.Random, lines: int, *, characters: int = 420, prose: bool = False,
         sizes: tuple[int, int] = (16, 40),
     ) -> Page:
-        """A page of about *lines* lines, never more, without its boxes (`finish` finds them); *prose*: a title at most and paragraphs, nothing else."""
+        """A page of about *lines* lines, never more, without its boxes (`finish` finds them).
+
+        *prose*: a title at most and paragraphs, nothing else.
+        """
         mode = sizes[0] + (sizes[1] - sizes[0]) * 0.3
         size = round(rng.triangular(*sizes, mode))
         left = rng.randint(14, 60) if rng.random() < 0.8 else rng.randint(14, 150)
@@ -131,7 +138,7 @@ class Painter:
             rng.choices(self.families, self._weights)[0], size, left, rng.randint(470, 500),
             rng.uniform(1.18, 1.7), not prose and rng.random() < 0.15,
         )
-        page = Page([], seed=rng.getrandbits(30))
+        page = Page([], seed=rng.getrandbits(30), plain=prose)
         if rng.random() < 0.2:
             page.angle = rng.uniform(-1.5, 1.5)
         tallest = SIZE - 16
@@ -184,7 +191,25 @@ class Painter:
                 lefts, tops, rights, bottoms = zip(*spans, strict=True)
                 box = (min(lefts) - PAD, min(tops) - PAD, max(rights) + PAD, max(bottoms) + PAD)
             block.box = _turned(box, page.angle)
+        if not (page.plain or page.angle):
+            self._furnish(page)
         return page
+
+    def _furnish(self, page: Page) -> None:
+        """On a share `frames` of the pages a frame around everything, on as many lines between blocks."""
+        dice = random.Random(page.seed)
+        lefts, tops, rights, bottoms = zip(*(block.box for block in page.blocks), strict=True)
+        room = min(*lefts, *tops, SIZE - max(*rights, *bottoms))
+        if dice.random() < self.frames and room >= 8:
+            x1, y1 = dice.randint(2, min(lefts) - 5), dice.randint(2, min(tops) - 5)
+            x2, y2 = dice.randint(max(rights) + 5, SIZE - 2), dice.randint(max(bottoms) + 5, SIZE - 2)
+            page.rules += [(x1, y1, x2, y1), (x2, y1, x2, y2), (x2, y2, x1, y2), (x1, y2, x1, y1)]
+        if dice.random() < self.frames:
+            left, right = dice.randint(8, min(lefts) + 8), dice.randint(max(rights) - 8, SIZE - 8)
+            for end, start in zip(bottoms, tops[1:], strict=False):
+                if start - end >= 8 and dice.random() < 0.6:
+                    y = dice.randint(end + 3, start - 3)
+                    page.rules.append((left, y, right, y))
 
     def _picture(self, rng: random.Random, page: Page) -> int:
         width, height = rng.randint(90, 300), rng.randint(70, 170)
@@ -300,8 +325,8 @@ class Painter:
 
     def _settle(self, rng: random.Random, page: Page) -> None:
         """Move everything down by a random amount."""
-        last = max((line.y + block.face.ink[1] for block in page.blocks for line in block.lines if block.face), default=0)
-        last = max(last, *(block.box[3] for block in page.blocks))
+        ends = [line.y + block.face.ink[1] for block in page.blocks for line in block.lines if block.face]
+        last = max([0, *ends, *(block.box[3] for block in page.blocks)])
         shift = round(rng.uniform(6, max(7, SIZE - 6 - last)))
         if rng.random() < 0.5:
             shift = min(shift, rng.randint(8, 40))
@@ -320,7 +345,7 @@ class Painter:
             picture = Image.new("L", (SIZE, SIZE), 0)
             draw = ImageDraw.Draw(picture)
             for rule in page.rules:
-                draw.line(rule, fill=90, width=1 + page.seed % 2)
+                draw.line(rule, fill=70 + page.seed % 180, width=1 + page.seed % 3)
             for block in page.blocks:
                 if block.face is None:
                     self._draw_picture(draw, block, page)

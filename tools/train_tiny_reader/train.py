@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import checkpoint
 import torch
@@ -284,17 +284,10 @@ def _to(device: str, name: str, value: Tensor) -> Tensor:
 def settings_from(arguments: list[str]) -> Settings:
     """Settings from the command line; a field's name is its option."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    kinds: dict[str, Any] = {
-        "run": Path, "data": Path, "resume": Path, "cache": Path, "carry": Path, "save_every": float, "batch": int, "steps": int, "budget": float, "time_limit": float,
-        "stop_after": int, "workers": int, "echo": int, "lr": float, "matrix_lr": float, "average": float, "seed": int,
-        "log_every": int, "level_up": float, "cooldown": float, "device": str,
-    }
-    for name, kind in kinds.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=argparse.SUPPRESS, required=name == "run")
-    for name in ("finish", "compiled", "half", "muon", "tiny"):
-        parser.add_argument(
-            f"--{name}", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS
-        )
+    for name, hint in get_type_hints(Settings).items():
+        kind = next(kind for kind in (*get_args(hint), hint) if kind is not type(None))
+        how: dict[str, Any] = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}
+        parser.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, required=name == "run", **how)
     return Settings(**vars(parser.parse_args(arguments)))
 
 
@@ -310,7 +303,8 @@ def main(arguments: list[str] | None = None) -> Trainer:
         if settings.carry:
             trainer.save(settings.carry, compact=True)
     size = sum(path.stat().st_size for path in files) / 2**20
-    print(f"step {trainer.step}, {trainer.seconds:.0f} s, progress {trainer.progress():.3f}: {len(files)} files, {size:.1f} MiB")
+    done = f"step {trainer.step}, {trainer.seconds:.0f} s, progress {trainer.progress():.3f}"
+    print(f"{done}: {len(files)} files, {size:.1f} MiB")
     return trainer
 
 

@@ -1,0 +1,31 @@
+"""The tool's modules on the path: it is a folder of scripts, not a package. All tests use Pillow's own font."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools" / "train_tiny_reader"))
+
+
+@pytest.fixture(scope="session")
+def painter() -> Any:
+    from fonts import BUILTIN
+    from pages import Painter
+    from text import Source
+
+    return Painter(Source.load(None), BUILTIN, None)
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained reader of the tests' size, exported."""
+    from export import write
+    from model import TINY_SIZES, build
+
+    folder = tmp_path_factory.mktemp("reader")
+    write(build(TINY_SIZES), TINY_SIZES, folder)
+    return folder
