@@ -251,13 +251,17 @@ class Manager:
         node.workerinput["llmprof_run_dir"] = str(self.session.run_dir)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_sessionfinish(self, exitstatus: int | pytest.ExitCode) -> Generator[None, None, None]:
+    def pytest_sessionfinish(
+        self, session: pytest.Session, exitstatus: int | pytest.ExitCode
+    ) -> Generator[None, None, None]:
         self.progress.clear()
         if self._session is not None:
             self._session.close()
             self.results.legacy(self._session.legacy_keys)
         stopped = (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
         self.results.finish(interrupted=exitstatus in stopped)
+        if self.results.trouble and exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
         yield
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
@@ -268,7 +272,7 @@ class Manager:
                 self.check()
                 lines.insert(0, str(self._header))
             lines.append(f"run directory: {relative(results.log.path, self.config.invocation_params.dir)}")
-            lines += [f"ERROR: {results.log.trouble}"] if results.log.trouble else []
+            lines += [f"ERROR: {results.trouble}"] if results.trouble else []
         lines += [f"INFO: {results.legacy_message}"] if results.legacy_message else []
         if lines:
             terminalreporter.write_sep("=", "llmprof")

@@ -96,6 +96,11 @@ class Results:
         self._legacy_logged = False
         self._took_sigterm = False
 
+    @property
+    def trouble(self) -> str | None:
+        """Why the record of the run is not whole."""
+        return self.log.trouble if self.log is not None else None
+
     def begin(self, run_dir: Path) -> RunLog:
         """Begin run.json, once; from here on SIGTERM ends the run as Ctrl-C does."""
         if self.log is None:

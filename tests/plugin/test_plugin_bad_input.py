@@ -35,7 +35,7 @@ EXTRA = "pipeline.torch_profiler.output.extra.deepseek_ocr.visualization"
         ("", ["empty override", "KEY=VALUE"]),
         ("pipeline.nsys.output.prediction.enable=true", ["no output block", "use pipeline.torch_profiler.output"]),
         ("dataset=image_folder", ["dataset.root must be set"]),
-        ("model.weights=checkpoint", ["model.path must be set"]),
+        ("model=deepseek_ocr", ["model.path must be set"]),
         ("outputs.save_prediction=true", ["unknown key", "did you mean 'outputs.save_predictions'"]),
     ],
 )
@@ -97,8 +97,6 @@ def test_broken_yaml_in_the_config_dir(bench):
 
 def test_model_path(bench):
     bench.test()
-    bench.ini("model.weights=checkpoint")
-    assert "model.path must be set" in bench.usage_error("model=deepseek_ocr")
     text = bench.usage_error("model=deepseek_ocr", "model.path=./missing")
     assert f"model.path=./missing: {bench.path}/missing does not exist" in text
     (bench.path / "empty").mkdir()
@@ -133,7 +131,6 @@ def test_checkpoint(bench, change, words):
     # The reference checkpoint has no tokenizer of its own; that is not what is asked here.
     (folder / "tokenizer.json").write_text(json.dumps(TOKENIZER))
     bench.test()
-    bench.ini("model.weights=checkpoint")
     result = bench.run("model=deepseek_ocr", "model.path=checkpoint")
     result.assert_outcomes(failed=1)
     clean(result)

@@ -63,7 +63,7 @@ def test_pages(llmprof, llmprof_artifacts):
         assert getattr(run, name) == value
 """
     )
-    bench.passed("measure.rounds=2", "pipeline.torch_profiler.enable=false")
+    bench.passed("model.weights=random", "measure.rounds=2", "pipeline.torch_profiler.enable=false")
 
 
 def test_measure_a_callable(bench):

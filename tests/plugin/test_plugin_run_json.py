@@ -184,6 +184,23 @@ def test_a_run_dir_that_cannot_be_made(bench, place):
     assert place in text
 
 
+def test_a_run_dir_that_goes_away_is_told_and_fails_the_run(bench):
+    bench.test(
+        """
+import shutil
+def test_it(llmprof_artifacts):
+    run_dir = llmprof_artifacts.test_dir.parent.parent
+    shutil.rmtree(run_dir)
+    run_dir.write_text("in the way")
+"""
+    )
+    result = bench.run(args=["--llmprof-run-dir=mine"])
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["ERROR: cannot write *mine/run.json: *"])
+    clean(result)
+
+
 def test_latest_is_the_newest_run(bench):
     bench.test("def test_it(llmprof_config): pass")
     bench.passed()
