@@ -70,7 +70,7 @@ class InferSettings:
 class MeasureSettings:
     """How often it is measured (`measure.*`)."""
 
-    rounds: int = 3
+    rounds: int = 2
     """Measured passes over the pages (>= 1)."""
     warmup: int = 1
     """Passes over the distinct input shapes before the first measured one (>= 0)."""

@@ -216,8 +216,8 @@ def test_marker_error_belongs_to_its_test(bench):
     composer = bench.composer()
     with pytest.raises(Exception, match="marker at a:1"):
         composer.for_test(("measure.rounds=0",), "a:1", "t", "torch_profiler")
-    assert composer.session().measure.rounds == 3
-    assert composer.for_test((), "", "t", "torch_profiler").measure.rounds == 3
+    assert composer.session().measure.rounds == 2
+    assert composer.for_test((), "", "t", "torch_profiler").measure.rounds == 2
 
 
 def test_interpolations(bench, monkeypatch):
