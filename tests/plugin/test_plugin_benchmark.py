@@ -69,9 +69,6 @@ def test_autosave_and_compare(run, bench):
     run("--benchmark-autosave")
     result = run("--benchmark-compare")
     result.stdout.fnmatch_lines(["test_pages[[]direct_inference[]] (*NOW*"])
-    failed = bench.run(*ECHO, args=[*STAGE, "--benchmark-compare", "--benchmark-compare-fail=min:0.0000001"])
-    assert failed.ret in (0, 1)
-    assert "INTERNALERROR" not in failed.stdout.str()
 
 
 def test_our_file_is_read_by_the_compare_command(run, bench):
