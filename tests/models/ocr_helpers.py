@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from pytest_llmprof.models.base import Token
+from pytest_llmprof.models.deepseek_ocr import generation
 
 OFFICIAL = Path(__file__).parents[1] / "data" / "official_format_checkpoint"
 
@@ -43,3 +47,9 @@ class Ids:
 
     def token_id(self, token: str) -> int | None:
         return self._image if token == "<image>" else None
+
+
+def generate(model: Any, prompts: generation.Prompts, embeddings: Any, limits: generation.Limits) -> list[Token]:
+    """What the reference engine does after the vision tower."""
+    decoder = generation.EagerDecoder(model, prompts, limits)
+    return list(generation.stream(decoder, prompts, embeddings, limits, Record()))

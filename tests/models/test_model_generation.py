@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ocr_helpers import Ids, Record
+from ocr_helpers import Ids, Record, generate
 from PIL import Image
 
 from pytest_llmprof.config.schema import InferSettings, ModelSettings
@@ -94,7 +94,7 @@ def test_a_padded_batch_gives_what_its_pages_give_alone(cropping: DeepseekOcr, p
     assert len({tuple(row) for row in alone}) > 1
 
 
-def test_padding_in_long_answers(tiny: Any, phases: Record) -> None:
+def test_padding_in_long_answers(tiny: Any) -> None:
     """The language model alone, prompts of 9, 40 and 23 random embeddings: equal answers, alone and padded."""
     generator = torch.Generator().manual_seed(5)
     lengths = (9, 40, 23)
@@ -105,7 +105,7 @@ def test_padding_in_long_answers(tiny: Any, phases: Record) -> None:
     def answers(ids: list[list[int]], inputs: torch.Tensor) -> list[list[tuple[int | None, str | None]]]:
         batch = generation.layout(ids, torch.device("cpu"))
         with torch.inference_mode():
-            return by_row(list(generation.generate(tiny._model, batch, inputs, limits, phases)), len(ids))
+            return by_row(generate(tiny._model, batch, inputs, limits), len(ids))
 
     alone = [answers(ids.tolist(), inputs)[0] for ids, inputs in zip(prompts, embeddings, strict=True)]
     padded = torch.cat([torch.nn.functional.pad(inputs, (0, 0, 40 - inputs.shape[1], 0)) for inputs in embeddings])

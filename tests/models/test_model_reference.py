@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ocr_helpers import OFFICIAL, Ids, Record
+from ocr_helpers import OFFICIAL, Ids, Record, generate
 from PIL import Image
 
 from pytest_llmprof.config.schema import InferSettings
@@ -75,14 +75,14 @@ def test_greedy_tokens(page: Image.Image, reference: dict[str, Any], official_we
         assert [token.id for token in unbanned] != reference["greedy"].tolist()
 
 
-def test_limits_can_ignore_the_end_token(official_weights: Any, phases: Record) -> None:
+def test_limits_can_ignore_the_end_token(official_weights: Any) -> None:
     """`eos=None` goes on to the limit, whatever comes."""
     prompts = generation.layout([[0, 5, 6]], torch.device("cpu"))
     limits = generation.Limits(5, 8192, None, 1, 0)
     with torch.inference_mode():
         embeddings = official_weights.model.language_model.embed_tokens(prompts.embeddable)
-        free = [token.id for token in generation.generate(official_weights, prompts, embeddings, limits, phases)]
+        free = [token.id for token in generate(official_weights, prompts, embeddings, limits)]
         assert len(free) == 5
         ends = generation.Limits(5, 8192, free[0], 1, 0)
-        (only,) = generation.generate(official_weights, prompts, embeddings, ends, phases)
+        (only,) = generate(official_weights, prompts, embeddings, ends)
     assert only.finish == "eos"

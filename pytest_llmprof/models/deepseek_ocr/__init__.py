@@ -10,6 +10,7 @@
     preprocessing.py  picture -> tensors, the released rules
     vision.py         SAM, CLIP, projector, merge into the prompt's embeddings
     generation.py     prefill and decode, one token at a time
+    engines/          ways to run the forward passes (infer.engine)
     prompts.py        prompt names; parsing.py: answers -> text and boxes
     model.py          ties these to the adapter protocol
 

@@ -1,7 +1,8 @@
 """Greedy generation, a token at a time: our own loop, so that every token is seen as it comes.
 
-On the device: the forward passes, the n-gram ban and the choice of the next token. The host waits in one
-place, where a step's tokens arrive.
+`stream` is the loop, `Decoder` what it drives; `EagerDecoder` calls transformers' modules one by one. On the
+device: the forward passes, the n-gram ban and the choice of the next token. The host waits in one place, where a
+step's tokens arrive.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -19,7 +20,7 @@ from pytest_llmprof.models.base import Token
 if TYPE_CHECKING:
     from pytest_llmprof.models.base import Phases
 
-__all__ = ["Limits", "Prompts", "ban_repeats", "generate", "layout"]
+__all__ = ["Arrivals", "Decoder", "EagerDecoder", "Limits", "Prompts", "ban_repeats", "layout", "stream"]
 
 _NOT_A_TOKEN = -1
 """Fills the places before a shorter prompt: equal to no token, so no n-gram with padding in it repeats."""
@@ -74,42 +75,53 @@ def layout(rows: Sequence[Sequence[int]], device: torch.device) -> Prompts:
     return Prompts(torch.tensor(padded).to(device), starts.to(device), padding)
 
 
-def generate(
-    model: Any, prompts: Prompts, embeddings: torch.Tensor, limits: Limits, phases: Phases
+class Decoder(Protocol):
+    """Chooses one batch's tokens, all on the device."""
+
+    def first(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Read the prompts, [rows, length, hidden] with the pictures' features merged in; return the first tokens
+        [rows]."""
+
+    def next(self) -> torch.Tensor:
+        """Feed the tokens chosen last; return the next ones [rows]."""
+
+
+def stream(
+    decoder: Decoder, prompts: Prompts, embeddings: torch.Tensor, limits: Limits, phases: Phases
 ) -> Iterator[Token]:
     """Yield the answers' tokens, greedily chosen, each as it arrives on the host.
 
     *embeddings* is [rows, length, hidden], the pictures' features merged in. Call it in inference mode.
     """
-    length = prompts.ids.shape[1]
-    allowed = [limits.of(length - padding) for padding in prompts.padding]
-    decoder = _Decoder(model, prompts, limits, max(allowed))
+    arrivals = Arrivals(prompts, limits)
     with phases.phase("prefill"):
         chosen = decoder.first(embeddings)
-    active = _Active(allowed, limits.eos)
-    yield from active.arrive(chosen)
-    if not active.rows:
+    yield from arrivals.take(chosen.tolist())
+    if not arrivals.rows:
         return
     with phases.phase("decode"):
-        while active.rows:
+        while arrivals.rows:
             with phases.step():
-                chosen = decoder.next()
-                arrived = active.arrive(chosen)
+                arrived = arrivals.take(decoder.next().tolist())
             yield from arrived
 
 
-class _Active:
+class Arrivals:
     """The rows that go on, and what the host knows of them."""
 
-    def __init__(self, allowed: Sequence[int], eos: int | None) -> None:
-        self.rows = list(range(len(allowed)))
-        self._allowed = allowed
-        self._eos = eos
+    def __init__(self, prompts: Prompts, limits: Limits) -> None:
+        """Raises `ModelError` where a prompt does not fit."""
+        length = prompts.ids.shape[1]
+        self._allowed = [limits.of(length - padding) for padding in prompts.padding]
+        self._eos = limits.eos
         self._count = 0
+        self.rows = list(range(len(self._allowed)))
+        """Rows whose answers have not ended."""
+        self.steps = max(self._allowed)
+        """The most tokens that any row may have."""
 
-    def arrive(self, chosen: torch.Tensor) -> list[Token]:
-        """Bring a step's tokens to the host: the one place that waits for the device."""
-        ids = chosen.tolist()
+    def take(self, ids: Sequence[int]) -> list[Token]:
+        """The tokens of one step, one id a row, which are on the host just now; none of a row that has ended."""
         now = perf_counter_ns()
         self._count += 1
         tokens = [Token(row, ids[row], None, now, self._finish(row, ids[row])) for row in self.rows]
@@ -122,14 +134,15 @@ class _Active:
         return "length" if self._count >= self._allowed[row] else None
 
 
-class _Decoder:
+class EagerDecoder:
     """The forward passes over one batch: cache, positions, masks and every id so far, all on the device."""
 
-    def __init__(self, model: Any, prompts: Prompts, limits: Limits, steps: int) -> None:
+    def __init__(self, model: Any, prompts: Prompts, limits: Limits) -> None:
         from transformers import DynamicCache
 
         rows, length = prompts.ids.shape
         device = prompts.ids.device
+        steps = max(limits.of(length - padding) for padding in prompts.padding)
         self._text, self._head = model.model.language_model, model.lm_head
         self._limits = limits
         self._cache = DynamicCache(config=model.config.text_config)

@@ -1,0 +1,66 @@
+"""Ways to run the forward passes: one file each behind one small protocol.
+
+An engine is given a batch whose tensors are on the device (`Inputs`) and yields its tokens; what happens in
+between - eager calls, compiled code, CUDA graphs, kernels of its own - is its business. Every engine opens the same
+phases, so that the same figures come out. A new one is a file here, its name in `ENGINES` beside a line in
+`make_engine`, and a preset `conf/infer/<name>.yaml`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+    from pytest_llmprof.models.base import Phases, Token
+    from pytest_llmprof.models.deepseek_ocr.generation import Limits, Prompts
+    from pytest_llmprof.models.deepseek_ocr.preprocessing import CropGrid
+
+__all__ = ["Engine", "Inputs", "make_engine"]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A preprocessed batch; its tensors are on the model's device, the pictures in its dtype."""
+
+    overviews: torch.Tensor
+    """[pages, 3, size, size]: each page's global view."""
+    crops: torch.Tensor | None
+    """[all pages' crops, 3, 640, 640], page by page; None where no page has any."""
+    grids: tuple[CropGrid, ...]
+    """Each page's columns and rows of crops; (1, 1) = none."""
+    prompts: Prompts
+    places: tuple[int, ...]
+    """Where in its row each page's features begin."""
+
+
+class Engine(Protocol):
+    """One way to run the model. Made once a model; it keeps what it compiles and captures until `close`."""
+
+    block: int
+    """Tokens that it hands over at once: 1, or how many steps lie between two looks of the host."""
+    details: Mapping[str, Any]
+    """What a reader of the report should know of it."""
+
+    def generate(self, inputs: Inputs, limits: Limits, phases: Phases) -> Iterator[Token]:
+        """Yield the batch's tokens as they come; called in inference mode.
+
+        Opens vision (with sam, clip and projector inside), prefill and decode with its steps. Raises `ModelError`
+        for a batch that it cannot run.
+        """
+
+    def close(self) -> None:
+        """Let go of the model and of everything made for it."""
+
+
+def make_engine(name: str, model: Any) -> Engine:
+    """Return the engine *name* for transformers' *model*, on its device and in its dtype.
+
+    Raises `ModelError` where it cannot run there, naming an engine that can.
+    """
+    from pytest_llmprof.models.deepseek_ocr.engines.reference import ReferenceEngine
+
+    return {"reference": ReferenceEngine}[name](model)
