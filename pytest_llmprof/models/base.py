@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 __all__ = [
     "Box",
     "Capabilities",
+    "Costed",
+    "Costs",
     "LoadedModel",
     "ModelInfo",
     "ModelPlugin",
     "ParsedOutput",
+    "PhaseCost",
     "Phases",
     "Token",
 ]
@@ -140,6 +143,42 @@ class LoadedModel(Protocol):
 
     def close(self) -> None:
         """Free the weights."""
+
+
+@dataclass(frozen=True)
+class PhaseCost:
+    """What one phase of one batch takes, whatever runs it."""
+
+    flops: int
+    """Floating-point operations, two for a multiply-add."""
+    bytes: int
+    """Bytes that must cross the device's memory bus."""
+    parts: Mapping[str, int] = field(default_factory=dict)
+    """What `bytes` is the sum of (weights, cache, activations), for the report."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What one batch takes."""
+
+    phases: Mapping[str, PhaseCost]
+    """By the names of `Phases.phase`, sub-phases included; a phase that is left out is not judged."""
+    note: str = ""
+    """How it was counted where that can differ from run to run; one line."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Plain data for metrics.json."""
+
+
+@runtime_checkable
+class Costed(Protocol):
+    """A `LoadedModel` that can tell what its work takes. The stage `static_analysis` asks it; others need not."""
+
+    def costs(self, images: Sequence[Image], infer: InferSettings, tokens: Sequence[int]) -> Costs:
+        """What the batch *images* takes whose answers have *tokens* tokens each, the end token included.
+
+        It is asked outside the clock, once a batch, and may run the batch again to count what depends on the
+        data. Raises `ModelError` where it cannot.
+        """
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pytest_llmprof.errors import ModelError
-from pytest_llmprof.models.base import Capabilities, ModelInfo, ParsedOutput, Token
+from pytest_llmprof.models.base import Capabilities, Costs, ModelInfo, ParsedOutput, Token
 from pytest_llmprof.models.deepseek_ocr import generation, parsing, preprocessing, prompts
 from pytest_llmprof.models.deepseek_ocr.engines import Inputs, make_engine
 
@@ -116,6 +117,24 @@ class DeepseekOcr:
     def shape_key(self, image: Image, infer: InferSettings) -> object:
         """The crop grid: with mode and prompt, which are the model's and the run's, it gives every shape."""
         return (self.info.mode, preprocessing.crop_grid(image.size, self._mode), self.prompt(infer))
+
+    def costs(self, images: Sequence[Image], infer: InferSettings, tokens: Sequence[int]) -> Costs:
+        """What a batch takes; see `Costed.costs`. Runs it once more to count the experts it is routed to."""
+        from pytest_llmprof.models.deepseek_ocr import costs
+
+        model = self._loaded()
+        grids = [preprocessing.crop_grid(image.size, self._mode) for image in images]
+        text = sum(map(len, self._prompt_ids(infer)))
+        batch = costs.Batch(
+            overview=self._mode.size,
+            crops=sum(columns * rows for columns, rows in grids if (columns, rows) != (1, 1)),
+            prompts=tuple(text + preprocessing.image_tokens(grid, self._mode) for grid in grids),
+            steps=max(max(tokens, default=1) - 1, 0),
+        )
+        routing = costs.count_routing(
+            model, batch, lambda limits, phases: self.generate(images, replace(infer, **limits), phases)
+        )
+        return costs.batch_costs(model.config, batch, self._dtype.itemsize, routing)
 
     def close(self) -> None:
         """Free the weights; the model cannot run afterwards."""
