@@ -7,7 +7,16 @@ from dataclasses import dataclass
 
 from pytest_llmprof.config.registry import StageSpec
 
-__all__ = ["DIRECT_INFERENCE", "TORCH_PROFILER", "TorchProfilerOptions", "Window", "check_torch_profiler"]
+__all__ = [
+    "DIRECT_INFERENCE",
+    "STATIC_ANALYSIS",
+    "TORCH_PROFILER",
+    "StaticAnalysisOptions",
+    "TorchProfilerOptions",
+    "Window",
+    "check_static_analysis",
+    "check_torch_profiler",
+]
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,26 @@ def check_torch_profiler(options: TorchProfilerOptions) -> Iterator[tuple[str, o
             yield f"window.{name}", value, f"an integer >= {least}"
 
 
+@dataclass(frozen=True)
+class StaticAnalysisOptions:
+    """`pipeline.static_analysis.*` beside `enable`."""
+
+    peak_tflops: float | None = None
+    """This card's dense peak for the run's dtype, 1e12 FLOP a second (> 0); None = the table's."""
+    bandwidth_gbs: float | None = None
+    """This card's memory bandwidth, 1e9 bytes a second (> 0); None = the table's."""
+
+
+def check_static_analysis(options: StaticAnalysisOptions) -> Iterator[tuple[str, object, str]]:
+    """Yield (key below the stage's block, value, what is allowed) for each value out of range."""
+    for name in ("peak_tflops", "bandwidth_gbs"):
+        value = getattr(options, name)
+        if value is not None and not 0 < value < float("inf"):
+            yield name, value, "a number > 0, or null for the table's"
+
+
 TORCH_PROFILER = StageSpec(
     name="torch_profiler", options=TorchProfilerOptions, output=True, check=check_torch_profiler
 )
 DIRECT_INFERENCE = StageSpec(name="direct_inference", output=True)
+STATIC_ANALYSIS = StageSpec(name="static_analysis", options=StaticAnalysisOptions, check=check_static_analysis)

@@ -44,6 +44,14 @@ class Figures:
     """Generated tokens of a page, EOS included."""
     peak_memory_gib: float | None = None
     """Peak device memory in GiB (None on a CPU)."""
+    vision_mfu: float | None = None
+    """FLOPs of vision / its time / the card's dense peak; these six come from the stage `static_analysis` alone."""
+    prefill_mfu: float | None = None
+    decode_mfu: float | None = None
+    vision_mbu: float | None = None
+    """Bytes of vision / its time / the card's memory bandwidth."""
+    prefill_mbu: float | None = None
+    decode_mbu: float | None = None
 
 
 FIGURE_NAMES = tuple(item.name for item in fields(Figures))

@@ -11,6 +11,7 @@ from typing import Any
 
 from pytest_llmprof.analysis.markdown import code, percent
 from pytest_llmprof.outputs.plaintext import inline
+from pytest_llmprof.report.roofline import over_peak
 from pytest_llmprof.report.values import at, count, number, numeric, share
 
 __all__ = ["Finding", "findings", "gpu_busy_share", "warnings"]
@@ -23,6 +24,8 @@ COPIES_A_TOKEN = 1.5
 """One device-to-host copy a token is needed: the token itself."""
 OPERATOR_SHARE = 0.15
 PYTHON_SHARE = 0.25
+FLOOR_SHARE = 0.5
+"""A phase that reaches less of its roofline's floor is worth a line."""
 NOISE = 0.1
 """Interquartile range over median of a page's rounds."""
 
@@ -63,6 +66,7 @@ def findings(metrics: Mapping[str, Any]) -> list[Finding]:
         *_runaway(metrics),
         *_decode(metrics),
         *_phases(metrics),
+        *_floors(metrics),
         *_times(metrics),
         *_copies(metrics),
         *_top(metrics),
@@ -131,6 +135,21 @@ def _phases(metrics: Mapping[str, Any]) -> Iterator[Finding]:
             _weight(metrics, name) * idle,
             f"**In {inline(name)} the card is idle {percent(idle)} of its time** (under the profiler, which "
             f"slows launches), {_CAUSES[cause]}.{before}",
+        )
+
+
+def _floors(metrics: Mapping[str, Any]) -> Iterator[Finding]:
+    """Phases that take far longer than the card needs for their FLOPs and bytes."""
+    for name in ("vision", "prefill", "decode"):
+        phase = at(metrics, "static_analysis", "phases", name)
+        reached, bound = numeric(at(phase, "of_floor")), at(phase, "bound")
+        if not reached or reached > FLOOR_SHARE or bound not in ("compute", "memory"):
+            continue
+        least = "its arithmetic" if bound == "compute" else "moving its weights, cache and activations once"
+        yield Finding(
+            _weight(metrics, name) * (1 - reached),
+            f"**{name.capitalize()} takes {number(1 / reached)} times its floor**: {least} "
+            f"would take {number(at(phase, 'floor_ms'))} of its {number(at(phase, 'ms'))} ms a round.",
         )
 
 
@@ -242,6 +261,9 @@ def warnings(metrics: Mapping[str, Any], environment: Mapping[str, Any]) -> list
     noise = share(at(metrics, "spread", "total_ms", "iqr"), at(metrics, "figures", "total_ms"))
     if noise is not None and noise > NOISE:
         found.append(f"Noisy: the rounds of a page spread by {percent(noise)} of its time (IQR of total).")
+    over = over_peak(metrics)
+    if over is not None:
+        found.append(over)
     if at(metrics, "rounds") == 1:
         found.append("Only one round was measured, so the noise is not known.")
     busy = gpu_busy_share(metrics)

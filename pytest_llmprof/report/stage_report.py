@@ -13,6 +13,7 @@ from pytest_llmprof.outputs.plaintext import inline
 from pytest_llmprof.report.environment_table import environment_table
 from pytest_llmprof.report.findings import findings, warnings
 from pytest_llmprof.report.profile_section import profile_section
+from pytest_llmprof.report.roofline import roofline_section
 from pytest_llmprof.report.values import NOT_APPLICABLE, at, count, number, numeric, share
 
 __all__ = ["render", "write_report"]
@@ -54,6 +55,9 @@ _FILES = {
     "operators.csv": "operators, all",
     "kernels.md": "kernels, the longest",
     "kernels.csv": "kernels, all",
+    "roofline.md": "FLOPs, bytes and floors of each phase",
+    "roofline.csv": "the same as numbers",
+    "roofline.svg": "the same as a picture",
     "pred/predictions.jsonl": "answers, one line a page",
     "viz/predictions.md": "gallery of pages and answers",
 }
@@ -94,6 +98,7 @@ def render(metrics: Mapping[str, Any], environment: Mapping[str, Any], files: li
         quality=_quality(metrics),
         gates=_gates(metrics),
         slowest=_slowest(metrics),
+        roofline=roofline_section(metrics),
         profile=profile_section(metrics),
         environment=environment_table(environment),
         files=[_link(name) for name in files],

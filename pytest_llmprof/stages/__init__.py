@@ -12,6 +12,6 @@ __all__ = ["packaged_stages"]
 
 def packaged_stages() -> tuple[StagePlugin, ...]:
     """The stages that ship with this package; importing none of torch."""
-    from pytest_llmprof.stages import direct_inference, torch_profiler
+    from pytest_llmprof.stages import direct_inference, static_analysis, torch_profiler
 
-    return (direct_inference.plugin(), torch_profiler.plugin())
+    return (direct_inference.plugin(), torch_profiler.plugin(), static_analysis.plugin())

@@ -50,6 +50,10 @@ class StageResult:
     round_seconds: list[float] = field(default_factory=list)
     profile: dict[str, Any] | None = None
     """Figures of the tool's own run; they never mix with the clean ones."""
+    figures: dict[str, float | None] = field(default_factory=dict)
+    """Figures that this stage alone knows, by names of `pytest_llmprof.measure.figures.Figures`."""
+    blocks: dict[str, Any] = field(default_factory=dict)
+    """Blocks of plain data that the stage adds to metrics.json, by their keys."""
 
 
 @dataclass(frozen=True)

@@ -222,7 +222,7 @@ class Runner:
         from pytest_llmprof.measure.environment import environment
         from pytest_llmprof.report import write_report
 
-        figures = figures_of(result.samples, result.round_seconds)
+        figures = replace(figures_of(result.samples, result.round_seconds), **result.figures)
         quality = answers.quality() if answers is not None else None
         named = {**as_dict(figures), **(asdict(quality) if quality is not None else {})}
         self.verdicts = judge(self.gates, named) if error is None else []
@@ -250,6 +250,7 @@ class Runner:
             "quality_reason": answers.why_no_quality() if answers is not None else None,
             "gates": [asdict(verdict) for verdict in self.verdicts],
             "profile": result.profile,
+            **result.blocks,
             "profiler_ran_before": self.profiler_ran_before,
             **about,
             "fingerprint": {

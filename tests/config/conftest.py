@@ -12,10 +12,10 @@ import pytest
 from pytest_llmprof.config.compose import Composer, ConfigSources
 from pytest_llmprof.config.registry import Registry
 from pytest_llmprof.config.schema import Settings
-from pytest_llmprof.config.stages import DIRECT_INFERENCE, TORCH_PROFILER
 from pytest_llmprof.datasets import builtin
 from pytest_llmprof.errors import ConfigError
 from pytest_llmprof.models.deepseek_ocr import plugin
+from pytest_llmprof.stages import packaged_stages
 
 MARKER = "tests/test_x.py:12"
 
@@ -71,7 +71,7 @@ def bench(tmp_path: Path) -> Bench:
     start, root = tmp_path / "start", tmp_path / "root"
     start.mkdir()
     root.mkdir()
-    registry = Registry.of([plugin()], [TORCH_PROFILER, DIRECT_INFERENCE], builtin())
+    registry = Registry.of([plugin()], packaged_stages(), builtin())
     return Bench(start, root, tmp_path / "user", registry)
 
 

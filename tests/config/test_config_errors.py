@@ -70,7 +70,17 @@ def test_suggested_quoting_works(bench):
             ],
         ),
         ("pipeline.ncu.output.foo=true", ["no output block", "use pipeline.torch_profiler.output"]),
-        ("pipeline.nsys.enable=true", ["unknown stage", "torch_profiler, direct_inference"]),
+        ("pipeline.nsys.enable=true", ["unknown stage", "direct_inference, torch_profiler"]),
+        (
+            "pipeline.static_analysis.output.prediction.enable=true",
+            [
+                "stage static_analysis has no output block of its own",
+                "use pipeline.torch_profiler.output.prediction.enable",
+            ],
+        ),
+        ("pipeline.static_analysis.peak_tflops=0", ["is not allowed", "a number > 0, or null for the table's"]),
+        ("pipeline.static_analysis.bandwidth_gbs=-1", ["is not allowed", "a number > 0"]),
+        ("pipeline.static_analysis.bandwidth=5", ["unknown key", "did you mean"]),
         ("pipeline.torch_profler.enable=true", ["unknown stage", "did you mean 'torch_profiler'"]),
         ("outputs.foo=1", ["outputs.foo is an unknown key", "pipeline.torch_profiler.output.*"]),
         (
@@ -202,7 +212,7 @@ def test_where_it_was_set_in_the_users_files(bench):
 def test_unknown_stage(bench):
     text = bench.error(stages=("torch_profiler,nsys",))
     assert "unknown stage 'nsys', set by --llmprof-stage on the command line" in text
-    assert "torch_profiler, direct_inference" in text
+    assert "direct_inference, torch_profiler" in text
     assert "did you mean 'torch_profiler'" in bench.error(stages=("torchprofiler",))
     assert "in the ini value llmprof_stage" in bench.error(stages=("x",), stages_from_ini=True)
     assert "at least one stage" in bench.error(stages=("",))

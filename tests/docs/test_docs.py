@@ -17,16 +17,16 @@ from pytest_llmprof.compare.gates import GATE_NAMES
 from pytest_llmprof.config.compose import Composer, ConfigSources
 from pytest_llmprof.config.legacy import LEGACY_KEYS
 from pytest_llmprof.config.registry import Registry
-from pytest_llmprof.config.stages import DIRECT_INFERENCE, TORCH_PROFILER
 from pytest_llmprof.config.tree import Block, find, known_paths, root_block
 from pytest_llmprof.datasets import builtin
 from pytest_llmprof.models.deepseek_ocr import plugin
 from pytest_llmprof.outputs.records import Prediction
+from pytest_llmprof.stages import packaged_stages
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
 CONFIGURATION = ROOT / "docs" / "configuration.md"
-REGISTRY = Registry.of([plugin()], [TORCH_PROFILER, DIRECT_INFERENCE], builtin())
+REGISTRY = Registry.of([plugin()], packaged_stages(), builtin())
 TREE = root_block(REGISTRY)
 STAGES = ("torch_profiler", "direct_inference")
 ALL = pytest.mark.parametrize("document", DOCS, ids=lambda path: path.name)
