@@ -11,8 +11,8 @@
     vision.py         SAM, CLIP, projector, merge into the prompt's embeddings
     generation.py     prefill and decode, one token at a time
     engines/          ways to run the forward passes (infer.engine)
-    costs.py          FLOPs and bytes of each phase, from the shapes
     prompts.py        prompt names; parsing.py: answers -> text and boxes
+    costs.py          FLOPs and bytes of each phase, from the shapes
     model.py          ties these to the adapter protocol
 
 Importing this package imports none of torch and transformers.

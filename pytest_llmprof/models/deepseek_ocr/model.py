@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_llmprof.errors import ModelError
-from pytest_llmprof.models.base import Capabilities, Costs, ModelInfo, ParsedOutput, Token
+from pytest_llmprof.models.base import Capabilities, ModelInfo, ParsedOutput, Token
 from pytest_llmprof.models.deepseek_ocr import generation, parsing, preprocessing, prompts
 from pytest_llmprof.models.deepseek_ocr.engines import Inputs, make_engine
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from pytest_llmprof.config.schema import InferSettings
-    from pytest_llmprof.models.base import Phases
+    from pytest_llmprof.models.base import Costs, Phases
     from pytest_llmprof.models.deepseek_ocr.tokenizers import Tokenizer
 
 __all__ = ["DeepseekOcr"]
