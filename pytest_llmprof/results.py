@@ -31,8 +31,10 @@ def row(
 ) -> dict[str, Any]:
     """What *item* came to, as plain data, from its metrics.json in *out_dir*."""
     from pytest_llmprof.artifacts import read_json
+    from pytest_llmprof.report.findings import card_warnings
 
     metrics = read_json(out_dir / "metrics.json")
+    environment = read_json(out_dir / "environment.json")
     callspec = item.callspec  # type: ignore[attr-defined]
     figures = {**metrics["figures"], **(metrics["quality"] or {})}
     extra = {name: value for name, value in figures.items() if value is not None}
@@ -47,6 +49,7 @@ def row(
         "figures": metrics["figures"],
         "quality": metrics["quality"],
         "quality_reason": metrics["quality_reason"],
+        "card_warnings": card_warnings(metrics, environment),
         "round_seconds": list(round_seconds),
         "params": {name: str(value) for name, value in callspec.params.items()},
         "param": callspec.id,

@@ -119,6 +119,13 @@ def summary(rows: Sequence[Mapping[str, Any]], width: int) -> list[str]:
             lines += [f"    {cell[6]}"] if number else []
         else:
             lines.append("  ".join(texts).rstrip())
+    noted: dict[str, list[str]] = {}
+    for row in rows:
+        for text in row.get("card_warnings") or ():
+            noted.setdefault(text, []).append(f"{_name(row, with_module=len(modules) > 1)} ({row['stage']})")
+    for text, names in noted.items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        lines.append(f"{names[0]}{more}: {text}")
     reasons = dict.fromkeys(row["quality_reason"] for row in rows if row.get("quality_reason"))
     lines += [f"CER is not applicable: {reason}" for reason in reasons]
     return lines

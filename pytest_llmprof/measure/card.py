@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["THROTTLE_REASONS", "Card", "read_card", "throttle_names"]
+__all__ = ["THROTTLE_REASONS", "Card", "CardReader", "read_card", "throttle_names", "throttled_between"]
 
 THROTTLE_REASONS = {
     0x0000000000000001: "gpu_idle",
@@ -31,6 +31,10 @@ SLOWING = frozenset(
     ("sw_power_cap", "hw_slowdown", "sw_thermal_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown")
 )
 """The reasons that make the same work slower."""
+
+
+VIOLATIONS = {0: "power", 1: "thermal", 2: "sync_boost", 3: "board_limit", 5: "reliability"}
+"""Policies of nvmlDeviceGetViolationStatus (nvmlPerfPolicyType_t) that hold clocks down against the load's wish."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ class Card:
     mig: bool | None = None
     energy_mj: int | None = None
     """The card's energy counter in millijoules since the driver was loaded."""
+    throttled_ms: dict[str, float] | None = None
+    """Milliseconds that clocks were held down since the driver was loaded, by cause (power, thermal ...)."""
 
     @property
     def shared(self) -> bool | None:
@@ -66,27 +72,70 @@ class Card:
 
 def read_card(device: str) -> tuple[Card | None, str | None]:
     """The card behind *device* ("cuda", "cuda:1"), and the reason where it or a part of it is missing."""
-    name, uuid, reason = _torch_card(device)
-    if name is None:
-        return None, reason
-    try:
-        import pynvml
-    except ImportError:
-        return Card(name=name, uuid=uuid), "nvidia-ml-py is not installed (pip install 'pytest-llmprof[gpu]')"
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        return Card(name=name, uuid=uuid), f"the driver (NVML) cannot be asked: {error}"
-    try:
-        if uuid is None:
-            return Card(name=name, uuid=None), "this torch gives no UUID of the card"
+    with CardReader(device) as reader:
+        return reader.card(), reader.reason
+
+
+class CardReader:
+    """One card, its driver kept at hand for several readings. On a CPU it reads nothing."""
+
+    def __init__(self, device: str) -> None:
+        self.reason: str | None = None
+        """Why the card or a part of it is missing."""
+        self._name: str | None = None
+        self._uuid: str | None = None
+        self._nvml: Any = None
+        self._handle: Any = None
+        if not device.startswith("cuda"):
+            self.reason = f"the device is {device}"
+            return
+        self._name, self._uuid, self.reason = _torch_card(device)
+        if self._name is not None:
+            self.reason = self._open()
+
+    def _open(self) -> str | None:
         try:
-            handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+            import pynvml
+        except ImportError:
+            return "nvidia-ml-py is not installed (pip install 'pytest-llmprof[gpu]')"
+        try:
+            pynvml.nvmlInit()
         except pynvml.NVMLError as error:
-            return Card(name=name, uuid=uuid), f"the driver (NVML) does not find {uuid}: {error}"
-        return nvml_card(pynvml, handle, name, uuid), None
-    finally:
-        pynvml.nvmlShutdown()
+            return f"the driver (NVML) cannot be asked: {error}"
+        self._nvml = pynvml
+        if self._uuid is None:
+            return "this torch gives no UUID of the card"
+        try:
+            self._handle = pynvml.nvmlDeviceGetHandleByUUID(self._uuid)
+        except pynvml.NVMLError as error:
+            return f"the driver (NVML) does not find {self._uuid}: {error}"
+        return None
+
+    def card(self) -> Card | None:
+        """The card as it is now; None where there is none."""
+        if self._name is None:
+            return None
+        if self._handle is None:
+            return Card(name=self._name, uuid=self._uuid)
+        return nvml_card(self._nvml, self._handle, self._name, self._uuid)
+
+    def energy_mj(self) -> int | None:
+        """The energy counter; None where the card or the driver has none."""
+        if self._handle is None:
+            return None
+        try:
+            counter: int = self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
+        except self._nvml.NVMLError:
+            return None  # cards before Volta, and many virtual ones
+        return counter
+
+    def __enter__(self) -> CardReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._nvml is not None:
+            self._nvml.nvmlShutdown()
+            self._nvml = self._handle = None
 
 
 def _torch_card(device: str) -> tuple[str | None, str | None, str | None]:
@@ -148,7 +197,33 @@ def nvml_card(nvml: Any, handle: Any, name: str, uuid: str | None) -> Card:
         other_processes=None if processes is None else others(process.pid for process in processes),
         mig=None if mig is None else bool(mig[0]),
         energy_mj=ask(nvml.nvmlDeviceGetTotalEnergyConsumption, handle),
+        throttled_ms=_violations(nvml, handle),
     )
+
+
+def _violations(nvml: Any, handle: Any) -> dict[str, float] | None:
+    """Milliseconds of each policy's limit since the driver was loaded (the driver counts nanoseconds)."""
+    status = getattr(nvml, "nvmlDeviceGetViolationStatus", None)
+    found: dict[str, float] = {}
+    if status is None:
+        return None
+    for policy, name in VIOLATIONS.items():
+        try:
+            found[name] = status(handle, policy).violationTime / 1e6
+        except nvml.NVMLError:
+            continue  # a policy that this card does not have
+    return found or None
+
+
+def throttled_between(before: Card | None, after: Card | None) -> dict[str, float] | None:
+    """Milliseconds of throttling by cause between two readings; None where the driver does not count them."""
+    if before is None or after is None or before.throttled_ms is None or after.throttled_ms is None:
+        return None
+    return {
+        name: after.throttled_ms[name] - since
+        for name, since in before.throttled_ms.items()
+        if name in after.throttled_ms
+    }
 
 
 def others(pids: Any) -> int:

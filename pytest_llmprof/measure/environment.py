@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pytest_llmprof.measure.card import Card, read_card
+from pytest_llmprof.measure.card import Card, read_card, throttled_between
 
 __all__ = ["PACKAGES", "Environment", "Git", "Host", "environment"]
 
@@ -72,24 +72,35 @@ class Environment:
     host: Host
     git: Git | None
     gpu: Card | None
-    """Null for a run on a CPU."""
+    """Before the first measured round (where a stage has none: at its end). Null for a run on a CPU."""
     gpu_reason: str | None
     """Why `gpu`, or a part of it, is null."""
+    gpu_after: Card | None
+    """After the last measured round; null where none was measured."""
+    gpu_throttled_ms: dict[str, float] | None
+    """Milliseconds that the card's clocks were held down between the two, by cause; null where it does not tell."""
 
 
-def environment(device: str | None = None, rootdir: Path | None = None) -> dict[str, Any]:
+def environment(
+    device: str | None = None,
+    rootdir: Path | None = None,
+    *,
+    before: Card | None = None,
+    after: Card | None = None,
+    reason: str | None = None,
+) -> dict[str, Any]:
     """Describe this process and machine as plain data for JSON.
 
     *device* is the device that the model runs on ("cuda:0", "cpu"); None leaves the card out. *rootdir* is the
-    directory whose git commit is recorded (default: the current one).
+    directory whose git commit is recorded (default: the current one). *before* and *after* are the card around
+    the measured rounds, *reason* why a part of it is missing; without *before* it is read now.
     """
-    card: Card | None = None
-    reason: str | None = None
+    card = before
     if device is None:
         reason = "no device was named"
     elif not device.startswith("cuda"):
         reason = f"the device is {device}"
-    else:
+    elif before is None:
         card, reason = read_card(device)
     found = Environment(
         schema=1,
@@ -100,6 +111,8 @@ def environment(device: str | None = None, rootdir: Path | None = None) -> dict[
         git=_git(rootdir or Path.cwd()),
         gpu=card,
         gpu_reason=reason,
+        gpu_after=after,
+        gpu_throttled_ms=throttled_between(before, after),
     )
     return asdict(found)
 

@@ -1,15 +1,16 @@
 """From samples to figures. The names here are the words of metrics.json, of gates and of `run.*`.
 
 A figure is the median over pages of each page's median over rounds, so a slow round or a long page does not
-carry it away. `spread` keeps what the medians hide.
+carry it away; what the pages of a batch share is the median over batches. `spread` keeps what the medians hide.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 
+from pytest_llmprof.measure.energy import RoundEnergy
 from pytest_llmprof.measure.rounds import Sample
 
 __all__ = ["FIGURE_NAMES", "Figures", "figures_of", "percentile", "spread_of"]
@@ -25,10 +26,14 @@ class Figures:
     """Time per output token after the first."""
     tokens_per_s: float | None = None
     """1000 / TPOT: decode rate of one page."""
+    batch_tokens_per_s: float | None = None
+    """Decode rate of all pages of a batch together."""
     pages_per_s: float | None = None
     """Pages of a round / the median round's seconds."""
     total_ms: float | None = None
-    """One page, from picture to last token (in a batch: the batch)."""
+    """One page, from picture to its last token."""
+    batch_total_ms: float | None = None
+    """One batch, from pictures to the last token of all."""
     preprocess_ms: float | None = None
     vision_ms: float | None = None
     sam_ms: float | None = None
@@ -37,13 +42,19 @@ class Figures:
     prefill_ms: float | None = None
     decode_ms: float | None = None
     other_ms: float | None = None
-    """total - (preprocess + vision + prefill + decode)."""
+    """Batch total - (preprocess + vision + prefill + decode)."""
     round_s: float | None = None
     """Median seconds of a round: the sum of its batches on our clock."""
     tokens: float | None = None
     """Generated tokens of a page, EOS included."""
     peak_memory_gib: float | None = None
-    """Peak device memory in GiB (None on a CPU)."""
+    """Peak device memory in tensors, in GiB (None on a CPU)."""
+    peak_reserved_gib: float | None = None
+    """Peak device memory that torch had taken from the card, in GiB (None on a CPU)."""
+    joules_per_page: float | None = None
+    """The card's energy in a round / its pages (None where its counter cannot tell)."""
+    joules_per_token: float | None = None
+    """The card's energy in a round / its generated tokens, vision and prefill included."""
     vision_mfu: float | None = None
     """FLOPs of vision / its time / the card's dense peak; these six come from the stage `static_analysis` alone."""
     prefill_mfu: float | None = None
@@ -68,59 +79,101 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
 
 
-def _getters() -> dict[str, Callable[[Sample], float | None]]:
-    def phase(name: str) -> Callable[[Sample], float | None]:
-        return lambda sample: sample.phases.get(name)
+_Getter = Callable[[Sample], float | None]
 
-    getters: dict[str, Callable[[Sample], float | None]] = {
+
+def _page_getters() -> dict[str, _Getter]:
+    """What each page of a batch has of its own."""
+    return {
         "ttft_ms": lambda sample: sample.ttft_ms,
         "tpot_ms": lambda sample: sample.tpot_ms,
         "tokens_per_s": lambda sample: 1000.0 / sample.tpot_ms if sample.tpot_ms else None,
         "total_ms": lambda sample: sample.total_ms,
-        "other_ms": lambda sample: sample.other_ms,
         "tokens": lambda sample: float(sample.tokens) if sample.tokens else None,
     }
-    getters.update({f"{name}_ms": phase(name) for name in _PHASE_NAMES})
-    return getters
 
 
-def _by_page(samples: Sequence[Sample], get: Callable[[Sample], float | None]) -> dict[str, list[float]]:
-    pages: dict[str, list[float]] = {}
-    for sample in samples:
-        value = get(sample)
-        if value is not None:
-            pages.setdefault(sample.page, []).append(value)
-    return pages
+def _batch_getters() -> dict[str, _Getter]:
+    """What the pages of a batch share: each batch counts once, however many pages it has."""
+
+    def phase(name: str) -> _Getter:
+        return lambda sample: sample.phases.get(name)
+
+    return {
+        "batch_tokens_per_s": lambda sample: sample.batch_tokens_per_s,
+        "batch_total_ms": lambda sample: sample.batch_total_ms,
+        "other_ms": lambda sample: sample.other_ms,
+        **{f"{name}_ms": phase(name) for name in _PHASE_NAMES},
+    }
 
 
-def figures_of(samples: Sequence[Sample], round_seconds: Sequence[float]) -> Figures:
-    """Derive the figures of *samples* (all rounds) and the seconds of each whole round."""
-    values: dict[str, float | None] = {}
-    for name, get in _getters().items():
-        medians = [statistics.median(page) for page in _by_page(samples, get).values()]
-        values[name] = statistics.median(medians) if medians else None
+def _series(samples: Sequence[Sample]) -> dict[str, list[list[float]]]:
+    """For each figure the rounds of each page, or of each batch where pages share it."""
+    found: dict[str, list[list[float]]] = {}
+
+    def put(name: str, get: _Getter, group: Callable[[Sample], Hashable], items: Iterable[Sample]) -> None:
+        groups: dict[Hashable, list[float]] = {}
+        for sample in items:
+            value = get(sample)
+            if value is not None:
+                groups.setdefault(group(sample), []).append(value)
+        if groups:
+            found[name] = list(groups.values())
+
+    def batch(sample: Sample) -> Hashable:
+        return sample.page if sample.batch_total_ms is None else sample.batch_id
+
+    one_of_each = {(sample.round, batch(sample)): sample for sample in reversed(samples)}.values()
+    for name, get in _page_getters().items():
+        put(name, get, lambda sample: sample.page, samples)
+    for name, get in _batch_getters().items():
+        put(name, get, batch, one_of_each)
+    return found
+
+
+def figures_of(
+    samples: Sequence[Sample], round_seconds: Sequence[float], energy: Sequence[RoundEnergy] = ()
+) -> Figures:
+    """Derive the figures of *samples* (all rounds), of the seconds of each whole round and of its *energy*."""
+    values: dict[str, float | None] = {
+        name: statistics.median(statistics.median(rounds) for rounds in series)
+        for name, series in _series(samples).items()
+    }
     if round_seconds and samples:
         values["round_s"] = statistics.median(round_seconds)
         pages = len({sample.page for sample in samples})
         values["pages_per_s"] = pages / values["round_s"] if values["round_s"] else None
-    peaks = [sample.peak_bytes for sample in samples if sample.peak_bytes is not None]
-    values["peak_memory_gib"] = max(peaks) / 2**30 if peaks else None
+    for name, peaks in (
+        ("peak_memory_gib", [sample.peak_bytes for sample in samples]),
+        ("peak_reserved_gib", [sample.peak_reserved_bytes for sample in samples]),
+    ):
+        known = [peak for peak in peaks if peak is not None]
+        values[name] = max(known) / 2**30 if known else None
+    a_page, a_token = [], []
+    for index, taken in enumerate(energy):
+        of_round = [sample for sample in samples if sample.round == index]
+        if taken.energy_j is None or not of_round:
+            continue
+        a_page.append(taken.energy_j / len(of_round))
+        tokens = sum(sample.tokens for sample in of_round)
+        if tokens:
+            a_token.append(taken.energy_j / tokens)
+    values["joules_per_page"] = statistics.median(a_page) if a_page else None
+    values["joules_per_token"] = statistics.median(a_token) if a_token else None
     return Figures(**values)
 
 
 def spread_of(samples: Sequence[Sample], round_seconds: Sequence[float]) -> dict[str, dict[str, float | None]]:
     """What the medians hide, per figure.
 
-    min, max, p50, p90 (p99 from 100 pages on) over the pages' medians; `iqr` is the noise: the median over pages
-    of the interquartile range of that page's rounds (None for a single round).
+    min, max, p50, p90 (p99 from 100 on) over the medians of pages (of batches, for what a batch's pages share);
+    `iqr` is the noise: the median over them of the interquartile range of the rounds (None for a single round).
     """
     spread: dict[str, dict[str, float | None]] = {}
 
-    def put(name: str, pages: Mapping[str, Sequence[float]]) -> None:
-        if not pages:
-            return
-        medians = [statistics.median(page) for page in pages.values()]
-        ranges = [percentile(page, 0.75) - percentile(page, 0.25) for page in pages.values() if len(page) > 1]
+    def put(name: str, series: Sequence[Sequence[float]]) -> None:
+        medians = [statistics.median(rounds) for rounds in series]
+        ranges = [percentile(rounds, 0.75) - percentile(rounds, 0.25) for rounds in series if len(rounds) > 1]
         spread[name] = {
             "min": min(medians),
             "max": max(medians),
@@ -131,10 +184,10 @@ def spread_of(samples: Sequence[Sample], round_seconds: Sequence[float]) -> dict
         if len(medians) >= 100:
             spread[name]["p99"] = percentile(medians, 0.99)
 
-    for name, get in _getters().items():
-        put(name, _by_page(samples, get))
+    for name, series in _series(samples).items():
+        put(name, series)
     if round_seconds:
-        put("round_s", {"round": round_seconds})
+        put("round_s", [round_seconds])
     return spread
 
 

@@ -9,9 +9,12 @@ the clock stands.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from pytest_llmprof.measure.memory import Peak, PhasePeaks
 
 __all__ = ["DOMAIN", "STEP", "SUB_PHASES", "TOP_PHASES", "WARMUP_DOMAIN", "PhaseRecorder"]
 
@@ -24,13 +27,69 @@ SUB_PHASES = ("sam", "clip", "projector")
 """Parts of `vision`; a part's calls are summed."""
 
 
+class _Range:
+    """A range in NVTX, and in a torch profiler that runs.
+
+    A class, as a step costs 1 us this way and 5 us as a generator: much, where a token takes 600.
+    """
+
+    __slots__ = ("_name", "_profiled", "_recorder")
+
+    def __init__(self, recorder: PhaseRecorder, name: str) -> None:
+        self._recorder = recorder
+        self._name = name
+        self._profiled: Any = None
+
+    def __enter__(self) -> None:
+        recorder = self._recorder
+        recorder._push(self._name)
+        if recorder._profiling():
+            self._profiled = recorder._record_function(f"{DOMAIN}/{self._name}")
+            self._profiled.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._profiled is not None:
+            self._profiled.__exit__(kind, error, trace)
+        self._recorder._domain.pop_range()
+
+
+class _Phase(_Range):
+    """A range with a time."""
+
+    __slots__ = ("_start",)
+
+    def __enter__(self) -> None:
+        recorder = self._recorder
+        if recorder._peaks is not None:
+            recorder._peaks.read(recorder._open)
+        recorder._open.append(self._name)
+        recorder._last = None
+        super().__enter__()
+        self._start = recorder._now()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        recorder = self._recorder
+        recorder._spans.append((self._name, self._start, recorder._now()))
+        if recorder._peaks is not None:
+            recorder._peaks.read(recorder._open)
+        recorder._open.pop()
+        if kind is not None and kind is not GeneratorExit:
+            recorder._last = recorder._last or self._name
+        super().__exit__(kind, error, trace)
+
+
 class PhaseRecorder:
     """Implements `pytest_llmprof.models.base.Phases` for one device.
 
     One recorder serves a whole test; `take` hands over what was recorded since the last call.
     """
 
-    def __init__(self, device: str, *, domain: str = DOMAIN) -> None:
+    def __init__(self, device: str, *, domain: str = DOMAIN, peaks: PhasePeaks | None = None) -> None:
+        """*peaks* takes the phases' peak memory: for passes that no clock times."""
         import nvtx
         import torch
 
@@ -44,6 +103,9 @@ class PhaseRecorder:
         self._spans: list[tuple[str, Any, Any]] = []
         self._open: list[str] = []
         self._last: str | None = None
+        self._peaks = peaks
+        self._events: list[Any] = []
+        self._used = 0
 
     @property
     def where(self) -> str | None:
@@ -56,48 +118,24 @@ class PhaseRecorder:
             attributes = self._attributes[name] = self._domain.get_event_attributes(message=name)
         self._domain.push_range(attributes)
 
-    @contextmanager
-    def _range(self, name: str) -> Iterator[None]:
-        self._push(name)
-        try:
-            if self._profiling():
-                with self._record_function(f"{DOMAIN}/{name}"):
-                    yield
-            else:
-                yield
-        finally:
-            self._domain.pop_range()
-
     def _now(self) -> Any:
         if not self._cuda:
             return time.perf_counter_ns()
-        event = self._torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        # Events are used again after each `take`: making one costs the driver more than recording it.
+        if self._used == len(self._events):
+            self._events.append(self._torch.cuda.Event(enable_timing=True))  # type: ignore[no-untyped-call]
+        event = self._events[self._used]
+        self._used += 1
         event.record(self._torch.cuda.current_stream(self._device))
         return event
 
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def phase(self, name: str) -> _Phase:
         """Open the phase *name*."""
-        self._open.append(name)
-        self._last = None
-        with self._range(name):
-            start = self._now()
-            try:
-                yield
-            except GeneratorExit:
-                raise
-            except BaseException:
-                self._last = self._last or name
-                raise
-            finally:
-                self._spans.append((name, start, self._now()))
-                self._open.pop()
+        return _Phase(self, name)
 
-    @contextmanager
-    def step(self) -> Iterator[None]:
+    def step(self) -> _Range:
         """Open one decode step: ranges only, a step has no time of its own."""
-        with self._range(STEP):
-            yield
+        return _Range(self, STEP)
 
     def take(self) -> dict[str, float]:
         """Milliseconds per phase since the last call, calls of one phase summed; waits for the device."""
@@ -108,4 +146,9 @@ class PhaseRecorder:
             span = start.elapsed_time(end) if self._cuda else (end - start) / 1e6
             times[name] = times.get(name, 0.0) + span
         self._spans.clear()
+        self._used = 0
         return times
+
+    def take_peaks(self) -> dict[str, Peak]:
+        """Peak memory per phase since the last call; empty on a CPU, and where none is read."""
+        return self._peaks.take() if self._peaks is not None else {}

@@ -6,13 +6,17 @@ happen between batches, with the clock stopped.
 
 from __future__ import annotations
 
+import gc
+import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pytest_llmprof.datasets.base import Page
 from pytest_llmprof.errors import LlmprofError
+from pytest_llmprof.measure.memory import PeakMemory
 from pytest_llmprof.measure.phases import TOP_PHASES, PhaseRecorder
 from pytest_llmprof.models.base import LoadedModel
 
@@ -21,12 +25,24 @@ if TYPE_CHECKING:
 
     from pytest_llmprof.config.schema import InferSettings
 
-__all__ = ["Answer", "Failure", "Sample", "batches", "describe_error", "generate_batch", "run_batch"]
+__all__ = [
+    "Answer",
+    "Failure",
+    "Sample",
+    "batch_rate",
+    "batches",
+    "describe_error",
+    "generate_batch",
+    "let_go",
+    "out_of_memory",
+    "run_batch",
+    "time_per_token",
+]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Times of one page in one round (milliseconds). In a batch, phases and total are the batch's own."""
+    """Times of one page in one round (milliseconds). In a batch, phases and `other_ms` are the batch's own."""
 
     round: int
     page: str
@@ -36,14 +52,20 @@ class Sample:
     ttft_ms: float | None
     """From the decoded picture in memory to the first token on the host (preprocess included)."""
     tpot_ms: float | None
-    """(last - first token) / (tokens - 1); None for fewer than two tokens."""
+    """(last - first arrival) / tokens that came after the first arrival; None where none did."""
     total_ms: float
-    """Until the batch's last token was on the host and the model had ended."""
+    """Until the page's last token was on the host; of the batch's last page, until the model had ended."""
     other_ms: float
-    """total less the sum of preprocess, vision, prefill and decode."""
+    """The batch's total less the sum of preprocess, vision, prefill and decode."""
     phases: dict[str, float]
     peak_bytes: int | None
-    """Peak device memory of the batch; None on a CPU."""
+    """Peak device memory of the batch in tensors; None on a CPU."""
+    peak_reserved_bytes: int | None = None
+    """Peak device memory that torch had taken from the card during the batch; None on a CPU."""
+    batch_total_ms: float | None = None
+    """Until the batch's last token was on the host and the model had ended."""
+    batch_tokens_per_s: float | None = None
+    """Tokens of all rows after their first arrival / time from the first arrival of all to the last."""
 
 
 @dataclass
@@ -80,21 +102,57 @@ def batches(pages: Sequence[Page], size: int) -> Iterator[tuple[int, Sequence[Pa
         yield batch_id, pages[start : start + size]
 
 
-def describe_error(error: BaseException, recorder: PhaseRecorder, names: Sequence[str], device: str) -> str:
-    """One line for a failed batch; an out-of-memory names the phase, the batch and the peak."""
+def out_of_memory(error: BaseException) -> bool:
+    """Whether it is torch's error for device memory that ran out."""
+    return type(error).__name__ == "OutOfMemoryError"
+
+
+def describe_error(error: BaseException, where: str | None, names: Sequence[str], device: str) -> str:
+    """One line for a failed batch; an out-of-memory names the phase (*where*), the batch and the peak."""
     if isinstance(error, LlmprofError):
         return str(error)
-    if type(error).__name__ == "OutOfMemoryError":
+    text = " ".join(str(error).split())
+    if out_of_memory(error):
+        wanted = re.search(r"Tried to allocate ([\d.]+ \w+)", text)
+        asked = f", {wanted[1]} more asked for" if wanted else ""
+        pages = f"batch of {len(names)} ({names[0]}{f' ... {names[-1]}' if len(names) > 1 else ''})"
+        return (
+            f"out of device memory in phase {where or 'unknown'}, {pages}{_peak_now(device)}{asked}: lower "
+            f"{'infer.batch_size, ' if len(names) > 1 else ''}infer.max_new_tokens or model.mode"
+        )
+    place = f" in phase {where}" if where else ""
+    return f"{type(error).__name__}{place}: {text[:500]}"
+
+
+def _peak_now(device: str) -> str:
+    if not device.startswith("cuda"):
+        return ""
+    import torch
+
+    card = torch.device(device)
+    allocated = torch.cuda.max_memory_allocated(card) / 2**30
+    reserved = torch.cuda.max_memory_reserved(card) / 2**30
+    total = torch.cuda.get_device_properties(card).total_memory / 2**30
+    return f", peak {allocated:.2f} GiB allocated and {reserved:.2f} GiB reserved of {total:.1f} GiB"
+
+
+def let_go(error: BaseException, device: str) -> None:
+    """Drop what the frames of *error* and of its causes hold (a batch's tensors), and free the cached memory."""
+    seen: set[int] = set()
+    chain: list[BaseException | None] = [error]
+    while chain:
+        one = chain.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        chain += [one.__cause__, one.__context__]
+        traceback.clear_frames(one.__traceback__)
+        one.__traceback__ = None
+    if device.startswith("cuda"):
         import torch
 
-        peak = torch.cuda.max_memory_allocated(torch.device(device)) / 2**30
-        return (
-            f"out of device memory in phase {recorder.where or 'unknown'}, batch of {len(names)} "
-            f"({names[0]} ... {names[-1]}), peak {peak:.1f} GiB allocated: lower infer.batch_size or model.mode"
-        )
-    text = " ".join(str(error).split())
-    where = f" in phase {recorder.where}" if recorder.where else ""
-    return f"{type(error).__name__}{where}: {text[:500]}"
+        gc.collect()  # modules and caches may refer to one another in circles
+        torch.cuda.empty_cache()
 
 
 def generate_batch(
@@ -125,19 +183,21 @@ def run_batch(
     *,
     round_index: int,
     batch_id: int,
-    memory: Callable[[], int | None],
+    memory: PeakMemory,
 ) -> tuple[list[Answer], list[Sample], float]:
     """Time one batch. Returns answers, samples and the batch's seconds.
 
-    *memory* gives the peak bytes since it was last called and resets the counter; it runs outside the clock.
+    *memory* is read outside the clock.
     """
-    memory()
+    memory.take()
     recorder.take()
     answers, begin, end = generate_batch(model, images, infer, recorder)
     phases = recorder.take()
-    peak = memory()
+    peak = memory.take()
     total = (end - begin) / 1e6
     other = total - sum(phases.get(name, 0.0) for name in TOP_PHASES)
+    last = max((answer.times_ns[-1] for answer in answers if answer.times_ns), default=end)
+    rate = batch_rate([answer.times_ns for answer in answers])
     samples = []
     for name, answer in zip(names, answers, strict=True):
         times = answer.times_ns
@@ -148,11 +208,33 @@ def run_batch(
                 batch_id=batch_id,
                 tokens=len(times),
                 ttft_ms=(times[0] - begin) / 1e6 if times else None,
-                tpot_ms=(times[-1] - times[0]) / 1e6 / (len(times) - 1) if len(times) > 1 else None,
-                total_ms=total,
+                tpot_ms=time_per_token(times),
+                total_ms=(times[-1] - begin) / 1e6 if times and times[-1] < last else total,
                 other_ms=other,
                 phases=dict(phases),
-                peak_bytes=peak,
+                peak_bytes=None if peak is None else peak.allocated_bytes,
+                peak_reserved_bytes=None if peak is None else peak.reserved_bytes,
+                batch_total_ms=total,
+                batch_tokens_per_s=rate,
             )
         )
     return answers, samples, total / 1e3
+
+
+def time_per_token(times_ns: Sequence[int]) -> float | None:
+    """Milliseconds a token after the first arrival; None where all tokens came at once.
+
+    Tokens that an engine hands over in one block arrive together: of those that came with the first one the time
+    is not known, so they don't count.
+    """
+    after = sum(time > times_ns[0] for time in times_ns)
+    return (times_ns[-1] - times_ns[0]) / 1e6 / after if after else None
+
+
+def batch_rate(rows_ns: Sequence[Sequence[int]]) -> float | None:
+    """Tokens a second of all rows together, after each row's first arrival; None where no row had a second one."""
+    rows = [times for times in rows_ns if times]
+    after = sum(time > times[0] for times in rows for time in times)
+    if not after:
+        return None
+    return after / (max(times[-1] for times in rows) - min(times[0] for times in rows)) * 1e9

@@ -78,6 +78,8 @@ class Capabilities:
     """Whether it runs in this process, so that torch.profiler sees it."""
     token_ids: bool = True
     """Whether tokens carry ids."""
+    block: int = 1
+    """Tokens it hands over at a time. Those of one block arrive together, so only their mean time is known."""
 
 
 @dataclass(frozen=True)

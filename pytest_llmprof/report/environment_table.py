@@ -20,7 +20,10 @@ def environment_table(environment: Mapping[str, Any]) -> str:
 
 def _rows(environment: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "Card", _card(at(environment, "gpu"), at(environment, "gpu_reason"))
-    yield "Card's state", _state(at(environment, "gpu"))
+    after = _state(at(environment, "gpu_after"))
+    yield "Card's state before" if after else "Card's state", _state(at(environment, "gpu"))
+    yield "Card's state after", after
+    yield "Throttled during the rounds", _held(at(environment, "gpu_throttled_ms"))
     host = at(environment, "host")
     cores, usable = numeric(at(host, "cores")), numeric(at(host, "affinity"))
     parts = [str(at(host, "cpu") or "")]
@@ -54,6 +57,13 @@ def _card(card: Any, reason: Any) -> str:
     if reason:
         parts.append(str(reason))
     return ", ".join(parts)
+
+
+def _held(throttled: Any) -> str:
+    if not isinstance(throttled, Mapping):
+        return ""
+    parts = [f"{cause} {number(spent)} ms" for cause, spent in throttled.items() if numeric(spent)]
+    return ", ".join(parts) or "not at all, by the driver's counters"
 
 
 def _state(card: Any) -> str:

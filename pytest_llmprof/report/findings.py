@@ -14,7 +14,7 @@ from pytest_llmprof.outputs.plaintext import inline
 from pytest_llmprof.report.roofline import over_peak
 from pytest_llmprof.report.values import at, count, number, numeric, share
 
-__all__ = ["Finding", "findings", "gpu_busy_share", "warnings"]
+__all__ = ["Finding", "card_warnings", "findings", "gpu_busy_share", "warnings"]
 
 IDLE_SHARE = 0.3
 """A phase whose card is idle for more than this is worth a line."""
@@ -26,6 +26,8 @@ OPERATOR_SHARE = 0.15
 PYTHON_SHARE = 0.25
 FLOOR_SHARE = 0.5
 """A phase that reaches less of its roofline's floor is worth a line."""
+THROTTLED = 0.01
+"""Share of the rounds for which the driver counted throttling."""
 NOISE = 0.1
 """Interquartile range over median of a page's rounds."""
 
@@ -77,7 +79,9 @@ def findings(metrics: Mapping[str, Any]) -> list[Finding]:
 
 
 def _of_total(metrics: Mapping[str, Any], name: str) -> float | None:
-    return share(at(metrics, "figures", f"{name}_ms"), at(metrics, "figures", "total_ms"))
+    """A phase's share of a page; in a batch, whose phases are shared, of the batch."""
+    whole = at(metrics, "figures", "batch_total_ms")
+    return share(at(metrics, "figures", f"{name}_ms"), whole or at(metrics, "figures", "total_ms"))
 
 
 def _weight(metrics: Mapping[str, Any], phase: str) -> float:
@@ -242,15 +246,32 @@ def _slow_page(metrics: Mapping[str, Any]) -> Iterator[Finding]:
         )
 
 
-def warnings(metrics: Mapping[str, Any], environment: Mapping[str, Any]) -> list[str]:
-    """What makes the numbers doubtful, in Markdown."""
+def card_warnings(metrics: Mapping[str, Any], environment: Mapping[str, Any]) -> list[str]:
+    """Whether the card was shared or throttled around or during the rounds, a line each."""
     found = []
-    others = numeric(at(environment, "gpu", "other_processes"))
+    readings = [at(environment, "gpu"), at(environment, "gpu_after")]
+    others = max((numeric(at(card, "other_processes")) or 0.0 for card in readings), default=0.0)
     if others:
         found.append(f"The card was shared with {count(int(others), 'other process', 'other processes')}.")
-    if at(environment, "gpu", "throttled"):
-        reasons = ", ".join(str(reason) for reason in at(environment, "gpu", "throttle_reasons") or ())
-        found.append(f"The card was throttled ({inline(reasons)}): the same work can be faster.")
+    reasons: dict[str, None] = {}
+    for card in readings:
+        if at(card, "throttled"):
+            reasons.update(dict.fromkeys(inline(str(reason)) for reason in at(card, "throttle_reasons") or ()))
+    held = at(environment, "gpu_throttled_ms")
+    measured = sum(numeric(seconds) or 0.0 for seconds in at(metrics, "round_seconds") or ()) * 1000
+    for cause, spent in held.items() if isinstance(held, Mapping) else ():
+        milliseconds = numeric(spent) or 0.0
+        if measured and milliseconds > THROTTLED * measured:
+            of = f"{number(milliseconds / 1000)} s during {number(measured / 1000)} s of rounds"
+            reasons[f"{inline(str(cause))} for {of}"] = None
+    if reasons:
+        found.append(f"The card was throttled ({', '.join(reasons)}): the same work can be faster.")
+    return found
+
+
+def warnings(metrics: Mapping[str, Any], environment: Mapping[str, Any]) -> list[str]:
+    """What makes the numbers doubtful, in Markdown."""
+    found = card_warnings(metrics, environment)
     device = str(at(metrics, "fingerprint", "device") or at(metrics, "model", "device") or "")
     if at(metrics, "profiler_ran_before") and not device.startswith("cpu"):
         found.append("A profiler had run before in this process: its hooks stay, so launches cost a little more.")

@@ -22,11 +22,16 @@ _FIGURES = (
     ("ttft_ms", "Time to first token (ms)"),
     ("tpot_ms", "Time per output token (ms)"),
     ("tokens_per_s", "Decode (tokens/s)"),
+    ("batch_tokens_per_s", "Decode of a batch (tokens/s)"),
     ("tokens", "Tokens a page"),
     ("total_ms", "Total a page (ms)"),
+    ("batch_total_ms", "Total a batch (ms)"),
     ("pages_per_s", "Pages/s"),
     ("round_s", "Round (s)"),
     ("peak_memory_gib", "Peak device memory (GiB)"),
+    ("peak_reserved_gib", "Peak device memory, reserved (GiB)"),
+    ("joules_per_page", "Energy a page (J)"),
+    ("joules_per_token", "Energy a token (J)"),
 )
 _PHASES = (
     ("preprocess", ""),
@@ -208,9 +213,21 @@ def _why_none(metrics: Mapping[str, Any], name: str) -> str:
     device = str(at(metrics, "model", "device") or at(metrics, "fingerprint", "device") or "")
     if name == "peak_memory_gib" and device.startswith("cpu"):
         return "not recorded on a CPU"
+    if name == "joules_per_page" and not device.startswith("cpu"):
+        return _why_no_energy(metrics)
     if name in ("tpot_ms", "tokens_per_s"):
         return "needs answers of two tokens or more"
     return ""
+
+
+def _why_no_energy(metrics: Mapping[str, Any]) -> str:
+    reasons = [at(metrics, "energy", "reason"), *(at(taken, "reason") for taken in _energy_rounds(metrics))]
+    return next((inline(str(reason), 200) for reason in reasons if reason), "")
+
+
+def _energy_rounds(metrics: Mapping[str, Any]) -> list[Any]:
+    rounds = at(metrics, "energy", "rounds")
+    return rounds if isinstance(rounds, list) else []
 
 
 def _figures(metrics: Mapping[str, Any]) -> str:
@@ -218,8 +235,11 @@ def _figures(metrics: Mapping[str, Any]) -> str:
     if not isinstance(at(metrics, "figures"), Mapping):
         return ""
     callable_only = at(metrics, "kind") == "callable"
+    alone = (numeric(at(metrics, "batch_size")) or 1) <= 1
     rows = []
     for name, label in _FIGURES:
+        if alone and name.startswith("batch_"):
+            continue  # a page is its batch
         value = at(metrics, "figures", name)
         if numeric(value) is None:
             reason = _why_none(metrics, name)
@@ -252,11 +272,14 @@ def _figures_note(metrics: Mapping[str, Any]) -> str:
 def _phases(metrics: Mapping[str, Any]) -> str:
     figures = at(metrics, "figures")
     rows: list[list[str]] = []
+    peaks = at(metrics, "phase_peaks")
+    whole = "batch_total_ms" if numeric(at(figures, "batch_total_ms")) is not None else "total_ms"
+    batch = (numeric(at(metrics, "batch_size")) or 1) > 1
     for name, parent in _PHASES:
         value = at(figures, f"{name}_ms")
         if numeric(value) is None or (name == "other" and not rows):
             continue
-        part = share(value, at(figures, "total_ms"))
+        part = share(value, at(figures, whole))
         noise = at(metrics, "spread", f"{name}_ms", "iqr")
         rows.append(
             [
@@ -266,7 +289,11 @@ def _phases(metrics: Mapping[str, Any]) -> str:
                 "" if part is None else percent(part),
             ]
         )
-    return table(["Phase", "Median ms", "IQR", "Share of a page"], rows) if rows else ""
+        if peaks:
+            used = share(at(peaks, name, "allocated_bytes"), 2**30)
+            rows[-1].append("" if used is None else number(used))
+    heads = ["Phase", "Median ms", "IQR", f"Share of a {'batch' if batch else 'page'}"]
+    return table([*heads, "Peak GiB"] if peaks else heads, rows) if rows else ""
 
 
 def _quality(metrics: Mapping[str, Any]) -> str:

@@ -16,6 +16,9 @@ from pytest_llmprof.config.stages import Window
 from pytest_llmprof.measure.rounds import Failure, Sample
 
 if TYPE_CHECKING:
+    from pytest_llmprof.measure.card import Card
+    from pytest_llmprof.measure.energy import RoundEnergy
+    from pytest_llmprof.measure.memory import Peak
     from pytest_llmprof.measure.phases import PhaseRecorder
 
 __all__ = ["StageContext", "StagePlugin", "StageResult", "Workload"]
@@ -30,9 +33,13 @@ class Workload(Protocol):
     """"cpu" or "cuda:0"."""
     failures: list[Failure]
     """Pages that failed so far."""
+    disturbed: list[str]
+    """One line for each measured or profiled pass in which something compiled; the test fails with them."""
+    phase_peaks: dict[str, Peak]
+    """Peak device memory of each phase in the warm-up; empty on a CPU and without a warm-up."""
 
     def warmup(self, passes: int, recorder: PhaseRecorder) -> None:
-        """Run each distinct input shape once a pass, unmeasured."""
+        """Run each distinct input shape once a pass, unmeasured. Called with 0, too."""
 
     def round(self, index: int, recorder: PhaseRecorder) -> tuple[list[Sample], float]:
         """One measured pass. Returns its samples and its seconds (the sum of its batches)."""
@@ -54,6 +61,18 @@ class StageResult:
     """Figures that this stage alone knows, by names of `pytest_llmprof.measure.figures.Figures`."""
     blocks: dict[str, Any] = field(default_factory=dict)
     """Blocks of plain data that the stage adds to metrics.json, by their keys."""
+    energy: list[RoundEnergy] = field(default_factory=list)
+    """One for each round; empty on a CPU."""
+    energy_update_s: float | None = None
+    """Seconds between two updates of the card's energy counter, as seen."""
+    energy_reason: str | None = None
+    """Why there is no energy at all."""
+    card_before: Card | None = None
+    """The card before the first measured round."""
+    card_after: Card | None = None
+    """And after the last."""
+    card_reason: str | None = None
+    """Why the card, or a part of it, is not known."""
 
 
 @dataclass(frozen=True)

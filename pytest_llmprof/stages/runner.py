@@ -12,7 +12,7 @@ from pytest_llmprof.artifacts import Artifacts, write_json, write_text
 from pytest_llmprof.compare.gates import Gate, Verdict, judge
 from pytest_llmprof.config.schema import Settings
 from pytest_llmprof.datasets.base import Page
-from pytest_llmprof.errors import LlmprofError, StageError
+from pytest_llmprof.errors import LlmprofError, ModelError, StageError
 from pytest_llmprof.measure.figures import Figures, as_dict, figures_of, spread_of
 from pytest_llmprof.measure.rounds import Answer, Failure, Sample
 from pytest_llmprof.models.base import LoadedModel, ModelPlugin
@@ -96,9 +96,21 @@ class ModelCache:
         if self._model is None or self._key != key:
             self.close()
             progress(f"loading {settings.choices.get('model', settings.model.name)}")
-            self._model = self.plugins[settings.model.name].load(settings.model, settings.infer)
+            self._model = self._load(settings)
             self._key = key
         return self._model
+
+    def _load(self, settings: Settings) -> LoadedModel:
+        from pytest_llmprof.measure.rounds import let_go, out_of_memory
+
+        try:
+            return self.plugins[settings.model.name].load(settings.model, settings.infer)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            text = " ".join(str(error).split())
+            let_go(error, "cuda")
+            raise ModelError(f"out of device memory while the model was loaded: {text[:300]}") from None
 
     def close(self) -> None:
         """Free the model at hand."""
@@ -167,7 +179,7 @@ class Runner:
             "prompt": model.prompt(self.settings.infer),
             "dataset": {"name": self.settings.dataset.name, "digest": dataset_digest, "pages": len(pages)},
         }
-        return self._finish(out_dir, workload, result, error, answers, about)
+        return self._finish(out_dir, workload, result, error, answers, about, model.capabilities.block)
 
     def callable(self, call: Callable[[], Any], name: str, device: str) -> RunResult:
         """Run a callable."""
@@ -194,13 +206,19 @@ class Runner:
 
     def _stage(self, out_dir: Path, workload: Workload) -> tuple[StageResult, BaseException | None]:
         """Do the stage's work; an error of its own comes back, so that the files are written first."""
-        from pytest_llmprof.measure.phases import PhaseRecorder
+        from pytest_llmprof.measure.memory import PeakMemory, PhasePeaks
+        from pytest_llmprof.measure.phases import WARMUP_DOMAIN, PhaseRecorder
+
+        def recorder(domain: str) -> PhaseRecorder:
+            # Reading the phases' peaks takes time, so it is done where no clock runs.
+            peaks = PhasePeaks(PeakMemory(workload.device)) if domain == WARMUP_DOMAIN else None
+            return PhaseRecorder(workload.device, domain=domain, peaks=peaks)
 
         context = StageContext(
             settings=self.settings,
             out_dir=out_dir,
             workload=workload,
-            recorder=lambda domain: PhaseRecorder(workload.device, domain=domain),
+            recorder=recorder,
             progress=self.progress,
             result=StageResult(),
         )
@@ -208,6 +226,9 @@ class Runner:
             self.stage.run(context)
         except (LlmprofError, RuntimeError) as error:
             return context.result, error
+        if workload.disturbed:
+            more = f" (and {len(workload.disturbed) - 1} more like it)" if len(workload.disturbed) > 1 else ""
+            return context.result, StageError(workload.disturbed[0] + more)
         return context.result, None
 
     def _finish(
@@ -218,15 +239,22 @@ class Runner:
         error: BaseException | None,
         answers: _Answers | None,
         about: dict[str, Any],
+        token_block: int | None = None,
     ) -> RunResult:
         from pytest_llmprof.measure.environment import environment
         from pytest_llmprof.report import write_report
 
-        figures = replace(figures_of(result.samples, result.round_seconds), **result.figures)
+        figures = replace(figures_of(result.samples, result.round_seconds, result.energy), **result.figures)
         quality = answers.quality() if answers is not None else None
         named = {**as_dict(figures), **(asdict(quality) if quality is not None else {})}
         self.verdicts = judge(self.gates, named) if error is None else []
-        place = environment(workload.device, self.rootdir)
+        place = environment(
+            workload.device,
+            self.rootdir,
+            before=result.card_before,
+            after=result.card_after,
+            reason=result.card_reason,
+        )
         failures: list[Failure] = workload.failures
         metrics = {
             "schema": METRICS_SCHEMA,
@@ -236,14 +264,22 @@ class Runner:
             "kind": workload.kind,
             "status": "error" if failures or error is not None else "ok",
             "errors": [{"page": failure.page, "error": failure.error} for failure in failures]
-            + ([{"page": None, "error": " ".join(str(error).split())}] if error is not None else []),
+            + [{"page": None, "error": " ".join(line.split())} for line in workload.disturbed]
+            + ([{"page": None, "error": " ".join(str(error).split())}] if error and not workload.disturbed else []),
             "rounds": len(result.round_seconds),
             "warmup": self.settings.measure.warmup,
             "pages": len({sample.page for sample in result.samples}),
             "batch_size": self.settings.infer.batch_size,
+            "token_block": token_block,
             "deterministic": workload.deterministic,
             "samples": [asdict(sample) for sample in result.samples],
             "round_seconds": result.round_seconds,
+            "phase_peaks": {name: asdict(peak) for name, peak in workload.phase_peaks.items()} or None,
+            "energy": {
+                "reason": result.energy_reason,
+                "update_s": result.energy_update_s,
+                "rounds": [asdict(taken) for taken in result.energy],
+            },
             "figures": as_dict(figures),
             "spread": spread_of(result.samples, result.round_seconds),
             "quality": asdict(quality) if quality is not None else None,

@@ -5,41 +5,34 @@ from __future__ import annotations
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmprof.config.stages import Window
 from pytest_llmprof.datasets.base import Page
 from pytest_llmprof.errors import LlmprofError, PageError, StageError
+from pytest_llmprof.measure.compiles import CompileWatch, complaint
+from pytest_llmprof.measure.memory import Peak, PeakMemory
 from pytest_llmprof.measure.phases import PhaseRecorder
-from pytest_llmprof.measure.rounds import Answer, Failure, Sample, batches, describe_error, run_batch
+from pytest_llmprof.measure.rounds import (
+    Answer,
+    Failure,
+    Sample,
+    batches,
+    describe_error,
+    let_go,
+    out_of_memory,
+    run_batch,
+)
 from pytest_llmprof.models.base import LoadedModel
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from PIL.Image import Image
 
     from pytest_llmprof.config.schema import InferSettings
 
 __all__ = ["CallableWorkload", "PagesWorkload"]
-
-
-def peak_memory(device: str) -> Callable[[], int | None]:
-    """A function that gives the device's peak allocated bytes since it was last called, and resets them."""
-    if not device.startswith("cuda"):
-        return lambda: None
-    import torch
-
-    card = torch.device(device)
-
-    def read() -> int:
-        peak = torch.cuda.max_memory_allocated(card)
-        torch.cuda.reset_peak_memory_stats(card)
-        return peak
-
-    return read
 
 
 class PagesWorkload:
@@ -66,9 +59,13 @@ class PagesWorkload:
         self._on_answer = on_answer
         self._on_failure = on_failure
         self._progress = progress
-        self._memory = peak_memory(self.device)
+        self.disturbed: list[str] = []
+        self.phase_peaks: dict[str, Peak] = {}
+        self._memory = PeakMemory(self.device)
+        self._warmup = 0
         self._first: dict[str, object] = {}
         self._failed: set[str] = set()
+        self._compiled = False
 
     def _images(self, batch_id: int, batch: Sequence[Page]) -> list[tuple[Page, Image]]:
         """Read a batch's pictures; a page that cannot be read fails once, and is left out from then on."""
@@ -95,41 +92,59 @@ class PagesWorkload:
         if not loaded:
             return None
         names = [page.name for page, _ in loaded]
-        try:
-            answers, samples, seconds = run_batch(
-                self.model,
-                names,
-                [image for _, image in loaded],
-                self.infer,
-                recorder,
-                round_index=index,
-                batch_id=batch_id,
-                memory=self._memory,
-            )
-        # Whatever a model raises fails its pages by name; the others go on and the test fails at its end.
-        except Exception as error:  # noqa: BLE001
-            text = describe_error(error, recorder, names, self.device)
+        error: Exception | None = None
+        with CompileWatch() as watch:
+            try:
+                answers, samples, seconds = run_batch(
+                    self.model,
+                    names,
+                    [image for _, image in loaded],
+                    self.infer,
+                    recorder,
+                    round_index=index,
+                    batch_id=batch_id,
+                    memory=self._memory,
+                )
+            # Whatever a model raises fails its pages by name; the others go on and the test fails at its end.
+            except Exception as found:  # noqa: BLE001
+                error = found
+        self._compiled = bool(watch.seen)
+        if error is not None:
+            text = describe_error(error, recorder.where, names, self.device)
             recorder.take()
             details = None if isinstance(error, LlmprofError) else "".join(traceback.format_exception(error))
             self._fail([page for page, _ in loaded], batch_id, text, details)
-            error.__traceback__ = None  # it holds the batch's tensors
-            if self.device.startswith("cuda"):
-                import torch
-
-                torch.cuda.empty_cache()
+            let_go(error, self.device)
             return None
+        if watch.seen and index >= 0:
+            self.disturbed.append(complaint(f"round {index + 1}, {_pages(names)}", watch.seen, self._warmup))
         return loaded, answers, samples, seconds
 
     def warmup(self, passes: int, recorder: PhaseRecorder) -> None:
-        """Run one batch of each distinct input shape, *passes* times."""
-        for _ in range(passes):
+        """Run one batch of each distinct input shape, *passes* times, each to its answer's end.
+
+        The last pass gives the phases' peak memory. A batch that compiled something there runs once more, as
+        compilers and tuners use memory of their own.
+        """
+        self._warmup = passes
+        self._memory.release_cached()
+        for number in range(passes):
             seen: set[object] = set()
             for batch_id, batch in batches(self.pages, self.infer.batch_size):
                 loaded = self._images(batch_id, batch)
                 key = tuple(self.model.shape_key(image, self.infer) for _, image in loaded)
-                if key and key not in seen:
-                    seen.add(key)
+                if not key or key in seen:
+                    continue
+                seen.add(key)
+                self._run(-1, batch_id, batch, recorder)
+                peaks = recorder.take_peaks()
+                if number + 1 < passes:
+                    continue
+                if peaks and self._compiled:
                     self._run(-1, batch_id, batch, recorder)
+                    peaks = recorder.take_peaks()
+                for name, peak in peaks.items():
+                    self.phase_peaks[name] = peak.union(self.phase_peaks.get(name))
 
     def round(self, index: int, recorder: PhaseRecorder) -> tuple[list[Sample], float]:
         """One pass over the pages."""
@@ -162,9 +177,28 @@ class PagesWorkload:
             loaded = self._images(batch_id, batch)
             if loaded:
                 given += 1
-                yield self._window([image for _, image in loaded], window, recorder)
+                names = [page.name for page, _ in loaded]
+                yield self._window(names, [image for _, image in loaded], window, recorder)
 
-    def _window(self, images: list[Image], window: Window, recorder: PhaseRecorder) -> Iterator[None]:
+    def _window(
+        self, names: list[str], images: list[Image], window: Window, recorder: PhaseRecorder
+    ) -> Iterator[None]:
+        """The window's batch; running out of memory in it becomes one line, and what it held is freed."""
+        watch = CompileWatch()
+        try:
+            yield from self._steps(images, window, recorder, watch)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            text = f"the profiled window: {describe_error(error, recorder.where, names, self.device)}"
+            let_go(error, self.device)
+            raise StageError(text) from None
+        if watch.seen:
+            self.disturbed.append(complaint(f"the profiled window, {_pages(names)}", watch.seen, self._warmup))
+
+    def _steps(
+        self, images: list[Image], window: Window, recorder: PhaseRecorder, watch: CompileWatch
+    ) -> Iterator[None]:
         tokens = self.model.generate(images, self.infer, recorder)
         counts: Counter[int] = Counter()  # tokens a row; a batch's step is its furthest row's
         with closing(tokens):  # type: ignore[type-var]
@@ -179,10 +213,15 @@ class PagesWorkload:
             yield
             # A window from the start holds the first token, then its decode steps.
             last = (window.start_token or 1) + window.decode_tokens
-            for token in tokens:
-                counts[token.row] += 1
-                if max(counts.values()) >= last:
-                    return
+            with watch:
+                for token in tokens:
+                    counts[token.row] += 1
+                    if max(counts.values()) >= last:
+                        return
+
+
+def _pages(names: Sequence[str]) -> str:
+    return f"page {names[0]}" if len(names) == 1 else f"pages {names[0]} ... {names[-1]}"
 
 
 class CallableWorkload:
@@ -200,7 +239,10 @@ class CallableWorkload:
         self.result: Any = None
         self._call = call
         self._progress = progress
-        self._memory = peak_memory(device)
+        self.disturbed: list[str] = []
+        self.phase_peaks: dict[str, Peak] = {}
+        self._memory = PeakMemory(device)
+        self._warmup = 0
 
     def _synchronise(self) -> None:
         if self.device.startswith("cuda"):
@@ -208,25 +250,51 @@ class CallableWorkload:
 
             torch.cuda.synchronize(torch.device(self.device))
 
+    def _called(self, recorder: PhaseRecorder, doing: str) -> tuple[Any, float, CompileWatch]:
+        """Call it and wait for the device: its value, milliseconds, and what compiled meanwhile.
+
+        An out-of-memory becomes one line, and what it held is freed.
+        """
+        try:
+            with CompileWatch() as watch:
+                begin = time.perf_counter_ns()
+                with recorder.phase("call"):
+                    value = self._call()
+                self._synchronise()
+                total = (time.perf_counter_ns() - begin) / 1e6
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            text = f"{doing}: {describe_error(error, recorder.where, [self.name], self.device)}"
+            let_go(error, self.device)
+            raise StageError(text) from None
+        return value, total, watch
+
     def warmup(self, passes: int, recorder: PhaseRecorder) -> None:
-        """Call it *passes* times."""
-        for _ in range(passes):
-            with recorder.phase("call"):
-                self._call()
-        self._synchronise()
+        """Call it *passes* times; the last one that compiled nothing gives the peak memory."""
+        self._warmup = passes
+        self._memory.release_cached()
+        for number in range(passes):
+            watch = self._called(recorder, "warm-up")[2]
+            peaks = recorder.take_peaks()
+            if number + 1 == passes:
+                if peaks and watch.seen:
+                    self._called(recorder, "warm-up")
+                    peaks = recorder.take_peaks()
+                self.phase_peaks = peaks
         recorder.take()
 
     def round(self, index: int, recorder: PhaseRecorder) -> tuple[list[Sample], float]:
         """Call it once; the total ends when the device is done."""
         self._progress(f"round {index + 1}")
-        self._memory()
         self._synchronise()
-        begin = time.perf_counter_ns()
-        with recorder.phase("call"):
-            self.result = self._call()
-        self._synchronise()
-        total = (time.perf_counter_ns() - begin) / 1e6
+        self.result = None  # the round before may not hold memory in this one
+        self._memory.take()
+        self.result, total, watch = self._called(recorder, f"round {index + 1}")
+        if watch.seen:
+            self.disturbed.append(complaint(f"round {index + 1}, {self.name}", watch.seen, self._warmup))
         phases = recorder.take()
+        peak = self._memory.take()
         sample = Sample(
             round=index,
             page=self.name,
@@ -237,7 +305,8 @@ class CallableWorkload:
             total_ms=total,
             other_ms=total - phases["call"],
             phases=phases,
-            peak_bytes=self._memory(),
+            peak_bytes=None if peak is None else peak.allocated_bytes,
+            peak_reserved_bytes=None if peak is None else peak.reserved_bytes,
         )
         return [sample], total / 1e3
 
@@ -248,5 +317,6 @@ class CallableWorkload:
 
     def _window(self, recorder: PhaseRecorder) -> Iterator[None]:
         yield
-        with recorder.phase("call"):
-            self._call()
+        watch = self._called(recorder, "the profiled window")[2]
+        if watch.seen:
+            self.disturbed.append(complaint(f"the profiled window, {self.name}", watch.seen, self._warmup))
