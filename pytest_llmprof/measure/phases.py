@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 
     from pytest_llmprof.measure.memory import Peak, PhasePeaks
 
-__all__ = ["DOMAIN", "STEP", "SUB_PHASES", "TOP_PHASES", "WARMUP_DOMAIN", "PhaseRecorder"]
+__all__ = ["CALL", "DOMAIN", "STEP", "SUB_PHASES", "TOP_PHASES", "WARMUP_DOMAIN", "PhaseRecorder"]
 
 DOMAIN = "llmprof"
 WARMUP_DOMAIN = "llmprof.warmup"
 STEP = "step"
+CALL = "call"
+"""The one phase of a callable."""
 TOP_PHASES = ("preprocess", "vision", "prefill", "decode")
 """Phases that follow one another; `other_ms` is the total less their sum."""
 SUB_PHASES = ("sam", "clip", "projector")

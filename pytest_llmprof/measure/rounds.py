@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from pytest_llmprof.datasets.base import Page
 from pytest_llmprof.errors import LlmprofError
 from pytest_llmprof.measure.memory import PeakMemory
-from pytest_llmprof.measure.phases import TOP_PHASES, PhaseRecorder
+from pytest_llmprof.measure.phases import CALL, TOP_PHASES, PhaseRecorder
 from pytest_llmprof.models.base import LoadedModel
 
 if TYPE_CHECKING:
@@ -108,13 +108,15 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def describe_error(error: BaseException, where: str | None, names: Sequence[str], device: str) -> str:
-    """One line for a failed batch; an out-of-memory names the phase (*where*), the batch and the peak."""
+    """One line for a failed batch or callable; an out-of-memory names the phase (*where*), the batch and the peak."""
     if isinstance(error, LlmprofError):
         return str(error)
     text = " ".join(str(error).split())
     if out_of_memory(error):
         wanted = re.search(r"Tried to allocate ([\d.]+ \w+)", text)
         asked = f", {wanted[1]} more asked for" if wanted else ""
+        if where == CALL:
+            return f"out of device memory in the callable {names[0]}{_peak_now(device)}{asked}"
         pages = f"batch of {len(names)} ({names[0]}{f' ... {names[-1]}' if len(names) > 1 else ''})"
         return (
             f"out of device memory in phase {where or 'unknown'}, {pages}{_peak_now(device)}{asked}: lower "

@@ -32,13 +32,16 @@ def clean_rounds(context: StageContext) -> None:
             if meter is not None:
                 meter.begin()
             samples, seconds = workload.round(index, recorder)
+            if index + 1 == measure.rounds:
+                result.card_after = reader.card()  # at once, while clocks and heat are still those of the work
             if meter is not None:
                 result.energy.append(meter.end(seconds))
                 result.energy_update_s = meter.update_s
             result.samples += samples
             if samples:
                 result.round_seconds.append(seconds)
-        result.card_after = reader.card()
+    if result.energy and (late := _why_no_energy(result.card_after, None)) is not None:
+        result.energy_reason, result.energy = late, []
 
 
 def _why_no_energy(card: Card | None, reason: str | None) -> str | None:

@@ -14,7 +14,7 @@ from pytest_llmprof.datasets.base import Page
 from pytest_llmprof.errors import LlmprofError, PageError, StageError
 from pytest_llmprof.measure.compiles import CompileWatch, complaint
 from pytest_llmprof.measure.memory import Peak, PeakMemory
-from pytest_llmprof.measure.phases import PhaseRecorder
+from pytest_llmprof.measure.phases import CALL, PhaseRecorder
 from pytest_llmprof.measure.rounds import (
     Answer,
     Failure,
@@ -112,7 +112,8 @@ class PagesWorkload:
         if error is not None:
             text = describe_error(error, recorder.where, names, self.device)
             recorder.take()
-            details = None if isinstance(error, LlmprofError) else "".join(traceback.format_exception(error))
+            known = isinstance(error, LlmprofError) or out_of_memory(error)
+            details = None if known else "".join(traceback.format_exception(error))
             self._fail([page for page, _ in loaded], batch_id, text, details)
             let_go(error, self.device)
             return None
@@ -258,7 +259,7 @@ class CallableWorkload:
         try:
             with CompileWatch() as watch:
                 begin = time.perf_counter_ns()
-                with recorder.phase("call"):
+                with recorder.phase(CALL):
                     value = self._call()
                 self._synchronise()
                 total = (time.perf_counter_ns() - begin) / 1e6
@@ -303,7 +304,7 @@ class CallableWorkload:
             ttft_ms=None,
             tpot_ms=None,
             total_ms=total,
-            other_ms=total - phases["call"],
+            other_ms=total - phases[CALL],
             phases=phases,
             peak_bytes=None if peak is None else peak.allocated_bytes,
             peak_reserved_bytes=None if peak is None else peak.reserved_bytes,

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pytest_llmprof.measure import card as card_module
-from pytest_llmprof.measure.card import nvml_card, read_card, throttle_names
+from pytest_llmprof.measure.card import Card, CardReader, nvml_card, read_card, throttle_names, throttled_between
 from pytest_llmprof.measure.environment import environment
 
 
@@ -89,6 +89,7 @@ class _Nvml:
             "nvmlDeviceGetComputeRunningProcesses": [SimpleNamespace(pid=pid) for pid in pids],
             "nvmlDeviceGetMigMode": (0, 0),
             "nvmlDeviceGetTotalEnergyConsumption": 123,
+            "nvmlDeviceGetViolationStatus": SimpleNamespace(referenceTime=0, violationTime=2_500_000),
         }
         for name, answer in answers.items():
             setattr(self, name, self._call(name, answer, name in lacking))
@@ -156,3 +157,47 @@ def test_the_card_is_found_by_its_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
     assert card is not None
     assert reason is not None
     assert "nvidia-ml-py is not installed" in reason
+
+
+def test_throttling_is_counted_between_two_readings() -> None:
+    before = nvml_card(_Nvml([]), object(), "H100", "GPU-1")
+    assert before.throttled_ms == dict.fromkeys(("power", "thermal", "sync_boost", "board_limit", "reliability"), 2.5)
+    after = Card("H100", "GPU-1", throttled_ms={"power": 12.5, "thermal": 2.5})
+    assert throttled_between(before, after) == {"power": 10.0, "thermal": 0.0}
+    assert throttled_between(before, None) is None
+    silent = nvml_card(_Nvml([], lacking=("nvmlDeviceGetViolationStatus",)), object(), "H100", "GPU-1")
+    assert silent.throttled_ms is None
+    assert throttled_between(silent, after) is None
+
+
+def test_the_card_around_the_rounds_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    before = Card("H100", "GPU-1", sm_clock_mhz=1980, throttled_ms={"power": 1.0})
+    after = Card("H100", "GPU-1", sm_clock_mhz=1500, throttled_ms={"power": 4.0})
+    found = environment("cuda:0", tmp_path, before=before, after=after, reason=None)
+    assert (found["gpu"]["sm_clock_mhz"], found["gpu_after"]["sm_clock_mhz"]) == (1980, 1500)
+    assert found["gpu_throttled_ms"] == {"power": 3.0}
+    assert found["gpu_reason"] is None
+    found = environment("cpu", tmp_path)
+    assert (found["gpu"], found["gpu_after"], found["gpu_throttled_ms"]) == (None, None, None)
+
+
+def test_a_reader_keeps_the_driver_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = _Nvml([])
+    calls: list[str] = []
+    for name in ("nvmlInit", "nvmlShutdown"):
+        setattr(nvml, name, lambda name=name: calls.append(name))
+    nvml.nvmlDeviceGetHandleByUUID = lambda uuid: "handle"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)  # type: ignore[arg-type]
+    monkeypatch.setattr(card_module, "_torch_card", lambda device: ("H100", "GPU-2", None))
+    with CardReader("cuda:0") as reader:
+        assert [reader.energy_mj(), reader.energy_mj()] == [123, 123]
+        card = reader.card()
+        assert card is not None
+        assert card.driver == "580.65"
+    assert calls == ["nvmlInit", "nvmlShutdown"]
+    assert reader.energy_mj() is None
+    nvml.nvmlDeviceGetTotalEnergyConsumption = nvml._call("energy", 0, lacking=True)  # type: ignore[attr-defined]
+    with CardReader("cuda:0") as reader:
+        assert reader.energy_mj() is None
+    with CardReader("cpu") as reader:
+        assert (reader.card(), reader.energy_mj(), reader.reason) == (None, None, "the device is cpu")

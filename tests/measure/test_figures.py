@@ -2,6 +2,7 @@
 
 import pytest
 
+from pytest_llmprof.measure.energy import RoundEnergy
 from pytest_llmprof.measure.figures import figures_of, percentile, spread_of
 from pytest_llmprof.measure.rounds import Sample
 
@@ -72,3 +73,49 @@ def test_percentile_interpolates():
 
 def test_no_samples_give_no_figures():
     assert all(value is None for value in vars(figures_of([], [])).values())
+
+
+def test_a_batch_counts_once_and_a_page_for_itself():
+    # A full batch of three pages and a last one of a single page: two batches, four pages.
+    full = {"batch_total_ms": 90.0, "batch_tokens_per_s": 300.0, "phases": {"decode": 80.0}, "other_ms": 2.0}
+    rest = {"batch_total_ms": 30.0, "batch_tokens_per_s": 100.0, "phases": {"decode": 20.0}, "other_ms": 4.0}
+    samples = [
+        sample(page, round_, total, batch_id=batch_id, **values)
+        for round_ in range(2)
+        for page, total, batch_id, values in (
+            ("a", 50.0, 0, full),
+            ("b", 70.0, 0, full),
+            ("c", 90.0, 0, full),
+            ("d", 30.0, 1, rest),
+        )
+    ]
+    figures = figures_of(samples, [0.12, 0.12])
+    assert figures.total_ms == 60.0
+    assert figures.batch_total_ms == 60.0
+    assert figures.decode_ms == 50.0
+    assert figures.other_ms == 3.0
+    assert figures.batch_tokens_per_s == 200.0
+    assert figures.tokens_per_s == pytest.approx((1000 / 10 + 1000 / 14) / 2)
+    assert figures.pages_per_s == pytest.approx(4 / 0.12)
+    spread = spread_of(samples, [0.12, 0.12])
+    assert (spread["decode_ms"]["min"], spread["decode_ms"]["max"], spread["decode_ms"]["iqr"]) == (20.0, 80.0, 0.0)
+    assert (spread["total_ms"]["min"], spread["total_ms"]["max"]) == (30.0, 90.0)
+
+
+def test_energy_is_a_rounds_over_its_pages_and_tokens():
+    pages = (("a", 10), ("b", 30))
+    samples = [sample(page, round_, 10.0, tokens=tokens) for round_ in range(3) for page, tokens in pages]
+    energy = [
+        RoundEnergy(None, 1.0, "the model worked for 50% of the round"),
+        RoundEnergy(400.0, 2.0, None),
+        RoundEnergy(600.0, 2.0, None),
+    ]
+    figures = figures_of(samples, [1.0] * 3, energy)
+    assert figures.joules_per_page == 250.0
+    assert figures.joules_per_token == 12.5
+    assert figures_of(samples, [1.0] * 3, energy[:1]).joules_per_page is None
+
+
+def test_reserved_memory_is_the_highest_of_all():
+    samples = [sample("a", 0, 1.0, peak_bytes=1, peak_reserved_bytes=peak * 2**30) for peak in (3, 5, 4)]
+    assert figures_of(samples, [0.003]).peak_reserved_gib == 5.0

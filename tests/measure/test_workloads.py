@@ -1,6 +1,8 @@
 """The measured loop and the profiled window, with a model that only counts and waits."""
 
+import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,12 @@ from PIL import Image
 from pytest_llmprof.config.schema import InferSettings
 from pytest_llmprof.config.stages import Window
 from pytest_llmprof.datasets.base import Page
-from pytest_llmprof.errors import LlmprofError, PageError
+from pytest_llmprof.errors import LlmprofError, PageError, StageError
+from pytest_llmprof.measure import phases as phases_module
+from pytest_llmprof.measure import rounds as rounds_module
+from pytest_llmprof.measure.memory import Peak, PhasePeaks
 from pytest_llmprof.measure.phases import PhaseRecorder
+from pytest_llmprof.measure.rounds import batch_rate, time_per_token
 from pytest_llmprof.models.base import ModelInfo, Token
 from pytest_llmprof.stages.workloads import CallableWorkload, PagesWorkload
 
@@ -81,17 +87,50 @@ def workload(model, names, batch_size=1):
     return work, seen, failed
 
 
-@pytest.mark.parametrize("phase", ["preprocess", "vision", "prefill", "decode"])
-def test_a_delay_is_found_in_its_phase(recorder, phase):
-    model = CountingModel(tokens=2, delays={"step" if phase == "decode" else phase: 0.05})
+PHASES = ("preprocess", "vision", "prefill", "decode")
+
+
+class Clock:
+    """Stands, but for what a model says that it spent."""
+
+    def __init__(self):
+        self.now = 1_000_000
+
+    def perf_counter_ns(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += round(seconds * 1e9)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_delay_is_found_in_its_phase_and_nowhere_else(recorder, monkeypatch, phase):
+    clock = Clock()
+    for module in (phases_module, rounds_module, sys.modules[__name__]):
+        monkeypatch.setattr(module, "time", clock)
+    model = CountingModel(tokens=3, delays={"step" if phase == "decode" else phase: 0.05})
     work, _, _ = workload(model, ["a"])
     (sample,), seconds = work.round(0, recorder)
-    others = {name: spent for name, spent in sample.phases.items() if name != phase}
-    assert sample.phases[phase] >= 50.0
-    assert sample.phases[phase] > 2 * max(others.values())
+    spent = 150.0 if phase == "decode" else 50.0
+    assert sample.phases == {name: spent if name == phase else 0.0 for name in PHASES}
+    assert (sample.total_ms, seconds * 1e3, sample.other_ms) == (spent, spent, 0.0)
+    # The fake's first token comes after its first step.
+    assert sample.ttft_ms == 50.0
+    assert sample.tpot_ms == (50.0 if phase == "decode" else None)
+
+
+def test_real_delays_are_in_the_phases_times(recorder):
+    delays = {"preprocess": 0.02, "vision": 0.04, "prefill": 0.03, "step": 0.01}
+    work, _, _ = workload(CountingModel(tokens=3, delays=delays), ["a"])
+    (sample,), seconds = work.round(0, recorder)
+    least = {"preprocess": 20.0, "vision": 40.0, "prefill": 30.0, "decode": 30.0}
+    for name, milliseconds in least.items():
+        # What is not the delay itself can only be as long as all that is no delay.
+        assert milliseconds <= sample.phases[name] <= milliseconds + sample.total_ms - sum(least.values())
     assert sample.total_ms == pytest.approx(seconds * 1e3)
     assert sample.total_ms == pytest.approx(sum(sample.phases.values()) + sample.other_ms)
-    assert (sample.ttft_ms > 50.0) or phase == "decode"
+    assert sample.other_ms >= 0
+    assert sample.phases["vision"] + sample.phases["prefill"] <= sample.ttft_ms
 
 
 def test_times_and_tokens_of_a_batch(recorder):
@@ -181,3 +220,174 @@ def test_a_callable_is_a_workload(recorder):
     (sample,), seconds = work.round(0, recorder)
     assert (sample.page, sample.tokens, work.result) == ("answer", 0, 42)
     assert sample.total_ms == pytest.approx(seconds * 1e3)
+
+
+def test_tokens_of_a_block_share_their_arrival():
+    # The first token alone, then blocks of four: ten tokens after it in 30 ms.
+    times = [0, *[10_000_000] * 4, *[20_000_000] * 4, *[30_000_000] * 2]
+    assert time_per_token(times) == 3.0
+    # A first block of four says nothing of its own four tokens.
+    assert time_per_token([5, 5, 5, 5, 4_000_005, 4_000_005, 4_000_005, 4_000_005]) == 1.0
+    assert time_per_token([7, 7, 7]) is None
+    assert time_per_token([7]) is None
+    assert time_per_token([]) is None
+
+
+def test_the_rate_of_a_batch_is_all_rows_over_its_whole_decode():
+    rows = [[0, 10_000_000, 20_000_000], [0, 10_000_000], []]
+    assert batch_rate(rows) == pytest.approx(3 / 0.02)
+    assert batch_rate([[5], [6]]) is None
+
+
+class UnevenModel(CountingModel):
+    """Row 0 ends after one token, row 1 after three."""
+
+    def generate(self, images, infer, phases):
+        self.calls += 1
+        with phases.phase("decode"):
+            for number in range(3):
+                time.sleep(0.01)
+                for row in range(len(images)):
+                    if row or not number:
+                        yield Token(row, number, None, time.perf_counter_ns(), None)
+
+
+def test_a_page_that_ends_early_has_its_own_total(recorder, monkeypatch):
+    clock = Clock()
+    for module in (phases_module, rounds_module, sys.modules[__name__]):
+        monkeypatch.setattr(module, "time", clock)
+    work, _, _ = workload(UnevenModel(), ["a", "b"], batch_size=2)
+    (early, late), seconds = work.round(0, recorder)
+    assert (early.total_ms, late.total_ms) == (10.0, 30.0)
+    assert early.batch_total_ms == late.batch_total_ms == seconds * 1e3 == 30.0
+    assert early.phases == late.phases == {"decode": 30.0}
+    assert (early.tpot_ms, late.tpot_ms) == (None, 10.0)
+    assert early.batch_tokens_per_s == late.batch_tokens_per_s == pytest.approx(100.0)
+
+
+class Memory:
+    """Peaks in the order in which they are asked for."""
+
+    def __init__(self, *peaks):
+        self.peaks = list(peaks)
+
+    def take(self):
+        bytes_ = self.peaks.pop(0)
+        return Peak(bytes_, 2 * bytes_)
+
+
+def test_a_phases_peak_holds_those_of_its_parts():
+    # Before vision, before sam, sam, after sam (vision), before prefill, prefill.
+    recorder = PhaseRecorder("cpu", peaks=PhasePeaks(Memory(900, 10, 50, 20, 800, 30)))
+    with recorder.phase("vision"), recorder.phase("sam"):
+        pass
+    with recorder.phase("prefill"):
+        pass
+    assert recorder.take_peaks() == {"vision": Peak(50, 100), "sam": Peak(50, 100), "prefill": Peak(30, 60)}
+    assert recorder.take_peaks() == {}
+
+
+def test_calls_of_one_phase_keep_the_highest_peak():
+    recorder = PhaseRecorder("cpu", peaks=PhasePeaks(Memory(1, 70, 1, 40)))
+    for _ in range(2):
+        with recorder.phase("sam"):
+            pass
+    assert recorder.take_peaks() == {"sam": Peak(70, 140)}
+
+
+def test_the_last_warmup_pass_gives_the_peaks():
+    class Count:
+        def __init__(self):
+            self.reads = 0
+
+        def take(self):
+            self.reads += 1
+            return Peak(self.reads, self.reads)
+
+    memory = Count()
+    work, _, _ = workload(CountingModel(tokens=1), ["a", "wide"])
+    work.warmup(2, PhaseRecorder("cpu", peaks=PhasePeaks(memory)))
+    # Two readings a phase, four phases a batch, two shapes a pass: the very last is decode's of the second pass.
+    assert memory.reads == 32
+    assert work.phase_peaks["decode"] == Peak(32, 32)
+    assert set(work.phase_peaks) == set(PHASES)
+
+
+class HungryModel(CountingModel):
+    """Runs out of memory in prefill, with a tensor at hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.held = None
+        self.enough = False
+
+    def generate(self, images, infer, phases):
+        import torch
+
+        with phases.phase("vision"), phases.phase("sam"):
+            features = torch.zeros(1000)
+        self.held = weakref.ref(features)
+        with phases.phase("prefill"):
+            if not self.enough:
+                self.fill(features)
+        yield Token(0, 1, None, time.perf_counter_ns(), "eos")
+
+    def fill(self, features):
+        import torch
+
+        copy = features.clone()
+        self.held = weakref.ref(copy)
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has")
+        except torch.OutOfMemoryError as error:
+            raise torch.OutOfMemoryError(str(error))  # noqa: B904 - the first one's frames stay with it
+
+
+def test_out_of_memory_names_phase_and_batch_and_frees_the_memory(recorder):
+    model = HungryModel()
+    work, seen, failed = workload(model, ["a", "b", "c"], batch_size=2)
+    assert work.round(0, recorder) == ([], 0.0)
+    text = failed[0][1]
+    assert text.startswith("out of device memory in phase prefill, batch of 2 (a ... b), 20.00 GiB more asked for: ")
+    assert "infer.batch_size" in text
+    assert "batch of 1 (c)" in failed[2][1]
+    assert model.held() is None
+    assert recorder.take() == {}
+    model.enough = True
+    next_work, seen, failed = workload(model, ["a"])
+    next_work.round(0, recorder)
+    assert [name for name, _, _ in seen] == ["a"]
+    assert failed == []
+
+
+def test_out_of_memory_in_a_window_and_in_a_callable(recorder):
+    model = HungryModel()
+    work, _, _ = workload(model, ["a"])
+    (batch,) = work.windows(Window(1, 0, 3), recorder)
+    with pytest.raises(StageError, match=r"the profiled window: out of device memory in phase prefill"):
+        list(batch)
+    assert model.held() is None
+    inner = PhaseRecorder("cpu")
+    call = CallableWorkload(lambda: list(model.generate([], None, inner)), "eat", "cpu", lambda text: None)
+    with pytest.raises(StageError, match=r"round 1: out of device memory in the callable eat, 20.00 GiB more"):
+        call.round(0, recorder)
+    assert model.held() is None
+
+
+def test_a_callables_last_value_is_not_kept_through_the_next_round(recorder):
+    class Value:
+        pass
+
+    values = []
+
+    def call():
+        assert all(value() is None for value in values)
+        value = Value()
+        values.append(weakref.ref(value))
+        return value
+
+    work = CallableWorkload(call, "call", "cpu", lambda text: None)
+    work.warmup(1, recorder)
+    work.round(0, recorder)
+    work.round(1, recorder)
+    assert work.result is values[-1]()

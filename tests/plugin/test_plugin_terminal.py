@@ -13,6 +13,8 @@ import termios
 import pytest
 from plugin_bench import OUTPUT
 
+from pytest_llmprof.terminal import summary
+
 ECHO = ("model=echo", "dataset=blank", "infer.prompt='hello world'")
 STAGE = ["--llmprof-stage=direct_inference"]
 
@@ -153,3 +155,21 @@ def test_output_fixture_alone_has_no_row(bench):
     result = bench.passed(args=STAGE)
     assert "TTFT" not in result.stdout.str()
     result.stdout.fnmatch_lines(["run directory: llmprof-runs/20*"])
+
+
+def test_the_summary_says_where_a_card_was_throttled_or_shared():
+    row = {
+        "id": "test_it.py::test_a",
+        "name": "test_it::test_a",
+        "stage": "direct_inference",
+        "figures": {"total_ms": 10.0},
+        "quality": None,
+        "dir": "test_it/test_a/direct_inference",
+        "card_warnings": ["The card was shared with 1 other process."],
+    }
+    second = {**row, "name": "test_it::test_b", "card_warnings": row["card_warnings"] + ["The card was throttled (x)."]}
+    lines = summary([row, second, {**row, "name": "test_it::test_c", "card_warnings": []}], 200)
+    assert lines[4:] == [
+        "test_a (direct_inference) and 1 more: The card was shared with 1 other process.",
+        "test_b (direct_inference): The card was throttled (x).",
+    ]

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from pytest_llmprof.report.findings import findings, gpu_busy_share, warnings
+from pytest_llmprof.report.findings import card_warnings, findings, gpu_busy_share, warnings
 
 
 def _texts(metrics: dict[str, Any]) -> list[str]:
@@ -119,3 +119,19 @@ def test_warnings(metrics: dict[str, Any], environment: dict[str, Any]) -> None:
         "one round",
     ):
         assert words in found
+
+
+def test_the_card_around_and_during_the_rounds(metrics: dict[str, Any], environment: dict[str, Any]) -> None:
+    metrics["round_seconds"] = [4.0, 6.0]
+    environment["gpu_after"] = {**environment["gpu"], "throttled": False, "throttle_reasons": [], "other_processes": 0}
+    environment["gpu_throttled_ms"] = {"power": 90.0, "thermal": 0.0}
+    assert card_warnings(metrics, environment) == []  # 90 ms of 10 s is within 1 %
+    environment["gpu_throttled_ms"]["thermal"] = 2_500.0
+    (text,) = card_warnings(metrics, environment)
+    assert text == "The card was throttled (thermal for 2.50 s during 10.0 s of rounds): the same work can be faster."
+    assert text in warnings(metrics, environment)
+    environment["gpu_after"].update(throttled=True, throttle_reasons=["sw_power_cap"], other_processes=1)
+    shared, throttled = card_warnings(metrics, environment)
+    assert shared == "The card was shared with 1 other process."
+    assert throttled.startswith("The card was throttled (sw_power_cap, thermal for 2.50 s")
+    assert card_warnings({}, {}) == []

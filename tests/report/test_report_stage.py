@@ -168,3 +168,35 @@ def test_reports_do_not_import_torch(stage_dir: Path) -> None:
 )
 def test_numbers_have_about_three_digits(value: object, shown: str) -> None:
     assert number(value) == shown
+
+
+def test_memory_energy_and_the_cards_state(metrics: dict[str, Any], environment: dict[str, Any]) -> None:
+    plain = render(metrics, environment, [])
+    assert "Peak GiB" not in plain
+    assert "Share of a page" in plain
+    metrics["phase_peaks"] = {"vision": {"allocated_bytes": 3 * 2**30, "reserved_bytes": 4 * 2**30}}
+    metrics["energy"] = {"reason": None, "update_s": 0.1, "rounds": [{"energy_j": None, "reason": "too short: 0.2 s"}]}
+    environment["gpu_after"] = {**environment["gpu"], "temperature_c": 71}
+    environment["gpu_throttled_ms"] = {"power": 12.5, "thermal": 0.0}
+    text = render(metrics, environment, [])
+    assert re.search(r"^\| vision \| 28.0 \| .* \| 3.00 \|$", text, re.MULTILINE)
+    assert "| Energy a page (J) | n/a (too short: 0.2 s) |" in text
+    assert "| Card's state before |" in text
+    assert re.search(r"^\| Card's state after \| .*71 °C", text, re.MULTILINE)
+    assert "| Throttled during the rounds | power 12.5 ms |" in text
+    environment["gpu_throttled_ms"]["power"] = 0.0
+    metrics["figures"].update(joules_per_page=250.0, joules_per_token=0.25)
+    text = render(metrics, environment, [])
+    assert "| Energy a page (J) | 250 |" in text
+    assert "not at all, by the driver's counters" in text
+
+
+def test_a_batchs_phases_are_shares_of_the_batch(metrics: dict[str, Any]) -> None:
+    metrics["batch_size"] = 8
+    metrics["figures"].update(batch_total_ms=31_980.0, batch_tokens_per_s=500.0)
+    text = render(metrics, {}, [])
+    assert "| Phase | Median ms | IQR | Share of a batch |" in text
+    assert "| decode | 15,990 | 160 | 50.0 % |" in text
+    assert "| Decode of a batch (tokens/s) | 500 |" in text
+    metrics["batch_size"] = 1
+    assert "of a batch" not in render(metrics, {}, [])

@@ -4,6 +4,7 @@ The model answers with its prompt, word by word. Some prompts make it misbehave.
 """
 
 import time
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from pytest_llmprof.models.base import Capabilities, ModelInfo, ModelPlugin, Par
 from pytest_llmprof.stages.base import StagePlugin
 
 HERE = Path(__file__).parent
+HELD = []
+"""What the prompt `oom` had at hand, weakly."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class Echo:
             with phases.phase("prefill"):
                 if words[0] == "boom":
                     raise RuntimeError("the echo broke\nin two lines")
+                if words[0] == "oom":
+                    self._fill()
                 if words[0] == "interrupt":
                     raise KeyboardInterrupt
                 yield self._token(row, words, 0)
@@ -62,6 +67,14 @@ class Echo:
                         Path("slow.started").touch()
                         time.sleep(60)
                     yield self._token(row, words, number)
+
+    @staticmethod
+    def _fill():
+        import torch
+
+        held = torch.zeros(1000)
+        HELD.append(weakref.ref(held))
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total of 1 GiB")
 
     @staticmethod
     def _token(row, words, number):

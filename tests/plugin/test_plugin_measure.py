@@ -1,0 +1,124 @@
+"""What a run's numbers hold, and what spoils them, with the plugin's real options."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from plugin_bench import clean
+
+ECHO = ("model=echo", "dataset=blank", "infer.prompt='hello world'")
+DIRECT = ("--llmprof-stage=direct_inference",)
+
+
+def test_the_next_test_runs_after_an_out_of_memory(bench):
+    bench.echo()
+    bench.test(
+        """
+import gc
+import pytest
+import conftest
+
+@pytest.mark.llmprof(overrides=["infer.prompt='oom oom'", "infer.batch_size=2"])
+def test_too_much(llmprof):
+    llmprof.run()
+
+def test_next(llmprof):
+    assert conftest.HELD and all(held() is None for held in conftest.HELD)
+    assert len(llmprof.run().predictions) == 2
+
+def test_callable_too_much(llmprof):
+    llmprof.measure(conftest.Echo._fill)
+
+def test_last(llmprof):
+    assert all(held() is None for held in conftest.HELD)
+    llmprof.measure(lambda: 1)
+"""
+    )
+    bench.ini(*ECHO, "measure.rounds=1", tiny=False)
+    result = bench.run(args=DIRECT)
+    result.assert_outcomes(passed=2, failed=2)
+    clean(result)
+    line = "*out of device memory in phase prefill, batch of 2 (one ... two), 20.00 GiB more asked for: *"
+    result.stdout.fnmatch_lines([line])
+    metrics = json.loads((bench.stage_dir("test_it/test_too_much", "direct_inference") / "metrics.json").read_text())
+    assert metrics["status"] == "error"
+    assert "infer.batch_size" in metrics["errors"][0]["error"]
+    result.stdout.fnmatch_lines(["*warm-up: out of device memory in the callable Echo._fill, 20.00 GiB more asked*"])
+
+
+COMPILED = """
+import itertools
+import torch
+
+def double(tensor):
+    return tensor * 2
+
+def halve(tensor):
+    return tensor / 2
+
+def test_stays(llmprof):
+    call = torch.compile(double, backend="eager")
+    llmprof.measure(lambda: call(torch.ones(3)))
+
+def test_changes(llmprof):
+    call, sizes = torch.compile(halve, backend="eager"), itertools.count(3)
+    llmprof.measure(lambda: call(torch.ones(next(sizes))))
+"""
+
+
+@pytest.mark.slow
+def test_a_compile_inside_the_clock_fails_the_test(bench):
+    bench.test(COMPILED)
+    bench.ini("measure.rounds=2", "measure.warmup=1")
+    result = bench.run_apart(args=DIRECT)
+    result.assert_outcomes(passed=1, failed=1)
+    clean(result)
+    where = "round 1, test_changes.<locals>.<lambda>"
+    result.stdout.fnmatch_lines(
+        [f"*{where}: torch.compile compiled halve (*) again (cause: *expected 3, actual 4*) inside the clock: *"]
+    )
+    stage_dir = bench.stage_dir("test_it/test_changes", "direct_inference")
+    metrics = json.loads((stage_dir / "metrics.json").read_text())
+    assert metrics["status"] == "error"
+    assert len(metrics["samples"]) == 2
+    assert "raise measure.warmup" in metrics["errors"][0]["error"]
+    assert "raise measure.warmup" in (stage_dir / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_compiled_test_without_warmup_says_so(bench):
+    bench.test(COMPILED)
+    bench.ini("measure.rounds=1", "measure.warmup=0")
+    result = bench.run_apart(args=[*DIRECT, "-k", "stays"])
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        ["*round 1, *torch.compile compiled double (*there was no warm-up; set measure.warmup to 1 or more*"]
+    )
+
+
+def test_times_lie_within_one_another_on_the_tiny_model(bench):
+    bench.test("def test_pages(llmprof):\n    llmprof.run()\n")
+    bench.ini("dataset.limit=3", "infer.batch_size=2", "measure.warmup=1")
+    bench.passed("model=deepseek_ocr_random", "model.size=tiny", "model.mode=tiny", args=DIRECT)
+    metrics = json.loads((bench.stage_dir(stage="direct_inference") / "metrics.json").read_text())
+    assert len(metrics["samples"]) == 3
+    for sample in metrics["samples"]:
+        phases = sample["phases"]
+        assert phases["preprocess"] + phases["vision"] + phases["prefill"] <= sample["ttft_ms"]
+        assert phases["sam"] + phases["clip"] + phases["projector"] <= phases["vision"]
+        assert sample["ttft_ms"] <= sample["total_ms"] <= sample["batch_total_ms"]
+        assert sample["other_ms"] >= 0
+        assert sample["peak_bytes"] is None
+    first, second, last = metrics["samples"]
+    assert first["batch_total_ms"] == second["batch_total_ms"] != last["batch_total_ms"]
+    assert first["batch_tokens_per_s"] > 1000 / first["tpot_ms"]
+    assert sum(metrics["round_seconds"]) * 1000 == pytest.approx(first["batch_total_ms"] + last["batch_total_ms"])
+    assert metrics["token_block"] == 1
+    assert metrics["phase_peaks"] is None
+    assert metrics["energy"] == {"reason": "the device is cpu", "update_s": None, "rounds": []}
+    assert metrics["figures"]["joules_per_page"] is None
+    report = (bench.stage_dir(stage="direct_inference") / "report.md").read_text()
+    assert "| Decode of a batch (tokens/s) |" in report
+    assert "Share of a batch" in report
+    assert "Peak GiB" not in report
