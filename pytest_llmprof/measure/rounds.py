@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from pytest_llmprof.datasets.base import Page
 from pytest_llmprof.errors import LlmprofError
-from pytest_llmprof.measure.memory import PeakMemory
+from pytest_llmprof.measure.memory import Peak, PeakMemory
 from pytest_llmprof.measure.phases import CALL, TOP_PHASES, PhaseRecorder
 from pytest_llmprof.models.base import LoadedModel
 
@@ -38,6 +38,9 @@ __all__ = [
     "run_batch",
     "time_per_token",
 ]
+
+
+_OUT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 
 @dataclass(frozen=True)
@@ -103,12 +106,22 @@ def batches(pages: Sequence[Page], size: int) -> Iterator[tuple[int, Sequence[Pa
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether it is torch's error for device memory that ran out."""
-    return type(error).__name__ == "OutOfMemoryError"
+    """Whether device memory ran out: in torch's allocator, or below it in the driver or a library."""
+    if type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(mark in text for mark in _OUT_OF_MEMORY)
 
 
-def describe_error(error: BaseException, where: str | None, names: Sequence[str], device: str) -> str:
-    """One line for a failed batch or callable; an out-of-memory names the phase (*where*), the batch and the peak."""
+def describe_error(error: BaseException, recorder: PhaseRecorder, names: Sequence[str], device: str) -> str:
+    """One line for a failed batch or callable; an out-of-memory names the phase, the batch and the peak.
+
+    Takes what the recorder knows of peaks: its readings have reset torch's counters on the way out.
+    """
+    where = recorder.where
+    peak = Peak(0, 0)
+    for found in recorder.take_peaks().values():
+        peak = found.union(peak)
     if isinstance(error, LlmprofError):
         return str(error)
     text = " ".join(str(error).split())
@@ -116,24 +129,24 @@ def describe_error(error: BaseException, where: str | None, names: Sequence[str]
         wanted = re.search(r"Tried to allocate ([\d.]+ \w+)", text)
         asked = f", {wanted[1]} more asked for" if wanted else ""
         if where == CALL:
-            return f"out of device memory in the callable {names[0]}{_peak_now(device)}{asked}"
+            return f"out of device memory in the callable {names[0]}{_peak_now(device, peak)}{asked}"
         pages = f"batch of {len(names)} ({names[0]}{f' ... {names[-1]}' if len(names) > 1 else ''})"
         return (
-            f"out of device memory in phase {where or 'unknown'}, {pages}{_peak_now(device)}{asked}: lower "
+            f"out of device memory in phase {where or 'unknown'}, {pages}{_peak_now(device, peak)}{asked}: lower "
             f"{'infer.batch_size, ' if len(names) > 1 else ''}infer.max_new_tokens or model.mode"
         )
     place = f" in phase {where}" if where else ""
     return f"{type(error).__name__}{place}: {text[:500]}"
 
 
-def _peak_now(device: str) -> str:
+def _peak_now(device: str, known: Peak) -> str:
     if not device.startswith("cuda"):
         return ""
     import torch
 
     card = torch.device(device)
-    allocated = torch.cuda.max_memory_allocated(card) / 2**30
-    reserved = torch.cuda.max_memory_reserved(card) / 2**30
+    peak = known.union(Peak(torch.cuda.max_memory_allocated(card), torch.cuda.max_memory_reserved(card)))
+    allocated, reserved = peak.allocated_bytes / 2**30, peak.reserved_bytes / 2**30
     total = torch.cuda.get_device_properties(card).total_memory / 2**30
     return f", peak {allocated:.2f} GiB allocated and {reserved:.2f} GiB reserved of {total:.1f} GiB"
 

@@ -110,7 +110,7 @@ class PagesWorkload:
                 error = found
         self._compiled = bool(watch.seen)
         if error is not None:
-            text = describe_error(error, recorder.where, names, self.device)
+            text = describe_error(error, recorder, names, self.device)
             recorder.take()
             known = isinstance(error, LlmprofError) or out_of_memory(error)
             details = None if known else "".join(traceback.format_exception(error))
@@ -191,7 +191,7 @@ class PagesWorkload:
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
-            text = f"the profiled window: {describe_error(error, recorder.where, names, self.device)}"
+            text = f"the profiled window: {describe_error(error, recorder, names, self.device)}"
             let_go(error, self.device)
             raise StageError(text) from None
         if watch.seen:
@@ -266,7 +266,7 @@ class CallableWorkload:
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
-            text = f"{doing}: {describe_error(error, recorder.where, [self.name], self.device)}"
+            text = f"{doing}: {describe_error(error, recorder, [self.name], self.device)}"
             let_go(error, self.device)
             raise StageError(text) from None
         return value, total, watch

@@ -353,6 +353,11 @@ def test_out_of_memory_names_phase_and_batch_and_frees_the_memory(recorder):
     assert "batch of 1 (c)" in failed[2][1]
     assert model.held() is None
     assert recorder.take() == {}
+    # What a recorder read of a failed batch's peaks is not the next one's.
+    reading = PhaseRecorder("cpu", peaks=PhasePeaks(Memory(*range(1, 13))))
+    again, _, _ = workload(model, ["a"])
+    again.round(0, reading)
+    assert reading.take_peaks() == {}
     model.enough = True
     next_work, seen, failed = workload(model, ["a"])
     next_work.round(0, recorder)
