@@ -263,9 +263,11 @@ def _figures(metrics: Mapping[str, Any]) -> str:
 def _figures_note(metrics: Mapping[str, Any]) -> str:
     if at(metrics, "kind") == "callable" or not at(metrics, "figures"):
         return ""
+    batch = (numeric(at(metrics, "batch_size")) or 1) > 1
     return (
         "Medians over pages of each page's median over rounds; min, max and p90 over pages. IQR is the noise: "
         "a page's spread over its rounds, the median page."
+        + (" Figures of a batch, and the phases below, are over batches in the same way." if batch else "")
     )
 
 
