@@ -99,6 +99,8 @@ class Timeline:
         """Number of `llmprof/step` ranges."""
         self.step_ns = 0
         """Sum of their lengths."""
+        self.openings: dict[str, list[tuple[int, int]]] = {}
+        """Start and end (ns) of each phase's ranges on the host; of none where only its steps are in the trace."""
         self._numbers = {NO_PHASE: 0}
         self._lines: dict[int, tuple[Ints, Ints, Ints]] = {}
         ours = np.array([name.startswith(PREFIX) for name in names], dtype=bool)
@@ -158,6 +160,7 @@ class Timeline:
                     bottom.phase, bottom.step = NO_PHASE, -1
                 if label not in (entry.phase for entry in stack):
                     self._count(label, outer.phase, end - start)
+                    self.openings.setdefault(label, []).append((start, end))
                 stack.append(_Open(end, label, outer.step, label))
             mark(start)
         close(bottom.end - 1)

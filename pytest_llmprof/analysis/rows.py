@@ -62,6 +62,8 @@ class PhaseRow:
     """Sum of its ranges on the host."""
     gpu_busy_ms: float
     """Union of the intervals of its kernels."""
+    gpu_span_ms: float
+    """From the start of its first kernel to the end of its last one, summed over the times it was opened."""
     kernels: int
     host_launches: int
     """Kernel and graph launches by the host."""

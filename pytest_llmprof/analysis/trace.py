@@ -270,6 +270,7 @@ class Trace:
             count=count,
             host_ms=host_ms,
             gpu_busy_ms=union_ns(self.device.start[kernels], self.device.dur[kernels]) / 1e6,
+            gpu_span_ms=self._span_ns(kernels, self.timeline.openings.get(name, [])) / 1e6,
             kernels=int(kernels.sum()),
             host_launches=int((on_host & self._launches).sum()),
             d2h_copies=int((on_card & self._copies_to_host).sum()),
@@ -279,6 +280,22 @@ class Trace:
                 for number, label in ((HOST_LATE, "launch"), (WAITED, "synchronisation"), (DEVICE, "device"))
             },
         )
+
+    def _span_ns(self, kernels: Mask, openings: list[tuple[int, int]]) -> int:
+        """From the first to the last of *kernels* that each of *openings* launched, summed; of all without one."""
+        chosen = np.flatnonzero(kernels)
+        if not len(chosen):
+            return 0
+        start, end = self.device.start[chosen], (self.device.start + self.device.dur)[chosen]
+        if len(openings) < 2:
+            return int(end.max() - start.min())
+        launched = self.host.start[self._launcher[chosen]]
+        total = 0
+        for begin, until in openings:
+            inside = (launched >= begin) & (launched < until)
+            if inside.any():
+                total += int(end[inside].max() - start[inside].min())
+        return total
 
     @cached_property
     def _gaps(self) -> tuple[Ints, Ints, Ints]:

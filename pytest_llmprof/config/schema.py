@@ -60,6 +60,8 @@ class InferSettings:
     """At most this many generated tokens a page, EOS included (>= 1)."""
     no_repeat_ngram_size: int = 35
     """An n-gram of this size is never generated twice; 0 turns it off."""
+    ignore_eos: bool = False
+    """Go on to `max_new_tokens` whatever the model says, so that every answer has the same length."""
     batch_size: int = 1
     """Pages generated together (>= 1)."""
     engine: str = "reference"

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import gzip
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from pytest_llmprof.artifacts import write_bytes
+from pytest_llmprof.artifacts import GzipWriter, write_bytes
 from pytest_llmprof.config.stages import TORCH_PROFILER, Window
 from pytest_llmprof.errors import StageError
 from pytest_llmprof.measure.figures import figures_of
 from pytest_llmprof.measure.phases import DOMAIN
 from pytest_llmprof.stages.base import StageContext, StagePlugin
+from pytest_llmprof.stages.cupti import Cupti, heard, synchronise, why_no_kernels
 from pytest_llmprof.stages.direct_inference import clean_rounds
 
 __all__ = ["plugin", "profile_window"]
@@ -43,34 +45,43 @@ def _profiler(context: StageContext) -> Any:
     )
 
 
-def _load_cupti(context: StageContext) -> None:
-    """Pay the first start of the profiler (seconds on CUDA) on one discarded operation."""
-    import torch
+@dataclass
+class _Costs:
+    """Where the stage's time went after the clean rounds, in seconds."""
 
-    with _profiler(context):
-        torch.ones(8, device=context.workload.device).sum()
-        if context.workload.device.startswith("cuda"):
-            torch.cuda.synchronize(torch.device(context.workload.device))
+    window: float = 0.0
+    stop: float = 0.0
+    export: float = 0.0
+    read: float = 0.0
+    tables: float = 0.0
+    write: float = 0.0
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, name, getattr(self, name) + time.perf_counter() - begin)
 
 
-def _one_trace(context: StageContext, batch: Iterator[None], path: Path) -> float:
-    """Profile what lies between the first item of *batch* and its end. Returns the window's seconds."""
-    import torch
-
-    next(batch)  # runs up to the window's start
-    profiler = _profiler(context)
-    profiler.start()
-    begin = time.perf_counter()
-    try:
-        for _ in batch:
-            pass
-        if context.workload.device.startswith("cuda"):
-            torch.cuda.synchronize(torch.device(context.workload.device))
-    finally:
-        seconds = time.perf_counter() - begin
-        profiler.stop()
-    profiler.export_chrome_trace(str(path))
-    return seconds
+def _one_trace(context: StageContext, batch: Iterator[None], path: Path, costs: _Costs) -> None:
+    """Profile what lies between the first item of *batch* and its end."""
+    with closing(batch):  # type: ignore[type-var]
+        next(batch)  # runs up to the window's start
+        profiler = _profiler(context)
+        with heard():
+            profiler.start()
+        try:
+            with costs.of("window"):
+                for _ in batch:
+                    pass
+                synchronise(context.workload.device)
+        finally:
+            with costs.of("stop"), heard():
+                profiler.stop()
+    with costs.of("export"):
+        profiler.export_chrome_trace(str(path))
 
 
 def _merged(paths: list[Path]) -> bytes:
@@ -89,48 +100,66 @@ def _merged(paths: list[Path]) -> bytes:
 def profile_window(context: StageContext) -> dict[str, Any]:
     """Run the bounded window, write trace.json.gz and the tables, and return the profile's figures.
 
-    Raises `StageError` where the trace holds no kernel (CUDA) or no operator (CPU).
+    Raises `StageError` where the trace holds no kernel (CUDA) or no operator (CPU), with the cause where the profiler
+    gave one.
     """
     from pytest_llmprof.analysis import profile_summary, read_trace, write_tables
 
     window: Window = context.stage.options.window
-    cuda = context.workload.device.startswith("cuda")
+    device = context.workload.device
+    cuda = device.startswith("cuda")
     context.progress("profiled window")
+    cupti = Cupti(device, lambda: _profiler(context))
+    costs = _Costs()
     begin = time.perf_counter()
-    _load_cupti(context)
+    cupti.load()
     loaded = time.perf_counter()
     recorder = context.recorder(DOMAIN)
-    seconds = 0.0
     with tempfile.TemporaryDirectory(prefix="llmprof-trace-") as scratch:
         paths: list[Path] = []
-        for batch in context.workload.windows(window, recorder):
-            paths.append(Path(scratch) / f"{len(paths)}.json")
-            seconds += _one_trace(context, batch, paths[-1])
-        recorder.take()
+        try:
+            for batch in context.workload.windows(window, recorder):
+                paths.append(Path(scratch) / f"{len(paths)}.json")
+                _one_trace(context, batch, paths[-1], costs)
+        finally:
+            events = recorder.take()
+            unloading = time.perf_counter()
+            cupti.unload()
+            unloaded = time.perf_counter()
         if not paths:
             raise StageError("the profiled window saw no page: none could be read")
-        raw = _merged(paths)
-    trace = read_trace(raw)
-    if cuda and not trace.totals().kernels:
-        raise StageError(
-            "the profiled window holds no CUDA kernel: the profiler (CUPTI) recorded nothing on the card. "
-            "Another profiler may hold it, or this user may not use it"
-        )
-    if not trace.operators():
-        raise StageError("the profiled window holds no operator: the profiler recorded nothing")
-    write_bytes(context.out_dir / "trace.json.gz", gzip.compress(raw, compresslevel=1))
-    write_tables(context.out_dir, trace, with_kernels=cuda)
+        with costs.of("read"):
+            raw = _merged(paths)
+    # zlib works without the interpreter's lock: packing goes on while the trace is read.
+    with GzipWriter(raw) as packed:
+        with costs.of("read"):
+            trace = read_trace(raw)
+        if cuda and not trace.totals().kernels:
+            raise StageError(f"the profiled window holds no CUDA kernel: {why_no_kernels()}")
+        with costs.of("tables"):
+            if not trace.operators():
+                raise StageError("the profiled window holds no operator: the profiler recorded nothing")
+            write_tables(context.out_dir, trace, with_kernels=cuda)
+            summary = profile_summary(trace, clean_step_ms=figures_of(context.result.samples, ()).tpot_ms)
+        with costs.of("write"):
+            write_bytes(context.out_dir / "trace.json.gz", packed.data())
     done = time.perf_counter()
+    # A window that starts late holds no whole phase.
+    whole = cuda and window.start_token == 0
+    for name, phase in summary["phases"].items():
+        phase["event_ms_profiled"] = events.get(name) if whole else None
     return {
-        **profile_summary(trace, clean_step_ms=figures_of(context.result.samples, ()).tpot_ms),
+        **summary,
         "window": {
             "pages": len(paths),
             "start_token": window.start_token,
             "decode_tokens": window.decode_tokens,
         },
-        "window_s_profiled": seconds,
+        "window_s_profiled": costs.window,
         "profiler_load_s": loaded - begin,
-        "stage_cost_s": done - loaded,
+        "profiler_unload_s": unloaded - unloading if cupti.ends else None,
+        "stage_cost_s": done - loaded - (unloaded - unloading),
+        "stage_costs_s": asdict(costs),
         "trace_bytes": len(raw),
     }
 

@@ -75,6 +75,23 @@ def test_greedy_tokens(page: Image.Image, reference: dict[str, Any], official_we
         assert [token.id for token in unbanned] != reference["greedy"].tolist()
 
 
+def test_ignore_eos_goes_past_the_answers_end(phases: Record) -> None:
+    """The trained reader ends its answer; told to ignore that, it goes on to the limit with the same beginning."""
+    from pytest_llmprof.config.schema import ModelSettings
+    from pytest_llmprof.models.deepseek_ocr.loader import load
+
+    white = Image.new("RGB", (512, 512), "white")
+    infer = InferSettings(prompt="free", max_new_tokens=40)
+    model = load(ModelSettings(weights="embedded", size="tiny", mode="tiny", device="cpu"), infer)
+    answer = list(model.generate([white], infer, phases))
+    longer = list(model.generate([white], replace(infer, ignore_eos=True), phases))
+    model.close()
+    assert answer[-1].finish == "eos"
+    assert len(answer) < len(longer) == 40
+    assert [token.id for token in longer[: len(answer)]] == [token.id for token in answer]
+    assert longer[-1].finish == "length"
+
+
 def test_limits_can_ignore_the_end_token(official_weights: Any) -> None:
     """`eos=None` goes on to the limit, whatever comes."""
     prompts = generation.layout([[0, 5, 6]], torch.device("cpu"))

@@ -88,7 +88,7 @@ class DeepseekOcr:
         limits = generation.Limits(
             max_new_tokens=infer.max_new_tokens,
             positions=self._positions,
-            eos=self._eos,
+            eos=None if infer.ignore_eos else self._eos,
             pad=self._pad,
             ngram=infer.no_repeat_ngram_size,
         )
