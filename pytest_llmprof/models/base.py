@@ -7,7 +7,7 @@ Nothing here imports torch. A third party registers a `ModelPlugin` through the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
@@ -25,6 +25,7 @@ __all__ = [
     "LoadedModel",
     "ModelInfo",
     "ModelPlugin",
+    "NoPhases",
     "ParsedOutput",
     "PhaseCost",
     "Phases",
@@ -112,6 +113,18 @@ class Phases(Protocol):
 
     def step(self) -> AbstractContextManager[None]:
         """Open one decode step (inside the phase `decode`)."""
+
+
+class NoPhases:
+    """`Phases` that do nothing: for running a model without the harness."""
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """See `Phases.phase`."""
+        return nullcontext()
+
+    def step(self) -> AbstractContextManager[None]:
+        """See `Phases.step`."""
+        return nullcontext()
 
 
 class LoadedModel(Protocol):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pytest_llmprof.errors import ModelError
-from pytest_llmprof.models.base import Capabilities, ModelInfo, ParsedOutput, Token
-from pytest_llmprof.models.deepseek_ocr import generation, parsing, preprocessing, prompts
+from pytest_llmprof.models.base import Capabilities, ModelInfo, NoPhases, ParsedOutput, Token
+from pytest_llmprof.models.deepseek_ocr import generation, parsing, preprocessing, prompts, vision
 from pytest_llmprof.models.deepseek_ocr.engines import Inputs, make_engine
 
 if TYPE_CHECKING:
@@ -98,6 +98,23 @@ class DeepseekOcr:
         del inputs  # the engine drops the pictures once they are read
         yield from tokens
 
+    def encoder(self, images: Sequence[Image]) -> Callable[[], list[torch.Tensor]]:
+        """Preprocess and upload the pictures once; return the vision tower on them as a call to be measured alone.
+
+        Each call gives each page's features [image tokens, hidden]. They are transformers' modules called one by
+        one, whatever the engine: what an engine makes of them is the phase `vision` of its pages.
+        """
+        model = self._loaded()
+        views = [preprocessing.page_views(image, self._mode) for image in images]
+        overviews, crops = self._pixels(views)
+        grids = [page.grid for page in views]
+
+        @torch.inference_mode()
+        def encode() -> list[torch.Tensor]:
+            return vision.page_features(model, overviews, crops, grids, NoPhases())
+
+        return encode
+
     def prompt(self, infer: InferSettings) -> str:
         """The prompt's full text."""
         return prompts.prompt_text(infer.prompt)
@@ -151,15 +168,18 @@ class DeepseekOcr:
 
     def _inputs(self, images: Sequence[Image], infer: InferSettings) -> Inputs:
         views = [preprocessing.page_views(image, self._mode) for image in images]
-        tiles = [tile for page in views if page.crops is not None for tile in page.crops]
-        overviews = self._upload([page.overview for page in views])
-        crops = self._upload(tiles) if tiles else None
+        overviews, crops = self._pixels(views)
         before, after = self._prompt_ids(infer)
         batch = generation.layout(
             [before + self._picture(page.grid) + after for page in views], device=self._device
         )
         places = tuple(padding + len(before) for padding in batch.padding)
         return Inputs(overviews, crops, tuple(page.grid for page in views), batch, places)
+
+    def _pixels(self, views: Sequence[preprocessing.PageViews]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The views' overviews and crops on the device."""
+        tiles = [tile for page in views if page.crops is not None for tile in page.crops]
+        return self._upload([page.overview for page in views]), self._upload(tiles) if tiles else None
 
     def _upload(self, pixels: Sequence[torch.Tensor]) -> torch.Tensor:
         # As bytes, and each view as it lies in memory: half the traffic, and no rearranging on the CPU.

@@ -1,0 +1,228 @@
+"""The profiled window: its files and costs, what it says where the card stayed silent, and what it leaves behind."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from pytest_llmprof.artifacts import GzipWriter
+from pytest_llmprof.config.schema import InferSettings, ModelSettings
+from pytest_llmprof.config.stages import TorchProfilerOptions, Window
+from pytest_llmprof.datasets.base import Page
+from pytest_llmprof.errors import StageError
+from pytest_llmprof.measure.phases import PhaseRecorder
+from pytest_llmprof.stages import cupti, torch_profiler
+from pytest_llmprof.stages.workloads import CallableWorkload, PagesWorkload
+
+START = "WARNING:2026-01-01 00:00:00 1:1 init.cpp:155] function cbapi->getCuptiStatus() failed with error "
+HINT = "INFO:2026-01-01 00:00:00 1:1 init.cpp:158] If you see CUPTI_ERROR_INSUFFICIENT_PRIVILEGES, refer to the web"
+
+
+class WhitePage(Page):
+    def load(self) -> Image.Image:
+        return Image.new("RGB", (64, 64), "white")
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Iterator[Any]:
+    from pytest_llmprof.models.deepseek_ocr.loader import load
+
+    model = load(ModelSettings(weights="random", size="tiny", mode="tiny", device="cpu"), InferSettings())
+    yield model
+    model.close()
+
+
+@pytest.fixture
+def complaints(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    fresh: list[str] = []
+    monkeypatch.setattr(cupti, "_complaints", fresh)
+    return fresh
+
+
+def context(out_dir: Path, workload: Any, window: Window, results: Any = ()) -> Any:
+    return SimpleNamespace(
+        stage=SimpleNamespace(options=TorchProfilerOptions(window=window)),
+        workload=workload,
+        recorder=lambda domain: PhaseRecorder("cpu", domain=domain),
+        progress=lambda text: None,
+        out_dir=out_dir,
+        result=SimpleNamespace(samples=results),
+    )
+
+
+def pages(model: Any, tokens: int) -> PagesWorkload:
+    return PagesWorkload(
+        model,
+        [WhitePage(name="white", source="white", path=Path("white"))],
+        InferSettings(max_new_tokens=tokens, ignore_eos=True),
+        on_answer=lambda *_: None,
+        on_failure=lambda *facts: pytest.fail(str(facts)),
+        progress=lambda text: None,
+    )
+
+
+def on_card(monkeypatch: pytest.MonkeyPatch, say: Callable[[], None]) -> CallableWorkload:
+    """A workload that claims to run on a card, under a profiler that speaks on standard error as it starts."""
+    import torch
+
+    workload = CallableWorkload(lambda: torch.ones(3).sum(), "sum", "cpu", lambda text: None)
+    real = torch_profiler._profiler
+
+    def profiler(context: Any) -> Any:
+        workload.device = "cpu"
+        made = real(context)
+        workload.device = "cuda:0"
+        start = made.start
+
+        def speak() -> None:
+            say()
+            start()
+
+        made.start = speak
+        return made
+
+    workload.device = "cuda:0"
+    monkeypatch.setattr(torch_profiler, "_profiler", profiler)
+    monkeypatch.setattr(torch_profiler, "synchronise", lambda device: None)
+    monkeypatch.setattr(cupti.Cupti, "load", lambda self: None)
+    return workload
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        ("CUPTI_ERROR_INSUFFICIENT_PRIVILEGES (35)", "this user may not profile"),
+        ("CUPTI_ERROR_MULTIPLE_SUBSCRIBERS_NOT_SUPPORTED (39)", "another profiler holds this process"),
+        ("CUPTI_ERROR_NOT_INITIALIZED (15)", ""),
+    ],
+)
+def test_a_trace_without_a_kernel_fails_with_what_cupti_said(
+    error: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, complaints: list[str]
+) -> None:
+    workload = on_card(monkeypatch, lambda: void(os.write(2, f"{START}{error}\n{HINT}\n".encode())))
+    with pytest.raises(StageError) as failed:
+        torch_profiler.profile_window(context(tmp_path, workload, Window()))
+    text = str(failed.value)
+    assert text.startswith(f"the profiled window holds no CUDA kernel: CUPTI could not start: {error}")
+    assert told in text
+    assert ("may not profile" in text) is ("PRIVILEGES" in error)
+    assert "\n" not in text
+
+
+def test_a_trace_without_a_kernel_fails_where_cupti_was_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, complaints: list[str]
+) -> None:
+    workload = on_card(monkeypatch, lambda: None)
+    with pytest.raises(StageError, match="holds no CUDA kernel: .*gave no reason"):
+        torch_profiler.profile_window(context(tmp_path, workload, Window()))
+
+
+def test_kinetos_words_are_kept_and_passed_on_without_its_noise(
+    capfd: pytest.CaptureFixture[str], complaints: list[str]
+) -> None:
+    with cupti.heard():
+        os.write(2, b"USDT:2026-01-01 handler.cpp:52] profiler_start\nWARNING: about CUPTI\nsomething else\n")
+    os.write(2, b"after\n")
+    assert capfd.readouterr().err == "WARNING: about CUPTI\nsomething else\nafter\n"
+    assert complaints == ["WARNING: about CUPTI"]
+
+
+def test_what_the_user_set_of_cupti_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cupti, "_can_end", lambda: True)
+    monkeypatch.delenv("TEARDOWN_CUPTI", raising=False)
+    assert cupti.Cupti("cuda:0", lambda: None).ends
+    assert not cupti.Cupti("cpu", lambda: None).ends
+    monkeypatch.setenv("TEARDOWN_CUPTI", "0")
+    assert not cupti.Cupti("cuda:0", lambda: None).ends
+
+
+def test_cupti_is_ended_by_the_last_stop_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kineto reads the variable at each start and stop; an end between two windows would lose the second one's."""
+    seen: list[tuple[str, str | None]] = []
+
+    def note(what: str) -> None:
+        seen.append((what, os.environ.get("TEARDOWN_CUPTI")))
+
+    fake = SimpleNamespace(start=lambda: note("start"), stop=lambda: note("stop"))
+    monkeypatch.setattr(cupti, "_can_end", lambda: True)
+    monkeypatch.setattr(cupti, "synchronise", lambda device: None)
+    monkeypatch.delenv("TEARDOWN_CUPTI", raising=False)
+    one = cupti.Cupti("cuda:0", lambda: fake)
+    one._device = "cpu"
+    one.load()
+    one.unload()
+    assert seen == [("start", "1"), ("stop", None), ("start", None), ("stop", "1")]
+    assert "TEARDOWN_CUPTI" not in os.environ
+
+
+def test_a_window_writes_its_trace_and_its_costs(tmp_path: Path, tiny: Any) -> None:
+    profile = torch_profiler.profile_window(context(tmp_path, pages(tiny, 8), Window(decode_tokens=3)))
+    raw = gzip.decompress((tmp_path / "trace.json.gz").read_bytes())
+    assert len(raw) == profile["trace_bytes"]
+    assert profile["steps"] == 3
+    parts = profile["stage_costs_s"]
+    assert set(parts) == {"window", "stop", "export", "read", "tables", "write"}
+    assert all(seconds > 0 for seconds in parts.values())
+    assert sum(parts.values()) <= profile["stage_cost_s"]
+    assert profile["profiler_unload_s"] is None
+    assert {phase["event_ms_profiled"] for phase in profile["phases"].values()} == {None}
+
+
+def test_a_late_window_profiles_its_steps_alone(tmp_path: Path, tiny: Any) -> None:
+    late = torch_profiler.profile_window(context(tmp_path, pages(tiny, 200), Window(start_token=120, decode_tokens=4)))
+    assert late["steps"] == 4
+    assert set(late["phases"]) == {"decode"}
+    early = torch_profiler.profile_window(context(tmp_path, pages(tiny, 200), Window(decode_tokens=4)))
+    assert late["events"] < early["events"]
+
+
+def test_rounds_after_a_window_are_those_before_it(tmp_path: Path, tiny: Any) -> None:
+    """The window closes the answer early; what was measured, and the model, are as they were."""
+    workload = pages(tiny, 40)
+    recorder = PhaseRecorder("cpu")
+    samples, _ = workload.round(0, recorder)
+    before = list(samples)
+    torch_profiler.profile_window(context(tmp_path, workload, Window(decode_tokens=3), samples))
+    assert samples == before
+    (sample,), _ = workload.round(1, recorder)
+    assert workload.deterministic is True
+    assert sample.tokens == before[0].tokens == 40
+    assert set(sample.phases) == set(before[0].phases)
+    assert recorder.take() == {}
+
+
+def test_a_window_that_breaks_closes_its_answer_and_stops_the_profiler(tmp_path: Path) -> None:
+    import torch
+
+    def call() -> None:
+        raise ValueError("no luck")
+
+    workload = CallableWorkload(call, "call", "cpu", lambda text: None)
+    with pytest.raises(ValueError, match="no luck"):
+        torch_profiler.profile_window(context(tmp_path, workload, Window()))
+    assert not torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("size", [0, 1, 99, 100, 101, 12_345])
+def test_blocks_packed_apart_are_one_gzip_file(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GzipWriter, "BLOCK", 100)
+    data = bytes(number * 7 % 251 for number in range(size))
+    with GzipWriter(data) as packed:
+        whole = packed.data()
+    import zlib
+
+    one = zlib.decompressobj(wbits=31)
+    assert one.decompress(whole) == data
+    assert one.eof
+    assert one.unused_data == b""  # a single member, as browsers read only the first
+
+
+def void(_: object) -> None:
+    """Drop a result."""
