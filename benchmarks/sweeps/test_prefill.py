@@ -18,5 +18,4 @@ LETTERS = {letters: ("abcdefghijklmnopqrstuvwxyz" * (letters // 26 + 1))[:letter
 )
 def test_prefill(llmprof, letters):
     run = llmprof.run()
-    assert run.tokens == 1
     assert run.prefill_ms > 0

@@ -39,7 +39,8 @@ def profile_summary(trace: Trace, *, clean_step_ms: float | None = None) -> dict
                                         in the clean rounds (kernels hardly slow down under the profiler)
     gpu_idle_share_profiled             idle / (idle + busy) over the window, slowed launches included
     phases                              per phase: parent, count, host_ms_profiled, gpu_busy_ms_profiled,
-                                        gpu_span_ms_profiled (first kernel's start to last one's end), gpu_idle_share_profiled, idle_ms_profiled by cause ("launch",
+                                        gpu_span_ms_profiled (first kernel's start to last one's
+                                        end), gpu_idle_share_profiled, idle_ms_profiled by cause ("launch",
                                         "synchronisation", "device"), kernels, host_launches, d2h_copies,
                                         synchronisations. Sub-phases are included in their parent
     top_operators                       the ten with the longest self time: name, phase, count,

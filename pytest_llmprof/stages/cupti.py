@@ -23,7 +23,8 @@ _SWITCH = "TEARDOWN_CUPTI"
 _NOISE = re.compile(r"^USDT:.*\n?", re.MULTILINE)
 _ERROR = re.compile(r"CUPTI_ERROR_\w+(?: \(\d+\))?")
 _ADVICE = {
-    "CUPTI_ERROR_INSUFFICIENT_PRIVILEGES": "this user may not profile: the driver's NVreg_RestrictProfilingToAdminUsers",
+    "CUPTI_ERROR_INSUFFICIENT_PRIVILEGES": "this user may not profile: run as root, or load the driver with "
+    "NVreg_RestrictProfilingToAdminUsers=0",
     "CUPTI_ERROR_MULTIPLE_SUBSCRIBERS_NOT_SUPPORTED": "another profiler holds this process: run without nsys, ncu or "
     "any other user of CUPTI around it",
 }

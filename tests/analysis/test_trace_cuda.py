@@ -113,6 +113,27 @@ def test_summary_names_what_the_profiler_slowed(page: Trace) -> None:
     assert msgspec.json.decode(msgspec.json.encode(summary)) == summary
 
 
+def test_the_span_of_a_phase_goes_from_its_first_kernel_to_its_last(page: Trace) -> None:
+    spans = {row.name: row.gpu_span_ms for row in page.phase_rows()}
+    # vision: 150-180, 225-245 and 235-255; copies are no kernels
+    assert spans == pytest.approx(
+        {"preprocess": 0.0, "vision": 0.105, "sam": 0.030, "clip": 0.030, "prefill": 0.060, "decode": 0.155}
+    )
+    assert profile_summary(page)["phases"]["vision"]["gpu_span_ms_profiled"] == pytest.approx(0.105)
+
+
+def test_the_spans_of_a_phase_that_was_opened_twice_add_up() -> None:
+    trace = Kineto()
+    for begin in (0, 1000):
+        trace.phase("sam", begin, begin + 50)
+        for number, start in enumerate((10, 30)):
+            trace.host("aten::mm", begin + start, begin + start + 9)
+            trace.call("cudaLaunchKernel", begin + start + 1, begin + start + 5, begin + number + 1)
+            trace.device(GEMM, begin + start + 20, begin + start + 28, begin + number + 1)
+    (row,) = read_trace(trace.text().encode()).phase_rows()
+    assert (row.count, row.gpu_span_ms) == (2, pytest.approx(2 * 0.028))
+
+
 def test_a_pinned_copy_does_not_wait() -> None:
     trace = Kineto()
     trace.phase("decode", 0, 100)

@@ -65,3 +65,56 @@ def test_phases_and_steps_are_found(profiled: tuple[Any, Path]) -> None:
     assert summary["kernels"] is None
     assert summary["host_launches_per_token"] is None
     assert summary["step_ms_profiled"] > 0
+
+
+@pytest.mark.gpu
+def test_kernels_and_operators_are_those_of_key_averages_on_a_card(tmp_path: Path) -> None:
+    import torch
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile, record_function
+
+    layer = torch.nn.TransformerEncoderLayer(64, 4, 128, batch_first=True).eval().cuda()
+    conv = torch.nn.Conv2d(3, 4, 3).cuda()
+    picture = torch.rand(1, 3, 34, 66)
+
+    def work() -> None:
+        with record_function("llmprof/vision"):
+            features = conv(picture.cuda()).flatten(2)[:, :, :64]
+        with record_function("llmprof/decode"):
+            for _ in range(5):
+                with record_function("llmprof/step"):
+                    features = layer(features)
+                features.sum().item()
+
+    with torch.inference_mode():
+        work()
+        torch.cuda.synchronize()
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+            work()
+            torch.cuda.synchronize()
+    path = tmp_path / "trace.json"
+    profiler.export_chrome_trace(str(path))
+    trace = read_trace(path)
+
+    theirs = {
+        row.key: row
+        for row in profiler.key_averages()
+        if row.device_type == DeviceType.CUDA and not row.is_user_annotation
+    }
+    ours: dict[str, list[Any]] = {}
+    for kernel in trace.kernels():
+        ours.setdefault(kernel.name, []).append(kernel)
+    assert set(ours) == set(theirs)
+    assert len(ours) > 5
+    for name, rows in ours.items():
+        count = sum(row.count for row in rows)
+        assert count == theirs[name].count, name
+        total = sum(row.total_ms for row in rows)
+        assert total == pytest.approx(theirs[name].self_device_time_total / 1e3, abs=2e-5 * count), name
+
+    on_host = {row.key: row for row in profiler.key_averages() if row.device_type == DeviceType.CPU}
+    operators = {row.name: row for row in trace.operators(by_phase=False) if row.kind == "op"}
+    assert len(operators) > 20
+    for name, row in operators.items():
+        assert row.count == on_host[name].count, name
+        assert row.total_ms == pytest.approx(on_host[name].cpu_time_total / 1e3, abs=2e-5 * row.count), name

@@ -14,6 +14,8 @@ from PIL import Image
 
 from pytest_llmprof.config.schema import InferSettings
 from pytest_llmprof.models.deepseek_ocr import generation, preprocessing, vision
+from pytest_llmprof.models.deepseek_ocr.checkpoint import open_checkpoint
+from pytest_llmprof.models.deepseek_ocr.loader import load_weights
 from pytest_llmprof.models.deepseek_ocr.model import DeepseekOcr
 
 IMAGE_TOKEN = 511
@@ -40,29 +42,87 @@ def test_views_equal_the_released_ones_to_the_bit(page: Image.Image, reference: 
     assert views.crops is None
 
 
-def test_logits(page: Image.Image, reference: dict[str, Any], official_weights: Any, phases: Record) -> None:
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """A CPU, and a card in true float32."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    assert torch.get_float32_matmul_precision() == "highest"
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def weights(device: torch.device, official_weights: Any) -> Any:
+    return official_weights if device.type == "cpu" else load_weights(open_checkpoint(OFFICIAL), device, torch.float32)
+
+
+@pytest.fixture
+def limit(device: torch.device) -> float:
+    """How far logits may lie apart."""
+    return 1e-4 if device.type == "cpu" else 1e-3
+
+
+def logits_of(weights: Any, views: preprocessing.PageViews, ids: list[int], device: torch.device) -> torch.Tensor:
+    """[length, vocabulary], on the CPU, through our vision tower and merge."""
+    pixels = preprocessing.normalize([views.overview], torch.float32).to(device)
+    crops = None if views.crops is None else preprocessing.normalize(list(views.crops), torch.float32).to(device)
+    with torch.inference_mode():
+        features = vision.page_features(weights, pixels, crops, [views.grid], Record())
+        text = weights.model.language_model
+        embeddings = text.embed_tokens(torch.tensor([ids], device=device))
+        embeddings = vision.merge(embeddings, features, [ids.index(IMAGE_TOKEN)])
+        return weights.lm_head(text(inputs_embeds=embeddings).last_hidden_state)[0].cpu()
+
+
+def test_logits(page: Image.Image, reference: dict[str, Any], weights: Any, device: torch.device, limit: float) -> None:
     mode = preprocessing.MODES[reference["mode"]]
     ids = reference["input_ids"].astype(int).tolist()
     assert ids.count(IMAGE_TOKEN) == preprocessing.image_tokens((1, 1), mode)
 
-    with torch.inference_mode():
-        pixels = preprocessing.normalize([preprocessing.page_views(page, mode).overview], torch.float32)
-        features = vision.page_features(official_weights, pixels, None, [(1, 1)], phases)
-        text = official_weights.model.language_model
-        embeddings = vision.merge(text.embed_tokens(torch.tensor([ids])), features, [ids.index(IMAGE_TOKEN)])
-        logits = official_weights.lm_head(text(inputs_embeds=embeddings).last_hidden_state)[0]
+    logits = logits_of(weights, preprocessing.page_views(page, mode), ids, device)
 
     difference = np.abs(logits[-32:].numpy() - reference["logits_last32"]).max()
-    assert difference < 1e-4
+    assert difference < limit
     assert logits.argmax(-1).tolist() == reference["logits_argmax"].tolist()
 
 
-def test_greedy_tokens(page: Image.Image, reference: dict[str, Any], official_weights: Any, phases: Record) -> None:
+def test_logits_with_crops(
+    official_weights: Any, weights: Any, device: torch.device, limit: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture large enough for gundam's crops, against transformers' own forward pass on the CPU.
+
+    That one gives the released code's logits with crops too; the stored reference has a small picture only.
+    """
+    mode = preprocessing.MODES["gundam"]
+    noise = np.random.default_rng(0).integers(0, 256, (160, 100, 3), dtype=np.uint8)
+    views = preprocessing.page_views(Image.fromarray(noise).resize((1000, 1600)), mode)
+    columns, rows = views.grid
+    assert (columns, rows) == (2, 3)
+    assert views.crops is not None
+    ids = [0, *[IMAGE_TOKEN] * preprocessing.image_tokens(views.grid, mode), 7, 8, 9]
+
+    monkeypatch.setattr(official_weights.model.config, "image_token_id", IMAGE_TOKEN)
+
+    with torch.inference_mode():
+        theirs = official_weights(
+            input_ids=torch.tensor([ids]),
+            pixel_values=preprocessing.normalize([views.overview], torch.float32),
+            pixel_values_local=preprocessing.normalize(list(views.crops), torch.float32),
+            num_local_patches=[columns * rows],
+            patches_grid=[[columns, rows]],
+        ).logits[0]
+    ours = logits_of(weights, views, ids, device)
+
+    assert (ours - theirs).abs().max() < limit
+    blank = preprocessing.PageViews(views.overview, torch.zeros_like(views.crops), views.grid)
+    assert (logits_of(weights, blank, ids, device) - theirs)[-3:].abs().max() > 10 * limit  # crops matter
+
+
+def test_greedy_tokens(page: Image.Image, reference: dict[str, Any], weights: Any, phases: Record) -> None:
     """The whole way from the picture: all 60 tokens."""
     ids = reference["input_ids"].astype(int).tolist()
     after = ids[ids.index(IMAGE_TOKEN) + ids.count(IMAGE_TOKEN) :]
     model = DeepseekOcr(
-        official_weights, Ids(IMAGE_TOKEN), mode=reference["mode"], engine="reference", weights="checkpoint", digest=""
+        weights, Ids(IMAGE_TOKEN), mode=reference["mode"], engine="reference", weights="checkpoint", digest=""
     )
     infer = InferSettings(prompt=f"<image>{' '.join(map(str, after))}", max_new_tokens=60, no_repeat_ngram_size=20)
 

@@ -10,24 +10,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from PIL import Image
+from stage_helpers import context, pages
 
 from pytest_llmprof.artifacts import GzipWriter
 from pytest_llmprof.config.schema import InferSettings, ModelSettings
-from pytest_llmprof.config.stages import TorchProfilerOptions, Window
-from pytest_llmprof.datasets.base import Page
+from pytest_llmprof.config.stages import Window
 from pytest_llmprof.errors import StageError
 from pytest_llmprof.measure.phases import PhaseRecorder
 from pytest_llmprof.stages import cupti, torch_profiler
-from pytest_llmprof.stages.workloads import CallableWorkload, PagesWorkload
+from pytest_llmprof.stages.workloads import CallableWorkload
 
 START = "WARNING:2026-01-01 00:00:00 1:1 init.cpp:155] function cbapi->getCuptiStatus() failed with error "
 HINT = "INFO:2026-01-01 00:00:00 1:1 init.cpp:158] If you see CUPTI_ERROR_INSUFFICIENT_PRIVILEGES, refer to the web"
-
-
-class WhitePage(Page):
-    def load(self) -> Image.Image:
-        return Image.new("RGB", (64, 64), "white")
 
 
 @pytest.fixture(scope="module")
@@ -44,28 +38,6 @@ def complaints(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     fresh: list[str] = []
     monkeypatch.setattr(cupti, "_complaints", fresh)
     return fresh
-
-
-def context(out_dir: Path, workload: Any, window: Window, results: Any = ()) -> Any:
-    return SimpleNamespace(
-        stage=SimpleNamespace(options=TorchProfilerOptions(window=window)),
-        workload=workload,
-        recorder=lambda domain: PhaseRecorder("cpu", domain=domain),
-        progress=lambda text: None,
-        out_dir=out_dir,
-        result=SimpleNamespace(samples=results),
-    )
-
-
-def pages(model: Any, tokens: int) -> PagesWorkload:
-    return PagesWorkload(
-        model,
-        [WhitePage(name="white", source="white", path=Path("white"))],
-        InferSettings(max_new_tokens=tokens, ignore_eos=True),
-        on_answer=lambda *_: None,
-        on_failure=lambda *facts: pytest.fail(str(facts)),
-        progress=lambda text: None,
-    )
 
 
 def on_card(monkeypatch: pytest.MonkeyPatch, say: Callable[[], None]) -> CallableWorkload:
@@ -120,7 +92,7 @@ def test_a_trace_without_a_kernel_fails_where_cupti_was_silent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, complaints: list[str]
 ) -> None:
     workload = on_card(monkeypatch, lambda: None)
-    with pytest.raises(StageError, match="holds no CUDA kernel: .*gave no reason"):
+    with pytest.raises(StageError, match=r"holds no CUDA kernel: .*gave no reason"):
         torch_profiler.profile_window(context(tmp_path, workload, Window()))
 
 
