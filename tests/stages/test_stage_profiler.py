@@ -140,7 +140,7 @@ def test_a_window_writes_its_trace_and_its_costs(tmp_path: Path, tiny: Any) -> N
     assert len(raw) == profile["trace_bytes"]
     assert profile["steps"] == 3
     parts = profile["stage_costs_s"]
-    assert set(parts) == {"window", "stop", "export", "read", "tables", "write"}
+    assert set(parts) == {"reach", "window", "stop", "export", "read", "tables", "write"}
     assert all(seconds > 0 for seconds in parts.values())
     assert sum(parts.values()) <= profile["stage_cost_s"]
     assert profile["profiler_unload_s"] is None
