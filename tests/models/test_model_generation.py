@@ -19,7 +19,7 @@ from pytest_llmprof.models.base import Token
 from pytest_llmprof.models.deepseek_ocr import generation, vision
 from pytest_llmprof.models.deepseek_ocr.loader import load
 from pytest_llmprof.models.deepseek_ocr.model import DeepseekOcr
-from pytest_llmprof.models.deepseek_ocr.preprocessing import Mode
+from pytest_llmprof.models.deepseek_ocr.preprocessing import Mode, crop_grid, image_tokens
 
 INFER = InferSettings(max_new_tokens=24, no_repeat_ngram_size=6)
 
@@ -167,6 +167,18 @@ def test_phases(tiny: Any, phases: Record) -> None:
 def test_crops_go_through_the_vision_phases_too(cropping: DeepseekOcr, phases: Record) -> None:
     list(cropping.generate([picture(1, (500, 700))], replace(INFER, max_new_tokens=1), phases))
     assert phases.events.count("sam") == phases.events.count("projector") == 2
+
+
+def test_the_encoder_alone_gives_each_pages_features(cropping: DeepseekOcr) -> None:
+    small, large = picture(1, (100, 100)), picture(2, (500, 700))
+    encode = cropping.encoder([small, large])
+    first, second = encode(), encode()
+    grids = [crop_grid(page.size, cropping._mode) for page in (small, large)]
+    assert grids[0] == (1, 1) != grids[1]
+    assert [len(page) for page in first] == [image_tokens(grid, cropping._mode) for grid in grids]
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+    (alone,) = cropping.encoder([small])()
+    assert torch.allclose(alone, first[0], atol=1e-5)
 
 
 def test_leaving_early(tiny: Any, phases: Record) -> None:
