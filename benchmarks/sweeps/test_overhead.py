@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import pytest_llmprof.analysis  # noqa: F401 - loaded here, so that it is not in the stage's cost and memory
 from pytest_llmprof.measure.phases import DOMAIN, WARMUP_DOMAIN, PhaseRecorder
 from pytest_llmprof.models.base import NoPhases
 from pytest_llmprof.stages.base import StageContext, StageResult

@@ -14,9 +14,9 @@ ROOT = Path(__file__).parents[2]
 def run(tmp_path: Path, request: pytest.FixtureRequest, *arguments: str) -> str:
     # A plugin that no entry point names (the package is on the path, not installed) is asked for.
     plugin = () if request.config.pluginmanager.hasplugin("llmprof") else ("-p", "pytest_llmprof.plugin")
+    options = ("-p", "no:cacheprovider", "-q", "--llmprof-stage=direct_inference")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *plugin, "-p", "no:cacheprovider", "-q", "--llmprof-stage=direct_inference"]
-        + [f"--llmprof-run-dir={tmp_path / 'run'}", *arguments],
+        [sys.executable, "-m", "pytest", *plugin, *options, f"--llmprof-run-dir={tmp_path / 'run'}", *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
