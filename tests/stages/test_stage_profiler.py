@@ -62,7 +62,7 @@ def on_card(monkeypatch: pytest.MonkeyPatch, say: Callable[[], None]) -> Callabl
 
     workload.device = "cuda:0"
     monkeypatch.setattr(torch_profiler, "_profiler", profiler)
-    monkeypatch.setattr(torch_profiler, "synchronise", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(cupti.Cupti, "load", lambda self: None)
     return workload
 
