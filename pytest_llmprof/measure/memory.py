@@ -47,9 +47,9 @@ class PeakMemory:
         if self._card is None:
             return None
         stats = self._torch.cuda.memory_stats_as_nested_dict(self._card)
-        self._torch.cuda.reset_peak_memory_stats(self._card)
         if not stats:
-            return Peak(0, 0)  # nothing was ever allocated on this card
+            return Peak(0, 0)  # nothing was ever allocated on this card, and its counters cannot be reset
+        self._torch.cuda.reset_peak_memory_stats(self._card)
         return Peak(stats["allocated_bytes"]["all"]["peak"], stats["reserved_bytes"]["all"]["peak"])
 
     def release_cached(self) -> None:
