@@ -7,6 +7,7 @@
     ├── DatasetError     a dataset that cannot be read as a whole
     ├── PageError        one page that cannot be read (that page fails, the others go on)
     ├── ModelError       a model that cannot be loaded or run
+    │   └── EngineUnavailable  an engine that this machine cannot run (the test is skipped with the reason)
     ├── StageError       a stage that could not do its work (an empty trace, say)
     └── ArtifactError    a directory or file that cannot be used
 """
@@ -20,6 +21,7 @@ __all__ = [
     "ArtifactError",
     "ConfigError",
     "DatasetError",
+    "EngineUnavailable",
     "LlmprofError",
     "ModelError",
     "PageError",
@@ -46,6 +48,11 @@ class PageError(LlmprofError):
 
 class ModelError(LlmprofError):
     """A model that cannot be loaded or run as configured."""
+
+
+class EngineUnavailable(ModelError):
+    """`infer.engine` names an engine that this machine lacks something for: a compiler, say. Its tests are skipped
+    with the reason."""
 
 
 class StageError(LlmprofError):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llmprof.errors import ConfigError, StageError
+from pytest_llmprof.errors import ConfigError, EngineUnavailable, StageError
 from pytest_llmprof.items import ITEM, ItemState
 from pytest_llmprof.results import row
 
@@ -184,9 +184,14 @@ def llmprof_output(llmprof_config: Settings, llmprof_artifacts: Artifacts) -> Ou
 
 @pytest.fixture
 def llmprof_model(request: pytest.FixtureRequest, llmprof_config: Settings) -> LoadedModel:
-    """The loaded model of this test's configuration. One is kept between tests, and freed when another is asked for."""
+    """The loaded model of this test's configuration. One is kept between tests, and freed when another is asked for.
+
+    A test whose engine lacks something on this machine (a compiler, say) is skipped with the reason."""
     manager = _manager(request)
-    return manager.session.model_cache.get(llmprof_config, manager.progress.show)
+    try:
+        return manager.session.model_cache.get(llmprof_config, manager.progress.show)
+    except EngineUnavailable as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture

@@ -176,7 +176,7 @@ def test_experts_are_counted_where_they_are_routed() -> None:
 
 def test_without_routers_to_watch_the_expected_number_is_taken_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("tiny")
-    monkeypatch.setattr(model, "generate", lambda *_: iter(()))  # as an engine that never calls their modules
+    monkeypatch.setattr(model, "_generate", lambda *_: iter(()))  # as an engine that never calls their modules
     found = model.costs([Image.new("RGB", (300, 200))] * 2, INFER, [5, 3])
     assert found.details["experts_counted"] is False
     assert "expected of even routing" in found.note

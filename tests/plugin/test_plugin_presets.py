@@ -120,3 +120,19 @@ def test_two(llmprof):
         assert config["infer"]["prompt"] == prompt
         assert config["llmprof"] == {"test": f"test_it/test_{name}", "stage": "direct_inference"}
     assert yaml.safe_load((bench.run_dir / "config.yaml").read_text())["infer"]["prompt"] == "ours"
+
+
+def test_an_engine_that_this_machine_cannot_run_is_skipped_with_the_reason(bench, monkeypatch):
+    from pytest_llmprof.models.deepseek_ocr.engines import graphs
+
+    def broken(function):
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr(graphs, "compile_whole", broken)
+    bench.test()
+    result = bench.run("infer=compiled", args=["-rs"])
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(
+        ["SKIPPED*infer=compiled needs torch.compile,*: No working C++ compiler found; use infer=reference"]
+    )
+    assert [test["outcome"] for test in bench.run_json()["tests"]] == ["skipped"]

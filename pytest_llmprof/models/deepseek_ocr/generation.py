@@ -20,9 +20,20 @@ from pytest_llmprof.models.base import Token
 if TYPE_CHECKING:
     from pytest_llmprof.models.base import Phases
 
-__all__ = ["Arrivals", "Decoder", "EagerDecoder", "Limits", "Prompts", "ban_repeats", "layout", "stream"]
+__all__ = [
+    "NOT_A_TOKEN",
+    "Arrivals",
+    "Decoder",
+    "EagerDecoder",
+    "Limits",
+    "Prompts",
+    "ban_repeats",
+    "causal_mask",
+    "layout",
+    "stream",
+]
 
-_NOT_A_TOKEN = -1
+NOT_A_TOKEN = -1
 """Fills the places before a shorter prompt: equal to no token, so no n-gram with padding in it repeats."""
 
 
@@ -70,7 +81,7 @@ def layout(rows: Sequence[Sequence[int]], device: torch.device) -> Prompts:
     """Pad the token ids of several prompts on the left and put them on the device."""
     length = max(map(len, rows))
     padding = tuple(length - len(row) for row in rows)
-    padded = [[_NOT_A_TOKEN] * left + list(row) for left, row in zip(padding, rows, strict=True)]
+    padded = [[NOT_A_TOKEN] * left + list(row) for left, row in zip(padding, rows, strict=True)]
     starts = torch.tensor(padding)[:, None]
     return Prompts(torch.tensor(padded).to(device), starts.to(device), padding)
 
@@ -121,9 +132,14 @@ class Arrivals:
         """The most tokens that any row may have."""
 
     def take(self, ids: Sequence[int]) -> list[Token]:
-        """The tokens of one step, one id a row, which are on the host just now; none of a row that has ended."""
+        """The tokens of one step, one id a row, which are on the host just now; none of a row that has ended.
+
+        Raises `ModelError` where an engine gave -1: the scores of that row were not numbers.
+        """
         now = perf_counter_ns()
         self._count += 1
+        if any(ids[row] == NOT_A_TOKEN for row in self.rows):
+            raise ModelError(f"the scores of token {self._count} are not numbers (NaN): model.dtype=float32 may help")
         tokens = [Token(row, ids[row], None, now, self._finish(row, ids[row])) for row in self.rows]
         self.rows = [token.row for token in tokens if token.finish is None]
         return tokens
@@ -147,9 +163,10 @@ class EagerDecoder:
         self._limits = limits
         self._cache = DynamicCache(config=model.config.text_config)
         self._length = length
-        self._ids = torch.full((rows, length + steps), _NOT_A_TOKEN, device=device)
+        self._ids = torch.full((rows, length + steps), NOT_A_TOKEN, device=device)
         self._ids[:, :length] = prompts.ids
         self._padded = any(prompts.padding)
+        self._starts = prompts.starts
         places = torch.arange(length + steps, device=device)
         self._positions = (places - prompts.starts).clamp_min_(0)
         self._visible = places >= prompts.starts
@@ -160,11 +177,7 @@ class EagerDecoder:
         """Read the prompts; return the first tokens [rows]."""
         mask = None
         if self._padded:
-            places = torch.arange(self._length, device=embeddings.device)
-            causal = places[:, None] >= places
-            # A padded place sees itself: with nothing to see its softmax would be NaN, and NaN spreads.
-            itself = places[:, None] == places
-            mask = (causal & (self._visible[:, None, : self._length] | itself))[:, None]
+            mask = causal_mask(self._starts, self._length)
         return self._forward(embeddings, self._positions[:, : self._length], mask)
 
     def next(self) -> torch.Tensor:
@@ -193,6 +206,15 @@ class EagerDecoder:
         self._ids[:, self._length] = chosen
         self._length += 1
         return chosen
+
+
+def causal_mask(starts: torch.Tensor, length: int) -> torch.Tensor:
+    """What each place of prompts that begin at *starts* [rows, 1] sees: bool [rows, 1, length, length]."""
+    places = torch.arange(length, device=starts.device)
+    causal = places[:, None] >= places
+    # A padded place sees itself: with nothing to see its softmax would be NaN, and NaN spreads.
+    itself = places[:, None] == places
+    return (causal & ((places >= starts)[:, None] | itself))[:, None]
 
 
 def ban_repeats(ids: torch.Tensor, scores: torch.Tensor, ngram: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ import torch
 from pytest_llmprof.errors import ModelError
 from pytest_llmprof.models.base import Capabilities, ModelInfo, NoPhases, ParsedOutput, Token
 from pytest_llmprof.models.deepseek_ocr import generation, parsing, preprocessing, prompts, vision
-from pytest_llmprof.models.deepseek_ocr.engines import Inputs, make_engine
+from pytest_llmprof.models.deepseek_ocr.engines import Engine, Inputs, make_engine
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -79,9 +79,14 @@ class DeepseekOcr:
             },
         )
 
-    @torch.inference_mode()
     def generate(self, images: Sequence[Image], infer: InferSettings, phases: Phases) -> Iterator[Token]:
         """Yield the tokens of a batch of pictures as they come; see `LoadedModel.generate`."""
+        return self._generate(self._engine, images, infer, phases)
+
+    @torch.inference_mode()
+    def _generate(
+        self, engine: Engine, images: Sequence[Image], infer: InferSettings, phases: Phases
+    ) -> Iterator[Token]:
         self._loaded()
         if not images:
             return
@@ -94,7 +99,7 @@ class DeepseekOcr:
         )
         with phases.phase("preprocess"):
             inputs = self._inputs(images, infer)
-        tokens = self._engine.generate(inputs, limits, phases)
+        tokens = engine.generate(inputs, limits, phases)
         del inputs  # the engine drops the pictures once they are read
         yield from tokens
 
@@ -136,8 +141,12 @@ class DeepseekOcr:
         return (self.info.mode, preprocessing.crop_grid(image.size, self._mode), self.prompt(infer))
 
     def costs(self, images: Sequence[Image], infer: InferSettings, tokens: Sequence[int]) -> Costs:
-        """What a batch takes; see `Costed.costs`. Runs it once more to count the experts it is routed to."""
+        """What a batch takes; see `Costed.costs`.
+
+        Runs it once more to count the experts it is routed to, eagerly: a CUDA graph does not tell.
+        """
         from pytest_llmprof.models.deepseek_ocr import costs
+        from pytest_llmprof.models.deepseek_ocr.engines.reference import ReferenceEngine
 
         model = self._loaded()
         grids = [preprocessing.crop_grid(image.size, self._mode) for image in images]
@@ -149,7 +158,9 @@ class DeepseekOcr:
             steps=max(max(tokens, default=1) - 1, 0),
         )
         routing = costs.count_routing(
-            model, batch, lambda limits, phases: self.generate(images, replace(infer, **limits), phases)
+            model,
+            batch,
+            lambda limits, phases: self._generate(ReferenceEngine(model), images, replace(infer, **limits), phases),
         )
         return costs.batch_costs(model.config, batch, self._dtype.itemsize, routing)
 

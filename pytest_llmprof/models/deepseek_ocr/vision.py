@@ -7,7 +7,7 @@ relative position tables, which depend on the weights alone, are made once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pytest_llmprof.models.base import Phases
     from pytest_llmprof.models.deepseek_ocr.preprocessing import CropGrid
 
-__all__ = ["keep_position_tables", "merge", "page_features"]
+__all__ = ["assemble", "keep_position_tables", "merge", "page_features", "project"]
 
 
 def keep_position_tables(model: Any) -> None:
@@ -26,7 +26,8 @@ def keep_position_tables(model: Any) -> None:
     weights must not change afterwards.
     """
     for layer in model.model.vision_tower.sam_encoder.layers:
-        layer.attn.get_rel_pos = _PositionTables(layer.attn.get_rel_pos)
+        if not isinstance(layer.attn.get_rel_pos, _PositionTables):
+            layer.attn.get_rel_pos = _PositionTables(layer.attn.get_rel_pos)
 
 
 class _PositionTables:
@@ -54,8 +55,42 @@ def page_features(
 
     *overviews* is [pages, 3, size, size]; *crops* is [all pages' crops, 3, 640, 640] in page order, or None.
     """
-    whole = _project(model, overviews, phases)
-    parts = _project(model, crops, phases) if crops is not None else None
+    whole = project(model, overviews, phases)
+    parts = project(model, crops, phases) if crops is not None else None
+    return assemble(model, whole, parts, grids)
+
+
+def _call(part: str, call: Callable[..., Any], *inputs: torch.Tensor) -> Any:
+    return call(*inputs)
+
+
+def project(
+    model: Any, pixels: torch.Tensor, phases: Phases, run: Callable[..., Any] = _call
+) -> torch.Tensor:
+    """Take views [views, 3, size, size] to features [views, tokens, hidden].
+
+    *run* is given each part's name, its function and its inputs; engines replay graphs there.
+    """
+    tower = model.model.vision_tower
+
+    def join(local: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        joined = torch.cat([context[:, 1:], local.flatten(2).transpose(1, 2)], dim=-1)
+        projected: torch.Tensor = model.model.multi_modal_projector(joined)
+        return projected
+
+    with phases.phase("sam"):
+        local = run("sam", lambda views: tower.sam_encoder(views).last_hidden_state, pixels)
+    with phases.phase("clip"):
+        context = run("clip", lambda features: tower.vision_encoder(features).last_hidden_state, local)
+    with phases.phase("projector"):
+        features: torch.Tensor = run("projector", join, local, context)
+    return features
+
+
+def assemble(
+    model: Any, whole: torch.Tensor, parts: torch.Tensor | None, grids: Sequence[CropGrid]
+) -> list[torch.Tensor]:
+    """Lay each page's features out, [image tokens, hidden], from those of overviews and crops."""
     newline, separator = model.model.image_newline, model.model.view_separator
     pages: list[torch.Tensor] = []
     taken = 0
@@ -76,19 +111,6 @@ def merge(
     for row, (page, start) in enumerate(zip(features, positions, strict=True)):
         embeddings[row, start : start + page.shape[0]] = page
     return embeddings
-
-
-def _project(model: Any, pixels: torch.Tensor, phases: Phases) -> torch.Tensor:
-    """[views, 3, size, size] -> [views, tokens, hidden]"""
-    tower = model.model.vision_tower
-    with phases.phase("sam"):
-        local = tower.sam_encoder(pixels).last_hidden_state
-    with phases.phase("clip"):
-        context = tower.vision_encoder(local).last_hidden_state
-    with phases.phase("projector"):
-        joined = torch.cat([context[:, 1:], local.flatten(2).transpose(1, 2)], dim=-1)
-        projected: torch.Tensor = model.model.multi_modal_projector(joined)
-    return projected
 
 
 def _square(view: torch.Tensor) -> torch.Tensor:

@@ -61,6 +61,10 @@ def make_engine(name: str, model: Any) -> Engine:
 
     Raises `ModelError` where it cannot run there, naming an engine that can.
     """
+    if name == "compiled":
+        from pytest_llmprof.models.deepseek_ocr.engines.compiled import CompiledEngine
+
+        return CompiledEngine(model)
     from pytest_llmprof.models.deepseek_ocr.engines.reference import ReferenceEngine
 
-    return {"reference": ReferenceEngine}[name](model)
+    return ReferenceEngine(model)

@@ -1,0 +1,175 @@
+"""The engine `compiled`: the reference engine's tokens, at fixed addresses; what it cannot do is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from ocr_helpers import Record, generate
+from test_model_generation import INFER, by_row, picture
+
+from pytest_llmprof.config.schema import InferSettings, ModelSettings
+from pytest_llmprof.errors import EngineUnavailable, ModelError
+from pytest_llmprof.measure.compiles import CompileWatch
+from pytest_llmprof.models.deepseek_ocr import generation
+from pytest_llmprof.models.deepseek_ocr.engines import graphs, step
+from pytest_llmprof.models.deepseek_ocr.loader import load
+
+SETTINGS = ModelSettings(weights="random", size="tiny", mode="tiny", device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Any, Any]]:
+    """The same weights under both engines."""
+    settings = replace(SETTINGS, device=request.param)
+    try:
+        compiled = load(settings, InferSettings(engine="compiled"))
+    except EngineUnavailable as error:
+        pytest.skip(str(error))
+    yield load(settings, InferSettings()), compiled
+    compiled.close()
+
+
+@pytest.mark.slow
+def test_pages(pair: tuple[Any, Any], phases: Record) -> None:
+    """Equal tokens and phases; a second pass compiles nothing, whatever the n-grams do to the answer."""
+    reference, compiled = pair
+    infer = replace(INFER, max_new_tokens=60, no_repeat_ngram_size=4)
+    wanted = [by_row(list(reference.generate([picture(n)], infer, phases)), 1) for n in (1, 2)]
+    events, phases.events = phases.events, []
+    assert [by_row(list(compiled.generate([picture(n)], infer, phases)), 1) for n in (1, 2)] == wanted
+    assert phases.events == events
+    assert len({token for row in wanted for token, _ in row[0]}) > 20
+    with CompileWatch() as watch:
+        assert by_row(list(compiled.generate([picture(2)], infer, phases)), 1) == wanted[1]
+    assert watch.seen == []
+
+
+@pytest.mark.slow
+def test_leaving_early(pair: tuple[Any, Any], phases: Record) -> None:
+    reference, compiled = pair
+    tokens = compiled.generate([picture(2)], INFER, phases)
+    begun = [next(tokens).id for _ in range(3)]
+    tokens.close()
+    assert phases.events[-1] == "/decode"
+    whole = [token.id for token in reference.generate([picture(2)], INFER, phases)]
+    assert begun == whole[:3]
+    assert [token.id for token in compiled.generate([picture(2)], INFER, phases)] == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lengths", [(490,), (9, 40, 23)], ids=["one row, past the shortest look", "padded rows"])
+@pytest.mark.parametrize("ends", [False, True])
+def test_language_model(
+    pair: tuple[Any, Any], lengths: tuple[int, ...], ends: bool, monkeypatch: pytest.MonkeyPatch, phases: Record
+) -> None:
+    """Prompts of random embeddings: rows of different lengths, ends within the batch, a longer look at the cache."""
+    reference, compiled = pair
+    device = reference._device
+    generator = torch.Generator().manual_seed(5)
+    batch = generation.layout(
+        [torch.randint(3, 900, (length,), generator=generator).tolist() for length in lengths], device
+    )
+    embeddings = torch.randn(len(lengths), max(lengths), 256, generator=generator).to(device)
+    limits = generation.Limits(40, 8192, None, 1, 4)
+    with torch.inference_mode():
+        wanted = by_row(generate(reference._model, batch, embeddings, limits), len(lengths))
+        if ends:
+            limits = replace(limits, eos=wanted[0][20][0])
+            wanted = by_row(generate(reference._model, batch, embeddings, limits), len(lengths))
+            assert wanted[0][-1][1] == "eos"
+        monkeypatch.setattr(compiled._engine._prefill, "embeddings", lambda *_: embeddings)
+        tokens = compiled._engine.generate(SimpleNamespace(prompts=batch), limits, phases)
+        assert by_row(list(tokens), len(lengths)) == wanted
+
+
+@pytest.mark.slow
+def test_prefill_that_cannot_be_captured(
+    pair: tuple[Any, Any], phases: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, compiled = pair
+    monkeypatch.setattr(compiled._engine._prefill, "captured", False)
+    answers = [by_row(list(model.generate([picture(1)], INFER, phases)), 1) for model in pair]
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.slow
+def test_more_experts_asked_than_there_are(pair: tuple[Any, Any], phases: Record) -> None:
+    """Four rows of two experts out of six: each is read once, instead of for each row."""
+    reference, compiled = pair
+    pages = [picture(n) for n in range(1, 5)]
+    assert by_row(list(compiled.generate(pages, INFER, phases)), 4) == by_row(
+        list(reference.generate(pages, INFER, phases)), 4
+    )
+
+
+@pytest.mark.slow
+def test_scores_that_are_not_numbers(pair: tuple[Any, Any], phases: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, compiled = pair
+    embeddings = torch.full((1, 30, 256), torch.nan, device=compiled._device)
+    batch = generation.layout([list(range(3, 33))], compiled._device)
+    monkeypatch.setattr(compiled._engine._prefill, "embeddings", lambda *_: embeddings)
+    limits = generation.Limits(5, 8192, None, 1, 4)
+    with torch.inference_mode(), pytest.raises(ModelError, match="scores of token 1 are not numbers"):
+        list(compiled._engine.generate(SimpleNamespace(prompts=batch), limits, phases))
+
+
+@pytest.mark.gpu
+def test_bfloat16_agrees_with_the_reference(phases: Record) -> None:
+    """Rounding differs, so answers part somewhere; at the start they agree. Prints the share of equal tokens."""
+    settings = replace(SETTINGS, device="cuda", dtype="bfloat16")
+    infer = replace(INFER, max_new_tokens=64)
+    reference = load(settings, infer)
+    compiled = load(settings, replace(infer, engine="compiled"))
+    models, shares = (reference, compiled), []
+    for number in range(1, 7):
+        one, other = ([token.id for token in model.generate([picture(number)], infer, phases)] for model in models)
+        shares.append(sum(map(int.__eq__, one, other)) / len(one))
+    print("share of equal tokens in bfloat16:", [round(share, 2) for share in shares])
+    assert max(shares) > 0.5
+
+
+@pytest.mark.parametrize("ngram", [0, 1, 2, 3, 6, 35])
+def test_ban_within_a_longer_buffer(ngram: int) -> None:
+    """What lies past the filled places, or is padding, bans nothing."""
+    generator = torch.Generator().manual_seed(ngram)
+    for length in range(1, 40):
+        ids = torch.randint(0, 4, (3, 40), generator=generator)
+        ids[1, : min(length - 1, 5)] = -1
+        scores = torch.randn(3, 9, generator=generator)
+        wanted = generation.ban_repeats(ids[:, :length], scores, ngram)
+        assert torch.equal(step._ban(scores, ids, torch.tensor([length]), ngram), wanted)
+
+
+@pytest.mark.parametrize("vocabulary", [1, 127, 128, 300])
+def test_highest_is_the_first_of_the_highest(vocabulary: int) -> None:
+    generator = torch.Generator().manual_seed(vocabulary)
+    scores = torch.randint(0, 20, (5, vocabulary), generator=generator).float()
+    best, chosen = step._highest(scores)
+    assert torch.equal(best, scores.max(-1).values)
+    assert chosen.tolist() == [row.index(max(row)) for row in scores.tolist()]
+    scores[2, vocabulary // 2] = torch.nan
+    assert step._highest(scores)[0].isnan().tolist() == [False, False, True, False, False]
+
+
+@pytest.mark.parametrize("key, value", [("hidden_act", "gelu"), ("topk_method", "group_limited_greedy")])
+def test_other_layers_are_refused(key: str, value: str) -> None:
+    with pytest.raises(ModelError, match=f"whose {key} is .* this one has '{value}': use infer=reference"):
+        step._check(SimpleNamespace(**{key: value}))
+
+
+def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(function: Any) -> Any:
+        raise RuntimeError("No working C++ compiler found\nlong story")
+
+    monkeypatch.setattr(graphs, "compile_whole", broken)
+    with pytest.raises(EngineUnavailable) as caught:
+        load(SETTINGS, InferSettings(engine="compiled"))
+    assert str(caught.value).splitlines() == [
+        "infer=compiled needs torch.compile, which does not work on cpu here: No working C++ compiler found; "
+        "use infer=reference"
+    ]
