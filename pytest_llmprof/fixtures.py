@@ -97,25 +97,30 @@ class LlmProf:
         self._used = name
 
     def _go(self, kind: str, work: Callable[[Any], RunResult]) -> RunResult:
+        from pytest_llmprof.stages.base import StagePlugin
         from pytest_llmprof.stages.runner import Runner
 
         manager, state = self._manager, self._state
+        stage = manager.session.stage(state.stage)
+        assert isinstance(stage, StagePlugin)  # under a tool no test's body runs here
         runner = state.runner = Runner(
             settings=self.settings,
-            stage=manager.session.stage(state.stage),
+            stage=stage,
             artifacts=manager.session.artifacts(state.test),
             test_id=self._request.node.nodeid,
             gates=state.gates,
             progress=lambda text: manager.progress.show(f"{state.stage}: {text}", state.name),
             rootdir=manager.config.rootpath,
             profiler_ran_before=manager.session.profiler_ran,
+            timed=manager.session.timed,
         )
         try:
             result = work(runner)
         finally:
+            state.verdicts = runner.verdicts
             if runner.result is not None:
                 manager.session.profiler_ran |= runner.result.profile is not None
-                seconds = runner.result.round_seconds
+                seconds = runner.result.round_seconds if manager.session.timed else []
                 out_dir = runner.artifacts.out_dir(state.stage)
                 state.row = row(self._request.node, state, kind, out_dir, seconds)
                 self._sink(seconds, state.row["extra_info"])

@@ -10,7 +10,7 @@ import pytest
 from pytest_llmprof.errors import ConfigError, LlmprofError
 
 if TYPE_CHECKING:
-    from pytest_llmprof.compare.gates import Gate
+    from pytest_llmprof.compare.gates import Gate, Verdict
     from pytest_llmprof.config.schema import Settings
     from pytest_llmprof.rundir import TestKey
     from pytest_llmprof.session import Session
@@ -25,6 +25,7 @@ __all__ = [
     "marker_overrides",
     "needs_sink",
     "settle",
+    "stage_of",
     "stray_gates",
 ]
 
@@ -49,6 +50,10 @@ class ItemState:
         self.runner: Runner | None = None
         self.row: dict[str, Any] | None = None
         """What it came to, as plain data for the controller."""
+        self.verdicts: Sequence[Verdict] = ()
+        """What came of the gates, once they were judged: here, or in the child that ran the test."""
+        self.tool = False
+        """Whether it runs in a child process, under a tool: its body does not run here."""
         self.sink = False
         """Whether we asked for pytest-benchmark's fixture on its behalf."""
 
@@ -72,6 +77,8 @@ def needs_sink(item: pytest.Item, config: pytest.Config) -> bool:
     Under xdist pytest-benchmark is off and would say so for each session; only `--benchmark-skip` still holds.
     """
     names = getattr(item, "fixturenames", ())
+    if config.getoption("llmprof_frozen") is not None:  # a child has no rounds to show
+        return False
     if "llmprof" not in names or "benchmark" in names or not config.pluginmanager.hasplugin("benchmark"):
         return False
     return not hasattr(config, "workerinput") or bool(config.getoption("benchmark_skip"))
@@ -96,7 +103,8 @@ def settle(
         state = item.stash.setdefault(ITEM, ItemState())
         state.name = f"{keys[item].module}::{keys[item].name}"
         state.test = dirs[keys[item]]
-        state.stage = _params(item)[STAGE_FIXTURE]
+        state.stage = stage_of(item)
+        state.tool = session.runs_in_child(state.stage)
         own_fault = True
         try:
             overrides = marker_overrides(item)
@@ -112,11 +120,17 @@ def settle(
                 refuse([item], str(error))
             continue
         state.settings = settings
+        state.test = settings.test  # a child's is its parent's
         owners.append((item.nodeid, settings, session.run_dir / state.test))
     clashes = check_collisions(owners)
     for item in items:
         if item.nodeid in clashes:
             refuse([item], clashes[item.nodeid])
+
+
+def stage_of(item: pytest.Item) -> str:
+    """The stage that the test runs in."""
+    return str(_params(item)[STAGE_FIXTURE])
 
 
 def stray_gates(items: Sequence[pytest.Item]) -> None:

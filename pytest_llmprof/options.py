@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,10 @@ import pytest
 if TYPE_CHECKING:
     from pytest_llmprof.config.compose import ConfigSources
 
-__all__ = ["MARKERS", "add_options", "directory", "given_in_ini", "given_on_command_line", "sources"]
+__all__ = ["FROZEN", "MARKERS", "add_options", "directory", "given_in_ini", "given_on_command_line", "sources"]
+
+FROZEN = "--llmprof-frozen"
+"""Internal: the configuration that a child process is handed by the stage that started it."""
 
 MARKERS = (
     "llmprof(overrides=['key=value', ...]): Hydra overrides for this test alone; "
@@ -68,6 +72,7 @@ def add_options(parser: pytest.Parser) -> None:
         default=False,
         help="print the session's resolved configuration as YAML and exit without collecting",
     )
+    group.addoption(FROZEN, dest="llmprof_frozen", default=None, help=argparse.SUPPRESS)
 
 
 def given_on_command_line(config: pytest.Config) -> bool:
@@ -103,4 +108,5 @@ def sources(config: pytest.Config) -> ConfigSources:
         stages_from_ini=stages is None,
         invocation_dir=config.invocation_params.dir,
         rootdir=config.rootpath,
+        frozen=Path(config.getoption("llmprof_frozen")) if config.getoption("llmprof_frozen") else None,
     )

@@ -13,7 +13,7 @@ import pytest
 
 from pytest_llmprof import options
 from pytest_llmprof.errors import LlmprofError
-from pytest_llmprof.items import ITEM, STAGE_FIXTURE, ItemState, asks, needs_sink, settle, stray_gates
+from pytest_llmprof.items import ITEM, STAGE_FIXTURE, ItemState, asks, needs_sink, settle, stage_of, stray_gates
 from pytest_llmprof.results import Results, failure, judge, one_line
 from pytest_llmprof.terminal import Progress, gate_lines, header, relative, summary
 
@@ -52,6 +52,10 @@ def pytest_configure(config: pytest.Config) -> None:
     manager = Manager(config)
     config.stash[MANAGER] = manager
     config.pluginmanager.register(manager, "llmprof-manager")
+    if config.getoption("llmprof_frozen") is not None:
+        from pytest_llmprof.in_child import InChild
+
+        config.pluginmanager.register(InChild(manager), "llmprof-in-child")
     if options.given_on_command_line(config) or (manager.controller and options.given_in_ini(config)):
         manager.check_early()
 
@@ -135,7 +139,9 @@ class Manager:
 
     def pytest_itemcollected(self, item: pytest.Item) -> None:
         """Ask for pytest-benchmark's fixture where rounds will be measured, before it looks for its tests."""
-        if asks(item) and needs_sink(item, self.config):
+        if not asks(item) or self._fatal is not None or self.session.runs_in_child(stage_of(item)):
+            return
+        if needs_sink(item, self.config):
             # A copy: the list is shared between the stages' items.
             item.fixturenames = [*item.fixturenames, "benchmark"]  # type: ignore[attr-defined]
             item.stash.setdefault(ITEM, ItemState()).sink = True
@@ -209,6 +215,20 @@ class Manager:
             raise LlmprofError(state.error)
         if not self.worker:
             self.results.running(item, state, self.session.run_dir)
+        if state.tool:
+            # The test and its fixtures run in the child alone.
+            item.fixturenames = [STAGE_FIXTURE]  # type: ignore[attr-defined]
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> bool | None:
+        """A test whose stage runs under a tool: start it there, in place of its body."""
+        state = pyfuncitem.stash.get(ITEM, None)
+        if state is None or not state.tool:
+            return None
+        from pytest_llmprof.tool_items import run_tool_item
+
+        run_tool_item(pyfuncitem, state, self)
+        return True
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(
@@ -228,8 +248,8 @@ class Manager:
                 report.longrepr = item.repr_failure(failure(str(error)))
         if state is None or not asks(item):
             return report
-        if call.when == "call" and state.runner is not None and state.runner.verdicts:
-            report.sections.append(("llmprof gates", gate_lines(state.runner.verdicts)))
+        if call.when == "call" and state.verdicts:
+            report.sections.append(("llmprof gates", gate_lines(state.verdicts)))
         report.llmprof = {  # type: ignore[attr-defined]
             "stage": state.stage,
             "dir": state.directory,
@@ -248,7 +268,11 @@ class Manager:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
+        from pytest_llmprof.tool_items import handed_on
+
         node.workerinput["llmprof_run_dir"] = str(self.session.run_dir)
+        node.workerinput["llmprof_args"] = handed_on(self.config)
+        node.workerinput["llmprof_cwd"] = str(self.config.invocation_params.dir)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(

@@ -61,9 +61,9 @@ def judge(state: ItemState) -> pytest.ExceptionInfo[BaseException] | None:
     """The failure of a test whose figures break a limit, or that has limits and no figures."""
     if not state.gates:
         return None
-    if state.runner is None or state.row is None:
+    if state.row is None:
         return failure("llmprof_gate: the test called neither llmprof.run() nor llmprof.measure()")
-    broken = [verdict for verdict in state.runner.verdicts if verdict.outcome == "failed"]
+    broken = [verdict for verdict in state.verdicts if verdict.outcome == "failed"]
     if not broken:
         return None
     text = "; ".join(f"{verdict.name} is {verdict.figure:.6g}, limit {verdict.limit}" for verdict in broken)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pytest_llmprof.config.schema import DatasetSettings, Settings
     from pytest_llmprof.datasets.base import DatasetPlugin, Page
     from pytest_llmprof.models.base import ModelPlugin
-    from pytest_llmprof.stages.base import StagePlugin
+    from pytest_llmprof.stages.base import StagePlugin, ToolStagePlugin
     from pytest_llmprof.stages.runner import ModelCache
 
 __all__ = ["Session", "check_collisions"]
@@ -33,7 +33,7 @@ class Session:
 
     sources: ConfigSources
     models: Sequence[ModelPlugin]
-    stages: Sequence[StagePlugin]
+    stages: Sequence[StagePlugin | ToolStagePlugin]
     datasets: Sequence[DatasetPlugin]
     choose_run_dir: Callable[[], Path]
     """Names the run directory, once; raises `ArtifactError`."""
@@ -49,7 +49,12 @@ class Session:
         from pytest_llmprof.config.compose import Composer
         from pytest_llmprof.config.registry import Registry
 
-        return Composer(self.sources, Registry.of(self.models, self.stages, self.datasets))
+        registry = Registry.of(self.models, self.stages, self.datasets)
+        if self.sources.frozen is not None:
+            from pytest_llmprof.config.frozen import FrozenComposer
+
+            return FrozenComposer(self.sources, registry, self.sources.frozen)
+        return Composer(self.sources, registry)
 
     @cached_property
     def run_dir(self) -> Path:
@@ -77,9 +82,20 @@ class Session:
         """Legacy keys met so far, by what was composed."""
         return self.composer.legacy_keys if "composer" in vars(self) else ()
 
-    def stage(self, name: str) -> StagePlugin:
+    @property
+    def timed(self) -> bool:
+        """Whether times taken in this process mean anything: not in a child that a tool watches."""
+        return self.sources.frozen is None
+
+    def stage(self, name: str) -> StagePlugin | ToolStagePlugin:
         """A registered stage."""
         return next(stage for stage in self.stages if stage.name == name)
+
+    def runs_in_child(self, stage: str) -> bool:
+        """Whether tests of the stage *stage* run in a child process, under a tool."""
+        from pytest_llmprof.stages.base import ToolStagePlugin
+
+        return isinstance(self.stage(stage), ToolStagePlugin)
 
     def pages(self, settings: DatasetSettings) -> tuple[Page, ...]:
         """A dataset's pages, found once. Raises `DatasetError`."""
@@ -110,7 +126,7 @@ class Session:
             self._begun = True
 
     def close(self) -> None:
-        """Free the model."""
+        """Free the model; another is loaded when one is asked for."""
         if "model_cache" in vars(self):
             self.model_cache.close()
 

@@ -59,6 +59,8 @@ class ConfigSources:
     """Stages of `--llmprof-stage` or its ini twin, maybe comma separated; None = the key `stages`."""
     stages_from_ini: bool = False
     """Whether `stages` is the ini twin: then `stages=` on the command line beats it."""
+    frozen: Path | None = None
+    """A configuration that another process composed: it is the whole one, and all other sources are ignored."""
 
 
 @dataclass

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from pytest_llmprof.config.registry import StageSpec
 
 __all__ = [
     "DIRECT_INFERENCE",
+    "NCU",
+    "NSYS",
     "STATIC_ANALYSIS",
     "TORCH_PROFILER",
+    "NcuOptions",
+    "NsysOptions",
     "StaticAnalysisOptions",
     "TorchProfilerOptions",
     "Window",
@@ -79,3 +85,97 @@ TORCH_PROFILER = StageSpec(
 )
 DIRECT_INFERENCE = StageSpec(name="direct_inference", output=True)
 STATIC_ANALYSIS = StageSpec(name="static_analysis", options=StaticAnalysisOptions, check=check_static_analysis)
+
+
+@dataclass(frozen=True)
+class NsysOptions:
+    """`pipeline.nsys.*` beside `enable`."""
+
+    path: str | None = None
+    """The program `nsys`; None looks on PATH and in the usual places."""
+    capture: str = "all"
+    """What is captured: `all` (measured passes) or an NVTX range of ours (prefill, decode, step, vision, sam ...)."""
+    occurrences: int = 1
+    """How many of them, the first ones (>= 1)."""
+    env: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Environment variables for the tool and what runs under it."""
+    args: tuple[str, ...] = ()
+    """More arguments of `nsys profile`."""
+    timeout_s: float = 600.0
+    """The child is ended after this many seconds, with the tool's own work (> 0)."""
+
+
+@dataclass(frozen=True)
+class NcuOptions:
+    """`pipeline.ncu.*` beside `enable`."""
+
+    path: str | None = None
+    """The program `ncu`; None looks on PATH and in the usual places."""
+    capture: str = "decode"
+    """The NVTX range whose kernels are profiled: `all` (measured passes), decode, prefill, step, vision ..."""
+    kernels: str = "top:5"
+    """`top:N` (of this test's torch_profiler or nsys result in this run), `all`, or a regular expression."""
+    launch_skip: int = 0
+    """Matching launches passed over first (>= 0)."""
+    launch_count: int = 50
+    """Launches profiled (>= 1)."""
+    set: str = "basic"
+    """ncu's section set: basic, detailed, full ..."""
+    sections: tuple[str, ...] = ()
+    """Sections in place of the set."""
+    clock_control: str = "none"
+    """none | base: whether ncu locks the clocks to base."""
+    env: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Environment variables for the tool and what runs under it."""
+    args: tuple[str, ...] = ()
+    """More arguments of `ncu`."""
+    timeout_s: float = 600.0
+    """The child is ended after this many seconds, with the tool's own work (> 0)."""
+
+
+_RANGE = re.compile(r"[A-Za-z_][\w.-]*")
+_TOP = re.compile(r"top:([1-9]\d*)")
+
+
+def _check_tool(options: NsysOptions | NcuOptions) -> Iterator[tuple[str, object, str]]:
+    if not _RANGE.fullmatch(options.capture):
+        yield "capture", options.capture, "all, or the name of one NVTX range (prefill, decode, step, vision, ...)"
+    if options.path is not None and "/" in options.path and not options.path.startswith(("/", "~/")):
+        yield "path", options.path, "an absolute path, a program's name, or null"
+    if options.timeout_s <= 0:
+        yield "timeout_s", options.timeout_s, "a number > 0"
+    for name in options.env:
+        if not name or "=" in name:
+            yield "env", name, "a block of NAME: VALUE"
+
+
+def check_nsys(options: NsysOptions) -> Iterator[tuple[str, object, str]]:
+    """Yield (key below the stage's block, value, what is allowed) for each value out of range."""
+    yield from _check_tool(options)
+    if options.occurrences < 1:
+        yield "occurrences", options.occurrences, "an integer >= 1"
+
+
+def check_ncu(options: NcuOptions) -> Iterator[tuple[str, object, str]]:
+    """Yield (key below the stage's block, value, what is allowed) for each value out of range."""
+    yield from _check_tool(options)
+    for name, value, least in (
+        ("launch_skip", options.launch_skip, 0),
+        ("launch_count", options.launch_count, 1),
+    ):
+        if value < least:
+            yield name, value, f"an integer >= {least}"
+    if options.clock_control not in ("none", "base"):
+        yield "clock_control", options.clock_control, "none or base"
+    allowed = "all, top:N with N >= 1, or a regular expression for kernel names"
+    if not options.kernels or (options.kernels.startswith("top:") and not _TOP.fullmatch(options.kernels)):
+        yield "kernels", options.kernels, allowed
+        return
+    try:
+        re.compile(options.kernels)
+    except re.error:
+        yield "kernels", options.kernels, allowed
+
+
+NSYS = StageSpec(name="nsys", options=NsysOptions, check=check_nsys)
+NCU = StageSpec(name="ncu", options=NcuOptions, check=check_ncu)

@@ -148,7 +148,10 @@ def unknown(root: Block, path: str) -> tuple[str, str]:
             use = rest if find(root, rest) is not None else "pipeline.torch_profiler.output"
             none = f"stage {parts[1]} has no output block of its own"
             if parts[1] in ("nsys", "ncu"):
-                none = "nsys and ncu have no output block of their own"
+                none = (
+                    "nsys and ncu have no output block of their own (under nsys outputs go to the test's "
+                    "tmp/workload/torch_profiler, under ncu there are none)"
+                )
             return "unknown key", f"{none}; use {use}"
     for depth, part in enumerate(parts):
         parent = ".".join(parts[:depth])

@@ -9,6 +9,8 @@ the clock stands.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,13 +18,15 @@ if TYPE_CHECKING:
 
     from pytest_llmprof.measure.memory import Peak, PhasePeaks
 
-__all__ = ["CALL", "DOMAIN", "STEP", "SUB_PHASES", "TOP_PHASES", "WARMUP_DOMAIN", "PhaseRecorder"]
+__all__ = ["CALL", "DOMAIN", "ROUND", "STEP", "SUB_PHASES", "TOP_PHASES", "WARMUP_DOMAIN", "PhaseRecorder"]
 
 DOMAIN = "llmprof"
 WARMUP_DOMAIN = "llmprof.warmup"
 STEP = "step"
 CALL = "call"
 """The one phase of a callable."""
+ROUND = "round"
+"""The NVTX range around one measured pass: what a tool captures where it is to see a whole round."""
 TOP_PHASES = ("preprocess", "vision", "prefill", "decode")
 """Phases that follow one another; `other_ms` is the total less their sum."""
 SUB_PHASES = ("sam", "clip", "projector")
@@ -101,6 +105,8 @@ class PhaseRecorder:
         self._profiling = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
         self._record_function = torch.profiler.record_function
         self._domain = nvtx.get_domain(domain)
+        if not hasattr(self._domain, "push_range"):  # nvtx before 0.2.12, which old Nsight Systems need
+            self._domain = _OldDomain(nvtx, domain)
         self._attributes: dict[str, Any] = {}
         self._spans: list[tuple[str, Any, Any]] = []
         self._open: list[str] = []
@@ -135,6 +141,15 @@ class PhaseRecorder:
         """Open the phase *name*."""
         return _Phase(self, name)
 
+    @contextmanager
+    def round(self) -> Iterator[None]:
+        """Open one measured pass: an NVTX range alone."""
+        self._push(ROUND)
+        try:
+            yield
+        finally:
+            self._domain.pop_range()
+
     def step(self) -> _Range:
         """Open one decode step: ranges only, a step has no time of its own."""
         return _Range(self, STEP)
@@ -154,3 +169,18 @@ class PhaseRecorder:
     def take_peaks(self) -> dict[str, Peak]:
         """Peak memory per phase since the last call; empty on a CPU, and where none is read."""
         return self._peaks.take() if self._peaks is not None else {}
+
+class _OldDomain:
+    """An NVTX domain by the functions of nvtx before 0.2.12, whose domains have no ranges of their own."""
+
+    def __init__(self, nvtx: Any, name: str) -> None:
+        self._nvtx, self._name = nvtx, name
+
+    def get_event_attributes(self, message: str) -> str:
+        return message
+
+    def push_range(self, message: str) -> None:
+        self._nvtx.push_range(message, domain=self._name)
+
+    def pop_range(self) -> None:
+        self._nvtx.pop_range(domain=self._name)

@@ -285,7 +285,7 @@ def warnings(metrics: Mapping[str, Any], environment: Mapping[str, Any]) -> list
     over = over_peak(metrics)
     if over is not None:
         found.append(over)
-    if at(metrics, "rounds") == 1:
+    if at(metrics, "rounds") == 1 and at(metrics, "stage") not in ("nsys", "ncu"):
         found.append("Only one round was measured, so the noise is not known.")
     busy = gpu_busy_share(metrics)
     if busy is not None and busy > 1:

@@ -12,6 +12,7 @@ from pytest_llmprof.artifacts import read_json, write_text
 from pytest_llmprof.outputs.plaintext import inline
 from pytest_llmprof.report.environment_table import environment_table
 from pytest_llmprof.report.findings import findings, warnings
+from pytest_llmprof.report.nsight_section import TOOLS, nsight_section
 from pytest_llmprof.report.profile_section import profile_section
 from pytest_llmprof.report.roofline import roofline_section
 from pytest_llmprof.report.values import NOT_APPLICABLE, at, count, number, numeric, share
@@ -63,6 +64,15 @@ _FILES = {
     "roofline.md": "FLOPs, bytes and floors of each phase",
     "roofline.csv": "the same as numbers",
     "roofline.svg": "the same as a picture",
+    "phases.md": "phases under the tool",
+    "phases.csv": "the same in full precision",
+    "launches.csv": "profiled launches, one a row",
+    "raw.csv": "every metric of every profiled launch, as ncu printed it",
+    "nsys.nsys-rep": "the report, for nsys-ui",
+    "nsys.sqlite": "the same as a database",
+    "ncu.ncu-rep": "the report, for ncu-ui",
+    "command.txt": "the command that ran",
+    "output.log": "what the tool and the child wrote",
     "pred/predictions.jsonl": "answers, one line a page",
     "viz/predictions.md": "gallery of pages and answers",
 }
@@ -105,6 +115,8 @@ def render(metrics: Mapping[str, Any], environment: Mapping[str, Any], files: li
         slowest=_slowest(metrics),
         roofline=roofline_section(metrics),
         profile=profile_section(metrics),
+        tool=TOOLS.get(str(at(metrics, "stage"))),
+        nsight=nsight_section(metrics),
         environment=environment_table(environment),
         files=[_link(name) for name in files],
     )
@@ -232,7 +244,7 @@ def _energy_rounds(metrics: Mapping[str, Any]) -> list[Any]:
 
 def _figures(metrics: Mapping[str, Any]) -> str:
     """Figures with their spread. Of a callable only those that exist, of pages all, with why one is missing."""
-    if not isinstance(at(metrics, "figures"), Mapping):
+    if not isinstance(at(metrics, "figures"), Mapping) or at(metrics, "stage") in TOOLS:
         return ""
     callable_only = at(metrics, "kind") == "callable"
     alone = (numeric(at(metrics, "batch_size")) or 1) <= 1
@@ -261,7 +273,7 @@ def _figures(metrics: Mapping[str, Any]) -> str:
 
 
 def _figures_note(metrics: Mapping[str, Any]) -> str:
-    if at(metrics, "kind") == "callable" or not at(metrics, "figures"):
+    if at(metrics, "kind") == "callable" or not at(metrics, "figures") or at(metrics, "stage") in TOOLS:
         return ""
     batch = (numeric(at(metrics, "batch_size")) or 1) > 1
     return (

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from pytest_llmprof.measure.energy import RoundEnergy
     from pytest_llmprof.measure.memory import Peak
     from pytest_llmprof.measure.phases import PhaseRecorder
+    from pytest_llmprof.stages.child import Child
 
-__all__ = ["StageContext", "StagePlugin", "StageResult", "Workload"]
+__all__ = ["StageContext", "StagePlugin", "StageResult", "ToolContext", "ToolStagePlugin", "Workload"]
 
 
 class Workload(Protocol):
@@ -102,3 +103,37 @@ class StagePlugin(StageSpec):
 
     run: Callable[[StageContext], None] = field(kw_only=True)
     """Do the stage's work and fill in `context.result`. Raises `StageError` with one line where it cannot."""
+
+
+@dataclass(frozen=True)
+class ToolContext:
+    """All that a stage is given whose test runs again in a child process under a tool."""
+
+    settings: Settings
+    out_dir: Path
+    """The stage directory; it exists and is empty but for config.yaml."""
+    device: str
+    """"cpu" or "cuda:0": where the child's model will run."""
+    child: Child
+    """Starts the test in a process of its own."""
+    results: Callable[[str], Path]
+    """The directory of another stage of this test in this run; it may not be there."""
+    progress: Callable[[str], None]
+    """Shows one line of progress."""
+    figures: dict[str, Any]
+    """What the tool said, for metrics.json under the stage's name; filled in as it goes."""
+
+    @property
+    def options(self) -> Any:
+        """The stage's own options."""
+        return self.settings.current.options
+
+
+@dataclass(frozen=True)
+class ToolStagePlugin(StageSpec):
+    """A registered stage whose test runs in a child process, under a tool."""
+
+    outputs: bool = field(kw_only=True)
+    """Whether the child writes its outputs, into `tmp/workload/torch_profiler` of the test's directory."""
+    run: Callable[[ToolContext], None] = field(kw_only=True)
+    """Run the child once and fill in `context.figures`. Raises `StageError` with one line where it cannot."""

@@ -31,7 +31,8 @@ def clean_rounds(context: StageContext) -> None:
         for index in range(measure.rounds):
             if meter is not None:
                 meter.begin()
-            samples, seconds = workload.round(index, recorder)
+            with recorder.round():
+                samples, seconds = workload.round(index, recorder)
             if index + 1 == measure.rounds:
                 result.card_after = reader.card()  # at once, while clocks and heat are still those of the work
             if meter is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,6 +131,8 @@ class Runner:
     progress: Callable[[str], None]
     rootdir: Path
     profiler_ran_before: bool = False
+    timed: bool = True
+    """Whether times mean anything here; under a tool they don't, and are null."""
     verdicts: list[Verdict] = field(default_factory=list)
     """What came of the gates, once it ran."""
     result: StageResult | None = None
@@ -161,7 +163,7 @@ class Runner:
             prompt_kind=model.prompt_kind(self.settings.infer),
             extra=extra,
         )
-        answers = _Answers(self.settings, model, outputs, extra)
+        answers = _Answers(self.settings, model, outputs, extra, timed=self.timed)
         workload = PagesWorkload(
             model,
             pages,
@@ -245,6 +247,8 @@ class Runner:
         from pytest_llmprof.report import write_report
 
         figures = replace(figures_of(result.samples, result.round_seconds, result.energy), **result.figures)
+        if not self.timed:
+            figures = Figures(tokens=figures.tokens)
         quality = answers.quality() if answers is not None else None
         named = {**as_dict(figures), **(asdict(quality) if quality is not None else {})}
         self.verdicts = judge(self.gates, named) if error is None else []
@@ -281,7 +285,7 @@ class Runner:
                 "rounds": [asdict(taken) for taken in result.energy],
             },
             "figures": as_dict(figures),
-            "spread": spread_of(result.samples, result.round_seconds),
+            "spread": spread_of(result.samples, result.round_seconds) if self.timed else {},
             "quality": asdict(quality) if quality is not None else None,
             "quality_reason": answers.why_no_quality() if answers is not None else None,
             "gates": [asdict(verdict) for verdict in self.verdicts],
@@ -350,10 +354,17 @@ def _input_line(page: Page) -> str:
     return msgspec.json.encode(line).decode() + "\n"
 
 
+_NO_TIMES: dict[str, Any] = {
+    item.name: None for item in fields(Prediction) if item.name.endswith("_ms") or item.name == "tokens_per_s"
+}
+
+
 class _Answers:
     """Turns tokens into records and scores, between pages, with the clock stopped."""
 
-    def __init__(self, settings: Settings, model: LoadedModel, outputs: Outputs, extra: Any) -> None:
+    def __init__(
+        self, settings: Settings, model: LoadedModel, outputs: Outputs, extra: Any, *, timed: bool = True
+    ) -> None:
         from pytest_llmprof.outputs import output_options
 
         self.records: list[Prediction] = []
@@ -367,6 +378,7 @@ class _Answers:
         self._prediction = partial(Prediction, stage=settings.stage, prompt=self._prompt)
         self._strip = output_options(extra).prediction.strip_special_tokens
         self._truths = 0
+        self._timed = timed
 
     def add(self, page: Page, image: Image, answer: Answer, sample: Sample) -> None:
         from pytest_llmprof.quality import score_page
@@ -441,6 +453,8 @@ class _Answers:
         )
 
     def _put(self, plain: str, record: Prediction) -> None:
+        if not self._timed:
+            record = replace(record, **_NO_TIMES)
         self.records.append(record)
         self._outputs.add(record, plain)
 

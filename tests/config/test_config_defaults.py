@@ -16,7 +16,7 @@ import yaml
 
 from pytest_llmprof.config import schema
 from pytest_llmprof.config.paths import conf_dir
-from pytest_llmprof.config.stages import StaticAnalysisOptions, TorchProfilerOptions
+from pytest_llmprof.config.stages import NcuOptions, NsysOptions, StaticAnalysisOptions, TorchProfilerOptions
 from pytest_llmprof.models.deepseek_ocr.extra import DeepSeekOcrExtra
 
 GOLDEN = Path(__file__).parent / "default.yaml"
@@ -35,6 +35,8 @@ def test_defaults_of_presets_are_those_of_the_schema(bench):
     for name in ("torch_profiler", "direct_inference"):
         assert settings.pipeline[name].output == schema.OutputSettings(extra={"deepseek_ocr": DeepSeekOcrExtra()})
     assert settings.pipeline["static_analysis"] == schema.StageSettings(options=StaticAnalysisOptions())
+    for name, options in (("nsys", NsysOptions()), ("ncu", NcuOptions())):
+        assert settings.pipeline[name] == schema.StageSettings(options=options)
     assert settings.pipeline["torch_profiler"] == dataclasses.replace(
         schema.StageSettings(options=TorchProfilerOptions()),
         output=settings.pipeline["torch_profiler"].output,

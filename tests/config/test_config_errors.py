@@ -66,11 +66,12 @@ def test_suggested_quoting_works(bench):
             "pipeline.nsys.output.prediction.enable=true",
             [
                 "nsys and ncu have no output block of their own",
+                "tmp/workload/torch_profiler",
                 "use pipeline.torch_profiler.output.prediction.enable",
             ],
         ),
         ("pipeline.ncu.output.foo=true", ["no output block", "use pipeline.torch_profiler.output"]),
-        ("pipeline.nsys.enable=true", ["unknown stage", "direct_inference, torch_profiler"]),
+        ("pipeline.vtune.enable=true", ["unknown stage", "direct_inference, torch_profiler"]),
         (
             "pipeline.static_analysis.output.prediction.enable=true",
             [
@@ -148,6 +149,16 @@ def test_unknown(bench, override, parts):
         ("stages=[]", "at least one stage"),
         ("pipeline.torch_profiler.enable=banana", "true or false"),
         ("pipeline.torch_profiler.window.pages=0", "an integer >= 1"),
+        ("pipeline.nsys.capture=a/b", "the name of one NVTX range"),
+        ("pipeline.nsys.occurrences=0", "an integer >= 1"),
+        ("pipeline.nsys.timeout_s=0", "a number > 0"),
+        ("pipeline.nsys.path=bin/nsys", "an absolute path, a program's name, or null"),
+        ("pipeline.nsys.env=[a]", "a mapping"),
+        ("pipeline.ncu.kernels=top:0", "top:N with N >= 1"),
+        ("pipeline.ncu.kernels='a('", "a regular expression"),
+        ("pipeline.ncu.launch_skip=-1", "an integer >= 0"),
+        ("pipeline.ncu.launch_count=0", "an integer >= 1"),
+        ("pipeline.ncu.clock_control=boost", "none or base"),
         ("pipeline.torch_profiler.window.start_token=-1", "an integer >= 0"),
         ("pipeline.torch_profiler.window.decode_tokens=0", "an integer >= 1"),
         ("pipeline.torch_profiler.output.prediction.save_dir=[a]", "text, or null"),
@@ -210,8 +221,8 @@ def test_where_it_was_set_in_the_users_files(bench):
 
 
 def test_unknown_stage(bench):
-    text = bench.error(stages=("torch_profiler,nsys",))
-    assert "unknown stage 'nsys', set by --llmprof-stage on the command line" in text
+    text = bench.error(stages=("torch_profiler,vtune",))
+    assert "unknown stage 'vtune', set by --llmprof-stage on the command line" in text
     assert "direct_inference, torch_profiler" in text
     assert "did you mean 'torch_profiler'" in bench.error(stages=("torchprofiler",))
     assert "in the ini value llmprof_stage" in bench.error(stages=("x",), stages_from_ini=True)

@@ -6,6 +6,7 @@ import pytest
 
 from pytest_llmprof.measure.card import Card
 from pytest_llmprof.measure.energy import EnergyMeter, RoundEnergy
+from pytest_llmprof.measure.phases import PhaseRecorder
 from pytest_llmprof.stages import direct_inference
 from pytest_llmprof.stages.base import StageResult
 
@@ -133,7 +134,7 @@ def clean_rounds(monkeypatch, *cards):
         settings=SimpleNamespace(measure=SimpleNamespace(rounds=2, warmup=1)),
         workload=Rounds(log),
         result=StageResult(),
-        recorder=lambda domain: None,
+        recorder=lambda domain: PhaseRecorder("cpu", domain=domain),
         progress=lambda text: None,
     )
     direct_inference.clean_rounds(context)

@@ -1,0 +1,137 @@
+"""Exports of nsys: what the tables and figures say of them."""
+
+from __future__ import annotations
+
+import csv
+import sqlite3
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from nsys_tables import GEMM, SCALE, Export, one_round
+
+from pytest_llmprof.analysis.ncu_report import NcuKernelRow
+from pytest_llmprof.analysis.nsys_report import read_report
+from pytest_llmprof.analysis.nsys_summary import kernel_rows, phase_rows, summary, write_nsys_tables
+from pytest_llmprof.errors import ArtifactError
+
+
+@pytest.fixture
+def report(tmp_path):
+    return read_report(one_round().write(tmp_path / "r.sqlite"), "llmprof")
+
+
+def test_figures_of_one_round(report):
+    found = summary([report], card=True)
+    assert report.ranges == 6  # round, preprocess, prefill, decode, two steps; none of the warm-up
+    assert (found["captures"], found["kernels"], found["graph_kernels"]) == (1, 6, 4)
+    assert (found["host_launches"], found["graph_launches"]) == (4, 2)
+    assert (found["steps"], found["kernels_per_token"], found["host_launches_per_token"]) == (2, 2.0, 1.0)
+    # The copy into pageable memory and the synchronise behind it are one wait.
+    assert (found["d2h_copies"], found["synchronisations"]) == (2, 2)
+    assert (found["d2h_copies_per_token"], found["synchronisations_per_token"]) == (1.0, 1.0)
+    assert found["copies"] == {
+        "HtoD": {"count": 1, "bytes": 4096, "ms": pytest.approx(0.008)},
+        "DtoH": {"count": 2, "bytes": 16, "ms": pytest.approx(0.004)},
+    }
+    assert found["gpu_busy_ms_profiled"] == pytest.approx((30 + 10 + 2 * 30) / 1e3)
+    assert found["gpu_busy_ms_per_step_profiled"] == pytest.approx(0.030)
+    # From the first copy's start (40) to the last one's end (596), less what copies, fills and kernels took.
+    busy = 8 + 30 + 10 + 1 + 2 * (20 + 10 + 2)
+    assert sum(found["gpu_idle_ms_profiled"].values()) == pytest.approx((556 - busy) / 1e3)
+    assert found["gpu_busy_share_profiled"] == pytest.approx(100 / (100 + 556 - busy))
+    assert found["top_kernels"][0] == {
+        "name": "Kernel2<…>",
+        "phase": "decode",
+        "count": 2,
+        "total_ms_profiled": pytest.approx(0.04),
+        "share": pytest.approx(40 / (100 + 1 + 12)),
+    }
+
+
+def test_phases(report):
+    rows = {row.phase: row for row in phase_rows([report], card=True)}
+    assert list(rows) == ["preprocess", "prefill", "decode"]
+    assert rows["prefill"].host_ms == pytest.approx(0.19)
+    assert (rows["prefill"].kernels, rows["prefill"].host_launches, rows["prefill"].count) == (2, 2, 1)
+    assert (rows["decode"].kernels, rows["decode"].host_launches) == (4, 2)
+    assert rows["decode"].gpu_busy_ms == pytest.approx(0.06)
+    assert (rows["preprocess"].kernels, rows["preprocess"].gpu_busy_share) == (0, None)
+    assert all(row.kernels is None for row in phase_rows([report], card=False))
+
+
+def test_kernels_are_counted_by_phase_and_launching_call(report):
+    rows = [(row.name, row.phase, row.operator, row.count) for row in kernel_rows([report]) if row.kind == "kernel"]
+    assert sorted(rows) == sorted(
+        [
+            (GEMM, "decode", "cudaGraphLaunch", 2),
+            (SCALE, "decode", "cudaGraphLaunch", 2),
+            (GEMM, "prefill", "cudaLaunchKernel", 1),
+            (SCALE, "prefill", "cudaLaunchKernelExC", 1),
+        ]
+    )
+    assert sum(row.share for row in kernel_rows([report])) == pytest.approx(1.0)
+
+
+def test_every_figure_is_documented(report):
+    text = (Path(__file__).parents[2] / "docs" / "nsight.md").read_text(encoding="utf-8")
+    found = summary([report], card=True)
+    for name in (*found, *found["phases"]["decode"], *found["top_kernels"][0], *fields(NcuKernelRow)):
+        assert f"`{getattr(name, 'name', name)}`" in text, name
+
+
+def test_captures_add_up(report):
+    one, two = summary([report], card=True), summary([report, report], card=True)
+    assert two["captures"] == 2
+    for name in ("kernels", "host_launches", "steps", "gpu_busy_ms_profiled", "window_ms_profiled"):
+        assert two[name] == pytest.approx(2 * one[name]), name
+    for name in ("kernels_per_token", "gpu_busy_share_profiled", "gpu_busy_ms_per_step_profiled"):
+        assert two[name] == pytest.approx(one[name]), name
+    assert two["phases"]["decode"]["kernels"] == 8
+    assert two["copies"]["DtoH"]["count"] == 4
+
+
+def test_tables(report, tmp_path):
+    write_nsys_tables(tmp_path, [report], with_kernels=True)
+    with (tmp_path / "kernels.csv").open() as stream:
+        assert {row["name"] for row in csv.DictReader(stream) if row["kind"] == "kernel"} == {GEMM, SCALE}
+    with (tmp_path / "phases.csv").open() as stream:
+        assert [(row["phase"], row["kernels"]) for row in csv.DictReader(stream)] == [
+            ("preprocess", "0"),
+            ("prefill", "2"),
+            ("decode", "4"),
+        ]
+    text = (tmp_path / "phases.md").read_text()
+    assert "| `decode` | 1 | 0.380 | 0.060 |" in text
+
+
+def test_a_cpu_report_has_ranges_alone(tmp_path):
+    export = Export()
+    export.range("decode", 0, 100)
+    export.range("step", 10, 40)
+    report = read_report(export.write(tmp_path / "r.sqlite"), "llmprof")
+    found = summary([report], card=False)
+    assert (report.kernels, found["kernels"], found["kernels_per_token"], found["steps"]) == (0, None, None, 1)
+    assert found["phases"]["decode"]["host_ms_profiled"] == pytest.approx(0.1)
+    write_nsys_tables(tmp_path, [report], with_kernels=False)
+    assert not (tmp_path / "kernels.csv").exists()
+
+
+def test_ranges_of_other_domains_and_processes_do_not_count(tmp_path):
+    export = Export()
+    export.domain("other", 3)
+    export.range("decode", 0, 10, domain=3)
+    export.range("decode", 20, 30, domain=1)
+    report = read_report(export.write(tmp_path / "r.sqlite"), "llmprof")
+    assert (report.ranges, report.copies) == (0, ())
+
+
+def test_what_cannot_be_read(tmp_path):
+    with pytest.raises(ArtifactError, match="no such file"):
+        read_report(tmp_path / "none.sqlite", "llmprof")
+    (tmp_path / "text.sqlite").write_text("this is no database, but long enough to look at")
+    with pytest.raises(ArtifactError, match="not an export of nsys that can be read"):
+        read_report(tmp_path / "text.sqlite", "llmprof")
+    sqlite3.connect(tmp_path / "empty.sqlite").close()
+    with pytest.raises(ArtifactError, match="no table StringIds"):
+        read_report(tmp_path / "empty.sqlite", "llmprof")

@@ -1,0 +1,82 @@
+"""The stage nsys with the real Nsight Systems, on the CPU: what NVTX shows of the tiny model."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+
+from pytest_llmprof.stages.tools import find_tool
+
+pytestmark = [pytest.mark.nsys, pytest.mark.slow]
+
+ONE = ("dataset.limit=2", "infer.max_new_tokens=4", "model.device=cpu", "measure.warmup=1")
+PREDICT = tuple(f"pipeline.{name}.output.prediction.enable=true" for name in ("torch_profiler", "direct_inference"))
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    """Whether this nvtx finds this nsys: newer ones stay silent under an old one."""
+    directory = tmp_path_factory.mktemp("probe")
+    code = "import nvtx; print('domain', type(nvtx.get_domain('probe')).__name__)"
+    nsys = str(find_tool("nsys", None, {}).path)
+    command = [nsys, "profile", "--trace=nvtx", "--sample=none", "--cpuctxsw=none", "-o", str(directory / "r")]
+    done = subprocess.run([*command, sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "domain " in done.stdout, done.stdout + done.stderr
+    return "DummyDomain" not in done.stdout
+
+
+def test_phases_and_predictions(bench, records):
+    bench.test()
+    result = bench.run(*ONE, *PREDICT, args=["--llmprof-stage=direct_inference,nsys"])
+    stage = bench.stage_dir(stage="nsys")
+    if not records:
+        result.assert_outcomes(passed=1, failed=1)
+        result.stdout.fnmatch_lines(["NVTX recorded nothing under nsys*pip install nvtx==0.2.11*"])
+        return
+    result.assert_outcomes(passed=2)
+    found = json.loads((stage / "metrics.json").read_text())["nsys"]
+    assert (found["captures"], found["kernels"]) == (1, None)
+    # Two pages in one pass; the warm-up's ranges are in no capture.
+    assert {name: phase["count"] for name, phase in found["phases"].items()} == {
+        "preprocess": 2,
+        "vision": 2,
+        "sam": 2,
+        "clip": 2,
+        "projector": 2,
+        "prefill": 2,
+        "decode": 2,
+    }
+    assert found["phases"]["sam"]["parent"] == "vision"
+    assert found["steps"] == 6  # three after each page's first token
+    with (stage / "phases.csv").open() as stream:
+        assert all(float(row["host_ms"]) > 0 for row in csv.DictReader(stream))
+    pages = [
+        [json.loads(line)["text_raw"] for line in path.read_text().splitlines()]
+        for path in (
+            bench.stage_dir(stage="direct_inference") / "pred" / "predictions.jsonl",
+            stage.parent / "tmp" / "workload" / "torch_profiler" / "predictions.jsonl",
+        )
+    ]
+    assert pages[0] == pages[1]
+    assert len(pages[0]) == 2
+
+
+def test_occurrences_of_one_phase_and_one_that_never_opens(bench, records):
+    bench.test()
+    capture = ("pipeline.nsys.capture=decode", "pipeline.nsys.occurrences=2")
+    result = bench.run(*ONE, *capture, args=["--llmprof-stage=nsys", "--llmprof-run-dir=two"])
+    if not records:
+        result.stdout.fnmatch_lines(["NVTX recorded nothing under nsys*"])
+        return
+    result.assert_outcomes(passed=1)
+    (path,) = (bench.path / "two").rglob("nsys/metrics.json")
+    found = json.loads(path.read_text())["nsys"]
+    assert (found["captures"], found["steps"], list(found["phases"])) == (2, 6, ["decode"])
+    assert found["phases"]["decode"]["count"] == 2
+    result = bench.run(*ONE, "pipeline.nsys.capture=decoder", args=["--llmprof-stage=nsys"])
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["nsys captured nothing: the range decoder@llmprof*never opened; this test*all,*"])
