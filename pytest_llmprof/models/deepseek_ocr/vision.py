@@ -74,14 +74,15 @@ def project(
     tower = model.model.vision_tower
 
     def join(local: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        joined = torch.cat([context[:, 1:], local.flatten(2).transpose(1, 2)], dim=-1)
-        projected: torch.Tensor = model.model.multi_modal_projector(joined)
+        projected: torch.Tensor = model.model.multi_modal_projector(torch.cat([context, local], dim=-1))
         return projected
 
     with phases.phase("sam"):
         local = run("sam", lambda views: tower.sam_encoder(views).last_hidden_state, pixels)
     with phases.phase("clip"):
         context = run("clip", lambda features: tower.vision_encoder(features).last_hidden_state, local)
+        # Views: nothing for the card to do, but the host takes longer to make them than the projector runs.
+        local, context = local.flatten(2).transpose(1, 2), context[:, 1:]
     with phases.phase("projector"):
         features: torch.Tensor = run("projector", join, local, context)
     return features
