@@ -21,7 +21,13 @@ _VARIANTS = 64
 
 def compile_whole(function: Callable[..., Any]) -> Callable[..., Any]:
     """torch.compile *function* in one piece, for the exact shapes that it is called with."""
-    return torch.compile(function, fullgraph=True, dynamic=False)
+    compiled = torch.compile(function, fullgraph=True, dynamic=False)
+
+    def call(*inputs: Any) -> Any:
+        with torch._dynamo.config.patch(recompile_limit=_VARIANTS):
+            return compiled(*inputs)
+
+    return call
 
 
 def refuse_without_compiler(engine: str, device: torch.device) -> None:
@@ -71,8 +77,7 @@ class Graphs:
             self._known[whole] = self._capture(function, inputs) if self._stream is not None else None
         graph = self._known[whole]
         if graph is None:
-            with torch._dynamo.config.patch(recompile_limit=_VARIANTS):
-                return function(*inputs)
+            return function(*inputs)
         for static, tensor in zip(graph.inputs, inputs, strict=True):
             static.copy_(tensor)
         graph.graph.replay()
@@ -91,7 +96,7 @@ class Graphs:
         stream, graph = self._stream, torch.cuda.CUDAGraph()
         stream.wait_stream(torch.cuda.current_stream(self._device))
         # cuBLAS gets its workspace on the stream of the capture, before it.
-        with torch.cuda.stream(stream), torch._dynamo.config.patch(recompile_limit=_VARIANTS):
+        with torch.cuda.stream(stream):
             for _ in range(3):
                 function(*static)
             stream.synchronize()
