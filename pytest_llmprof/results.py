@@ -34,7 +34,8 @@ def row(
     from pytest_llmprof.report.findings import card_warnings
 
     metrics = read_json(out_dir / "metrics.json")
-    environment = read_json(out_dir / "environment.json")
+    place = out_dir / "environment.json"
+    environment = read_json(place) if place.exists() else {}  # a tool that never ran its child has none
     callspec = item.callspec  # type: ignore[attr-defined]
     figures = {**metrics["figures"], **(metrics["quality"] or {})}
     extra = {name: value for name, value in figures.items() if value is not None}
