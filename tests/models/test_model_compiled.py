@@ -159,7 +159,7 @@ def test_highest_is_the_first_of_the_highest(vocabulary: int) -> None:
 @pytest.mark.parametrize("key, value", [("hidden_act", "gelu"), ("topk_method", "group_limited_greedy")])
 def test_other_layers_are_refused(key: str, value: str) -> None:
     with pytest.raises(ModelError, match=f"whose {key} is .* this one has '{value}': use infer=reference"):
-        step._check(SimpleNamespace(**{key: value}))
+        step.check_layers(SimpleNamespace(**{key: value}))
 
 
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ __all__ = ["ENGINES", "MODES", "plugin"]
 
 MODES = ("tiny", "small", "base", "large", "gundam")
 """Input resolutions, see `preprocessing.MODES`."""
-ENGINES = ("reference", "compiled")
+ENGINES = ("reference", "compiled", "fast")
 """Ways to run the forward passes."""
 
 

@@ -58,7 +58,7 @@ class DeepseekOcr:
         self._positions: int = text.max_position_embeddings
         self._device, self._dtype = model.lm_head.weight.device, model.lm_head.weight.dtype
         self._engine = make_engine(engine, model)
-        self.capabilities = Capabilities(phases=_PHASES)
+        self.capabilities = Capabilities(phases=_PHASES, block=self._engine.block)
         self.info = ModelInfo(
             name="deepseek_ocr",
             weights=weights,

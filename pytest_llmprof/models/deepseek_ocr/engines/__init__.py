@@ -65,6 +65,10 @@ def make_engine(name: str, model: Any) -> Engine:
         from pytest_llmprof.models.deepseek_ocr.engines.compiled import CompiledEngine
 
         return CompiledEngine(model)
+    if name == "fast":
+        from pytest_llmprof.models.deepseek_ocr.engines.fast import FastEngine
+
+        return FastEngine(model)
     from pytest_llmprof.models.deepseek_ocr.engines.reference import ReferenceEngine
 
     return ReferenceEngine(model)

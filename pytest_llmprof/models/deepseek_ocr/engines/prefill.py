@@ -79,9 +79,10 @@ class Cache:
 
 
 class Prefill:
-    """One model's vision tower and prefill. It changes the model: its vision layers run compiled from now on."""
+    """One model's vision tower and prefill. It changes the model: its vision layers run compiled from now on, unless
+    *compiled* is False."""
 
-    def __init__(self, model: Any, graphs: Graphs) -> None:
+    def __init__(self, model: Any, graphs: Graphs, compiled: bool = True) -> None:
         self._model, self._graphs = model, graphs
         weight = model.lm_head.weight
         # In other types than bfloat16 torch's grouped product reads its offsets on the host, which no capture allows.
@@ -89,6 +90,8 @@ class Prefill:
             weight.dtype == torch.bfloat16 and torch.cuda.get_device_capability(weight.device) >= (8, 0)
         )
         """Whether the language model's part is replayed from a graph, too."""
+        if not compiled:
+            return
         tower = model.model.vision_tower
         _share_sam_layers(tower.sam_encoder.layers)
         _share_layers(tower.vision_encoder.encoder.layers)

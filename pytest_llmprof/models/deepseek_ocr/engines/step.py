@@ -19,25 +19,25 @@ from pytest_llmprof.models.deepseek_ocr.generation import NOT_A_TOKEN
 if TYPE_CHECKING:
     from pytest_llmprof.models.deepseek_ocr.engines.prefill import Cache
 
-__all__ = ["Step"]
+__all__ = ["Attention", "Dense", "Sparse", "Step", "check_layers", "weights_of"]
 
 _CHUNK = 128
 """Scores among which the highest is looked for at once."""
 
 
-class _Attention(NamedTuple):
+class Attention(NamedTuple):
     norm: torch.Tensor
     qkv: torch.Tensor
     out: torch.Tensor
 
 
-class _Dense(NamedTuple):
+class Dense(NamedTuple):
     norm: torch.Tensor
     gate_up: torch.Tensor
     down: torch.Tensor
 
 
-class _Sparse(NamedTuple):
+class Sparse(NamedTuple):
     norm: torch.Tensor
     router: torch.Tensor
     gate_up: torch.Tensor
@@ -54,7 +54,7 @@ class Step:
     def __init__(self, model: Any) -> None:
         """Take *model*'s weights. Raises `ModelError` for layers of another kind."""
         text, language = model.config.text_config, model.model.language_model
-        _check(text)
+        check_layers(text)
         self._heads, self._kv_heads = text.num_attention_heads, text.num_key_value_heads
         self._size, self._eps = language.layers[0].self_attn.head_dim, text.rms_norm_eps
         self._top, self._scaling = text.num_experts_per_tok, text.routed_scaling_factor
@@ -62,7 +62,7 @@ class Step:
         self._last_norm = language.norm.weight
         places = torch.arange(text.max_position_embeddings, device=self._head.device)
         self._turns = language.rotary_emb(self._head, places[None])
-        self._layers = [(_attention_weights(layer), _mlp_weights(layer)) for layer in language.layers]
+        self._layers = weights_of(language.layers)
         # Where one ends its results are kept. In one piece, the compiler repeats a norm, a softmax or an activation
         # for each row of weights that it meets, which was a fifth of a step.
         self._begin = compile_whole(_begin)
@@ -85,7 +85,7 @@ class Step:
             queries = self._ask(self._norm(hidden, attention.norm), turns, cache.length, stored, attention.qkv)
             shares = self._weigh(queries, stored[0, :, :, :places], visible)
             seen = self._blend(shares, stored[1, :, :, :places])
-            if isinstance(mlp, _Dense):
+            if isinstance(mlp, Dense):
                 hidden = self._dense(hidden, seen, attention.out, mlp)
                 continue
             hidden, inner, odds, experts = self._route(hidden, seen, attention.out, mlp.norm, mlp.router)
@@ -122,7 +122,7 @@ class Step:
         shares: torch.Tensor = scores.masked_fill(~visible[:, None, None], float("-inf")).softmax(-1)
         return shares.to(keys.dtype)
 
-    def _dense_mlp(self, hidden: torch.Tensor, seen: torch.Tensor, out: torch.Tensor, mlp: _Dense) -> torch.Tensor:
+    def _dense_mlp(self, hidden: torch.Tensor, seen: torch.Tensor, out: torch.Tensor, mlp: Dense) -> torch.Tensor:
         hidden = hidden + F.linear(seen, out)
         return hidden + F.linear(_gated(F.linear(self._rms(hidden, mlp.norm), mlp.gate_up)), mlp.down)
 
@@ -260,7 +260,7 @@ def _highest(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return best.gather(1, chunk)[:, 0], (chunk * _CHUNK + at.gather(1, chunk))[:, 0]
 
 
-def _check(text: Any) -> None:
+def check_layers(text: Any) -> None:
     """Refuse what this step does not compute."""
     for key, value in {
         "hidden_act": "silu",
@@ -275,17 +275,22 @@ def _check(text: Any) -> None:
             )
 
 
-def _attention_weights(layer: Any) -> _Attention:
+def weights_of(layers: Any) -> list[tuple[Attention, Dense | Sparse]]:
+    """The weights of transformers' text layers; what is read together is joined, and the layers go on with its parts."""
+    return [(_attention_weights(layer), _mlp_weights(layer)) for layer in layers]
+
+
+def _attention_weights(layer: Any) -> Attention:
     attention = layer.self_attn
     joined = _join(attention.q_proj, attention.k_proj, attention.v_proj)
-    return _Attention(layer.input_layernorm.weight, joined, attention.o_proj.weight)
+    return Attention(layer.input_layernorm.weight, joined, attention.o_proj.weight)
 
 
-def _mlp_weights(layer: Any) -> _Dense | _Sparse:
+def _mlp_weights(layer: Any) -> Dense | Sparse:
     mlp, norm = layer.mlp, layer.post_attention_layernorm.weight
     if hasattr(mlp, "experts"):
         shared = mlp.shared_experts
-        return _Sparse(
+        return Sparse(
             norm,
             mlp.gate.weight,
             mlp.experts.gate_up_proj,
@@ -293,7 +298,7 @@ def _mlp_weights(layer: Any) -> _Dense | _Sparse:
             _join(shared.gate_proj, shared.up_proj),
             shared.down_proj.weight,
         )
-    return _Dense(norm, _join(mlp.gate_proj, mlp.up_proj), mlp.down_proj.weight)
+    return Dense(norm, _join(mlp.gate_proj, mlp.up_proj), mlp.down_proj.weight)
 
 
 def _join(*layers: Any) -> torch.Tensor:

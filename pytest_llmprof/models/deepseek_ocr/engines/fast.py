@@ -1,0 +1,272 @@
+"""The engine `fast`: the decode step as Triton kernels of our own (`kernels.py`), replayed from one CUDA graph.
+
+Vision and prefill are those of `compiled`. The host launches `block` steps, then looks at their tokens at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pytest_llmprof.errors import EngineUnavailable, ModelError
+from pytest_llmprof.models.deepseek_ocr import vision
+from pytest_llmprof.models.deepseek_ocr.engines.graphs import Graphs, refuse_without_compiler
+from pytest_llmprof.models.deepseek_ocr.engines.prefill import Cache, Prefill
+from pytest_llmprof.models.deepseek_ocr.engines.step import Sparse, check_layers, weights_of
+from pytest_llmprof.models.deepseek_ocr.generation import Arrivals
+
+if TYPE_CHECKING:
+    from pytest_llmprof.models.base import Phases, Token
+    from pytest_llmprof.models.deepseek_ocr.engines import Inputs
+    from pytest_llmprof.models.deepseek_ocr.generation import Limits
+
+__all__ = ["FastEngine", "refuse"]
+
+_EXPERTS = "grouped_mm"
+"""For prefill: transformers' fastest way that can be captured."""
+_SHORTEST = 512
+"""Places of the smallest cache; others have twice, four times as many."""
+_BLOCK = 256
+"""Columns that a program multiplies at once: a warp's 32 threads take 8 each, 16 bytes of bfloat16."""
+
+
+def refuse(device: torch.device, dtype: torch.dtype, batch_size: int) -> None:
+    """Say at once, before weights are loaded, what this engine cannot run, and which one can.
+
+    Raises `EngineUnavailable` for what this machine lacks, `ModelError` for settings. Under TRITON_INTERPRET=1 the
+    kernels run on a CPU, slowly and in any type: for tests.
+    """
+    try:
+        import triton
+    except ImportError:
+        raise EngineUnavailable("infer=fast needs Triton, which is not installed; use infer=reference") from None
+    if batch_size > 1:
+        raise ModelError(f"infer=fast reads one page at a time; for infer.batch_size={batch_size} use infer=compiled")
+    if triton.knobs.runtime.interpret:
+        return
+    if device.type != "cuda":
+        raise EngineUnavailable(f"infer=fast needs an NVIDIA card; on {device} use infer=reference")
+    if dtype not in (torch.bfloat16, torch.float16):
+        name = str(dtype).removeprefix("torch.")
+        raise ModelError(f"infer=fast runs in bfloat16 or float16; for model.dtype={name} use infer=compiled")
+
+
+class FastEngine:
+    """One row at a time."""
+
+    block = 16
+
+    def __init__(self, model: Any) -> None:
+        """Raises as `refuse` does, and `ModelError` for layers that the kernels don't compute."""
+        weight = model.lm_head.weight
+        device: torch.device = weight.device
+        refuse(device, weight.dtype, 1)
+        if device.type == "cuda":
+            refuse_without_compiler("fast", device)
+        model.set_experts_implementation(_EXPERTS)
+        vision.keep_position_tables(model)
+        self._model: Any = model
+        self._graphs = Graphs(device)
+        with torch.inference_mode():
+            self._prefill: Any = Prefill(model, self._graphs, compiled=device.type == "cuda")
+            self._step: Any = TritonStep(model)
+        self._positions: int = model.config.text_config.max_position_embeddings
+        self._caches: dict[int, Cache] = {}
+        self.details: Mapping[str, Any] = {
+            "attention": "split, static cache",
+            "experts": "read by index",
+            "prefill": "captured" if self._prefill.captured else "eager",
+            "dependent_launch": self._step.dependent,
+        }
+
+    def generate(self, inputs: Inputs, limits: Limits, phases: Phases) -> Iterator[Token]:
+        """Yield the page's tokens, `block` at a time; see `Engine.generate`."""
+        prompts = inputs.prompts
+        rows, length = prompts.ids.shape
+        if rows > 1:
+            raise ModelError(f"infer=fast reads one page at a time; for infer.batch_size={rows} use infer=compiled")
+        arrivals = Arrivals(prompts, limits)
+        cache = self._cache_for(length + arrivals.steps)
+        step = partial(self._step, cache, limits.ngram)
+        key = "step", cache.places, limits.ngram
+        if not self._graphs.knows(key):
+            cache.clear()
+            self._graphs.run(key, step)
+        cache.begin(prompts, limits)
+        self._step.begin()
+        embeddings = self._prefill.embeddings(inputs, phases)
+        del inputs
+        with phases.phase("prefill"):
+            chosen = self._prefill.fill(cache, embeddings, prompts, limits.ngram)
+        del embeddings
+        yield from arrivals.take(chosen.tolist())
+        filled, last = length + 1, length + arrivals.steps
+        if not arrivals.rows:
+            return
+        with phases.phase("decode"):
+            while arrivals.rows:
+                until = min(filled + self.block, last)
+                for _ in range(filled, until):
+                    with phases.step():
+                        self._graphs.run(key, step)
+                for token in cache.ids[0, filled:until].tolist():
+                    if arrivals.rows:
+                        yield from arrivals.take([token])
+                filled = until
+
+    def close(self) -> None:
+        """Let go of the model, the graphs and the caches."""
+        self._model = self._prefill = self._step = None
+        self._graphs.close()
+        self._caches.clear()
+
+    def _cache_for(self, places: int) -> Cache:
+        """A cache of at least *places* places; graphs hold its address, so it is kept."""
+        size = max(_SHORTEST, 1 << (places - 1).bit_length())
+        if size not in self._caches:
+            self._caches[size] = Cache(self._model, 1, size)
+        return self._caches[size]
+
+
+class TritonStep:
+    """One decode step: `Step` of `step.py`, written as kernels. Weights are used where they lie."""
+
+    # Rows of a matrix that a program takes, and its warps: measured on an H100 at full size.
+    _PROJECT, _JOIN, _WIDEN, _EXPERTS, _NARROW, _HEAD = (16, 4), (8, 4), (16, 8), (8, 2), (16, 8), (16, 4)
+    _SPLITS, _PLACES, _ATTEND_WARPS = 16, 32, 2
+    """Parts of the cache that programs share, and places that one looks at together."""
+    _HEADS_PER_CARD = 5
+    """Programs of `head` for each multiprocessor."""
+    _WINDOWS = 256
+    """Places at which a program looks for repeated n-grams."""
+
+    def __init__(self, model: Any) -> None:
+        from pytest_llmprof.models.deepseek_ocr.engines import kernels
+
+        self._kernels: Any = kernels
+        text, language = model.config.text_config, model.model.language_model
+        check_layers(text)
+        self._size = language.layers[0].self_attn.head_dim
+        if self._size & (self._size - 1):
+            raise ModelError(f"infer=fast needs heads whose size is a power of two, not {self._size}: infer=compiled")
+        self._text, self._eps = text, text.rms_norm_eps
+        self._head, self._embedding, self._norm = model.lm_head.weight, language.embed_tokens.weight, language.norm.weight
+        device = self._head.device
+        self.dependent = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+        """Whether kernels start before the one in front has ended."""
+        self._layers = weights_of(language.layers)
+        places = torch.arange(text.max_position_embeddings, device=device)
+        # In float32, half of each: the other half is the same.
+        turns = language.rotary_emb(torch.empty(0, device=device), places[None])
+        self._cosines, self._sines = (turn[0, :, : self._size // 2].contiguous() for turn in turns)
+
+        def floats(*shape: int) -> torch.Tensor:
+            return torch.zeros(shape, device=device)
+
+        heads, slots, inner = text.num_attention_heads, text.num_experts_per_tok, text.moe_intermediate_size
+        self._each = 2 if slots % 2 == 0 else 1
+        self._span = self._each * inner
+        dense = max(mlp[-1].shape[1] for _, mlp in self._layers)
+        self._stream = floats(1 + slots // self._each + -(-dense // self._span), text.hidden_size)
+        """The residual stream as the parts that it is the sum of."""
+        self._qkv = floats((heads + 2 * text.num_key_value_heads) * self._size)
+        self._parts, self._peaks, self._sums = floats(heads * self._SPLITS * self._size), *floats(2, heads * self._SPLITS)
+        self._tickets = torch.zeros(heads, dtype=torch.int32, device=device)
+        self._blend = floats(heads * self._size)
+        # Each layer its own: they are read before the wait, and a first-level cache may hold older ones.
+        self._routes = floats(len(self._layers), text.n_routed_experts)
+        self._routed, self._inner = floats(slots * inner), floats(dense)
+        self.scores = floats(text.vocab_size)
+        """The last step's, before the ban."""
+        self._banned = torch.empty(text.vocab_size, dtype=torch.int32, device=device)
+        processors = torch.cuda.get_device_properties(device).multi_processor_count if self.dependent else 4
+        self._programs = min(processors * self._HEADS_PER_CARD, -(-text.vocab_size // self._HEAD[0]))
+        self._best = floats(self._programs)
+        self._tokens = torch.zeros(self._programs, dtype=torch.int32, device=device)
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget which tokens were banned where."""
+        self._banned.fill_(-1)
+
+    def __call__(self, cache: Cache, ngram: int) -> None:
+        """Advance *cache* by one token."""
+        kernels, text, eps = self._kernels, self._text, self._eps
+        hidden, heads, kv_heads = text.hidden_size, text.num_attention_heads, text.num_key_value_heads
+        experts, slots, inner = text.n_routed_experts, text.num_experts_per_tok, text.moe_intermediate_size
+        power = _power(experts)
+        parts = 1
+        windows = -(-cache.places // self._WINDOWS) if ngram else 0
+        self._launch(
+            kernels.begin, (1 + windows,), 4,
+            self._embedding, cache.last, cache.ids, cache.length, self._stream, self._banned,
+            HIDDEN=hidden, POWER=_power(hidden), NGRAM=max(ngram, 1), SPAN=self._WINDOWS,
+        )  # fmt: skip
+        for (attention, mlp), stored, routes in zip(self._layers, cache.stored, self._routes, strict=True):
+            shape = {"HIDDEN": hidden, "BLOCK": _BLOCK}
+            self._rows(
+                kernels.project, self._qkv.shape[0], self._PROJECT,
+                self._stream, attention.norm, attention.qkv, self._qkv, eps, N=self._qkv.shape[0], PARTS=parts, **shape,
+            )  # fmt: skip
+            self._launch(
+                kernels.attend, (heads, self._SPLITS), self._ATTEND_WARPS,
+                self._qkv, self._cosines, self._sines, stored[0], stored[1], cache.length,
+                self._parts, self._peaks, self._sums, self._tickets, self._blend, cache.places, self._size**-0.5,
+                HEADS=heads, KV_HEADS=kv_heads, SIZE=self._size, SPLITS=self._SPLITS, BLOCK=self._PLACES,
+            )  # fmt: skip
+            self._rows(
+                kernels.join, hidden, self._JOIN,
+                self._blend, attention.out, self._stream, K=self._blend.shape[0], PARTS=parts, **shape,
+            )  # fmt: skip
+            sparse = isinstance(mlp, Sparse)
+            gate_up, down = (mlp.shared_gate_up, mlp.shared_down) if sparse else (mlp.gate_up, mlp.down)
+            router, routed = (mlp.router, experts) if sparse else (gate_up, 0)
+            dense = down.shape[1]
+            self._launch(
+                kernels.widen, (_cdiv(routed, self._WIDEN[0]) + _cdiv(dense, self._WIDEN[0]),), self._WIDEN[1],
+                self._stream, mlp.norm, router, gate_up, routes, self._inner, eps,
+                EXPERTS=routed, INNER=dense, ROWS=self._WIDEN[0], **shape,
+            )  # fmt: skip
+            if sparse:
+                self._launch(
+                    kernels.experts, (_cdiv(inner, self._EXPERTS[0]), slots), self._EXPERTS[1],
+                    self._stream, mlp.norm, routes, mlp.gate_up, self._routed, eps, text.routed_scaling_factor,
+                    EXPERTS=experts, POWER=power, INNER=inner, ROWS=self._EXPERTS[0], **shape,
+                )  # fmt: skip
+            chosen = slots if sparse else 0
+            parts = 1 + chosen // self._each + _cdiv(dense, self._span)
+            self._launch(
+                kernels.narrow, (_cdiv(hidden, self._NARROW[0]), parts - 1), self._NARROW[1],
+                routes, self._routed, mlp.down, self._inner, down, self._stream,
+                EXPERTS=experts, POWER=power, SLOTS=chosen, EACH=self._each, INNER=inner, DENSE=dense, SPAN=self._span,
+                ROWS=self._NARROW[0], **shape,
+            )  # fmt: skip
+        self._launch(
+            kernels.head, (self._programs,), self._HEAD[1],
+            self._stream, self._norm, self._head, self._banned, cache.length, self.scores, self._best, self._tokens, eps,
+            VOCABULARY=text.vocab_size, HIDDEN=hidden, PARTS=parts, ROWS=self._HEAD[0], BLOCK=_BLOCK,
+        )  # fmt: skip
+        self._launch(
+            kernels.choose, (1,), 4,
+            self._best, self._tokens, cache.ids, cache.length, cache.last, cache.ended, cache.eos, cache.pad,
+            COUNT=self._programs, POWER=_power(self._programs),
+        )  # fmt: skip
+
+    def _rows(self, kernel: Any, rows: int, tuned: tuple[int, int], *values: Any, **constants: Any) -> None:
+        self._launch(kernel, (_cdiv(rows, tuned[0]),), tuned[1], *values, ROWS=tuned[0], **constants)
+
+    def _launch(self, kernel: Any, grid: tuple[int, ...], warps: int, *values: Any, **constants: Any) -> None:
+        launch = {"launch_pdl": True} if self.dependent else {}
+        kernel[grid](*values, PDL=self.dependent, num_warps=warps, **constants, **launch)
+
+
+def _cdiv(count: int, each: int) -> int:
+    return -(-count // each)
+
+
+def _power(count: int) -> int:
+    """The lowest power of two that is not below *count*."""
+    return 1 << (count - 1).bit_length()

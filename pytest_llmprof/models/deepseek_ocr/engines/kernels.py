@@ -1,0 +1,425 @@
+"""One decode step of one row in Triton: nine kernels, launched 6 a layer (see `fast.py` for the order).
+
+A step of batch 1 reads each active weight once and does two operations with it, so bytes are the floor and everything
+else must hide behind them. At full size, in bfloat16 (hidden 1280, 12 layers, 10 heads of 128, 6 of 64 experts of 896
+and 1792 shared, vocabulary 129280):
+
+==========  ==================================================  ================  =====================================
+kernel      reads                                               MB a step         writes
+==========  ==================================================  ================  =====================================
+`begin`     the last token's embedding, every id                0.003             stream; what may not follow (`banned`)
+`project`   norm and [q, k, v] weights, the stream              12 x 9.8          queries, keys, values
+`attend`    the cache: 61 KB a place over all layers            18 at 300 places  this token's key and value, the blend
+`join`      output weights, the blend                           12 x 3.3          stream
+`widen`     router, shared (first layer: all) gate and up       11 x 9.3 + 35     router's scores, inner values
+`experts`   gate and up of the chosen experts                   11 x 27.5         inner values times their shares
+`narrow`    down weights of all of these                        11 x 18.4 + 18    parts of the stream
+`head`      the vocabulary's weights                            331               scores, the best of each program
+`choose`    those                                               0                 the next token
+==========  ==================================================  ================  =====================================
+
+1,146 MB a step beside the cache. How they get near the floor:
+
+- **Weights before the wait.** With programmatic dependent launch (PDL, compute capability 9) a kernel starts while the
+  one before it runs. It takes its weights into registers, which depend on nothing, and only then waits for that
+  kernel's results. The matrices are cut so that all programs of a kernel fit on the card at once.
+- **One wait back.** A kernel lets the next one start only after its own wait. So whoever runs knows that the kernel
+  before the previous one has ended, and may read that one's results before its own wait: `experts` has its inputs,
+  `narrow` its experts' numbers. Such reads go past the first-level cache (`.cg`), which may hold older values.
+- **Norms inside products.** x -> W (g * x) * rsqrt(mean(x^2) + eps): the factor comes after the product, and every
+  program computes it from the whole x, which it needs anyway.
+- **No sums across programs.** `narrow` splits its long rows into parts that the next readers add up, always in the same
+  order, so the same inputs give the same bits. `attend` has the last program of a head blend the others' parts.
+- **Experts by themselves.** Each program finds its expert in the router's scores: no kernel in between.
+
+The stream and all values between kernels are float32, weights and cache the model's type; products are summed in
+float32. So the error against exact arithmetic is that of rounding the cache alone, below that of eager bfloat16, which
+rounds after every operation (docs/engines.md has the measured ratio). In float32 the tokens are the reference's.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra import cuda
+
+__all__ = ["attend", "begin", "choose", "experts", "head", "join", "narrow", "project", "widen"]
+
+
+@triton.jit
+def _wait(PDL: tl.constexpr):
+    """Wait until the kernel before this one has ended."""
+    if PDL:
+        cuda.gdc_wait()
+
+
+@triton.jit
+def _release(PDL: tl.constexpr):
+    """Let the next kernel start, once all programs of this one are here."""
+    if PDL:
+        cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def _matrix(weight, rows, live, first, K: tl.constexpr, SPAN: tl.constexpr, BLOCK: tl.constexpr):
+    """Columns first ... first + SPAN of some *rows* of a matrix [., K]: a tuple of tiles [rows, BLOCK]."""
+    tiles = ()
+    for number in tl.static_range((SPAN + BLOCK - 1) // BLOCK):
+        column = number * BLOCK + tl.arange(0, BLOCK)
+        at = first + column
+        inside = live[:, None] & ((column < SPAN) & (at < K))[None, :]
+        tiles = tiles + (tl.load(weight + rows[:, None] * K + at[None, :], mask=inside, other=0.0),)  # noqa: RUF005
+    return tiles
+
+
+@triton.jit
+def _vector(values, first, K: tl.constexpr, SPAN: tl.constexpr, BLOCK: tl.constexpr):
+    """The same columns of a vector [K], in float32: a tuple of tiles [BLOCK]."""
+    tiles = ()
+    for number in tl.static_range((SPAN + BLOCK - 1) // BLOCK):
+        column = number * BLOCK + tl.arange(0, BLOCK)
+        at = first + column
+        tile = tl.load(values + at, mask=(column < SPAN) & (at < K), other=0.0, cache_modifier=".cg").to(tl.float32)
+        tiles = tiles + (tile,)  # noqa: RUF005
+    return tiles
+
+
+@triton.jit
+def _stream(stream, at, live, PARTS: tl.constexpr, HIDDEN: tl.constexpr):
+    """The stream [PARTS, HIDDEN] at some places: the sum of its parts."""
+    total = tl.load(stream + at, mask=live, other=0.0, cache_modifier=".cg")
+    for part in tl.static_range(1, PARTS):
+        total += tl.load(stream + part * HIDDEN + at, mask=live, other=0.0, cache_modifier=".cg")
+    return total
+
+
+@triton.jit
+def _normed(stream, norm, eps, PARTS: tl.constexpr, HIDDEN: tl.constexpr, BLOCK: tl.constexpr):
+    """The stream times the *norm*'s weights (tiles), and, last in the tuple, the factor that makes it a norm."""
+    tiles = ()
+    squares = tl.zeros([BLOCK], tl.float32)
+    for number in tl.static_range((HIDDEN + BLOCK - 1) // BLOCK):
+        at = number * BLOCK + tl.arange(0, BLOCK)
+        values = _stream(stream, at, at < HIDDEN, PARTS, HIDDEN)
+        squares += values * values
+        tiles = tiles + (values * norm[number],)  # noqa: RUF005
+    return tiles + (tl.rsqrt(tl.sum(squares, 0) / HIDDEN + eps),)  # noqa: RUF005
+
+
+@triton.jit
+def _dot(matrix, vector, SPAN: tl.constexpr, BLOCK: tl.constexpr):
+    """Tiles [rows, BLOCK] times tiles [BLOCK]: [rows]."""
+    total = matrix[0].to(tl.float32) * vector[0][None, :]
+    for number in tl.static_range(1, (SPAN + BLOCK - 1) // BLOCK):
+        total += matrix[number].to(tl.float32) * vector[number][None, :]
+    return tl.sum(total, 1)
+
+
+@triton.jit
+def _gated(gate, up):
+    return gate * tl.sigmoid(gate) * up
+
+
+@triton.jit
+def _chosen(scores, slot, EXPERTS: tl.constexpr, POWER: tl.constexpr):
+    """The expert with the *slot*-highest score, and its share in the softmax over all. POWER: of two, >= EXPERTS.
+
+    One after the other: comparing all pairs at once reads the same line of the second-level cache dozens of times in
+    each program, which costs more than a third of a step.
+    """
+    expert = tl.arange(0, POWER)
+    score = tl.load(scores + expert, mask=expert < EXPERTS, other=float("-inf"), cache_modifier=".cg")
+    highest, first = tl.max(score, 0, return_indices=True)
+    total = tl.sum(tl.exp(score - highest), 0)
+    value, chosen = highest, first
+    for _ in range(slot):
+        score = tl.where(expert == chosen, float("-inf"), score)
+        value, chosen = tl.max(score, 0, return_indices=True)
+    return chosen, tl.exp(value - highest) / total
+
+
+@triton.jit
+def begin(
+    embedding, last, ids, length, stream, banned,
+    HIDDEN: tl.constexpr, POWER: tl.constexpr, NGRAM: tl.constexpr, SPAN: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Start the stream with the last token; mark the tokens that would repeat an n-gram.
+
+    Program 0 copies the embedding; each other one looks at SPAN places of *ids* [places], of which *length* are
+    filled. banned[token] = the place that the token may not fill, so nothing has to be wiped between steps.
+    """
+    _wait(PDL)
+    _release(PDL)
+    program = tl.program_id(0)
+    if program == 0:
+        at = tl.arange(0, POWER)
+        row = tl.maximum(tl.load(last), 0) * HIDDEN
+        values = tl.load(embedding + row + at, mask=at < HIDDEN, other=0.0)
+        tl.store(stream + at, values.to(tl.float32), mask=at < HIDDEN)
+    else:
+        filled = tl.load(length)
+        start = (program - 1) * SPAN + tl.arange(0, SPAN)
+        whole = start + NGRAM <= filled
+        repeats = whole
+        for number in tl.static_range(NGRAM - 1):
+            tail = tl.load(ids + tl.maximum(filled - (NGRAM - 1) + number, 0))
+            repeats = repeats & (tl.load(ids + start + number, mask=whole, other=-1) == tail)
+        token = tl.load(ids + start + (NGRAM - 1), mask=whole, other=-1)
+        tl.store(banned + token, filled.to(tl.int32), mask=repeats & (token >= 0))
+
+
+@triton.jit
+def project(
+    stream, norm, weight, out, eps,
+    N: tl.constexpr, HIDDEN: tl.constexpr, PARTS: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Queries, keys and values: out[N] = weight[N, HIDDEN] norm(stream); ROWS rows a program."""
+    _release(PDL)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    matrix = _matrix(weight, rows, rows < N, 0, HIDDEN, HIDDEN, BLOCK)
+    gains = _vector(norm, 0, HIDDEN, HIDDEN, BLOCK)
+    _wait(PDL)
+    vector = _normed(stream, gains, eps, PARTS, HIDDEN, BLOCK)
+    tl.store(out + rows, _dot(matrix, vector, HIDDEN, BLOCK) * vector[(HIDDEN + BLOCK - 1) // BLOCK], mask=rows < N)
+
+
+@triton.jit
+def _places(keys, values, place, end, SIZE: tl.constexpr):
+    """Of some places of the cache, up to *end*: both halves of the keys, and the values, each [places, .]."""
+    half, size = tl.arange(0, SIZE // 2), tl.arange(0, SIZE)
+    live = (place < end)[:, None]
+    row = keys + place[:, None] * SIZE + half[None, :]
+    first, second = tl.load(row, mask=live, other=0.0), tl.load(row + SIZE // 2, mask=live, other=0.0)
+    return first, second, tl.load(values + place[:, None] * SIZE + size[None, :], mask=live, other=0.0)
+
+
+@triton.jit
+def attend(
+    qkv, cosines, sines, keys, values, length, parts, peaks, sums, tickets, out, places, scale,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, SIZE: tl.constexpr,
+    SPLITS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """One head's share of the cache a program [HEADS, SPLITS]; the last of a head to end blends them into out[HEADS,
+    SIZE].
+
+    The new key goes into *keys* [KV_HEADS, places, SIZE], turned, and its value into *values*, at place length - 1.
+    The last split starts with it, so that none has to be read back. Blends are kept as in flash decoding: the highest
+    score, the sum of exponentials below it, the values' sum.
+    """
+    _release(PDL)
+    head, split = tl.program_id(0), tl.program_id(1)
+    kv_head = head // (HEADS // KV_HEADS)
+    half, size = tl.arange(0, SIZE // 2), tl.arange(0, SIZE)
+    at = tl.load(length) - 1
+    cosine = tl.load(cosines + at * (SIZE // 2) + half)
+    sine = tl.load(sines + at * (SIZE // 2) + half)
+    keys += kv_head * places * SIZE
+    values += kv_head * places * SIZE
+    span = tl.cdiv(at, SPLITS)
+    end = tl.minimum((split + 1) * span, at)
+    place = split * span + tl.arange(0, BLOCK)
+    old1, old2, old = _places(keys, values, place, end, SIZE)
+    _wait(PDL)
+    query = qkv + head * SIZE + half
+    first, second = tl.load(query), tl.load(query + SIZE // 2)
+    query1, query2 = first * cosine - second * sine, second * cosine + first * sine
+    key = qkv + (HEADS + kv_head) * SIZE + half
+    first, second = tl.load(key), tl.load(key + SIZE // 2)
+    key1, key2 = first * cosine - second * sine, second * cosine + first * sine
+    value = tl.load(qkv + (HEADS + KV_HEADS + kv_head) * SIZE + size)
+
+    newest = split == SPLITS - 1
+    kept = tl.where(newest & (head % (HEADS // KV_HEADS) == 0), SIZE, 0)
+    tl.store(keys + at * SIZE + half, key1.to(keys.dtype.element_ty), mask=half < kept)
+    tl.store(keys + at * SIZE + SIZE // 2 + half, key2.to(keys.dtype.element_ty), mask=half < kept)
+    tl.store(values + at * SIZE + size, value.to(values.dtype.element_ty), mask=size < kept)
+
+    peak = tl.where(newest, (tl.sum(query1 * key1, 0) + tl.sum(query2 * key2, 0)) * scale, float("-inf"))
+    total = tl.where(newest, 1.0, 0.0)
+    blend = tl.where(newest, value, 0.0)
+    for _ in range(split * span, end, BLOCK):
+        score = (tl.sum(old1 * query1[None, :], 1) + tl.sum(old2 * query2[None, :], 1)) * scale
+        score = tl.where(place < end, score, float("-inf"))
+        higher = tl.maximum(peak, tl.max(score, 0))
+        share, fade = tl.exp(score - higher), tl.exp(peak - higher)
+        blend = blend * fade + tl.sum(old * share[:, None], 0)
+        total = total * fade + tl.sum(share, 0)
+        peak = higher
+        place += BLOCK
+        old1, old2, old = _places(keys, values, place, end, SIZE)
+    part = head * SPLITS + split
+    tl.store(parts + part * SIZE + size, blend)
+    tl.store(peaks + part, peak)
+    tl.store(sums + part, total)
+    tl.debug_barrier()
+    if tl.atomic_add(tickets + head, 1, sem="acq_rel") == SPLITS - 1:
+        every = head * SPLITS + tl.arange(0, SPLITS)
+        highest = tl.load(peaks + every, cache_modifier=".cg")
+        portion = tl.load(sums + every, cache_modifier=".cg")
+        blends = tl.load(parts + every[:, None] * SIZE + size[None, :], cache_modifier=".cg")
+        weight = tl.exp(highest - tl.max(highest, 0))
+        whole = tl.sum(weight * portion, 0)
+        tl.store(out + head * SIZE + size, tl.sum(blends * weight[:, None], 0) / whole)
+        tl.store(tickets + head, 0)
+
+
+@triton.jit
+def join(
+    blend, weight, stream,
+    K: tl.constexpr, HIDDEN: tl.constexpr, PARTS: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Attention's end: the stream's PARTS parts and weight[HIDDEN, K] blend[K] become its one part."""
+    _release(PDL)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    matrix = _matrix(weight, rows, rows < HIDDEN, 0, K, K, BLOCK)
+    _wait(PDL)
+    before = _stream(stream, rows, rows < HIDDEN, PARTS, HIDDEN)
+    product = _dot(matrix, _vector(blend, 0, K, K, BLOCK), K, BLOCK)
+    tl.store(stream + rows, before + product, mask=rows < HIDDEN)
+
+
+@triton.jit
+def widen(
+    stream, norm, router, weight, scores, inner, eps,
+    EXPERTS: tl.constexpr, INNER: tl.constexpr, HIDDEN: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """The router's scores [EXPERTS] (first programs), and inner[INNER] of *weight* [gate and up, HIDDEN]."""
+    program = tl.program_id(0) - (EXPERTS + ROWS - 1) // ROWS
+    gains = _vector(norm, 0, HIDDEN, HIDDEN, BLOCK)
+    if program < 0:
+        rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+        matrix = _matrix(router, rows, rows < EXPERTS, 0, HIDDEN, HIDDEN, BLOCK)
+        _wait(PDL)
+        _release(PDL)
+        vector = _normed(stream, gains, eps, 1, HIDDEN, BLOCK)
+        score = _dot(matrix, vector, HIDDEN, BLOCK) * vector[(HIDDEN + BLOCK - 1) // BLOCK]
+        tl.store(scores + rows, score, mask=rows < EXPERTS)
+    else:
+        out = program * ROWS + tl.arange(0, ROWS)
+        gates = _matrix(weight, out, out < INNER, 0, HIDDEN, HIDDEN, BLOCK)
+        ups = _matrix(weight + INNER * HIDDEN, out, out < INNER, 0, HIDDEN, HIDDEN, BLOCK)
+        _wait(PDL)
+        _release(PDL)
+        normed = _normed(stream, gains, eps, 1, HIDDEN, BLOCK)
+        factor = normed[(HIDDEN + BLOCK - 1) // BLOCK]
+        gate, up = _dot(gates, normed, HIDDEN, BLOCK) * factor, _dot(ups, normed, HIDDEN, BLOCK) * factor
+        tl.store(inner + out, _gated(gate, up), mask=out < INNER)
+
+
+@triton.jit
+def experts(
+    stream, norm, scores, weight, inner, eps, scaling,
+    EXPERTS: tl.constexpr, POWER: tl.constexpr, INNER: tl.constexpr, HIDDEN: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """inner[slot, INNER] of the expert in each slot, from *weight* [EXPERTS, gate and up, HIDDEN], times its share."""
+    slot = tl.program_id(1)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    gains = _vector(norm, 0, HIDDEN, HIDDEN, BLOCK)
+    vector = _normed(stream, gains, eps, 1, HIDDEN, BLOCK)  # of `join`, two kernels back
+    factor = vector[(HIDDEN + BLOCK - 1) // BLOCK]
+    _wait(PDL)
+    _release(PDL)
+    expert, share = _chosen(scores, slot, EXPERTS, POWER)
+    weight += expert * (2 * INNER * HIDDEN)
+    gates = _matrix(weight, rows, rows < INNER, 0, HIDDEN, HIDDEN, BLOCK)
+    ups = _matrix(weight + INNER * HIDDEN, rows, rows < INNER, 0, HIDDEN, HIDDEN, BLOCK)
+    gate, up = _dot(gates, vector, HIDDEN, BLOCK) * factor, _dot(ups, vector, HIDDEN, BLOCK) * factor
+    tl.store(inner + slot * INNER + rows, _gated(gate, up) * share * scaling, mask=rows < INNER)
+
+
+@triton.jit
+def narrow(
+    scores, routed, weight, inner, dense_weight, stream,
+    EXPERTS: tl.constexpr, POWER: tl.constexpr, SLOTS: tl.constexpr, EACH: tl.constexpr, INNER: tl.constexpr,
+    DENSE: tl.constexpr, SPAN: tl.constexpr, HIDDEN: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Back to the stream, whose parts 1, 2, ... this writes: program [rows, part].
+
+    A part is EACH slots of routed[SLOTS, INNER] with *weight* [EXPERTS, HIDDEN, INNER], or SPAN columns of
+    inner[DENSE] with *dense_weight* [HIDDEN, DENSE].
+    """
+    _release(PDL)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    part = tl.program_id(1)
+    if part < SLOTS // EACH:
+        matrices = ()
+        for number in tl.static_range(EACH):
+            # The scores are those of `widen`, two kernels back.
+            expert, _ = _chosen(scores, part * EACH + number, EXPERTS, POWER)
+            matrix = _matrix(weight + expert * (HIDDEN * INNER), rows, rows < HIDDEN, 0, INNER, INNER, BLOCK)
+            matrices = matrices + (matrix,)  # noqa: RUF005
+        _wait(PDL)
+        total = tl.zeros([ROWS], tl.float32)
+        for number in tl.static_range(EACH):
+            values = _vector(routed + (part * EACH + number) * INNER, 0, INNER, INNER, BLOCK)
+            total += _dot(matrices[number], values, INNER, BLOCK)
+        tl.store(stream + (1 + part) * HIDDEN + rows, total, mask=rows < HIDDEN)
+    else:
+        first = (part - SLOTS // EACH) * SPAN
+        columns = _matrix(dense_weight, rows, rows < HIDDEN, first, DENSE, SPAN, BLOCK)
+        _wait(PDL)
+        product = _dot(columns, _vector(inner, first, DENSE, SPAN, BLOCK), SPAN, BLOCK)
+        tl.store(stream + (1 + part) * HIDDEN + rows, product, mask=rows < HIDDEN)
+
+
+@triton.jit
+def head(
+    stream, norm, weight, banned, length, scores, peaks, tokens, eps,
+    VOCABULARY: tl.constexpr, HIDDEN: tl.constexpr, PARTS: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """scores[VOCABULARY] of the next token; of each program the highest that is not banned, and its token.
+
+    A score that is not a number counts as infinite, so that it is found.
+    """
+    _release(PDL)
+    gains = _vector(norm, 0, HIDDEN, HIDDEN, BLOCK)
+    _wait(PDL)
+    vector = _normed(stream, gains, eps, PARTS, HIDDEN, BLOCK)
+    factor = vector[(HIDDEN + BLOCK - 1) // BLOCK]
+    place = tl.load(length)
+    highest = tl.full([ROWS], float("-inf"), tl.float32)
+    token = tl.zeros([ROWS], tl.int32)
+    for number in range(tl.program_id(0), tl.cdiv(VOCABULARY, ROWS), tl.num_programs(0)):
+        rows = number * ROWS + tl.arange(0, ROWS)
+        live = rows < VOCABULARY
+        score = _dot(_matrix(weight, rows, live, 0, HIDDEN, HIDDEN, BLOCK), vector, HIDDEN, BLOCK) * factor
+        tl.store(scores + rows, score, mask=live)
+        free = live & (tl.load(banned + rows, mask=live, other=0) != place)
+        score = tl.where(free, tl.where(score == score, score, float("inf")), float("-inf"))
+        token = tl.where(score > highest, rows, token)
+        highest = tl.maximum(highest, score)
+    peak = tl.max(highest, 0)
+    tl.store(peaks + tl.program_id(0), peak)
+    tl.store(tokens + tl.program_id(0), tl.min(tl.where(highest == peak, token, VOCABULARY), 0))
+
+
+@triton.jit
+def choose(
+    peaks, tokens, ids, length, last, ended, eos, pad,
+    COUNT: tl.constexpr, POWER: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """The highest of COUNT peaks, the lowest token among equals: into *last*, into *ids* at *length*, which grows.
+
+    -1 where a score was not a number; *pad* where the answer has ended.
+    """
+    _release(PDL)
+    at = tl.arange(0, POWER)
+    _wait(PDL)
+    peak = tl.load(peaks + at, mask=at < COUNT, other=float("-inf"))
+    token = tl.load(tokens + at, mask=at < COUNT, other=2147483647)
+    highest = tl.max(peak, 0)
+    chosen = tl.min(tl.where(peak == highest, token, 2147483647), 0).to(tl.int64)
+    over = tl.load(ended)
+    chosen = tl.where(over, tl.load(pad), chosen)
+    chosen = tl.where(highest == float("inf"), -1, chosen)
+    filled = tl.load(length)
+    tl.store(last, chosen)
+    tl.store(ids + filled, chosen)
+    tl.store(length, filled + 1)
+    tl.store(ended, over | (chosen == tl.load(eos)))
