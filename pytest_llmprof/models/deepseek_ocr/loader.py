@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_llmprof.errors import ModelError
 from pytest_llmprof.models.deepseek_ocr import ENGINES, MODES
 from pytest_llmprof.models.deepseek_ocr.checkpoint import Checkpoint, digest, open_checkpoint, resolve
+from pytest_llmprof.models.deepseek_ocr.engines import refuse_engine
 from pytest_llmprof.models.deepseek_ocr.tokenizers import BuiltInTokenizer, FileTokenizer
 from pytest_llmprof.models.device import one_of, pick_device, pick_dtype
 
@@ -35,6 +36,7 @@ def load(settings: ModelSettings, infer: InferSettings) -> DeepseekOcr:
     one_of("infer.engine", infer.engine, ENGINES)
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)
+    refuse_engine(infer.engine, device, dtype, infer.batch_size)
     if settings.weights == "random":
         return _random(settings, infer, device, dtype)
     if settings.weights == "embedded":

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pytest_llmprof.models.deepseek_ocr.generation import Limits, Prompts
     from pytest_llmprof.models.deepseek_ocr.preprocessing import CropGrid
 
-__all__ = ["Engine", "Inputs", "make_engine"]
+__all__ = ["Engine", "Inputs", "make_engine", "refuse_engine"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,14 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Let go of the model and of everything made for it."""
+
+
+def refuse_engine(name: str, device: torch.device, dtype: torch.dtype, batch_size: int) -> None:
+    """Raise `ModelError`, naming an engine that can, where *name* can't run so: before any weight is loaded."""
+    if name == "fast":
+        from pytest_llmprof.models.deepseek_ocr.engines.fast import refuse
+
+        refuse(device, dtype, batch_size)
 
 
 def make_engine(name: str, model: Any) -> Engine:

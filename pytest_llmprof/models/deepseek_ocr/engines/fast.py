@@ -132,36 +132,36 @@ class FastEngine:
 
 
 class TritonStep:
-    """One decode step: `Step` of `step.py`, written as kernels. Weights are used where they lie."""
+    """One decode step, as `Step` of `step.py` computes it. Weights are used where they lie."""
 
-    # Rows of a matrix that a program takes, and its warps: measured on an H100 at full size.
+    # Rows of a matrix that a program takes, and its warps: the fastest on an H100 at full size.
     _PROJECT, _JOIN, _WIDEN, _EXPERTS, _NARROW, _HEAD = (16, 4), (8, 4), (16, 8), (8, 2), (16, 8), (16, 4)
-    _SPLITS, _PLACES, _ATTEND_WARPS = 16, 32, 2
-    """Parts of the cache that programs share, and places that one looks at together."""
-    _HEADS_PER_CARD = 5
-    """Programs of `head` for each multiprocessor."""
+    _SPLITS, _PLACES = 16, 32
+    """`attend`: parts of the cache, a program each, and places that one looks at together."""
+    _PROGRAMS = 5
+    """`head`: programs for each multiprocessor."""
     _WINDOWS = 256
-    """Places at which a program looks for repeated n-grams."""
+    """`begin`: places at which a program looks for repeated n-grams."""
 
     def __init__(self, model: Any) -> None:
+        """Take *model*'s weights. Raises `ModelError` for layers of another kind."""
         from pytest_llmprof.models.deepseek_ocr.engines import kernels
 
         self._kernels: Any = kernels
         text, language = model.config.text_config, model.model.language_model
         check_layers(text)
-        self._size = language.layers[0].self_attn.head_dim
-        if self._size & (self._size - 1):
-            raise ModelError(f"infer=fast needs heads whose size is a power of two, not {self._size}: infer=compiled")
-        self._text, self._eps = text, text.rms_norm_eps
-        self._head, self._embedding, self._norm = model.lm_head.weight, language.embed_tokens.weight, language.norm.weight
+        size = language.layers[0].self_attn.head_dim
+        if size != _power(size):
+            raise ModelError(f"infer=fast needs heads whose size is a power of two, not {size}: use infer=compiled")
+        self._text, self._size, self._eps = text, size, text.rms_norm_eps
+        self._embedding, self._head, self._norm = language.embed_tokens.weight, model.lm_head.weight, language.norm.weight
+        self._layers = weights_of(language.layers)
         device = self._head.device
         self.dependent = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-        """Whether kernels start before the one in front has ended."""
-        self._layers = weights_of(language.layers)
+        """Whether a kernel may start before the one in front of it has ended."""
         places = torch.arange(text.max_position_embeddings, device=device)
-        # In float32, half of each: the other half is the same.
         turns = language.rotary_emb(torch.empty(0, device=device), places[None])
-        self._cosines, self._sines = (turn[0, :, : self._size // 2].contiguous() for turn in turns)
+        self._cosines, self._sines = (turn[0, :, : size // 2].contiguous() for turn in turns)  # the halves are equal
 
         def floats(*shape: int) -> torch.Tensor:
             return torch.zeros(shape, device=device)
@@ -171,100 +171,94 @@ class TritonStep:
         self._span = self._each * inner
         dense = max(mlp[-1].shape[1] for _, mlp in self._layers)
         self._stream = floats(1 + slots // self._each + -(-dense // self._span), text.hidden_size)
-        """The residual stream as the parts that it is the sum of."""
-        self._qkv = floats((heads + 2 * text.num_key_value_heads) * self._size)
-        self._parts, self._peaks, self._sums = floats(heads * self._SPLITS * self._size), *floats(2, heads * self._SPLITS)
+        self._qkv, self._blend = floats((heads + 2 * text.num_key_value_heads) * size), floats(heads * size)
+        self._parts, self._peaks, self._sums = floats(heads * self._SPLITS * size), *floats(2, heads * self._SPLITS)
         self._tickets = torch.zeros(heads, dtype=torch.int32, device=device)
-        self._blend = floats(heads * self._size)
-        # Each layer its own: they are read before the wait, and a first-level cache may hold older ones.
+        # A row for each layer: they are read before a wait, when a shared one might be an older layer's.
         self._routes = floats(len(self._layers), text.n_routed_experts)
         self._routed, self._inner = floats(slots * inner), floats(dense)
         self.scores = floats(text.vocab_size)
-        """The last step's, before the ban."""
-        self._banned = torch.empty(text.vocab_size, dtype=torch.int32, device=device)
-        processors = torch.cuda.get_device_properties(device).multi_processor_count if self.dependent else 4
-        self._programs = min(processors * self._HEADS_PER_CARD, -(-text.vocab_size // self._HEAD[0]))
-        self._best = floats(self._programs)
-        self._tokens = torch.zeros(self._programs, dtype=torch.int32, device=device)
-        self.begin()
+        """[vocabulary] of the last step, before the ban."""
+        self._banned = torch.full((text.vocab_size,), -1, dtype=torch.int32, device=device)
+        card = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+        self._best = floats(min(card * self._PROGRAMS, -(-text.vocab_size // self._HEAD[0])))
+        self._tokens = torch.zeros_like(self._best, dtype=torch.int32)
 
     def begin(self) -> None:
-        """Forget which tokens were banned where."""
+        """Forget which tokens were banned where: a new answer begins."""
         self._banned.fill_(-1)
 
     def __call__(self, cache: Cache, ngram: int) -> None:
         """Advance *cache* by one token."""
         kernels, text, eps = self._kernels, self._text, self._eps
-        hidden, heads, kv_heads = text.hidden_size, text.num_attention_heads, text.num_key_value_heads
-        experts, slots, inner = text.n_routed_experts, text.num_experts_per_tok, text.moe_intermediate_size
-        power = _power(experts)
-        parts = 1
+        hidden, heads, slots = text.hidden_size, text.num_attention_heads, text.num_experts_per_tok
+        experts, inner = text.n_routed_experts, text.moe_intermediate_size
+        shape = {"HIDDEN": hidden, "BLOCK": _BLOCK}
+        choice = {"EXPERTS": experts, "POWER": _power(experts), "INNER": inner}
         windows = -(-cache.places // self._WINDOWS) if ngram else 0
+        parts = 1
         self._launch(
             kernels.begin, (1 + windows,), 4,
             self._embedding, cache.last, cache.ids, cache.length, self._stream, self._banned,
             HIDDEN=hidden, POWER=_power(hidden), NGRAM=max(ngram, 1), SPAN=self._WINDOWS,
         )  # fmt: skip
-        for (attention, mlp), stored, routes in zip(self._layers, cache.stored, self._routes, strict=True):
-            shape = {"HIDDEN": hidden, "BLOCK": _BLOCK}
+        for (attention, mlp), (keys, values), routes in zip(self._layers, cache.stored, self._routes, strict=True):
             self._rows(
-                kernels.project, self._qkv.shape[0], self._PROJECT,
-                self._stream, attention.norm, attention.qkv, self._qkv, eps, N=self._qkv.shape[0], PARTS=parts, **shape,
+                kernels.project, [len(self._qkv)], self._PROJECT,
+                self._stream, attention.norm, attention.qkv, self._qkv, eps, N=len(self._qkv), PARTS=parts, **shape,
             )  # fmt: skip
             self._launch(
-                kernels.attend, (heads, self._SPLITS), self._ATTEND_WARPS,
-                self._qkv, self._cosines, self._sines, stored[0], stored[1], cache.length,
+                kernels.attend, (heads, self._SPLITS), 2,
+                self._qkv, self._cosines, self._sines, keys, values, cache.length,
                 self._parts, self._peaks, self._sums, self._tickets, self._blend, cache.places, self._size**-0.5,
-                HEADS=heads, KV_HEADS=kv_heads, SIZE=self._size, SPLITS=self._SPLITS, BLOCK=self._PLACES,
+                HEADS=heads, KV_HEADS=text.num_key_value_heads, SIZE=self._size, SPLITS=self._SPLITS, BLOCK=self._PLACES,
             )  # fmt: skip
             self._rows(
-                kernels.join, hidden, self._JOIN,
-                self._blend, attention.out, self._stream, K=self._blend.shape[0], PARTS=parts, **shape,
+                kernels.join, [hidden], self._JOIN,
+                self._blend, attention.out, self._stream, K=len(self._blend), PARTS=parts, **shape,
             )  # fmt: skip
             sparse = isinstance(mlp, Sparse)
             gate_up, down = (mlp.shared_gate_up, mlp.shared_down) if sparse else (mlp.gate_up, mlp.down)
-            router, routed = (mlp.router, experts) if sparse else (gate_up, 0)
+            router, routed, chosen = (mlp.router, experts, slots) if sparse else (gate_up, 0, 0)
             dense = down.shape[1]
-            self._launch(
-                kernels.widen, (_cdiv(routed, self._WIDEN[0]) + _cdiv(dense, self._WIDEN[0]),), self._WIDEN[1],
-                self._stream, mlp.norm, router, gate_up, routes, self._inner, eps,
-                EXPERTS=routed, INNER=dense, ROWS=self._WIDEN[0], **shape,
+            self._rows(
+                kernels.widen, [routed, dense], self._WIDEN,
+                self._stream, mlp.norm, router, gate_up, routes, self._inner, eps, EXPERTS=routed, INNER=dense, **shape,
             )  # fmt: skip
             if sparse:
-                self._launch(
-                    kernels.experts, (_cdiv(inner, self._EXPERTS[0]), slots), self._EXPERTS[1],
+                self._rows(
+                    kernels.experts, [inner], self._EXPERTS,
                     self._stream, mlp.norm, routes, mlp.gate_up, self._routed, eps, text.routed_scaling_factor,
-                    EXPERTS=experts, POWER=power, INNER=inner, ROWS=self._EXPERTS[0], **shape,
+                    beside=slots, **choice, **shape,
                 )  # fmt: skip
-            chosen = slots if sparse else 0
-            parts = 1 + chosen // self._each + _cdiv(dense, self._span)
-            self._launch(
-                kernels.narrow, (_cdiv(hidden, self._NARROW[0]), parts - 1), self._NARROW[1],
+            parts = 1 + chosen // self._each + -(-dense // self._span)
+            self._rows(
+                kernels.narrow, [hidden], self._NARROW,
                 routes, self._routed, mlp.down, self._inner, down, self._stream,
-                EXPERTS=experts, POWER=power, SLOTS=chosen, EACH=self._each, INNER=inner, DENSE=dense, SPAN=self._span,
-                ROWS=self._NARROW[0], **shape,
+                beside=parts - 1, SLOTS=chosen, EACH=self._each, DENSE=dense, SPAN=self._span, **choice, **shape,
             )  # fmt: skip
         self._launch(
-            kernels.head, (self._programs,), self._HEAD[1],
+            kernels.head, (len(self._best),), self._HEAD[1],
             self._stream, self._norm, self._head, self._banned, cache.length, self.scores, self._best, self._tokens, eps,
-            VOCABULARY=text.vocab_size, HIDDEN=hidden, PARTS=parts, ROWS=self._HEAD[0], BLOCK=_BLOCK,
+            VOCABULARY=text.vocab_size, PARTS=parts, ROWS=self._HEAD[0], **shape,
         )  # fmt: skip
         self._launch(
             kernels.choose, (1,), 4,
             self._best, self._tokens, cache.ids, cache.length, cache.last, cache.ended, cache.eos, cache.pad,
-            COUNT=self._programs, POWER=_power(self._programs),
+            COUNT=len(self._best), POWER=_power(len(self._best)),
         )  # fmt: skip
 
-    def _rows(self, kernel: Any, rows: int, tuned: tuple[int, int], *values: Any, **constants: Any) -> None:
-        self._launch(kernel, (_cdiv(rows, tuned[0]),), tuned[1], *values, ROWS=tuned[0], **constants)
+    def _rows(
+        self, kernel: Any, counts: list[int], tuned: tuple[int, int], *values: Any, beside: int = 1, **constants: Any
+    ) -> None:
+        """Launch with programs for each of *counts* rows, *beside* times."""
+        rows, warps = tuned
+        grid = (sum(-(-count // rows) for count in counts), beside)
+        self._launch(kernel, grid, warps, *values, ROWS=rows, **constants)
 
     def _launch(self, kernel: Any, grid: tuple[int, ...], warps: int, *values: Any, **constants: Any) -> None:
         launch = {"launch_pdl": True} if self.dependent else {}
         kernel[grid](*values, PDL=self.dependent, num_warps=warps, **constants, **launch)
-
-
-def _cdiv(count: int, each: int) -> int:
-    return -(-count // each)
 
 
 def _power(count: int) -> int:

@@ -95,7 +95,7 @@ def _stream(stream, at, live, PARTS: tl.constexpr, HIDDEN: tl.constexpr):
 
 @triton.jit
 def _normed(stream, norm, eps, PARTS: tl.constexpr, HIDDEN: tl.constexpr, BLOCK: tl.constexpr):
-    """The stream times the *norm*'s weights (tiles), and, last in the tuple, the factor that makes it a norm."""
+    """The stream times the *norm*'s weights (tiles), and the factor that makes it a norm."""
     tiles = ()
     squares = tl.zeros([BLOCK], tl.float32)
     for number in tl.static_range((HIDDEN + BLOCK - 1) // BLOCK):
@@ -103,7 +103,7 @@ def _normed(stream, norm, eps, PARTS: tl.constexpr, HIDDEN: tl.constexpr, BLOCK:
         values = _stream(stream, at, at < HIDDEN, PARTS, HIDDEN)
         squares += values * values
         tiles = tiles + (values * norm[number],)  # noqa: RUF005
-    return tiles + (tl.rsqrt(tl.sum(squares, 0) / HIDDEN + eps),)  # noqa: RUF005
+    return tiles, tl.rsqrt(tl.sum(squares, 0) / HIDDEN + eps)
 
 
 @triton.jit
@@ -180,8 +180,8 @@ def project(
     matrix = _matrix(weight, rows, rows < N, 0, HIDDEN, HIDDEN, BLOCK)
     gains = _vector(norm, 0, HIDDEN, HIDDEN, BLOCK)
     _wait(PDL)
-    vector = _normed(stream, gains, eps, PARTS, HIDDEN, BLOCK)
-    tl.store(out + rows, _dot(matrix, vector, HIDDEN, BLOCK) * vector[(HIDDEN + BLOCK - 1) // BLOCK], mask=rows < N)
+    vector, factor = _normed(stream, gains, eps, PARTS, HIDDEN, BLOCK)
+    tl.store(out + rows, _dot(matrix, vector, HIDDEN, BLOCK) * factor, mask=rows < N)
 
 
 @triton.jit
@@ -294,18 +294,16 @@ def widen(
         matrix = _matrix(router, rows, rows < EXPERTS, 0, HIDDEN, HIDDEN, BLOCK)
         _wait(PDL)
         _release(PDL)
-        vector = _normed(stream, gains, eps, 1, HIDDEN, BLOCK)
-        score = _dot(matrix, vector, HIDDEN, BLOCK) * vector[(HIDDEN + BLOCK - 1) // BLOCK]
-        tl.store(scores + rows, score, mask=rows < EXPERTS)
+        vector, factor = _normed(stream, gains, eps, 1, HIDDEN, BLOCK)
+        tl.store(scores + rows, _dot(matrix, vector, HIDDEN, BLOCK) * factor, mask=rows < EXPERTS)
     else:
         out = program * ROWS + tl.arange(0, ROWS)
         gates = _matrix(weight, out, out < INNER, 0, HIDDEN, HIDDEN, BLOCK)
         ups = _matrix(weight + INNER * HIDDEN, out, out < INNER, 0, HIDDEN, HIDDEN, BLOCK)
         _wait(PDL)
         _release(PDL)
-        normed = _normed(stream, gains, eps, 1, HIDDEN, BLOCK)
-        factor = normed[(HIDDEN + BLOCK - 1) // BLOCK]
-        gate, up = _dot(gates, normed, HIDDEN, BLOCK) * factor, _dot(ups, normed, HIDDEN, BLOCK) * factor
+        vector, factor = _normed(stream, gains, eps, 1, HIDDEN, BLOCK)
+        gate, up = _dot(gates, vector, HIDDEN, BLOCK) * factor, _dot(ups, vector, HIDDEN, BLOCK) * factor
         tl.store(inner + out, _gated(gate, up), mask=out < INNER)
 
 
@@ -319,8 +317,7 @@ def experts(
     slot = tl.program_id(1)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     gains = _vector(norm, 0, HIDDEN, HIDDEN, BLOCK)
-    vector = _normed(stream, gains, eps, 1, HIDDEN, BLOCK)  # of `join`, two kernels back
-    factor = vector[(HIDDEN + BLOCK - 1) // BLOCK]
+    vector, factor = _normed(stream, gains, eps, 1, HIDDEN, BLOCK)  # of `join`, two kernels back
     _wait(PDL)
     _release(PDL)
     expert, share = _chosen(scores, slot, EXPERTS, POWER)
@@ -380,8 +377,7 @@ def head(
     _release(PDL)
     gains = _vector(norm, 0, HIDDEN, HIDDEN, BLOCK)
     _wait(PDL)
-    vector = _normed(stream, gains, eps, PARTS, HIDDEN, BLOCK)
-    factor = vector[(HIDDEN + BLOCK - 1) // BLOCK]
+    vector, factor = _normed(stream, gains, eps, PARTS, HIDDEN, BLOCK)
     place = tl.load(length)
     highest = tl.full([ROWS], float("-inf"), tl.float32)
     token = tl.zeros([ROWS], tl.int32)

@@ -1,0 +1,118 @@
+"""The kernels of `fast` on a CPU, in Triton's interpreter: a process of its own, which must be set before Triton is
+imported. Prints what each case gave, as JSON; `test_model_fast.py` reads it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import torch
+from ocr_helpers import Record, generate
+from test_model_generation import picture
+
+from pytest_llmprof.config.schema import DatasetSettings, InferSettings, ModelSettings
+from pytest_llmprof.datasets.embedded import embedded_dataset
+from pytest_llmprof.errors import LlmprofError
+from pytest_llmprof.models.deepseek_ocr import generation
+from pytest_llmprof.models.deepseek_ocr.engines.fast import FastEngine, TritonStep
+from pytest_llmprof.models.deepseek_ocr.engines.reference import ReferenceEngine
+from pytest_llmprof.models.deepseek_ocr.loader import load
+from pytest_llmprof.models.deepseek_ocr.random_weights import random_config, random_model
+
+CPU = torch.device("cpu")
+SETTINGS = ModelSettings(weights="random", size="tiny", mode="tiny", device="cpu", dtype="float32")
+INFER = InferSettings(max_new_tokens=35, no_repeat_ngram_size=3)
+
+
+class Coarse(TritonStep):
+    """Few programs, each of many rows: the interpreter takes its time for each program."""
+
+    _PROJECT = _WIDEN = _HEAD = (512, 4)
+    _JOIN = _EXPERTS = _NARROW = (256, 4)
+    _SPLITS, _PLACES, _WINDOWS = 2, 64, 512
+
+
+def answer(call: Any) -> Any:
+    try:
+        return [[token.id, token.finish] for token in call()]
+    except LlmprofError as error:
+        return str(error)
+
+
+def pages(settings: ModelSettings, infer: InferSettings, images: list[Any]) -> dict[str, Any]:
+    """Each picture's answer by both engines, and the phases that they opened."""
+    found: dict[str, Any] = {}
+    for engine in ("reference", "fast"):
+        model = load(settings, replace(infer, engine=engine))
+        record = Record()
+        found[engine] = [answer(lambda: model.generate([image], infer, record)) for image in images]
+        found[f"{engine} phases"] = record.events
+        model.close()
+    return found
+
+
+def prompts(
+    model: Any, length: int, limits: generation.Limits, ends_with: int | None = None, broken: bool = False
+) -> dict[str, Any]:
+    """A prompt of random embeddings; with *ends_with* the end token is what the reference says there."""
+    generator = torch.Generator().manual_seed(5)
+    batch = generation.layout([torch.randint(3, 900, (length,), generator=generator).tolist()], CPU)
+    embeddings = torch.randn(1, length, model.config.text_config.hidden_size, generator=generator)
+
+    def run(engine: Any) -> Any:
+        engine._prefill = getattr(engine, "_prefill", SimpleNamespace())
+        engine._prefill.embeddings = lambda inputs, phases: embeddings
+        return answer(lambda: engine.generate(SimpleNamespace(prompts=batch), limits, Record()))
+
+    def eager() -> Any:
+        return answer(lambda: generate(model, batch, embeddings, limits))
+
+    with torch.inference_mode():
+        ReferenceEngine(model)
+        reference = eager()
+        if ends_with is not None:
+            limits = replace(limits, eos=reference[ends_with][0])
+            reference = eager()
+        fast = FastEngine(model)
+        if broken:
+            fast._step._norm = torch.full_like(fast._step._norm, torch.nan)
+        return {"reference": reference, "fast": run(fast)}
+
+
+def main() -> None:
+    from pytest_llmprof.models.deepseek_ocr.engines import fast
+
+    fast.TritonStep = Coarse  # type: ignore[misc]
+    limits = generation.Limits(18, 8192, None, 1, 3)
+    tiny = random_model(random_config("tiny"), 0, CPU, torch.float32)
+    config = random_config("tiny")
+    config.text_config.num_key_value_heads = 2
+    config.text_config.num_experts_per_tok = 3
+    config.text_config.vocab_size = 333
+    grouped = random_model(config, 1, CPU, torch.float32)
+    page = embedded_dataset("sample_pages").load(DatasetSettings())[0].load()
+    print(
+        json.dumps(
+            {
+                "pages": pages(SETTINGS, INFER, [picture(1)]),
+                "no ban": pages(SETTINGS, replace(INFER, no_repeat_ngram_size=0, max_new_tokens=18), [picture(1)]),
+                "reader": pages(replace(SETTINGS, weights="embedded"), replace(INFER, no_repeat_ngram_size=35), [page]),
+                "long": prompts(tiny, 500, limits),
+                "ends": prompts(tiny, 60, replace(limits, max_new_tokens=30), ends_with=19),
+                "grouped": prompts(grouped, 40, limits),
+                "not a number": prompts(tiny, 20, limits, broken=True),
+                "positions": prompts(tiny, 60, replace(limits, positions=65)),
+                "too long": prompts(tiny, 60, replace(limits, positions=60)),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

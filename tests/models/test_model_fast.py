@@ -1,0 +1,310 @@
+"""The engine `fast`: the reference's tokens from kernels of our own; what it cannot run is refused at once.
+
+On a CPU the kernels run in Triton's interpreter, in float32 and in a process of their own
+(`fast_in_interpreter.py`). On a card: errors against float32, memory, and what goes wrong.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ocr_helpers import Record
+from test_model_generation import picture
+
+from pytest_llmprof.config.schema import InferSettings, ModelSettings
+from pytest_llmprof.errors import EngineUnavailable, ModelError
+from pytest_llmprof.models.deepseek_ocr import vision
+from pytest_llmprof.models.deepseek_ocr.engines.fast import FastEngine, refuse
+from pytest_llmprof.models.deepseek_ocr.generation import Limits
+from pytest_llmprof.models.deepseek_ocr.loader import load
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+MODES = ("tiny", "small", "base", "large", "gundam")
+
+
+@pytest.fixture(scope="module")
+def cases() -> Any:
+    """What both engines gave on a CPU, by case."""
+    pytest.importorskip("triton", reason="Triton is not installed: its interpreter runs the kernels on a CPU")
+    folder = Path(__file__).parent
+    paths = os.pathsep.join((str(folder), *filter(None, sys.path)))
+    done = subprocess.run(
+        [sys.executable, str(folder / "fast_in_interpreter.py")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case, what",
+    [
+        ("pages", "a picture, three blocks of steps, an n-gram ban"),
+        ("no ban", "the same without the ban"),
+        ("reader", "a model of another vocabulary in the same process, on a page that it reads"),
+        ("long", "more places than the smallest cache has"),
+        ("ends", "an end token amid a block"),
+        ("grouped", "two heads to a key head, three experts a token, odd sizes"),
+    ],
+)
+def test_tokens_are_the_references(cases: Any, case: str, what: str) -> None:
+    found = cases[case]
+    assert found["fast"] == found["reference"]
+    if "fast phases" in found:
+        assert found["fast phases"] == found["reference phases"]
+
+
+@pytest.mark.slow
+def test_the_ban_and_the_end_were_needed(cases: Any) -> None:
+    """Without the ban the answer is another one; the end lies within a block, and nothing follows it."""
+    free, banned = ([token for token, _ in cases[case]["fast"][0]] for case in ("no ban", "pages"))
+    assert free != banned[: len(free)]
+    triples = list(zip(banned, banned[1:], banned[2:], strict=False))
+    assert len(set(triples)) == len(triples)
+    assert cases["ends"]["fast"][-1][1] == "eos"
+    assert 1 < len(cases["ends"]["fast"]) < 30
+    assert (len(cases["ends"]["fast"]) - 1) % FastEngine.block
+    assert len({token for token, _ in cases["reader"]["fast"][0]}) > 10
+
+
+@pytest.mark.slow
+def test_what_goes_wrong_is_said(cases: Any) -> None:
+    assert "scores of token 2 are not numbers" in cases["not a number"]["fast"]
+    assert cases["too long"]["fast"] == "the prompt has 60 tokens; the model has 60 positions"
+    # 65 positions: the answer ends where they do.
+    assert [finish for _, finish in cases["positions"]["fast"]] == [None] * 4 + ["length"]
+    assert cases["positions"]["fast"] == cases["positions"]["reference"]
+
+
+@pytest.mark.parametrize(
+    "device, dtype, batch, kind, text",
+    [
+        (CPU, torch.float32, 1, EngineUnavailable, "infer=fast needs an NVIDIA card; on cpu use infer=reference"),
+        (CUDA, torch.float32, 1, ModelError, "infer=fast runs in bfloat16 or float16; for model.dtype=float32 use "),
+        (CUDA, torch.bfloat16, 4, ModelError, "one page at a time; for infer.batch_size=4 use infer=compiled"),
+    ],
+)
+def test_refused_before_anything_is_loaded(
+    device: torch.device, dtype: torch.dtype, batch: int, kind: type, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    with pytest.raises(ModelError) as caught:
+        refuse(device, dtype, batch)
+    assert type(caught.value) is kind
+    assert text in str(caught.value)
+
+
+def test_refused_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(EngineUnavailable, match="infer=fast needs Triton, which is not installed; use infer=reference"):
+        load(ModelSettings(weights="random", size="tiny", device="cpu"), InferSettings(engine="fast"))
+
+
+# On a card: the full size.
+
+FULL = ModelSettings(weights="random", size="full", mode="base", device="cuda", dtype="bfloat16")
+POSITIONS = 64
+
+
+@pytest.fixture
+def emptied() -> Iterator[None]:
+    yield
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def read_and_feed(model: Any, embeddings: torch.Tensor, forced: torch.Tensor, at_once: bool) -> torch.Tensor:
+    """transformers' scores [positions, vocabulary] while *forced* tokens follow a prompt, one a step or all at once."""
+    from transformers import DynamicCache
+
+    text, head = model.model.language_model, model.lm_head
+    if at_once:
+        whole = torch.cat([embeddings, text.embed_tokens(forced[None])], dim=1)
+        places = torch.arange(whole.shape[1], device="cuda")[None]
+        hidden = text(inputs_embeds=whole, attention_mask={"full_attention": None}, position_ids=places)
+        return head(hidden.last_hidden_state[0, -len(forced) :])
+    from pytest_llmprof.models.deepseek_ocr.generation import EagerDecoder, layout
+
+    length = embeddings.shape[1]
+    decoder = EagerDecoder(model, layout([[5] * length], CUDA), Limits(len(forced) + 1, 8192, None, 1, 0))
+    scores: list[torch.Tensor] = []
+    hook = head.register_forward_hook(lambda module, inputs, output: scores.append(output[0].float()))
+    decoder.first(embeddings)
+    for number, token in enumerate(forced):
+        decoder._ids[0, length + number] = token
+        decoder.next()
+    hook.remove()
+    assert isinstance(decoder._cache, DynamicCache)
+    return torch.stack(scores[1:])
+
+
+def error(scores: torch.Tensor, exact: torch.Tensor) -> float:
+    return ((scores.float() - exact).norm() / exact.norm()).item()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_scores_are_as_near_to_float32_as_eager_bfloat16(seed: int, emptied: None, capsys: Any) -> None:
+    """In every mode, vision and prompt included: the relative error of 64 positions' scores against float32 is at most
+    1.1 times that of transformers in bfloat16. Fed with the same drawn tokens; the likeliest token varies."""
+    from dataclasses import replace
+
+    model = load(replace(FULL, seed=seed), InferSettings())
+    infer = InferSettings(max_new_tokens=POSITIONS + 1)
+    forced = torch.randint(10, 120_000, (POSITIONS,), generator=torch.Generator().manual_seed(seed)).to(CUDA)
+    image = picture(seed, (1000, 1414))
+    from pytest_llmprof.models.base import NoPhases
+    from pytest_llmprof.models.deepseek_ocr.preprocessing import MODES as SIZES
+
+    def embedded(one: Any, mode: str, dtype: torch.dtype) -> torch.Tensor:
+        inputs = inputs_of(mode)
+        crops = None if inputs.crops is None else inputs.crops.to(dtype)
+        pages = vision.page_features(one, inputs.overviews.to(dtype), crops, inputs.grids, NoPhases())
+        return vision.merge(one.model.language_model.embed_tokens(inputs.prompts.embeddable), pages, inputs.places)
+
+    def inputs_of(mode: str) -> Any:
+        model._mode = SIZES[mode]
+        return model._inputs([image], infer)
+
+    ours = model._model
+    with torch.inference_mode():
+        exact_model = copy.deepcopy(ours).float()
+        exact_model.set_experts_implementation("grouped_mm")
+        exact, eager = {}, {}
+        for mode in MODES:
+            exact[mode] = read_and_feed(exact_model, embedded(exact_model, mode, torch.float32), forced, True)
+            eager[mode] = read_and_feed(ours, embedded(ours, mode, torch.bfloat16), forced, False)
+        del exact_model
+        torch.cuda.empty_cache()
+        engine = FastEngine(ours)
+        rows = []
+        for mode in MODES:
+            inputs = inputs_of(mode)
+            length = inputs.prompts.ids.shape[1]
+            cache = engine._cache_for(length + POSITIONS)
+            cache.begin(inputs.prompts, Limits(POSITIONS, 8192, None, 1, 0))
+            engine._step.begin()
+            engine._prefill.fill(cache, engine._prefill.embeddings(inputs, NoPhases()), inputs.prompts, 0)
+            scores = []
+            for number, token in enumerate(forced):
+                cache.last.fill_(token)
+                cache.ids[0, length + number] = token
+                engine._step(cache, 0)
+                scores.append(engine._step.scores.clone())
+            fast = torch.stack(scores)
+            distinct = exact[mode].argmax(-1).unique().numel()
+            same = (fast.argmax(-1) == exact[mode].argmax(-1)).float().mean().item()
+            rows.append((mode, distinct, error(eager[mode], exact[mode]), error(fast, exact[mode]), same))
+    with capsys.disabled():
+        for mode, distinct, of_eager, of_fast, same in rows:
+            print(f"\nseed {seed} {mode}: distinct {distinct}, eager {of_eager:.4f}, fast {of_fast:.4f}, same {same:.2f}")
+    for _, distinct, of_eager, of_fast, _ in rows:
+        assert distinct >= 40, rows
+        assert of_fast <= 1.1 * of_eager, rows
+    engine.close()
+    model.close()
+
+
+@pytest.mark.gpu
+def test_memory_repeats_and_what_goes_wrong(emptied: None) -> None:
+    """No second copy of the weights; the same bits again; a score that is no number, an answer to the model's last
+    position and a second model of another size are what they should be."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    model = load(FULL, InferSettings(engine="fast"))
+    weights = 2 * model.info.parameters
+    assert torch.cuda.memory_allocated() - before <= 1.05 * weights
+    infer = InferSettings(engine="fast", max_new_tokens=40)
+    first = [token.id for token in model.generate([picture(1)], infer, Record())]
+    assert len(set(first)) > 20
+    assert [token.id for token in model.generate([picture(1)], infer, Record())] == first
+
+    norm = model._engine._step._norm
+    kept = norm.clone()
+    norm.fill_(torch.nan)
+    with pytest.raises(ModelError, match="scores of token 1 are not numbers"):
+        list(model.generate([picture(1)], infer, Record()))
+    norm.copy_(kept)
+    assert [token.id for token in model.generate([picture(1)], infer, Record())] == first
+
+    model._positions = 330  # a prompt of 289 to 293 tokens
+    last = list(model.generate([picture(1)], InferSettings(engine="fast", max_new_tokens=500), Record()))
+    assert last[-1].finish == "length"
+    assert 30 < len(last) < 45
+    assert [token.id for token in last][:40] == first[: len(last)]
+    model._positions = 200
+    with pytest.raises(ModelError, match="the prompt has .* tokens; the model has 200 positions"):
+        list(model.generate([picture(1)], infer, Record()))
+    model._positions = 8192
+
+    tiny = load(
+        ModelSettings(weights="random", size="tiny", mode="tiny", device="cuda", dtype="bfloat16"),
+        InferSettings(engine="fast"),
+    )
+    assert len(list(tiny.generate([picture(2)], infer, Record()))) == 40
+    assert [token.id for token in model.generate([picture(1)], infer, Record())] == first
+    tiny.close()
+    model.close()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_tiny_reader_reads_as_the_reference_does(dtype: str) -> None:
+    """Trained weights, whose likeliest tokens are far ahead: equal tokens in half precision, and ends."""
+    from pytest_llmprof.config.schema import DatasetSettings
+    from pytest_llmprof.datasets.embedded import embedded_dataset
+
+    pages = [page.load() for page in embedded_dataset("sample_pages").load(DatasetSettings())[:4]]
+    settings = ModelSettings(weights="embedded", mode="tiny", device="cuda", dtype=dtype)
+    answers = {}
+    for engine in ("reference", "fast"):
+        infer = InferSettings(engine=engine, max_new_tokens=512, prompt="free")
+        model = load(settings, infer)
+        answers[engine] = [
+            [(token.id, token.finish) for token in model.generate([page], infer, Record())] for page in pages
+        ]
+        model.close()
+    assert all(answer[-1][1] == "eos" for answer in answers["fast"])
+    assert answers["fast"] == answers["reference"]
+
+
+@pytest.mark.gpu
+def test_the_next_test_runs_after_the_card_is_full(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        test_it="""
+import torch
+
+def test_too_much(llmprof, llmprof_model):
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**26) / total)
+    try:
+        llmprof.run()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+def test_next(llmprof):
+    assert llmprof.run().tokens == 32
+"""
+    )
+    given = ("model=deepseek_ocr_random", "infer=fast", "dataset.limit=1", "infer.max_new_tokens=32")
+    words = [word for override in given for word in ("--llmprof-override", override)]
+    result = pytester.runpytest_subprocess(
+        "-p", "no:cacheprovider", "--llmprof-stage=direct_inference", *words
+    )
+    result.assert_outcomes(passed=1, failed=1)
+    assert "out of device memory in phase " in result.stdout.str()
