@@ -150,6 +150,19 @@ def test_cupti_has_until_its_thread_is_gone(monkeypatch: pytest.MonkeyPatch) -> 
     assert list(threads) == []
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_torch_is_spared_the_events_it_need_not_make(known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Config:
+        def __init__(self, **options: bool) -> None:
+            if not known:
+                raise TypeError("__init__(): incompatible constructor arguments")
+            vars(self).update(options)
+
+    monkeypatch.setattr("torch._C._profiler._ExperimentalConfig", Config)
+    config = torch_profiler._trace_only()
+    assert getattr(config, "trace_only", None) is (True if known else None)
+
+
 def test_a_profiler_is_freed_at_once(tmp_path: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the next full collection frees its events, inside whatever is measured then."""
     made: list[weakref.ref[Any]] = []
