@@ -1,29 +1,37 @@
 """What the harness itself costs, side by side with a bare loop in one process.
 
 It prints a table and writes overhead.json and overhead.md to the stage directory. Nothing is asserted about speed:
-the ratios are for reading, on a quiet machine.
+the figures are for reading, on a quiet machine. A host drifts by more than what is looked for here, so everything is
+measured in turn and each ratio stands beside the same ratio of things that should be equal (its control).
 """
 
 import json
-import statistics
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 import pytest
 
 import pytest_llmprof.analysis  # noqa: F401 - loaded here, so that it is not in the stage's cost and memory
+from pytest_llmprof.measure.collector import settled
 from pytest_llmprof.measure.phases import DOMAIN, WARMUP_DOMAIN, PhaseRecorder
 from pytest_llmprof.models.base import NoPhases
 from pytest_llmprof.stages.base import StageContext, StageResult
 from pytest_llmprof.stages.torch_profiler import profile_window
 from pytest_llmprof.stages.workloads import PagesWorkload
 
-ROUNDS = 5
+PAIRS = 4
+"""Pairs of a bare and a measured round in a block; even, as their order turns."""
+STEPS = 3
+"""Profiles with a block before and after, and as many intervals without one."""
+INTERVAL_S = 5.0
+"""The first interval; the others are as long as the profile before them."""
 SHORT, LONG = 64, 2048
+ORDER = (SHORT, LONG, LONG, SHORT) * 2
 
 READ_ALONE = """
 import gzip, json, sys, time
@@ -31,6 +39,10 @@ from pathlib import Path
 from pytest_llmprof.analysis import profile_summary, read_trace
 def memory(name):
     return int(Path("/proc/self/status").read_text().split(name + ":")[1].split()[0]) * 1024
+def seconds():
+    begin = time.perf_counter()
+    read_trace(raw)
+    return time.perf_counter() - begin
 read_trace(b'{"traceEvents": []}')
 raw = gzip.decompress(Path(sys.argv[1]).read_bytes())
 Path("/proc/self/clear_refs").write_text("5")
@@ -39,7 +51,9 @@ begin = time.perf_counter()
 trace = read_trace(raw)
 read = time.perf_counter() - begin
 profile_summary(trace)
-print(json.dumps({"events": trace.events, "read_s": read, "growth": 1 + (memory("VmHWM") - before) / len(raw)}))
+growth = 1 + (memory("VmHWM") - before) / len(raw)
+again = [seconds() for _ in range(5)]
+print(json.dumps({"events": trace.events, "read_s": read, "growth": growth, "again_s": again}))
 """
 """Reads a trace in a process of its own, on Linux; the growth of its memory counts the raw trace as 1."""
 
@@ -49,40 +63,47 @@ def test_overhead(llmprof_config, llmprof_model, llmprof_dataset, llmprof_artifa
     settings = replace(llmprof_config, stage="torch_profiler")
     out_dir = llmprof_artifacts.begin(llmprof_stage)
     bench = Bench(settings, llmprof_model, llmprof_dataset, out_dir)
-    bench.workload.warmup(1, bench.recorder(WARMUP_DOMAIN))
+    bench.workload.warmup(2, bench.recorder(WARMUP_DOMAIN))
     bench.bare()
 
-    before = bench.alternate()
-    profile, growth = bench.profile()
-    after = bench.alternate()
-    stage = {SHORT: [], LONG: []}
-    for tokens in (SHORT, LONG, LONG, SHORT):
-        stage[tokens].append(bench.profile(tokens)[0]["stage_cost_s"])
+    blocks, profiles, interval = [bench.block()], [], INTERVAL_S
+    for _ in range(STEPS):
+        bench.wait(interval)
+        blocks.append(bench.block())
+        begin = time.perf_counter()
+        profiles.append(bench.profile())
+        interval = time.perf_counter() - begin
+        blocks.append(bench.block())
+    first, growth = profiles[0]
     done = subprocess.run(
         [sys.executable, "-c", READ_ALONE, str(out_dir / "trace.json.gz")], capture_output=True, text=True, check=True
     )
     alone = json.loads(done.stdout)
+    for tokens in (SHORT, LONG):
+        bench.window(tokens)
+    stage = [(tokens, bench.profile(tokens)[0]) for tokens in ORDER]
 
     found = {
         "device": bench.workload.device,
         "engine": llmprof_model.info.engine,
         "parameters": llmprof_model.info.parameters,
-        "rounds": ROUNDS,
-        "before": before,
-        "after": after,
-        "profile": {name: value for name, value in profile.items() if name.endswith("_s") or name == "trace_bytes"},
-        "events": profile["events"],
+        "blocks": blocks,
+        "overhead": overhead(blocks),
+        "after_interval": {kind: steps(blocks, kind, 0) for kind in ("bare", "measured")},
+        "after_profile": {kind: steps(blocks, kind, 1) for kind in ("bare", "measured")},
+        "profile": {name: value for name, value in first.items() if name.endswith("_s") or name == "trace_bytes"},
+        "events": first["events"],
         "process_growth_over_trace": growth,
         "read_alone": alone,
-        "stage_cost_s": {str(tokens): costs for tokens, costs in stage.items()},
+        "stage": [{"tokens": tokens, **costs(profile)} for tokens, profile in stage],
     }
     table = markdown(found)
     (out_dir / "overhead.json").write_text(json.dumps(found, indent=2) + "\n")
     (out_dir / "overhead.md").write_text(table)
     with capsys.disabled():
         print(f"\n{table}")
-    assert before["bare"] > 0
-    assert alone["events"] == profile["events"]
+    assert all(bare["total_ms"] > 0 for block in blocks for bare in block["bare"])
+    assert alone["events"] == profiles[-1][0]["events"]
 
 
 class Bench:
@@ -90,7 +111,8 @@ class Bench:
 
     def __init__(self, settings, model, pages, out_dir):
         self.settings, self.model, self.out_dir = settings, model, out_dir
-        self.image = pages[0].load()
+        self.page = pages[0]
+        self.rounds = 0
         self.workload = PagesWorkload(
             model,
             pages[:1],
@@ -104,42 +126,66 @@ class Bench:
         return PhaseRecorder(self.workload.device, domain=domain)
 
     def bare(self):
-        """The model's own loop; milliseconds."""
+        """The model's own loop, on a picture read outside the clock as in a round."""
+        image = self.page.load()
         begin = time.perf_counter_ns()
-        for _ in self.model.generate([self.image], self.settings.infer, NoPhases()):
-            pass
-        return (time.perf_counter_ns() - begin) / 1e6
+        times = [token.time_ns for token in self.model.generate([image], self.settings.infer, NoPhases())]
+        return clocked((time.perf_counter_ns() - begin) / 1e6, (times[0] - begin) / 1e6, len(times))
 
-    def alternate(self):
-        """Bare and measured rounds in turn; medians of both in milliseconds, and of the ratios of neighbours."""
+    def measured(self, recorder):
+        """The same as a measured round."""
+        (sample,), _ = self.workload.round(self.rounds, recorder)
+        self.rounds += 1
+        return clocked(sample.total_ms, sample.ttft_ms, sample.tokens)
+
+    def block(self):
+        """Bare and measured rounds in turn: A B, B A, A B, ..."""
         recorder = self.recorder(DOMAIN)
         bare, measured = [], []
-        for number in range(ROUNDS):
-            bare.append(self.bare())
-            (sample,), _ = self.workload.round(number, recorder)
-            measured.append(sample.total_ms)
-        ratios = [one / other for one, other in zip(measured, bare, strict=True)]
-        return {
-            "bare": statistics.median(bare),
-            "measured": statistics.median(measured),
-            "overhead": statistics.median(ratios) - 1,
-        }
+        with settled():
+            for number in range(PAIRS):
+                if number % 2 == 0:
+                    bare.append(self.bare())
+                measured.append(self.measured(recorder))
+                if number % 2:
+                    bare.append(self.bare())
+        return {"bare": bare, "measured": measured}
+
+    def wait(self, seconds):
+        """Work without a profile, for the control."""
+        until = time.perf_counter() + seconds
+        while time.perf_counter() < until:
+            self.bare()
+
+    @contextmanager
+    def answers_of(self, tokens):
+        infer = replace(self.settings.infer, max_new_tokens=tokens)
+        self.workload.infer = infer
+        yield replace(self.settings, infer=infer)
+        self.workload.infer = self.settings.infer
+
+    def window(self, tokens):
+        """The window for answers of *tokens*, unprofiled: what is made once for a length is not in the stage's cost."""
+        recorder = self.recorder(WARMUP_DOMAIN)
+        with self.answers_of(tokens) as settings:
+            for batch in self.workload.windows(settings.current.options.window, recorder):
+                for _ in batch:
+                    pass
+        recorder.take()
 
     def profile(self, tokens=SHORT):
         """The profiler's part of the stage for answers of *tokens*; its figures and the process's growth."""
-        infer = replace(self.settings.infer, max_new_tokens=tokens)
-        self.workload.infer = infer
-        context = StageContext(
-            settings=replace(self.settings, infer=infer),
-            out_dir=self.out_dir,
-            workload=self.workload,
-            recorder=self.recorder,
-            progress=lambda text: None,
-            result=StageResult(),
-        )
-        with peak_memory() as peak:
-            profile = profile_window(context)
-        self.workload.infer = self.settings.infer
+        with self.answers_of(tokens) as settings, peak_memory() as peak:
+            profile = profile_window(
+                StageContext(
+                    settings=settings,
+                    out_dir=self.out_dir,
+                    workload=self.workload,
+                    recorder=self.recorder,
+                    progress=lambda text: None,
+                    result=StageResult(),
+                )
+            )
         return profile, peak[0] / profile["trace_bytes"]
 
 
@@ -157,31 +203,97 @@ def peak_memory():
     found.append(read("VmHWM") - before)
 
 
+def clocked(total_ms, first_ms, tokens):
+    """A round: to its end, to its first token, and each later token."""
+    later = (total_ms - first_ms) / (tokens - 1) if tokens > 1 else 0.0
+    return {"total_ms": total_ms, "first_ms": first_ms, "later_ms": later}
+
+
+def overhead(blocks):
+    """Measured over bare, from pairs of neighbours; as its control, the same of neighbours of one kind."""
+    pairs = [pair for block in blocks for pair in zip(block["bare"], block["measured"], strict=True)]
+    like = [
+        (block["measured"][number], block["measured"][number + 1])
+        for block in blocks
+        for number in range(0, PAIRS - 1, 2)
+    ]
+
+    def ratio(pairs):
+        return median(other["total_ms"] / one["total_ms"] for one, other in pairs) - 1
+
+    def apart(name):
+        return median(measured[name] - bare[name] for bare, measured in pairs)
+
+    return {
+        "ratio": ratio(pairs),
+        "control": ratio(like),
+        "pair_noise": median(abs(other["total_ms"] / one["total_ms"] - 1) for one, other in like),
+        "first_ms": apart("first_ms"),
+        "later_us": apart("later_ms") * 1e3,
+    }
+
+
+def middle(block, kind):
+    """A block's median round, milliseconds."""
+    return median(times["total_ms"] for times in block[kind])
+
+
+def steps(blocks, kind, offset):
+    """Each later block over the one before: from block *offset* on every second pair."""
+    return [
+        middle(blocks[number + 1], kind) / middle(blocks[number], kind) - 1
+        for number in range(offset, len(blocks) - 1, 2)
+    ]
+
+
+def costs(profile):
+    """The stage's cost and all of its parts."""
+    parts, whole = profile["stage_costs_s"], profile["stage_cost_s"]
+    return {"all": whole, **parts, "other": whole - sum(parts.values())}
+
+
 def markdown(found):
     """The figures as a table."""
-    before, after, profile, alone = found["before"], found["after"], found["profile"], found["read_alone"]
-    costs = profile["stage_costs_s"]
-    short, long = (statistics.median(found["stage_cost_s"][str(tokens)]) for tokens in (SHORT, LONG))
+    profile, alone, over = found["profile"], found["read_alone"], found["overhead"]
     unload = profile["profiler_unload_s"]
+
+    def percents(values):
+        return f"{median(values):+.2%} ({', '.join(f'{value:+.1%}' for value in values)})"
+
+    def of(tokens, part):
+        return [one[part] for one in found["stage"] if one["tokens"] == tokens]
+
+    def seconds(tokens, part):
+        return f"{median(of(tokens, part)):.3f} ({', '.join(f'{value:.2f}' for value in of(tokens, part))})"
+
+    def speed(time_s):
+        return f"{alone['events'] / time_s:,.0f}"
+
     rows = [
-        ("bare loop, ms a page", f"{before['bare']:.2f}"),
-        ("measured round, ms a page", f"{before['measured']:.2f}"),
-        ("measured over bare", f"{before['overhead']:+.2%}"),
-        ("bare loop after a profile, over before", f"{after['bare'] / before['bare'] - 1:+.2%}"),
-        ("measured round after a profile, over before", f"{after['measured'] / before['measured'] - 1:+.2%}"),
+        *((f"{kind}, ms a page", f"{median(middle(block, kind) for block in found['blocks']):.2f}")
+          for kind in ("bare", "measured")),
+        ("measured over bare", f"{over['ratio']:+.2%}"),
+        ("control: a second measured round over the first", f"{over['control']:+.2%}, apart {over['pair_noise']:.2%}"),
+        ("measured less bare: to the first token, ms", f"{over['first_ms']:+.3f}"),
+        ("measured less bare: each later token, us", f"{over['later_us']:+.1f}"),
+        *(
+            (f"{kind}, a block after {what} over the block before", percents(found[key][kind]))
+            for kind in ("bare", "measured")
+            for key, what in (("after_profile", "a profile"), ("after_interval", "as long without one (control)"))
+        ),
         ("profiler's first start, s", f"{profile['profiler_load_s']:.3f}"),
         ("profiler's end, s", "stays loaded" if unload is None else f"{unload:.3f}"),
-        ("profiler's part of the stage, s", f"{profile['stage_cost_s']:.3f}"),
-        *((f"of it {name}, s", f"{seconds:.3f}") for name, seconds in costs.items()),
+        ("profiler's part of the stage, first in the process, s", f"{profile['stage_cost_s']:.3f}"),
         ("trace, MB", f"{profile['trace_bytes'] / 1e6:.1f}"),
         ("events", f"{found['events']:,}"),
-        ("reading alone, events/s", f"{alone['events'] / alone['read_s']:,.0f}"),
+        ("reading alone, events/s: first; again", f"{speed(alone['read_s'])}; {speed(median(alone['again_s']))}"),
         ("memory for reading alone / trace", f"{alone['growth']:.2f}"),
         ("growth of the process / trace", f"{found['process_growth_over_trace']:.2f}"),
-        (f"profiler's part at {SHORT} tokens, s", f"{short:.3f}"),
-        (f"profiler's part at {LONG} tokens, s", f"{long:.3f}"),
-        (f"{LONG} over {SHORT} tokens", f"{long / short - 1:+.2%}"),
+        (f"{LONG} over {SHORT} tokens", f"{median(of(LONG, 'all')) / median(of(SHORT, 'all')) - 1:+.2%}"),
     ]
+    parts = [part for part in found["stage"][0] if part != "tokens"]
     head = f"{found['device']}, engine {found['engine']}, {found['parameters'] / 1e6:.1f} M parameters"
-    lines = [f"| {head} | |", "|:--|--:|", *(f"| {name} | {value} |" for name, value in rows)]
+    lines = [f"| {head} | |", "|:--|--:|", *(f"| {name} | {value} |" for name, value in rows), ""]
+    lines += [f"| profiler's part again, s | {SHORT} tokens | {LONG} tokens |", "|:--|--:|--:|"]
+    lines += [f"| {part} | {seconds(SHORT, part)} | {seconds(LONG, part)} |" for part in parts]
     return "\n".join(lines) + "\n"

@@ -13,6 +13,7 @@ __all__ = ["NO_PHASE", "Phase", "Timeline", "parents"]
 
 # The file's doubles hold a start to about half a nanosecond, so ends and starts that met may overlap by two.
 _TOLERANCE_NS = 2
+_ROUNDS = 8
 
 PREFIX = "llmprof/"
 STEP = "step"
@@ -26,13 +27,28 @@ def parents(host: HostEvents) -> Ints:
 
     As in torch: an event that ends after one in which it began is not inside it.
     """
-    count = len(host)
-    if not count:
+    if not len(host):
         return np.empty(0, dtype=np.int64)
     # Threads are laid one after the other on one axis of time.
     length = int((host.start + host.dur).max()) + 16
     start = host.start + host.thread * length
     end = np.maximum(start + host.dur - _TOLERANCE_NS, start + 1)
+    limit = start + host.dur
+    shown = end.copy()
+    for _ in range(_ROUNDS):
+        parent = _enclosing(start, shown)
+        inner = np.flatnonzero(parent >= 0)
+        crossing = inner[end[inner] > limit[parent[inner]]]
+        if not len(crossing):
+            return parent
+        # What an event crosses ends for it and all later ones where that event begins.
+        np.minimum.at(shown, parent[crossing], start[crossing])
+    return _parents_of_crossing(start, end, limit)
+
+
+def _enclosing(start: Ints, end: Ints) -> Ints:
+    """The parents where no event crosses another."""
+    count = len(start)
     depth = np.arange(count) - np.searchsorted(np.sort(end), start, side="right")
     parent = np.full(count, -1, dtype=np.int64)
     above = np.flatnonzero(depth == 0)
@@ -40,15 +56,11 @@ def parents(host: HostEvents) -> Ints:
         here = np.flatnonzero(depth == level)
         parent[here] = above[np.searchsorted(above, here) - 1]
         above = here
-    inner = np.flatnonzero(parent >= 0)
-    limit = start + host.dur
-    if (end[inner] > limit[parent[inner]]).any():
-        return _parents_of_crossing(start, end, limit)
     return parent
 
 
 def _parents_of_crossing(start: Ints, end: Ints, limit: Ints) -> Ints:
-    """The same by a stack, where events cross (a runtime call's clock may differ a little from torch's)."""
+    """The same by a stack, where many events cross many (a runtime call's clock may differ from torch's)."""
     found: list[int] = []
     stack: list[int] = []
     ends, limits = end.tolist(), limit.tolist()

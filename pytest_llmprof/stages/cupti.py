@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["Cupti", "heard", "synchronise", "why_no_kernels"]
+__all__ = ["Cupti", "heard", "release", "synchronise", "why_no_kernels"]
 
 _SWITCH = "TEARDOWN_CUPTI"
 _NOISE = re.compile(r"^USDT:.*\n?", re.MULTILINE)
@@ -28,7 +28,7 @@ _ADVICE = {
     "CUPTI_ERROR_MULTIPLE_SUBSCRIBERS_NOT_SUPPORTED": "another profiler holds this process: run without nsys, ncu or "
     "any other user of CUPTI around it",
 }
-_ENDS_WITHIN_S = 0.1
+_ENDS_AFTER_S, _ENDS_WITHIN_S = 0.1, 1.0
 
 _complaints: list[str] = []
 """What Kineto has said of CUPTI in this process. It speaks at the first start only, so later tests need it too."""
@@ -84,6 +84,15 @@ def synchronise(device: str) -> None:
         torch.cuda.synchronize(torch.device(device))
 
 
+def release(profiler: Any) -> None:
+    """Free a torch profiler and its events, which are hundreds of megabytes.
+
+    It refers to itself in a circle: left alone it stays until Python's next full collection, which then frees it for
+    half a second inside whatever is measured at that time.
+    """
+    vars(profiler).clear()
+
+
 class Cupti:
     """CUPTI for one stage on one device: `load` before the profiled window, `unload` after it.
 
@@ -118,6 +127,7 @@ class Cupti:
             torch.ones(8, device=self._device).sum()
             synchronise(self._device)
             profiler.stop()
+        release(profiler)
 
     def unload(self) -> None:
         """End CUPTI, so that what runs later in this process is as fast as before."""
@@ -126,13 +136,26 @@ class Cupti:
         with heard():
             profiler = self._profiler()
             profiler.start()
+            threads = _threads()
             with self._ending():
                 profiler.stop()
-                # Its end comes inside a call into CUDA, once a thread of Kineto's own has asked for it.
-                until = time.perf_counter() + _ENDS_WITHIN_S
-                while time.perf_counter() < until:
+                # Its end comes inside a call into CUDA, once a thread of Kineto's own has asked for it. That thread
+                # looks at the variable again when all is done: were it gone by then, CUPTI would begin anew.
+                begin = time.perf_counter()
+                while (waited := time.perf_counter() - begin) < _ENDS_WITHIN_S:
                     synchronise(self._device)
                     time.sleep(0.002)
+                    if waited > _ENDS_AFTER_S and _threads() <= threads:
+                        break
+        release(profiler)
+
+
+def _threads() -> int:
+    """How many threads the process has, those of libraries too; 0 where the system does not tell."""
+    try:
+        return len(os.listdir("/proc/self/task"))
+    except OSError:
+        return 0
 
 
 def _can_end() -> bool:

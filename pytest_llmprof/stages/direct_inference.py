@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pytest_llmprof.config.stages import DIRECT_INFERENCE
 from pytest_llmprof.measure.card import Card, CardReader
+from pytest_llmprof.measure.collector import settled
 from pytest_llmprof.measure.energy import EnergyMeter
 from pytest_llmprof.measure.phases import DOMAIN, WARMUP_DOMAIN
 from pytest_llmprof.stages.base import StageContext, StagePlugin
@@ -24,7 +25,7 @@ def clean_rounds(context: StageContext) -> None:
         context.progress("warm-up")
     workload.warmup(measure.warmup, context.recorder(WARMUP_DOMAIN))
     recorder = context.recorder(DOMAIN)
-    with CardReader(workload.device) as reader:
+    with settled(), CardReader(workload.device) as reader:
         result.card_before, result.card_reason = reader.card(), reader.reason
         result.energy_reason = _why_no_energy(result.card_before, result.card_reason)
         meter = EnergyMeter(reader.energy_mj) if result.energy_reason is None else None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -122,16 +124,62 @@ def test_cupti_is_ended_by_the_last_stop_alone(monkeypatch: pytest.MonkeyPatch) 
     def note(what: str) -> None:
         seen.append((what, os.environ.get("TEARDOWN_CUPTI")))
 
-    fake = SimpleNamespace(start=lambda: note("start"), stop=lambda: note("stop"))
+    def fake() -> SimpleNamespace:
+        return SimpleNamespace(start=lambda: note("start"), stop=lambda: note("stop"))
+
     monkeypatch.setattr(cupti, "_can_end", lambda: True)
     monkeypatch.setattr(cupti, "synchronise", lambda device: None)
     monkeypatch.delenv("TEARDOWN_CUPTI", raising=False)
-    one = cupti.Cupti("cuda:0", lambda: fake)
+    one = cupti.Cupti("cuda:0", fake)
     one._device = "cpu"
     one.load()
     one.unload()
     assert seen == [("start", "1"), ("stop", None), ("start", None), ("stop", "1")]
     assert "TEARDOWN_CUPTI" not in os.environ
+
+
+def test_cupti_has_until_its_thread_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that ends it reads the variable once more at its own end."""
+    threads = iter([7, 8, 8, 8, 7])
+    monkeypatch.setattr(cupti, "_can_end", lambda: True)
+    monkeypatch.setattr(cupti, "_ENDS_AFTER_S", 0.0)
+    monkeypatch.setattr(cupti, "synchronise", lambda device: None)
+    monkeypatch.setattr(cupti, "_threads", lambda: next(threads))
+    monkeypatch.delenv("TEARDOWN_CUPTI", raising=False)
+    cupti.Cupti("cuda:0", lambda: SimpleNamespace(start=lambda: None, stop=lambda: None)).unload()
+    assert list(threads) == []
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_torch_is_spared_the_events_it_need_not_make(known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Config:
+        def __init__(self, **options: bool) -> None:
+            if not known:
+                raise TypeError("__init__(): incompatible constructor arguments")
+            vars(self).update(options)
+
+    monkeypatch.setattr("torch._C._profiler._ExperimentalConfig", Config)
+    config = torch_profiler._trace_only()
+    assert getattr(config, "trace_only", None) is (True if known else None)
+
+
+def test_a_profiler_is_freed_at_once(tmp_path: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the next full collection frees its events, inside whatever is measured then."""
+    made: list[weakref.ref[Any]] = []
+    real = torch_profiler._profiler
+
+    def profiler(context: Any) -> Any:
+        one = real(context)
+        made.append(weakref.ref(one))
+        return one
+
+    monkeypatch.setattr(torch_profiler, "_profiler", profiler)
+    gc.disable()
+    try:
+        torch_profiler.profile_window(context(tmp_path, pages(tiny, 8), Window(decode_tokens=3)))
+        assert [one() for one in made] == [None, None]  # the first start, and the window's
+    finally:
+        gc.enable()
 
 
 def test_a_window_writes_its_trace_and_its_costs(tmp_path: Path, tiny: Any) -> None:
@@ -140,7 +188,7 @@ def test_a_window_writes_its_trace_and_its_costs(tmp_path: Path, tiny: Any) -> N
     assert len(raw) == profile["trace_bytes"]
     assert profile["steps"] == 3
     parts = profile["stage_costs_s"]
-    assert set(parts) == {"reach", "window", "stop", "export", "read", "tables", "write"}
+    assert set(parts) == {"reach", "start", "window", "stop", "export", "release", "read", "tables", "write"}
     assert all(seconds > 0 for seconds in parts.values())
     assert sum(parts.values()) <= profile["stage_cost_s"]
     assert profile["profiler_unload_s"] is None

@@ -1,0 +1,54 @@
+"""The collector leaves out what was there before, and is as it was afterwards."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+
+import pytest
+
+from pytest_llmprof.measure.collector import settled
+
+
+class Circle:
+    def __init__(self) -> None:
+        self.itself = self
+
+
+@pytest.fixture(autouse=True)
+def not_frozen() -> Iterator[None]:
+    gc.unfreeze()
+    yield
+    gc.unfreeze()
+
+
+def test_garbage_is_collected_before_and_what_lives_is_left_out() -> None:
+    garbage = weakref.ref(Circle())
+    with settled():
+        assert garbage() is None
+        assert gc.get_freeze_count() > 1000
+        made = weakref.ref(Circle())
+        gc.collect()
+        assert made() is None
+    assert gc.get_freeze_count() == 0
+
+
+def test_without_collecting_garbage_stays() -> None:
+    gc.disable()
+    try:
+        garbage = weakref.ref(Circle())
+        with settled(collect=False):
+            gc.collect()
+            assert garbage() is not None
+        gc.collect()
+        assert garbage() is None
+    finally:
+        gc.enable()
+
+
+def test_what_the_user_froze_stays_frozen() -> None:
+    gc.freeze()
+    with settled():
+        pass
+    assert gc.get_freeze_count() > 0
