@@ -38,9 +38,9 @@ class Coarse(TritonStep):
     _SPLITS, _PLACES, _WINDOWS = 2, 64, 512
 
 
-def answer(call: Any) -> Any:
+def answer(generate: Any, *given: Any) -> Any:
     try:
-        return [[token.id, token.finish] for token in call()]
+        return [[token.id, token.finish] for token in generate(*given)]
     except LlmprofError as error:
         return str(error)
 
@@ -51,7 +51,7 @@ def pages(settings: ModelSettings, infer: InferSettings, images: list[Any]) -> d
     for engine in ("reference", "fast"):
         model = load(settings, replace(infer, engine=engine))
         record = Record()
-        found[engine] = [answer(lambda: model.generate([image], infer, record)) for image in images]
+        found[engine] = [answer(model.generate, [image], infer, record) for image in images]
         found[f"{engine} phases"] = record.events
         model.close()
     return found
@@ -68,10 +68,10 @@ def prompts(
     def run(engine: Any) -> Any:
         engine._prefill = getattr(engine, "_prefill", SimpleNamespace())
         engine._prefill.embeddings = lambda inputs, phases: embeddings
-        return answer(lambda: engine.generate(SimpleNamespace(prompts=batch), limits, Record()))
+        return answer(engine.generate, SimpleNamespace(prompts=batch), limits, Record())
 
     def eager() -> Any:
-        return answer(lambda: generate(model, batch, embeddings, limits))
+        return answer(generate, model, batch, embeddings, limits)
 
     with torch.inference_mode():
         ReferenceEngine(model)

@@ -154,7 +154,8 @@ class TritonStep:
         if size != _power(size):
             raise ModelError(f"infer=fast needs heads whose size is a power of two, not {size}: use infer=compiled")
         self._text, self._size, self._eps = text, size, text.rms_norm_eps
-        self._embedding, self._head, self._norm = language.embed_tokens.weight, model.lm_head.weight, language.norm.weight
+        self._embedding, self._head = language.embed_tokens.weight, model.lm_head.weight
+        self._norm = language.norm.weight
         self._layers = weights_of(language.layers)
         device = self._head.device
         self.dependent = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
@@ -211,21 +212,23 @@ class TritonStep:
                 kernels.attend, (heads, self._SPLITS), 2,
                 self._qkv, self._cosines, self._sines, keys, values, cache.length,
                 self._parts, self._peaks, self._sums, self._tickets, self._blend, cache.places, self._size**-0.5,
-                HEADS=heads, KV_HEADS=text.num_key_value_heads, SIZE=self._size, SPLITS=self._SPLITS, BLOCK=self._PLACES,
+                HEADS=heads, KV_HEADS=text.num_key_value_heads, SIZE=self._size,
+                SPLITS=self._SPLITS, BLOCK=self._PLACES,
             )  # fmt: skip
             self._rows(
                 kernels.join, [hidden], self._JOIN,
                 self._blend, attention.out, self._stream, K=len(self._blend), PARTS=parts, **shape,
             )  # fmt: skip
-            sparse = isinstance(mlp, Sparse)
-            gate_up, down = (mlp.shared_gate_up, mlp.shared_down) if sparse else (mlp.gate_up, mlp.down)
-            router, routed, chosen = (mlp.router, experts, slots) if sparse else (gate_up, 0, 0)
+            if isinstance(mlp, Sparse):
+                gate_up, down, router, routed, chosen = mlp.shared_gate_up, mlp.shared_down, mlp.router, experts, slots
+            else:
+                gate_up, down, router, routed, chosen = mlp.gate_up, mlp.down, mlp.gate_up, 0, 0
             dense = down.shape[1]
             self._rows(
                 kernels.widen, [routed, dense], self._WIDEN,
                 self._stream, mlp.norm, router, gate_up, routes, self._inner, eps, EXPERTS=routed, INNER=dense, **shape,
             )  # fmt: skip
-            if sparse:
+            if chosen:
                 self._rows(
                     kernels.experts, [inner], self._EXPERTS,
                     self._stream, mlp.norm, routes, mlp.gate_up, self._routed, eps, text.routed_scaling_factor,
@@ -239,7 +242,8 @@ class TritonStep:
             )  # fmt: skip
         self._launch(
             kernels.head, (len(self._best),), self._HEAD[1],
-            self._stream, self._norm, self._head, self._banned, cache.length, self.scores, self._best, self._tokens, eps,
+            self._stream, self._norm, self._head, self._banned, cache.length,
+            self.scores, self._best, self._tokens, eps,
             VOCABULARY=text.vocab_size, PARTS=parts, ROWS=self._HEAD[0], **shape,
         )  # fmt: skip
         self._launch(

@@ -276,7 +276,7 @@ def check_layers(text: Any) -> None:
 
 
 def weights_of(layers: Any) -> list[tuple[Attention, Dense | Sparse]]:
-    """The weights of transformers' text layers; what is read together is joined, and the layers go on with its parts."""
+    """transformers' text layers' weights; what is read together is joined, and the layers go on with its parts."""
     return [(_attention_weights(layer), _mlp_weights(layer)) for layer in layers]
 
 
