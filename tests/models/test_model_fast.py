@@ -180,6 +180,8 @@ def test_scores_are_as_near_to_float32_as_eager_bfloat16(seed: int, emptied: Non
         return model._inputs([image], infer)
 
     ours = model._model
+    # With the picture in sight of every position, tokens differ too little for the likeliest ones to vary.
+    ours.model.language_model.embed_tokens.weight.mul_(2)
     with torch.inference_mode():
         exact_model = copy.deepcopy(ours).float()
         exact_model.set_experts_implementation("grouped_mm")
@@ -242,11 +244,10 @@ def test_memory_repeats_and_what_goes_wrong(emptied: None) -> None:
     norm.copy_(kept)
     assert [token.id for token in model.generate([picture(1)], infer, Record())] == first
 
-    model._positions = 330  # a prompt of 289 to 293 tokens
+    model._positions = model._inputs([picture(1)], infer).prompts.ids.shape[1] + 37
     last = list(model.generate([picture(1)], InferSettings(engine="fast", max_new_tokens=500), Record()))
     assert last[-1].finish == "length"
-    assert 30 < len(last) < 45
-    assert [token.id for token in last][:40] == first[: len(last)]
+    assert [token.id for token in last] == first[:37]
     model._positions = 200
     with pytest.raises(ModelError, match=r"the prompt has \d+ tokens; the model has 200 positions"):
         list(model.generate([picture(1)], infer, Record()))
