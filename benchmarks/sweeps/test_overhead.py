@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sweep import publish
 
 import pytest_llmprof.analysis  # noqa: F401 - loaded here, so that it is not in the stage's cost and memory
 from pytest_llmprof.measure.phases import DOMAIN, WARMUP_DOMAIN, PhaseRecorder
@@ -76,11 +77,7 @@ def test_overhead(llmprof_config, llmprof_model, llmprof_dataset, llmprof_artifa
         "read_alone": alone,
         "stage_cost_s": {str(tokens): costs for tokens, costs in stage.items()},
     }
-    table = markdown(found)
-    (out_dir / "overhead.json").write_text(json.dumps(found, indent=2) + "\n")
-    (out_dir / "overhead.md").write_text(table)
-    with capsys.disabled():
-        print(f"\n{table}")
+    publish(out_dir, "overhead", found, markdown(found), capsys)
     assert before["bare"] > 0
     assert alone["events"] == profile["events"]
 
