@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 
 import pytest
+from sweep import markdown, publish
 
 import pytest_llmprof.analysis  # noqa: F401 - loaded here, so that it is not in the stage's cost and memory
 from pytest_llmprof.measure.collector import settled
@@ -97,11 +98,7 @@ def test_overhead(llmprof_config, llmprof_model, llmprof_dataset, llmprof_artifa
         "read_alone": alone,
         "stage": [{"tokens": tokens, **costs(profile)} for tokens, profile in stage],
     }
-    table = markdown(found)
-    (out_dir / "overhead.json").write_text(json.dumps(found, indent=2) + "\n")
-    (out_dir / "overhead.md").write_text(table)
-    with capsys.disabled():
-        print(f"\n{table}")
+    publish(out_dir, "overhead", found, text(found), capsys)
     assert all(bare["total_ms"] > 0 for block in blocks for bare in block["bare"])
     assert alone["events"] == profiles[-1][0]["events"]
 
@@ -252,8 +249,8 @@ def costs(profile):
     return {"all": whole, **parts, "other": whole - sum(parts.values())}
 
 
-def markdown(found):
-    """The figures as a table."""
+def text(found):
+    """The figures as tables."""
     profile, alone, over = found["profile"], found["read_alone"], found["overhead"]
     unload = profile["profiler_unload_s"]
 
@@ -293,7 +290,6 @@ def markdown(found):
     ]
     parts = [part for part in found["stage"][0] if part != "tokens"]
     head = f"{found['device']}, engine {found['engine']}, {found['parameters'] / 1e6:.1f} M parameters"
-    lines = [f"| {head} | |", "|:--|--:|", *(f"| {name} | {value} |" for name, value in rows), ""]
-    lines += [f"| profiler's part again, s | {SHORT} tokens | {LONG} tokens |", "|:--|--:|--:|"]
-    lines += [f"| {part} | {seconds(SHORT, part)} | {seconds(LONG, part)} |" for part in parts]
-    return "\n".join(lines) + "\n"
+    again = [[part, seconds(SHORT, part), seconds(LONG, part)] for part in parts]
+    tables = markdown([head, ""], rows), markdown(["profiler's part again, s", f"{SHORT} tokens", f"{LONG} tokens"], again)
+    return "\n".join(tables)
