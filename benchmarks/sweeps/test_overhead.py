@@ -291,5 +291,6 @@ def text(found):
     parts = [part for part in found["stage"][0] if part != "tokens"]
     head = f"{found['device']}, engine {found['engine']}, {found['parameters'] / 1e6:.1f} M parameters"
     again = [[part, seconds(SHORT, part), seconds(LONG, part)] for part in parts]
-    tables = markdown([head, ""], rows), markdown(["profiler's part again, s", f"{SHORT} tokens", f"{LONG} tokens"], again)
+    again_head = ["profiler's part again, s", f"{SHORT} tokens", f"{LONG} tokens"]
+    tables = markdown([head, ""], rows), markdown(again_head, again)
     return "\n".join(tables)
