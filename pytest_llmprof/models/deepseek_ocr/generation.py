@@ -7,8 +7,10 @@ step's tokens arrive.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -30,6 +32,7 @@ __all__ = [
     "ban_repeats",
     "causal_mask",
     "layout",
+    "read",
     "stream",
 ]
 
@@ -190,15 +193,7 @@ class EagerDecoder:
     def _forward(
         self, embeddings: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
-        # A ready mask keeps transformers from making one, which waits for the device at every step.
-        hidden = self._text(
-            inputs_embeds=embeddings,
-            attention_mask={"full_attention": mask},
-            position_ids=positions,
-            past_key_values=self._cache,
-            use_cache=True,
-        ).last_hidden_state
-        scores = self._head(hidden[:, -1])
+        scores = self._head(read(self._text, embeddings, positions, mask, self._cache)[:, -1])
         chosen = ban_repeats(self._ids[:, : self._length], scores, self._limits.ngram).argmax(-1)
         if self._track_ends:
             chosen = chosen.masked_fill(self._ended, self._limits.pad)
@@ -206,6 +201,30 @@ class EagerDecoder:
         self._ids[:, self._length] = chosen
         self._length += 1
         return chosen
+
+
+def read(
+    text: Any, embeddings: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, kept: Any
+) -> torch.Tensor:
+    """Run transformers' text model over *embeddings*, [rows, places, hidden]; return its last hidden states.
+
+    *kept* is asked to `update` with each layer's keys and values. A mask is bool, [rows, 1, places, places seen].
+    """
+    # A ready mask keeps transformers from making one, which waits for the device at every step.
+    hidden: torch.Tensor = text(
+        inputs_embeds=embeddings,
+        attention_mask={"full_attention": mask},
+        position_ids=positions,
+        use_cache=True,
+        **{_cache_keyword(type(text).forward): kept},
+    ).last_hidden_state
+    return hidden
+
+
+@cache
+def _cache_keyword(forward: Callable[..., Any]) -> str:
+    """What *forward* calls its cache: transformers 5.24 renamed it."""
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
 def causal_mask(starts: torch.Tensor, length: int) -> torch.Tensor:

@@ -13,7 +13,7 @@ import torch
 
 from pytest_llmprof.models.deepseek_ocr import vision
 from pytest_llmprof.models.deepseek_ocr.engines.graphs import Graphs, compile_whole
-from pytest_llmprof.models.deepseek_ocr.generation import NOT_A_TOKEN, Limits, Prompts, ban_repeats, causal_mask
+from pytest_llmprof.models.deepseek_ocr.generation import NOT_A_TOKEN, Limits, Prompts, ban_repeats, causal_mask, read
 
 if TYPE_CHECKING:
     from pytest_llmprof.models.base import Phases
@@ -25,7 +25,7 @@ __all__ = ["Cache", "Prefill"]
 class Cache:
     """One batch's state at fixed addresses: keys and values, every id so far, and how far it has come.
 
-    As `past_key_values` it takes a prompt's keys and values from transformers' layers.
+    It takes a prompt's keys and values from transformers' layers.
     """
 
     def __init__(self, model: Any, rows: int, places: int) -> None:
@@ -70,7 +70,7 @@ class Cache:
         self.pad.fill_(limits.pad)
 
     def update(
-        self, keys: torch.Tensor, values: torch.Tensor, layer: int
+        self, keys: torch.Tensor, values: torch.Tensor, layer: int, **_: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keep a prompt's keys and values, [rows, heads, length, head size]; a prompt attends to itself alone."""
         for stored, new in zip(self.stored[layer], (keys, values), strict=True):
@@ -126,13 +126,9 @@ class Prefill:
     def _fill(self, cache: Cache, padded: bool, ngram: int, embeddings: torch.Tensor) -> torch.Tensor:
         length = embeddings.shape[1]
         places = torch.arange(length, device=embeddings.device)
-        hidden = self._model.model.language_model(
-            inputs_embeds=embeddings,
-            attention_mask={"full_attention": causal_mask(cache.starts, length) if padded else None},
-            position_ids=(places - cache.starts).clamp_min(0),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
+        positions = (places - cache.starts).clamp_min(0)
+        mask = causal_mask(cache.starts, length) if padded else None
+        hidden = read(self._model.model.language_model, embeddings, positions, mask, cache)
         scores = self._model.lm_head(hidden[:, -1])
         best, chosen = ban_repeats(cache.ids[:, :length], scores, ngram).max(-1)
         chosen = chosen.masked_fill(best.isnan(), NOT_A_TOKEN)
