@@ -57,8 +57,8 @@ class Counter:
         yield
 
 
-def tiny(mode: str) -> Any:
-    settings = ModelSettings(weights="random", size="tiny", mode=mode, device="cpu", dtype="float32")
+def tiny(mode: str, dtype: str = "float32") -> Any:
+    settings = ModelSettings(weights="random", size="tiny", mode=mode, device="cpu", dtype=dtype)
     return load(settings, INFER)
 
 
@@ -143,6 +143,21 @@ def test_the_full_models_decode_floor() -> None:
     assert step.parts["weights"] == 2 * found["total"]
     assert step.bytes == sum(step.parts.values())
     assert step.parts["activations"] < 0.005 * step.bytes
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_weights_are_counted_in_the_dtypes_they_are_kept_in(dtype: str) -> None:
+    """transformers 5.24 keeps routers in float32."""
+    model = tiny("tiny", dtype)
+    found = model.costs([Image.new("RGB", (300, 200))], INFER, [3])
+    kept = {name: p.nbytes for name, p in model._model.named_parameters()}
+    experts = sum(size for name, size in kept.items() if ".experts." in name)
+    text = sum(size for name, size in kept.items() if "language_model" in name or "lm_head" in name)
+    read = text - experts - kept["model.language_model.embed_tokens.weight"]
+    each = experts // (3 * 6)
+    phases = found.phases
+    assert phases["prefill"].parts["weights"] == read + found.details["experts_prefill"] * each
+    assert phases["decode"].parts["weights"] == 2 * (read + 3 * 2 * each)
 
 
 def test_the_full_model_has_3_336_billion_parameters() -> None:

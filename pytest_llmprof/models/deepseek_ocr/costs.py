@@ -24,8 +24,9 @@ Norms, activations, softmax, rotation, interpolation of position tables and the 
   of each attention, once each. Products that share an input (QKV; gate and up) read it once. Attention's scores,
   SAM's added position bias, residuals and norms are taken to stay on the chip.
 
-Everything is in elements of the model's dtype. What one implementation moves on top (copying the cache to append
-to it, gathering experts' weights) is not counted: it is what MBU is there to show.
+Everything is in elements of the model's dtype, but for routers that are kept in another. What one implementation
+moves on top (copying the cache to append to it, gathering experts' weights) is not counted: it is what MBU is there
+to show.
 """
 
 from __future__ import annotations
@@ -37,7 +38,15 @@ from typing import Any
 
 from pytest_llmprof.models.base import Costs, PhaseCost, Phases
 
-__all__ = ["Batch", "Routing", "active_parameters", "batch_costs", "count_routing", "expected_experts"]
+__all__ = [
+    "Batch",
+    "Routing",
+    "active_parameters",
+    "batch_costs",
+    "count_routing",
+    "expected_experts",
+    "router_itemsize",
+]
 
 _TILE = 640
 """Side of a crop in pixels, as `preprocessing.TILE`."""
@@ -213,8 +222,9 @@ def _gated(places: int, width: int, inner: int) -> _Work:
     return _linear(places, width, 2 * inner) + _linear(places, inner, width)
 
 
-def _text(config: Any, rows: int, queries: int, keys: int, experts: float) -> _Work:
-    """One pass of the text model: *queries* new places a row that attend to *keys*; *experts* read in all layers."""
+def _text(config: Any, rows: int, queries: int, keys: int, experts: float, router: int = 1) -> _Work:
+    """One pass of the text model: *queries* new places a row that attend to *keys*; *experts* read in all layers;
+    each of the router's weights takes *router* elements."""
     text = config.text_config
     width, head, places = text.hidden_size, _head_size(text), rows * queries
     outer, inner = text.num_attention_heads * head, text.num_key_value_heads * head
@@ -227,6 +237,7 @@ def _text(config: Any, rows: int, queries: int, keys: int, experts: float) -> _W
         attention += _Work(activations=rows * 2 * inner * keys)
     routed = _gated(places * text.num_experts_per_tok, width, text.moe_intermediate_size)
     each = _linear(places, width, text.n_routed_experts)
+    each += _Work(weights=(router - 1) * width * text.n_routed_experts)
     each += _Work(flops=routed.flops, activations=routed.activations)
     each += _gated(places, width, text.moe_intermediate_size * text.n_shared_experts)
     dense = _gated(places, width, text.intermediate_size)
@@ -264,8 +275,14 @@ def expected_experts(config: Any, places: int) -> float:
     return float(_moe_layers(text) * text.n_routed_experts * (1 - missed))
 
 
-def batch_costs(config: Any, batch: Batch, itemsize: int, routing: Routing | None = None) -> Costs:
-    """The phases' costs of *batch*, in a dtype of *itemsize* bytes. Without *routing*, even routing is assumed."""
+def batch_costs(
+    config: Any, batch: Batch, itemsize: int, routing: Routing | None = None, router_itemsize: int | None = None
+) -> Costs:
+    """The phases' costs of *batch*, in a dtype of *itemsize* bytes, a multiple of which routers may have.
+
+    Without *routing*, even routing is assumed.
+    """
+    router = (router_itemsize or itemsize) // itemsize
     if routing is None:
         routing = Routing(
             expected_experts(config, batch.rows * batch.length), expected_experts(config, batch.rows), False
@@ -276,12 +293,12 @@ def batch_costs(config: Any, batch: Batch, itemsize: int, routing: Routing | Non
         parts[name] = sum((_batched(one(config, pixels), count) for pixels, count in views if count), _Work())
     decode, last = _Work(), _Work()
     for step in range(1, batch.steps + 1):
-        last = _text(config, batch.rows, 1, batch.length + step, routing.decode)
+        last = _text(config, batch.rows, 1, batch.length + step, routing.decode, router)
         decode += last
     work = {
         "vision": parts["sam"] + parts["clip"] + parts["projector"],
         **parts,
-        "prefill": _text(config, batch.rows, batch.length, batch.length, routing.prefill),
+        "prefill": _text(config, batch.rows, batch.length, batch.length, routing.prefill, router),
     }
     if batch.steps:
         work["decode"] = decode
@@ -296,16 +313,16 @@ def batch_costs(config: Any, batch: Batch, itemsize: int, routing: Routing | Non
             "experts_prefill": routing.prefill,
             "experts_decode_step": routing.decode,
             "active_parameters": active_parameters(config),
-            "decode_step": _step(config, batch, itemsize, routing),
+            "decode_step": _step(config, batch, itemsize, routing, router),
         },
     )
 
 
-def _step(config: Any, batch: Batch, itemsize: int, routing: Routing) -> dict[str, int]:
+def _step(config: Any, batch: Batch, itemsize: int, routing: Routing, router: int) -> dict[str, int]:
     """FLOPs and bytes of the first and of the last decode step: the cache grows between them."""
     found: dict[str, int] = {}
     for name, keys in (("first", batch.length + 1), ("last", batch.length + max(batch.steps, 1))):
-        cost = _text(config, batch.rows, 1, keys, routing.decode).cost(itemsize)
+        cost = _text(config, batch.rows, 1, keys, routing.decode, router).cost(itemsize)
         found |= {f"{name}_flops": cost.flops, f"{name}_bytes": cost.bytes}
     return found
 
@@ -370,11 +387,10 @@ def count_routing(
     moe = _moe_layers(text)
     if not moe:
         return Routing(0.0, 0.0, True)
-    routers = [layer.mlp.gate for layer in model.model.language_model.layers if hasattr(layer.mlp, "gate")]
     watch = _Watch()
     alone = batch.rows == 1
     with ExitStack() as stack:
-        for router in routers:
+        for router in _routers(model):
             stack.callback(router.register_forward_hook(watch.router).remove)
         for _ in run({"max_new_tokens": 1} if alone else {}, watch):
             pass
@@ -385,3 +401,12 @@ def count_routing(
     else:
         decode = watch.total("decode") / watch.steps if watch.steps else 0.0
     return Routing(float(watch.total("prefill")), decode, True)
+
+
+def router_itemsize(model: Any) -> int | None:
+    """Bytes of an element of the routers' weights, where there are any."""
+    return next((int(router.weight.element_size()) for router in _routers(model)), None)
+
+
+def _routers(model: Any) -> list[Any]:
+    return [layer.mlp.gate for layer in model.model.language_model.layers if hasattr(layer.mlp, "gate")]

@@ -162,7 +162,7 @@ class DeepseekOcr:
             batch,
             lambda limits, phases: self._generate(ReferenceEngine(model), images, replace(infer, **limits), phases),
         )
-        return costs.batch_costs(model.config, batch, self._dtype.itemsize, routing)
+        return costs.batch_costs(model.config, batch, self._dtype.itemsize, routing, costs.router_itemsize(model))
 
     def close(self) -> None:
         """Free the weights; the model cannot run afterwards."""

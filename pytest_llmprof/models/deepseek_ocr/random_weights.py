@@ -69,15 +69,17 @@ def random_config(size: str) -> UnlimitedOcrConfig:
 def random_model(config: UnlimitedOcrConfig, seed: int, device: torch.device, dtype: torch.dtype) -> Any:
     """Return a model with weights drawn on *device* from *seed*; a CPU and a GPU draw different ones."""
     import torch
-    from transformers import UnlimitedOcrForConditionalGeneration
+    from transformers import AutoModelForImageTextToText
 
     with torch.device("meta"):
-        model = UnlimitedOcrForConditionalGeneration(config)
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
     generator = torch.Generator(device).manual_seed(seed)
     with torch.no_grad():
         for name, owner, key in _owned(model, "_parameters"):
-            empty = torch.empty(owner._parameters[key].shape, dtype=dtype, device=device)
-            owner._parameters[key] = torch.nn.Parameter(_drawn(name, empty, generator), requires_grad=False)
+            made = owner._parameters[key]
+            drawn = _drawn(name, torch.empty(made.shape, dtype=dtype, device=device), generator)
+            # The class may keep some in another dtype, as transformers 5.24 does with routers.
+            owner._parameters[key] = torch.nn.Parameter(drawn.to(made.dtype), requires_grad=False)
         model.lm_head.weight[config.text_config.eos_token_id] = 0  # its score is then 0, far from the highest
         _fill_buffers(model, device)
     return model.eval()
