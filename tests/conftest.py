@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
 
 pytest_plugins = ["pytester"]
 
-
+_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if _WORKER:
+    # Before torch is imported. Two workers with a thread for each core get in each other's way.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 _LEFT_OUT = pytest.StashKey[list[str]]()
 
 
@@ -18,28 +22,45 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.write_line(line)
 
 
-def _leave_out_nsys(config: pytest.Config, items: list[pytest.Item]) -> None:
-    marked = [item for item in items if item.get_closest_marker("nsys")]
-    if not marked:
-        return
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In a worker of pytest-xdist: hand that over."""
+    if _WORKER:
+        session.config.workeroutput["left_out"] = session.config.stash.get(_LEFT_OUT, [])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """All workers collect the same, so the last one's word is as good as any."""
+    node.config.stash[_LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", [])
+
+
+def _leave_out(config: pytest.Config, items: list[pytest.Item], marker: str, why: str) -> None:
+    marked = [item for item in items if item.get_closest_marker(marker)]
+    config.stash.setdefault(_LEFT_OUT, []).append(f"{len(marked)} tests marked {marker} are left out: {why}")
+    config.hook.pytest_deselected(items=marked)
+    items[:] = [item for item in items if item not in marked]
+
+
+def _no_nsys() -> str | None:
     from pytest_llmprof.errors import StageError
     from pytest_llmprof.stages.tools import find_tool
 
     try:
         find_tool("nsys", None, {})
     except StageError as error:
-        config.stash[_LEFT_OUT] = [f"{len(marked)} tests marked nsys are left out: {error}"]
-        config.hook.pytest_deselected(items=marked)
-        items[:] = [item for item in items if item not in marked]
+        return str(error)
+    return None
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    _leave_out_nsys(config, items)
-    gpu = [item for item in items if item.get_closest_marker("gpu")]
-    if not gpu:
-        return
+def _no_gpu() -> str | None:
     import torch
 
     if not torch.cuda.is_available():
-        config.hook.pytest_deselected(items=gpu)
-        items[:] = [item for item in items if item not in gpu]
+        return "no CUDA card is visible"
+    return "they measure, so they run without -n" if _WORKER else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for marker, reason in (("nsys", _no_nsys), ("gpu", _no_gpu)):
+        if any(item.get_closest_marker(marker) for item in items) and (why := reason()):
+            _leave_out(config, items, marker, why)

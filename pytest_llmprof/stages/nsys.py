@@ -19,6 +19,7 @@ from pytest_llmprof.stages.tools import Tool, find_tool
 __all__ = ["check_nvtx", "nsys_command", "opened_ranges", "plugin", "range_of"]
 
 _NAME = "nsys"
+_DEBIAN = Path("/usr/lib/x86_64-linux-gnu/nsight-systems")
 
 
 def range_of(capture: str) -> str:
@@ -64,7 +65,7 @@ def _run(context: ToolContext) -> None:
     env = {**options.env, "NSYS_NVTX_PROFILER_REGISTER_ONLY": "0"}
     ended = context.child.run(command, env, _NAME)
     ended.check(_NAME)
-    paths = _reports(context, ended)
+    paths = _reports(context, tool, ended)
     if not paths:
         check_nvtx(ended, tool)
         raise ToolFailed(
@@ -93,23 +94,33 @@ def opened_ranges(ended: Ended) -> str:
     return ", ".join(["all", *names, *(["step"] if "decode" in names else [])])
 
 
-def _reports(context: ToolContext, ended: Ended) -> list[Path]:
+def _reports(context: ToolContext, tool: Tool, ended: Ended) -> list[Path]:
     """The exported reports in their order; none where nsys recorded nothing."""
     there = sorted(context.out_dir.glob(f"{_NAME}*.sqlite"), key=lambda path: (len(path.name), path.name))
     raw = [path for suffix in ("nsys-rep", "qdstrm", "qdrep") for path in context.out_dir.glob(f"{_NAME}*.{suffix}")]
     if len(there) < len([path for path in raw if path.suffix == ".nsys-rep"]) or (raw and not there):
         raise ToolFailed(
-            f"nsys wrote {raw[0].name}, but its export to SQLite failed; a library that it misses (libdw, libelf, "
-            "libdebuginfod, libssh) can be named with pipeline.nsys.env={LD_LIBRARY_PATH: /path}",
+            f"nsys wrote {raw[0].name}, but its export to SQLite failed; {_what_it_misses(tool)}",
             ended.last_lines,
         )
     if not there and "mporter error" in ended.output:
         raise ToolFailed(
-            "nsys could not make a report of what it had recorded (importer error); a library that it misses "
-            "(libdw, libelf, libdebuginfod, libssh) can be named with pipeline.nsys.env={LD_LIBRARY_PATH: /path}",
+            f"nsys could not make a report of what it had recorded (importer error); {_what_it_misses(tool)}",
             ended.last_lines,
         )
     return there
+
+
+def _what_it_misses(tool: Tool) -> str:
+    if tool.path.resolve().is_relative_to(_DEBIAN) and not (_DEBIAN / "host-linux-x64").exists():
+        return (
+            "Debian's package has its importer where it is not looked for: "
+            f"ln -s /usr/lib/nsight-systems/host-linux-x64 {_DEBIAN}/"
+        )
+    return (
+        "a library that it misses (libdw, libelf, libdebuginfod, libssh) can be named with "
+        "pipeline.nsys.env={LD_LIBRARY_PATH: /path}"
+    )
 
 
 def _summarise(context: ToolContext, tool: Tool, ended: Ended, paths: list[Path], *, cuda: bool) -> None:

@@ -62,7 +62,7 @@ def test_leaving_early(pair: tuple[Any, Any], phases: Record) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lengths", [(490,), (9, 40, 23)], ids=["one row, past the shortest look", "padded rows"])
+@pytest.mark.parametrize("lengths", [(490,), (9, 40)], ids=["one row, past the shortest look", "padded rows"])
 @pytest.mark.parametrize("ends", [False, True])
 def test_language_model(
     pair: tuple[Any, Any], lengths: tuple[int, ...], ends: bool, monkeypatch: pytest.MonkeyPatch, phases: Record
@@ -98,12 +98,12 @@ def test_prefill_that_cannot_be_captured(
 
 
 @pytest.mark.slow
-def test_more_experts_asked_than_there_are(pair: tuple[Any, Any], phases: Record) -> None:
-    """Four rows of two experts out of six: each is read once, instead of for each row."""
+def test_as_many_experts_asked_as_there_are(pair: tuple[Any, Any], phases: Record) -> None:
+    """Three rows of two experts out of six: each is read once, instead of for each row that asks it."""
     reference, compiled = pair
-    pages = [picture(n) for n in range(1, 5)]
-    assert by_row(list(compiled.generate(pages, INFER, phases)), 4) == by_row(
-        list(reference.generate(pages, INFER, phases)), 4
+    pages = [picture(n) for n in range(1, 4)]
+    assert by_row(list(compiled.generate(pages, INFER, phases)), 3) == by_row(
+        list(reference.generate(pages, INFER, phases)), 3
     )
 
 

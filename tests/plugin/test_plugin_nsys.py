@@ -1,4 +1,7 @@
-"""The stage nsys with the real Nsight Systems, on the CPU: what NVTX shows of the tiny model."""
+"""The stage nsys with the real Nsight Systems, on the CPU: what NVTX shows of the tiny model.
+
+Newer nvtx packages stay silent under an old nsys; which of the two is tested is said where the other is skipped.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import csv
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -29,14 +33,25 @@ def records(tmp_path_factory):
     return "DummyDomain" not in done.stdout
 
 
-def test_phases_and_predictions(bench, records):
+@pytest.fixture
+def recording(records):
+    if not records:
+        pytest.skip(f"nvtx {version('nvtx')} stays silent under this nsys: pip install nvtx==0.2.11")
+
+
+def test_an_nvtx_that_stays_silent_is_named(bench, records):
+    if records:
+        pytest.skip(f"nvtx {version('nvtx')} records under this nsys")
+    bench.test()
+    result = bench.run(*ONE, args=["--llmprof-stage=nsys"])
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines([f"NVTX recorded nothing under nsys*nvtx {version('nvtx')}*pip install nvtx==0.2.11*"])
+
+
+def test_phases_and_predictions(bench, recording):
     bench.test()
     result = bench.run(*ONE, *PREDICT, args=["--llmprof-stage=direct_inference,nsys"])
     stage = bench.stage_dir(stage="nsys")
-    if not records:
-        result.assert_outcomes(passed=1, failed=1)
-        result.stdout.fnmatch_lines(["NVTX recorded nothing under nsys*pip install nvtx==0.2.11*"])
-        return
     result.assert_outcomes(passed=2)
     found = json.loads((stage / "metrics.json").read_text())["nsys"]
     assert (found["captures"], found["kernels"]) == (1, None)
@@ -65,13 +80,10 @@ def test_phases_and_predictions(bench, records):
     assert len(pages[0]) == 2
 
 
-def test_occurrences_of_one_phase_and_one_that_never_opens(bench, records):
+def test_occurrences_of_one_phase_and_one_that_never_opens(bench, recording):
     bench.test()
     capture = ("pipeline.nsys.capture=decode", "pipeline.nsys.occurrences=2")
     result = bench.run(*ONE, *capture, args=["--llmprof-stage=nsys", "--llmprof-run-dir=two"])
-    if not records:
-        result.stdout.fnmatch_lines(["NVTX recorded nothing under nsys*"])
-        return
     result.assert_outcomes(passed=1)
     (path,) = (bench.path / "two").rglob("nsys/metrics.json")
     found = json.loads(path.read_text())["nsys"]

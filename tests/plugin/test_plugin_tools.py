@@ -52,6 +52,24 @@ def workload(bench, test: str = "test_it/test_pages") -> Path:
     return bench.run_dir / test / "tmp" / "workload"
 
 
+def configs(bench, stage: str) -> tuple[dict, dict]:
+    """The configuration of this test in *stage*, and its child's."""
+    mine = bench.stage_dir(stage=stage) / "config.yaml"
+    (childs,) = (workload(bench) / "run").rglob("torch_profiler/config.yaml")
+    return yaml.safe_load(mine.read_text()), yaml.safe_load(childs.read_text())
+
+
+def expected(mine: dict, **output: object) -> dict:
+    """What the child's configuration is, with *output* in both kinds of output."""
+    childs = mine | {"stages": ["torch_profiler"], "measure": {**mine["measure"], "rounds": 1, "warmup": 1}}
+    childs["llmprof"]["stage"] = "torch_profiler"
+    block = childs["pipeline"]["torch_profiler"]
+    block["enable"] = False
+    for kind in ("prediction", "visualization"):
+        block["output"][kind] |= output
+    return childs
+
+
 def test_the_real_model_under_the_tool(bench, tools):
     """One run of everything: same predictions, the frozen configuration, the files, run.json."""
     bench.test(
@@ -104,17 +122,10 @@ def test_pages(llmprof, llmprof_stage):
     assert [path.name for path in bench.path.glob("body-*")] == [f"body-torch_profiler-{process}"]
 
     # What the child was handed: this test's configuration but for the keys that the stage changes.
-    mine = yaml.safe_load((stage / "config.yaml").read_text())
-    (path,) = (workload(bench) / "run").rglob("torch_profiler/config.yaml")
-    childs = yaml.safe_load(path.read_text())
-    assert childs["infer"]["max_new_tokens"] == 6
+    mine, childs = configs(bench, "nsys")
     outputs = str(workload(bench) / "torch_profiler")
-    expected = mine | {"stages": ["torch_profiler"], "measure": {**mine["measure"], "rounds": 1, "warmup": 1}}
-    expected["llmprof"]["stage"] = "torch_profiler"
-    block = expected["pipeline"]["torch_profiler"]
-    block["enable"] = False
-    block["output"]["prediction"]["save_dir"] = block["output"]["visualization"]["save_dir"] = outputs
-    assert childs == expected
+    assert childs["infer"]["max_new_tokens"] == 6
+    assert childs == expected(mine, save_dir=outputs)
     command = (stage / "command.txt").read_text()
     for word in ("--junitxml", " -x", " -k", "nsys or direct"):
         assert word not in command
@@ -208,6 +219,17 @@ def test_tool_off_runs_the_child_alone(bench, tools):
     assert "nsys profile" not in (stage / "command.txt").read_text()
     assert json.loads((stage / "metrics.json").read_text())["quality"]["cer"] == 0.0
     assert "predictions.md" in files(workload(bench) / "torch_profiler")
+
+
+def test_outputs_are_off_where_kernels_are_replayed(bench, tools):
+    bench.echo()
+    bench.test()
+    on = "pipeline.torch_profiler.output.prediction.enable=true"
+    bench.passed(*ECHO, on, "pipeline.ncu.enable=false", args=["--llmprof-stage=ncu"])
+    mine, childs = configs(bench, "ncu")
+    assert mine["pipeline"]["torch_profiler"]["output"]["prediction"]["enable"]
+    assert childs == expected(mine, enable=False)
+    assert not list(workload(bench).rglob("predictions.*"))
 
 
 def test_ini_and_environment_reach_the_child_but_for_its_own(bench, tools, monkeypatch):

@@ -29,6 +29,8 @@ def passed(records=True):
     sample = {"page": "one", "phases": {"preprocess": 1.0, "prefill": 2.0, "decode": 3.0}}
     (stage / "metrics.json").write_text(json.dumps({"kind": "pages", "samples": [sample], "gates": []}))
     told = {"outcome": "passed", "error": None, "measured": MODE != "unmeasured", "dir": str(stage), "notes": []}
+    if MODE == "failed":
+        told |= {"outcome": "failed", "error": "cer 3 is over 2"}
     told["nvtx"] = {"version": "0.2.17", "records": records}
     (run / "outcome.json").write_text(json.dumps(told))
 
@@ -66,7 +68,7 @@ if MODE == "run":
 else:
     passed(records=MODE != "dummy")
 if MODE == "importer":
-    print("Importer error status: Importation failed.")
+    print("Importer error status: The importer binary and its dependencies were not found.")
 elif MODE in ("nothing", "dummy"):
     print("==WARNING== No kernels were profiled.")
 elif MODE == "noexport" and NAME == "nsys":
@@ -79,4 +81,4 @@ elif NAME == "nsys":
         shutil.copyfile(os.environ["FAKE_REPORT"], f"{out}.sqlite")
 else:
     Path(f"{out}.ncu-rep").touch()
-sys.exit(7 if MODE == "badexit" else code)
+sys.exit({"badexit": 7, "failed": 1}.get(MODE, code))

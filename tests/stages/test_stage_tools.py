@@ -95,6 +95,7 @@ def test_nsys_capture_and_occurrences(stage, exported):
         ("noexport", ["nsys.nsys-rep", "export to SQLite failed", "LD_LIBRARY_PATH"]),
         ("importer", ["importer error", "LD_LIBRARY_PATH"]),
         ("garbage", ["cannot be read", "not an export of nsys"]),
+        ("failed", ["the test failed in its child under nsys: cer 3 is over 2"]),
         ("unmeasured", ["neither llmprof.run() nor llmprof.measure()"]),
     ],
 )
@@ -138,6 +139,18 @@ def test_a_tool_that_is_not_there(stage, exported, tmp_path, monkeypatch):
         path.chmod(0o755)
     context = stage("nsys", "pass", report=exported)
     assert context.figures["tool"]["path"] == f"{tmp_path}/opt/2025.10/nsys"
+    monkeypatch.setattr("pytest_llmprof.stages.tools._PLACES", {"ncu": (f"{tmp_path}/nowhere/*/ncu",)})
+    text = str(failure(stage, "ncu", "pass"))
+    assert "the program ncu (Nsight Compute) was not found on PATH" in text
+    assert "--llmprof-override pipeline.ncu.path=" in text
+
+
+def test_an_importer_that_debian_puts_elsewhere(stage, tmp_path, monkeypatch):
+    monkeypatch.setattr("pytest_llmprof.stages.nsys._DEBIAN", tmp_path)
+    for mode in ("importer", "noexport"):
+        assert f"ln -s /usr/lib/nsight-systems/host-linux-x64 {tmp_path}/" in str(failure(stage, "nsys", mode))
+    (tmp_path / "host-linux-x64").mkdir()
+    assert "LD_LIBRARY_PATH" in str(failure(stage, "nsys", "importer"))
 
 
 def gone(process: int) -> bool:
@@ -148,9 +161,10 @@ def gone(process: int) -> bool:
     return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
-def test_a_child_that_hangs(stage, tmp_path):
-    error = failure(stage, "nsys", "hang", "pipeline.nsys.timeout_s=2")
-    assert "did not end in 2 s (pipeline.nsys.timeout_s)" in str(error)
+@pytest.mark.parametrize("name", ["nsys", "ncu"])
+def test_a_child_that_hangs(stage, tmp_path, name):
+    error = failure(stage, name, "hang", f"pipeline.{name}.timeout_s=1")
+    assert f"the test under {name} did not end in 1 s (pipeline.{name}.timeout_s)" in str(error)
     assert gone(int((tmp_path / "pid").read_text()))
 
 
@@ -245,7 +259,11 @@ def test_function_names(name, function):
         ("dummy", ["NVTX recorded nothing under ncu", "pip install nvtx==0.2.11"]),
         ("noexport", ["export to CSV ended with exit code 9"]),
         ("crash", ["did not run under ncu", "exit code 3"]),
-        ("old", ["is Nsight Compute 2019.1.1; at least"]),
+        ("old", ["is Nsight Compute 2019.1.1; at least", "pipeline.ncu.path"]),
+        ("other", ["is not Nsight Compute", "GNU bash"]),
+        ("badexit", ["ncu ended with exit code 7 although the test passed"]),
+        ("failed", ["the test failed in its child under ncu: cer 3 is over 2"]),
+        ("unmeasured", ["neither llmprof.run() nor llmprof.measure()"]),
     ],
 )
 def test_ncu_failures(stage, printed, mode, parts):

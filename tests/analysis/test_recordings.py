@@ -1,0 +1,82 @@
+"""Real recordings of nsys and ncu, cut down by `recordings.py`: read to what their runs said, and to plain counts."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import sqlite3
+from contextlib import closing
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import pytest
+
+from pytest_llmprof.analysis.ncu_report import NcuLaunch, kernel_rows, read_csv
+from pytest_llmprof.analysis.nsys_report import read_report
+from pytest_llmprof.analysis.nsys_summary import summary
+
+DATA = Path(__file__).parents[1] / "data"
+NSYS = sorted(DATA.glob("nsys-*.sqlite.gz"))
+NCU = sorted(DATA.glob("ncu-*.csv"))
+
+
+def name(path: Path) -> str:
+    return path.name.partition(".sqlite")[0].removesuffix(".csv")
+
+
+def rounded(value: object) -> object:
+    """As JSON has it, to six digits."""
+    return json.loads(json.dumps(value), parse_float=lambda text: f"{float(text):.6g}")
+
+
+@pytest.mark.parametrize("recorded", NSYS, ids=name)
+def test_nsys(recorded, tmp_path):
+    path = tmp_path / "nsys.sqlite"
+    path.write_bytes(gzip.decompress(recorded.read_bytes()))
+    with closing(sqlite3.connect(path)) as base:
+        tables = {table for (table,) in base.execute("select name from sqlite_master")}
+
+        def count(table: str, condition: str = "true", value: str = "count(*)") -> int:
+            if table not in tables:
+                return 0
+            return base.execute(f"select {value} from {table} where {condition}").fetchone()[0] or 0
+
+        kernels = count("CUPTI_ACTIVITY_KIND_KERNEL")
+        of_graphs = count("CUPTI_ACTIVITY_KIND_KERNEL", "graphNodeId > 0") if kernels else 0
+        busy = count("CUPTI_ACTIVITY_KIND_KERNEL", value="sum(end - start)") / 1e6
+        to_host = count("CUPTI_ACTIVITY_KIND_MEMCPY", "copyKind = 2")
+        text = "coalesce(text, (select value from StringIds where id = textId))"
+        steps = count("NVTX_EVENTS", f"eventType = 59 and end is not null and {text} = 'step'")
+    report = read_report(path, "llmprof")
+    found = summary([report], card=kernels > 0)
+    said = json.loads((DATA / f"{name(recorded)}.json").read_text())
+    assert rounded(found) == {key: rounded(said[key]) for key in found}
+    assert (report.kernels, report.graph_kernels, found["steps"]) == (kernels, of_graphs, steps)
+    assert steps > 0
+    assert {"vision", "sam", "prefill", "decode"} <= found["phases"].keys()
+    if kernels:
+        whole = [phase for phase in found["phases"].values() if phase["parent"] is None]
+        assert sum(phase["kernels"] for phase in whole) <= kernels
+        assert all(found["phases"][phase]["kernels"] > 0 for phase in ("sam", "prefill", "decode"))
+        assert 0 < found["gpu_busy_ms_profiled"] <= busy * (1 + 1e-9)
+        assert found["d2h_copies"] == to_host > 0
+        assert found["host_launches"] > 0
+        assert sum(kernel["share"] for kernel in found["top_kernels"]) <= 1 + 1e-9
+
+
+@pytest.mark.parametrize("recorded", NCU, ids=name)
+def test_ncu(recorded):
+    text = recorded.read_text(encoding="utf-8")
+    launches = read_csv(text)
+    table = [line for line in text.splitlines() if line.startswith('"')]
+    assert len(launches) == len(list(csv.reader(table))) - 2 > 0  # the heading and the units
+    for launch in launches:
+        assert all(getattr(launch, field.name) is not None for field in fields(NcuLaunch)), launch.kernel
+        shares = (launch.sm_percent, launch.dram_percent, launch.l2_percent, launch.occupancy_percent)
+        assert all(0 <= share <= 100 for share in shares)
+        assert 0.5 < launch.duration_us < 1e5
+        assert launch.dram_gb_per_s < 8000
+        assert 16 <= launch.registers <= 255
+    said = json.loads((DATA / f"{name(recorded)}.json").read_text())
+    assert rounded([asdict(row) for row in kernel_rows(launches)]) == rounded(said["kernels"])
