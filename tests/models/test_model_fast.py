@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,14 @@ from test_model_generation import picture
 
 from pytest_llmprof.config.schema import InferSettings, ModelSettings
 from pytest_llmprof.errors import EngineUnavailable, ModelError
+from pytest_llmprof.models.base import NoPhases
 from pytest_llmprof.models.deepseek_ocr import vision
+from pytest_llmprof.models.deepseek_ocr.engines import fast
 from pytest_llmprof.models.deepseek_ocr.engines.fast import FastEngine, refuse
-from pytest_llmprof.models.deepseek_ocr.generation import Limits
+from pytest_llmprof.models.deepseek_ocr.engines.prefill import Prefill
+from pytest_llmprof.models.deepseek_ocr.generation import EagerDecoder, Limits, layout
 from pytest_llmprof.models.deepseek_ocr.loader import load
+from pytest_llmprof.models.deepseek_ocr.preprocessing import MODES as SIZES
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 MODES = ("tiny", "small", "base", "large", "gundam")
@@ -128,16 +133,12 @@ def emptied() -> Iterator[None]:
 
 def read_and_feed(model: Any, embeddings: torch.Tensor, forced: torch.Tensor, at_once: bool) -> torch.Tensor:
     """transformers' scores [positions, vocabulary] while *forced* tokens follow a prompt, one a step or all at once."""
-    from transformers import DynamicCache
-
     text, head = model.model.language_model, model.lm_head
     if at_once:
         whole = torch.cat([embeddings, text.embed_tokens(forced[None])], dim=1)
         places = torch.arange(whole.shape[1], device="cuda")[None]
         hidden = text(inputs_embeds=whole, attention_mask={"full_attention": None}, position_ids=places)
         return head(hidden.last_hidden_state[0, -len(forced) :])
-    from pytest_llmprof.models.deepseek_ocr.generation import EagerDecoder, layout
-
     length = embeddings.shape[1]
     decoder = EagerDecoder(model, layout([[5] * length], CUDA), Limits(len(forced) + 1, 8192, None, 1, 0))
     scores: list[torch.Tensor] = []
@@ -147,7 +148,6 @@ def read_and_feed(model: Any, embeddings: torch.Tensor, forced: torch.Tensor, at
         decoder._ids[0, length + number] = token
         decoder.next()
     hook.remove()
-    assert isinstance(decoder._cache, DynamicCache)
     return torch.stack(scores[1:])
 
 
@@ -157,18 +157,20 @@ def error(scores: torch.Tensor, exact: torch.Tensor) -> float:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_scores_are_as_near_to_float32_as_eager_bfloat16(seed: int, emptied: None, capsys: Any) -> None:
+def test_scores_are_as_near_to_float32_as_eager_bfloat16(
+    seed: int, emptied: None, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In every mode, vision and prompt included: the relative error of 64 positions' scores against float32 is at most
-    1.1 times that of transformers in bfloat16. Fed with the same drawn tokens; the likeliest token varies."""
-    from dataclasses import replace
+    1.1 times that of transformers in bfloat16. Fed with the same drawn tokens; the likeliest token varies.
 
+    The vision layers are compiled for the first seed alone, since that takes a minute.
+    """
+    if seed:
+        monkeypatch.setattr(fast, "Prefill", lambda model, graphs, compiled: Prefill(model, graphs, compiled=False))
     model = load(replace(FULL, seed=seed), InferSettings())
     infer = InferSettings(max_new_tokens=POSITIONS + 1)
     forced = torch.randint(10, 120_000, (POSITIONS,), generator=torch.Generator().manual_seed(seed)).to(CUDA)
     image = picture(seed, (1000, 1414))
-    from pytest_llmprof.models.base import NoPhases
-    from pytest_llmprof.models.deepseek_ocr.preprocessing import MODES as SIZES
-
     def embedded(one: Any, mode: str, dtype: torch.dtype) -> torch.Tensor:
         inputs = inputs_of(mode)
         crops = None if inputs.crops is None else inputs.crops.to(dtype)
@@ -206,10 +208,10 @@ def test_scores_are_as_near_to_float32_as_eager_bfloat16(seed: int, emptied: Non
                 cache.ids[0, length + number] = token
                 engine._step(cache, 0)
                 scores.append(engine._step.scores.clone())
-            fast = torch.stack(scores)
+            found = torch.stack(scores)
             distinct = exact[mode].argmax(-1).unique().numel()
-            same = (fast.argmax(-1) == exact[mode].argmax(-1)).float().mean().item()
-            rows.append((mode, distinct, error(eager[mode], exact[mode]), error(fast, exact[mode]), same))
+            same = (found.argmax(-1) == exact[mode].argmax(-1)).float().mean().item()
+            rows.append((mode, distinct, error(eager[mode], exact[mode]), error(found, exact[mode]), same))
     with capsys.disabled():
         for mode, distinct, of_eager, of_fast, same in rows:
             errors = f"eager {of_eager:.4f}, fast {of_fast:.4f}"
