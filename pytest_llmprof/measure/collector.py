@@ -16,13 +16,18 @@ __all__ = ["settled"]
 
 @contextmanager
 def settled(*, collect: bool = True) -> Iterator[None]:
-    """Collect what is garbage now (with *collect*), and leave what is alive out of collections inside the block."""
-    outer = gc.get_freeze_count() > 0  # of an enclosing block, or of the user
+    """Collect what is garbage now (with *collect*), and leave what is alive out of collections inside the block.
+
+    Where something is frozen already (by an enclosing block, the user or the interpreter) nothing more is: what is
+    frozen can only be thawed as a whole, and a model that stayed frozen would never be freed.
+    """
     if collect:
         gc.collect()
-    gc.freeze()
+    ours = not gc.get_freeze_count()
+    if ours:
+        gc.freeze()
     try:
         yield
     finally:
-        if not outer:
+        if ours:
             gc.unfreeze()

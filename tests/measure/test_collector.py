@@ -47,8 +47,15 @@ def test_without_collecting_garbage_stays() -> None:
         gc.enable()
 
 
-def test_what_the_user_froze_stays_frozen() -> None:
+def test_what_the_user_froze_stays_frozen_and_nothing_else_does() -> None:
+    """A model that is made after the user's freeze must be collected once it is dropped."""
     gc.freeze()
+    before = gc.get_freeze_count()
+    model = Circle()
     with settled():
         pass
-    assert gc.get_freeze_count() > 0
+    assert gc.get_freeze_count() == before
+    found = weakref.ref(model)
+    del model
+    gc.collect()
+    assert found() is None
