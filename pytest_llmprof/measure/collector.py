@@ -13,17 +13,20 @@ from contextlib import contextmanager
 
 __all__ = ["settled"]
 
+_OF_PYTHON = 1000
+"""Fewer frozen objects than this are the interpreter's own: CPython 3.12 begins with 375. To thaw them is harmless."""
+
 
 @contextmanager
 def settled(*, collect: bool = True) -> Iterator[None]:
     """Collect what is garbage now (with *collect*), and leave what is alive out of collections inside the block.
 
-    Where something is frozen already (by an enclosing block, the user or the interpreter) nothing more is: what is
-    frozen can only be thawed as a whole, and a model that stayed frozen would never be freed.
+    Where something is frozen already (by an enclosing block or the user) nothing more is: what is frozen can only be
+    thawed as a whole, and a model that stayed frozen would never be freed.
     """
     if collect:
         gc.collect()
-    ours = not gc.get_freeze_count()
+    ours = gc.get_freeze_count() < _OF_PYTHON
     if ours:
         gc.freeze()
     try:
