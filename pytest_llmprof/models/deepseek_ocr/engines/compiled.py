@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_llmprof.models.deepseek_ocr import vision
 from pytest_llmprof.models.deepseek_ocr.engines.graphs import Graphs, refuse_without_compiler
 from pytest_llmprof.models.deepseek_ocr.engines.prefill import Cache, Prefill
 from pytest_llmprof.models.deepseek_ocr.engines.step import Step
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CompiledEngine"]
 
-_EXPERTS = "grouped_mm"
-"""For prefill: transformers' fastest way that can be captured."""
 _SHORTEST = 512
 """Attention looks at this many places, or twice, four times as many: a graph for each, made at a first call."""
 
@@ -36,8 +33,6 @@ class CompiledEngine:
         """Raises `EngineUnavailable` where nothing can be compiled."""
         device = model.lm_head.weight.device
         refuse_without_compiler("compiled", device)
-        model.set_experts_implementation(_EXPERTS)
-        vision.keep_position_tables(model)
         self._model: Any = model
         self._graphs = Graphs(device)
         with torch.inference_mode():

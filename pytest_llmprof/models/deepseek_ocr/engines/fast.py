@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_llmprof.errors import EngineUnavailable, ModelError
-from pytest_llmprof.models.deepseek_ocr import vision
 from pytest_llmprof.models.deepseek_ocr.engines.graphs import Graphs, refuse_without_compiler
 from pytest_llmprof.models.deepseek_ocr.engines.prefill import Cache, Prefill
 from pytest_llmprof.models.deepseek_ocr.engines.step import Sparse, check_layers, weights_of
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["FastEngine", "refuse"]
 
-_EXPERTS = "grouped_mm"
-"""For prefill: transformers' fastest way that can be captured."""
 _SHORTEST = 512
 """Places of the smallest cache; others have twice, four times as many."""
 _BLOCK = 256
@@ -66,8 +63,6 @@ class FastEngine:
         refuse(device, weight.dtype, 1)
         if device.type == "cuda":
             refuse_without_compiler("fast", device)
-        model.set_experts_implementation(_EXPERTS)
-        vision.keep_position_tables(model)
         self._model: Any = model
         self._graphs = Graphs(device)
         with torch.inference_mode():

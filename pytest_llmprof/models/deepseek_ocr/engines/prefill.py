@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Cache", "Prefill"]
 
+_EXPERTS = "grouped_mm"
+"""transformers' fastest way that can be captured."""
+
 
 class Cache:
     """One batch's state at fixed addresses: keys and values, every id so far, and how far it has come.
@@ -83,6 +86,8 @@ class Prefill:
     *compiled* is False."""
 
     def __init__(self, model: Any, graphs: Graphs, compiled: bool = True) -> None:
+        model.set_experts_implementation(_EXPERTS)
+        vision.keep_position_tables(model)
         self._model, self._graphs = model, graphs
         weight = model.lm_head.weight
         # In other types than bfloat16 torch's grouped product reads its offsets on the host, which no capture allows.
