@@ -104,7 +104,7 @@ def test_what_goes_wrong_is_said(cases: Any) -> None:
     ],
 )
 def test_refused_before_anything_is_loaded(
-    device: torch.device, dtype: torch.dtype, batch: int, kind: type, text: str, monkeypatch: pytest.MonkeyPatch
+    device: torch.device, dtype: torch.dtype, batch: int, kind: type, text: str
 ) -> None:
     pytest.importorskip("triton")
     with pytest.raises(ModelError) as caught:
@@ -117,6 +117,12 @@ def test_refused_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
     with pytest.raises(EngineUnavailable, match="infer=fast needs Triton, which is not installed; use infer=reference"):
         load(ModelSettings(weights="random", size="tiny", device="cpu"), InferSettings(engine="fast"))
+
+
+def test_refused_with_an_old_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pytest.importorskip("triton"), "__version__", "3.4.1+git")
+    with pytest.raises(EngineUnavailable, match=r"needs Triton 3\.5 or newer, not 3\.4\.1\+git; use infer=compiled"):
+        refuse(CUDA, torch.bfloat16, 1)
 
 
 # On a card: the full size.

@@ -5,6 +5,7 @@ Vision and prefill are those of `compiled`. The host launches `block` steps, the
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ __all__ = ["FastEngine", "refuse"]
 
 _SHORTEST = 512
 """Places of the smallest cache; others have twice, four times as many."""
+_TRITON = (3, 5)
+"""The first one in which a kernel can be launched ahead, as its kernels are, and that takes tuples of tiles."""
 _BLOCK = 256
 """Columns that a program multiplies at once: a warp's 32 threads take 8 each, 16 bytes of bfloat16."""
 
@@ -40,9 +43,13 @@ def refuse(device: torch.device, dtype: torch.dtype, batch_size: int) -> None:
         import triton
     except ImportError:
         raise EngineUnavailable("infer=fast needs Triton, which is not installed; use infer=reference") from None
+    version = triton.__version__
+    if tuple(map(int, version.split(".")[:2])) < _TRITON:
+        needed = ".".join(map(str, _TRITON))
+        raise EngineUnavailable(f"infer=fast needs Triton {needed} or newer, not {version}; use infer=compiled")
     if batch_size > 1:
         raise ModelError(f"infer=fast reads one page at a time; for infer.batch_size={batch_size} use infer=compiled")
-    if triton.knobs.runtime.interpret:
+    if os.environ.get("TRITON_INTERPRET") == "1":
         return
     if device.type != "cuda":
         raise EngineUnavailable(f"infer=fast needs an NVIDIA card; on {device} use infer=reference")
