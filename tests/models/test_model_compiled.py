@@ -15,8 +15,8 @@ from test_model_generation import INFER, by_row, picture
 from pytest_llmprof.config.schema import InferSettings, ModelSettings
 from pytest_llmprof.errors import EngineUnavailable, ModelError
 from pytest_llmprof.measure.compiles import CompileWatch
-from pytest_llmprof.models.deepseek_ocr import generation
-from pytest_llmprof.models.deepseek_ocr.engines import graphs, step
+from pytest_llmprof.models.deepseek_ocr import generation, vision
+from pytest_llmprof.models.deepseek_ocr.engines import graphs, prefill, step
 from pytest_llmprof.models.deepseek_ocr.loader import load
 
 SETTINGS = ModelSettings(weights="random", size="tiny", mode="tiny", device="cpu", dtype="float32")
@@ -85,6 +85,44 @@ def test_language_model(
         monkeypatch.setattr(compiled._engine._prefill, "embeddings", lambda *_: embeddings)
         tokens = compiled._engine.generate(SimpleNamespace(prompts=batch), limits, phases)
         assert by_row(list(tokens), len(lengths)) == wanted
+
+
+@pytest.mark.parametrize("grid, count", [((1, 3), 4), ((2, 2), 4), ((1, 5), 6), ((2, 3), 6), ((2, 4), 9), (None, None)])
+def test_crops_come_in_few_shapes(
+    crops_of: Any, grid: tuple[int, int] | None, count: int | None, phases: Record
+) -> None:
+    """Filled up to 2, 4, 6 or 9 for the vision tower; what they add is left out again."""
+    model, prefill, shapes = crops_of
+    size = (600, 400) if grid is None else (grid[0] * 640, grid[1] * 640)
+    inputs = model._inputs([picture(3, size)], INFER)
+    assert inputs.grids == ((1, 1) if grid is None else grid,)
+    shapes.clear()
+    with torch.inference_mode():
+        found = prefill.embeddings(inputs, phases)
+        pages = vision.page_features(model._model, inputs.overviews, inputs.crops, inputs.grids, phases)
+        ids = inputs.prompts.embeddable
+        wanted = vision.merge(model._model.model.language_model.embed_tokens(ids), pages, inputs.places)
+    assert shapes["sam"] == [1] if count is None else [1, count]
+    torch.testing.assert_close(found, wanted)
+
+
+def test_crops_of_several_pages() -> None:
+    counts = {count: len(prefill._filled_up(torch.ones(count, 3, 4, 4))) for count in (1, 2, 9, 10, 12, 13)}
+    assert counts == {1: 2, 2: 2, 9: 9, 10: 12, 12: 12, 13: 16}
+
+
+@pytest.fixture(scope="module")
+def crops_of() -> Any:
+    """The tiny model in mode gundam, its prefill with nothing compiled, and how many views each part was given."""
+    model = load(replace(SETTINGS, mode="gundam"), InferSettings())
+    shapes: dict[Any, list[int]] = {}
+
+    class Noted(graphs.Graphs):
+        def run(self, key: Any, function: Any, *inputs: torch.Tensor) -> Any:
+            shapes.setdefault(key, []).append(len(inputs[0]))
+            return super().run(key, function, *inputs)
+
+    return model, prefill.Prefill(model._model, Noted(torch.device("cpu")), compiled=False), shapes
 
 
 @pytest.mark.slow

@@ -23,6 +23,9 @@ __all__ = ["Cache", "Prefill"]
 
 _EXPERTS = "grouped_mm"
 """transformers' fastest way that can be captured."""
+_CROPS = (2, 4, 6, 9)
+"""Crops of a page are filled up to so many, so that four shapes are compiled and captured instead of eight; those of
+several pages to a multiple of four."""
 
 
 class Cache:
@@ -105,17 +108,16 @@ class Prefill:
         """The prompts' embeddings, [rows, length, hidden], with the pictures' features merged in: phase vision."""
         model, graphs, prompts = self._model, self._graphs, inputs.prompts
         with phases.phase("vision"):
-            whole, crops = (
-                None if views is None else vision.project(model, views, phases, graphs.run)
-                for views in (inputs.overviews, inputs.crops)
-            )
+            views = [vision.project(model, inputs.overviews, phases, graphs.run)]
+            if inputs.crops is not None:
+                filled = _filled_up(inputs.crops)
+                views.append(vision.project(model, filled, phases, graphs.run)[: len(inputs.crops)])
 
             def merge(ids: torch.Tensor, *views: torch.Tensor) -> torch.Tensor:
                 parts = views[1] if len(views) > 1 else None
                 pages = vision.assemble(model, views[0], parts, inputs.grids)
                 return vision.merge(model.model.language_model.embed_tokens(ids), pages, inputs.places)
 
-            views = [view for view in (whole, crops) if view is not None]
             merged = graphs.run(("merge", inputs.grids, inputs.places), merge, prompts.embeddable, *views)
         assert merged is not None
         return merged
@@ -145,6 +147,13 @@ class Prefill:
         cache.length.fill_(length + 1)
         torch.eq(chosen, cache.eos, out=cache.ended)
         return chosen
+
+
+def _filled_up(crops: torch.Tensor) -> torch.Tensor:
+    """*crops* [crops, 3, 640, 640] with grey ones behind them; their features are left out again."""
+    count = len(crops)
+    wanted = next((size for size in _CROPS if size >= count), -(-count // 4) * 4)
+    return torch.cat([crops, crops.new_zeros((wanted - count, *crops.shape[1:]))]) if wanted > count else crops
 
 
 def _share_layers(layers: Any) -> None:
