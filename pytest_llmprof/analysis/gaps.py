@@ -6,7 +6,7 @@ import numpy as np
 
 from pytest_llmprof.analysis.events import DeviceEvents, Ints
 
-__all__ = ["DEVICE", "HOST_LATE", "IDLE_CAUSES", "WAITED", "gaps", "union_ns"]
+__all__ = ["DEVICE", "HOST_LATE", "IDLE_CAUSES", "WAITED", "added_ns", "gaps", "union_ns"]
 
 HOST_LATE, WAITED, DEVICE = 0, 1, 2
 IDLE_CAUSES = {
@@ -17,13 +17,19 @@ IDLE_CAUSES = {
 """Why the card was idle before a piece of work."""
 
 
-def union_ns(start: Ints, dur: Ints) -> int:
-    """Length of the union of intervals, in the unit given. *start* ascends."""
+def added_ns(start: Ints, dur: Ints) -> Ints:
+    """What each interval adds to the union of those before it, in the unit given. *start* ascends."""
     if not len(start):
-        return 0
+        return start
     end = np.maximum.accumulate(start + dur)
     begin = np.maximum(start, np.concatenate(([start[0]], end[:-1])))
-    return int(np.maximum(end - begin, 0).sum())
+    added: Ints = np.maximum(end - begin, 0)
+    return added
+
+
+def union_ns(start: Ints, dur: Ints) -> int:
+    """Length of the union of intervals, in the unit given. *start* ascends."""
+    return int(added_ns(start, dur).sum())
 
 
 def gaps(device: DeviceEvents, launched: Ints, wait_start: Ints, wait_end: Ints) -> tuple[Ints, Ints, Ints]:

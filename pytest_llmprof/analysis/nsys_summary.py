@@ -94,32 +94,33 @@ def phase_rows(reports: Sequence[NsysReport], *, card: bool) -> list[NsysPhaseRo
 
 
 def kernel_rows(reports: Sequence[NsysReport]) -> list[KernelRow]:
-    """Kernels, copies and fills of all captures by name, phase and launching call, longest total first."""
+    """Kernels, copies and fills of all captures by name, phase and launching call, the busiest first."""
     found: dict[tuple[str, str, str, str], list[KernelRow]] = {}
     for report in reports:
         for row in report.trace.kernels():
             found.setdefault((row.name, row.kind, row.phase, row.operator), []).append(row)
-    totals = {key: sum(row.total_ms for row in rows) for key, rows in found.items()}
-    whole = sum(totals.values()) or 1.0
+    busy = {key: sum(row.busy_ms for row in rows) for key, rows in found.items()}
+    whole = sum(busy.values()) or 1.0
     in_phase: dict[str, float] = {}
-    for (_, _, phase, _), total in totals.items():
-        in_phase[phase] = in_phase.get(phase, 0.0) + total
+    for (_, _, phase, _), added in busy.items():
+        in_phase[phase] = in_phase.get(phase, 0.0) + added
     merged = []
     for key, rows in found.items():
-        count = sum(row.count for row in rows)
+        count, total = sum(row.count for row in rows), sum(row.total_ms for row in rows)
         merged.append(
             replace(
                 rows[0],
                 count=count,
-                total_ms=totals[key],
-                mean_us=totals[key] / count * 1e3,
+                total_ms=total,
+                busy_ms=busy[key],
+                mean_us=total / count * 1e3,
                 min_us=min(row.min_us for row in rows),
                 max_us=max(row.max_us for row in rows),
-                share=totals[key] / whole,
-                phase_share=totals[key] / (in_phase[key[2]] or 1.0),
+                share=busy[key] / whole,
+                phase_share=busy[key] / (in_phase[key[2]] or 1.0),
             )
         )
-    return sorted(merged, key=lambda row: (-row.total_ms, row.name, row.phase, row.operator))
+    return sorted(merged, key=lambda row: (-row.busy_ms, row.name, row.phase, row.operator))
 
 
 def _copies(reports: Sequence[NsysReport]) -> list[CopyRow]:
@@ -175,6 +176,7 @@ def summary(reports: Sequence[NsysReport], *, card: bool) -> dict[str, Any]:
                 "phase": row.phase,
                 "count": row.count,
                 "total_ms_profiled": row.total_ms,
+                "busy_ms_profiled": row.busy_ms,
                 "share": row.share,
             }
             for row in (kernel_rows(reports)[:_TOP] if card else ())

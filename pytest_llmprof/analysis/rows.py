@@ -41,13 +41,17 @@ class KernelRow:
     """The innermost operator around its launch, else the launching call (cudaGraphLaunch); "" unknown."""
     count: int
     total_ms: float
+    busy_ms: float
+    """What it added to the time in which the card was busy, event by event in the order of their starts. Less than
+    total_ms where kernels overlap: one that starts early and waits for the one in front of it is there, but adds
+    nothing yet."""
     mean_us: float
     min_us: float
     max_us: float
     share: float
-    """total_ms of all kernels', copies' and fills' time (0..1)."""
+    """busy_ms of the card's busy time, copies and fills included (0..1)."""
     phase_share: float
-    """total_ms of their time in its phase (0..1)."""
+    """busy_ms of what its phase's kernels, copies and fills added (0..1)."""
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,8 @@ def profile_summary(trace: Trace, *, clean_step_ms: float | None = None) -> dict
                                         synchronisations. Sub-phases are included in their parent
     top_operators                       the ten with the longest self time: name, phase, count,
                                         self_ms_profiled, share (of all self time), phase_share
-    top_kernels                         the ten longest: name (short), phase, operator, count,
-                                        total_ms_profiled, share (of all time on the card), phase_share
+    top_kernels                         the ten busiest: name (short), phase, operator, count, total_ms_profiled,
+                                        busy_ms_profiled, share (of the card's busy time), phase_share
     ==================================  ================================================================
 
     Figures of the card are None where nothing ran on one.
@@ -96,6 +96,7 @@ def profile_summary(trace: Trace, *, clean_step_ms: float | None = None) -> dict
                 "operator": row.operator,
                 "count": row.count,
                 "total_ms_profiled": row.total_ms,
+                "busy_ms_profiled": row.busy_ms,
                 "share": row.share,
                 "phase_share": row.phase_share,
             }

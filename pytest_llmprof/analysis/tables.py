@@ -1,6 +1,6 @@
 """operators.csv|md and kernels.csv|md of one profiled window.
 
-The CSV files hold every row with its full name, longest total first; the Markdown files the top rows, with
+The CSV files hold every row with its full name, the one that took longest first; the Markdown files the top rows, with
 short kernel names and a line for the rest.
 """
 
@@ -92,9 +92,9 @@ def operators_md(rows: Sequence[OperatorRow], top: int = TOP) -> str:
 
 
 def kernels_md(rows: Sequence[KernelRow], top: int = TOP) -> str:
-    """The *top* kernels, copies and fills by total time as Markdown."""
+    """The *top* kernels, copies and fills by what they added to the card's busy time, as Markdown."""
     shown = rows[:top]
-    head = ["Kernel", "Phase", "Launched by", "Count", "Total ms", "Mean µs", "Min µs", "Max µs", "Share"]
+    head = ["Kernel", "Phase", "Launched by", "Count", "Total ms", "Busy ms", "Mean µs", "Min µs", "Max µs", "Share"]
     cells = [
         [
             code(short_name(row.name)),
@@ -102,6 +102,7 @@ def kernels_md(rows: Sequence[KernelRow], top: int = TOP) -> str:
             code(row.operator, 80),
             f"{row.count}",
             f"{row.total_ms:.3f}",
+            f"{row.busy_ms:.3f}",
             f"{row.mean_us:.2f}",
             f"{row.min_us:.2f}",
             f"{row.max_us:.2f}",
@@ -109,13 +110,14 @@ def kernels_md(rows: Sequence[KernelRow], top: int = TOP) -> str:
         ]
         for row in shown
     ]
-    whole = sum(row.total_ms for row in rows)
+    whole, busy = sum(row.total_ms for row in rows), sum(row.busy_ms for row in rows)
     count = sum(row.count for row in rows)
-    total = ["**all**", "", "", f"{count}", f"{whole:.3f}", "", "", "", percent(1.0 if whole else 0.0)]
+    total = ["**all**", "", "", f"{count}", f"{whole:.3f}", f"{busy:.3f}", "", "", "", percent(1.0 if busy else 0.0)]
     return (
         "# Kernels\n\n"
-        "Kernels, copies and fills on the card under the profiler, longest total first. Names are shortened "
-        "here and whole in the CSV file.\n\n"
+        "Kernels, copies and fills on the card under the profiler. Busy is what a row added to the time in which the "
+        "card was busy: less than its total where kernels overlap, as one does that starts early and waits for the "
+        "one in front of it. Names are shortened here and whole in the CSV file.\n\n"
         + table(head, [*cells, total], 3)
         + "\n"
         + _rest(len(rows) - len(shown), sum(row.share for row in rows[top:]), "kernels.csv")

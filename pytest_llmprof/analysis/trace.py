@@ -31,7 +31,7 @@ from pytest_llmprof.analysis.calls import (
     matching,
 )
 from pytest_llmprof.analysis.events import KERNEL, MEMCPY, OP, RUNTIME, Ints, RawTrace, decode
-from pytest_llmprof.analysis.gaps import DEVICE, HOST_LATE, WAITED, gaps, union_ns
+from pytest_llmprof.analysis.gaps import DEVICE, HOST_LATE, WAITED, added_ns, gaps, union_ns
 from pytest_llmprof.analysis.nesting import Timeline, parents
 from pytest_llmprof.analysis.rows import KernelRow, OperatorRow, PhaseRow, StepFigures
 
@@ -200,17 +200,17 @@ class Trace:
         return launched
 
     def kernels(self) -> list[KernelRow]:
-        """Device events by name, phase and launching operator, longest total first."""
+        """Device events by name, phase and launching operator, those first that kept the card busy longest."""
         device = self.device
         if not len(device):
             return []
         operator = self._operator if len(self.host) else np.full(len(device), -1)
         groups = _Groups(device.name, device.kind, self._device_phase, operator)
         count = groups.sum(np.ones(len(device), dtype=np.int64))
-        total = groups.sum(device.dur)
+        total, added = groups.sum(device.dur), groups.sum(added_ns(device.start, device.dur))
         least, most = groups.extremes(device.dur)
-        whole = float(total.sum()) or 1.0
-        in_phase = np.bincount(groups.key(2), total)
+        whole = float(added.sum()) or 1.0
+        in_phase = np.bincount(groups.key(2), added)
         phases = self.phases
         rows = [
             KernelRow(
@@ -220,15 +220,16 @@ class Trace:
                 operator=self.names[caller] if caller >= 0 else "",
                 count=int(count[row]),
                 total_ms=float(total[row]) / 1e6,
+                busy_ms=float(added[row]) / 1e6,
                 mean_us=float(total[row] / count[row]) / 1e3,
                 min_us=float(least[row]) / 1e3,
                 max_us=float(most[row]) / 1e3,
-                share=float(total[row]) / whole,
-                phase_share=float(total[row] / in_phase[phase]) if in_phase[phase] else 0.0,
+                share=float(added[row]) / whole,
+                phase_share=float(added[row] / in_phase[phase]) if in_phase[phase] else 0.0,
             )
             for row, (name, kind, phase, caller) in enumerate(groups.keys())
         ]
-        return sorted(rows, key=lambda row: (-row.total_ms, row.name, row.phase, row.operator))
+        return sorted(rows, key=lambda row: (-row.busy_ms, row.name, row.phase, row.operator))
 
     def copies(self) -> dict[str, int]:
         """Number of device copies by direction (HtoD, DtoH, DtoD, ...)."""

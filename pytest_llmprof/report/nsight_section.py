@@ -8,6 +8,7 @@ from typing import Any
 from pytest_llmprof.analysis.markdown import code, percent, table
 from pytest_llmprof.analysis.ncu_report import LATENCY_BELOW, kernels_table
 from pytest_llmprof.outputs.plaintext import inline
+from pytest_llmprof.report.profile_section import top_kernels
 from pytest_llmprof.report.values import at, count, number, numeric
 
 __all__ = ["TOOLS", "nsight_section"]
@@ -26,7 +27,7 @@ def nsight_section(metrics: Mapping[str, Any]) -> list[str]:
     parts = [_notes(found)]
     if at(found, "tool") is not None:
         parts += [_ncu_text(found), _ncu_kernels(found)] if stage == "ncu" else [_nsys_text(found), _card(found)]
-        parts += [_phases(found), _copies(found), _top_kernels(found)] if stage == "nsys" else []
+        parts += [_phases(found), _copies(found), top_kernels(found)] if stage == "nsys" else []
     return [part for part in parts if part]
 
 
@@ -122,22 +123,6 @@ def _copies(found: Mapping[str, Any]) -> str:
         for way, row in copies.items()
     ]
     return table(["Copies", "Count", "MiB", "ms"], rows)
-
-
-def _top_kernels(found: Mapping[str, Any]) -> str:
-    rows = [
-        [
-            code(str(at(row, "name") or ""), 90),
-            inline(str(at(row, "phase") or "–")),
-            f"{int(numeric(at(row, 'count')) or 0):,}",
-            number(at(row, "total_ms_profiled")),
-            percent(numeric(at(row, "share")) or 0.0),
-        ]
-        for row in (at(found, "top_kernels") or [])[:_ROWS]
-    ]
-    if not rows:
-        return ""
-    return table(["Kernel ([more](kernels.md))", "Phase", "Count", "Total ms", "Share"], rows, 2)
 
 
 def _ncu_text(found: Mapping[str, Any]) -> str:

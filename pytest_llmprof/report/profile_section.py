@@ -10,7 +10,7 @@ from pytest_llmprof.outputs.plaintext import inline
 from pytest_llmprof.report.findings import gpu_busy_share
 from pytest_llmprof.report.values import at, count, number, numeric
 
-__all__ = ["profile_section"]
+__all__ = ["profile_section", "top_kernels"]
 
 _ROWS = 5
 
@@ -20,7 +20,7 @@ def profile_section(metrics: Mapping[str, Any]) -> list[str]:
     profile = at(metrics, "profile")
     if not isinstance(profile, Mapping):
         return []
-    parts = [_window(profile), _card(metrics, profile), _phases(profile), _kernels(profile), _operators(profile)]
+    parts = [_window(profile), _card(metrics, profile), _phases(profile), top_kernels(profile), _operators(profile)]
     return [part for part in parts if part]
 
 
@@ -96,20 +96,21 @@ def _phases(profile: Mapping[str, Any]) -> str:
     return table(head, rows, 2) if rows else ""
 
 
-def _kernels(profile: Mapping[str, Any]) -> str:
+def top_kernels(profile: Mapping[str, Any]) -> str:
+    """The kernels that kept the card busy longest; of a profile or of what nsys captured."""
     rows = [
         [
             code(str(at(row, "name") or ""), 90),
             inline(str(at(row, "phase") or "–")),
             f"{int(numeric(at(row, 'count')) or 0):,}",
-            number(at(row, "total_ms_profiled")),
+            number(at(row, "busy_ms_profiled")),
             percent(numeric(at(row, "share")) or 0.0),
         ]
         for row in (at(profile, "top_kernels") or [])[:_ROWS]
     ]
     if not rows:
         return ""
-    return table(["Kernel ([more](kernels.md))", "Phase", "Count", "Total ms", "Share"], rows, 2)
+    return table(["Kernel ([more](kernels.md))", "Phase", "Count", "Busy ms", "Share"], rows, 2)
 
 
 def _operators(profile: Mapping[str, Any]) -> str:

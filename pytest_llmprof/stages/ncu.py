@@ -63,7 +63,7 @@ def _longest(path: Path, capture: str, number: int) -> list[str]:
         for row in csv.DictReader(stream):
             if row["kind"] == "kernel" and (capture == "all" or row["phase"] in phases):
                 name = function_name(row["name"])
-                totals[name] = totals.get(name, 0.0) + float(row["total_ms"])
+                totals[name] = totals.get(name, 0.0) + float(row["busy_ms"])
     return sorted(totals, key=lambda name: -totals[name])[:number]
 
 

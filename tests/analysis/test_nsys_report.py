@@ -45,6 +45,7 @@ def test_figures_of_one_round(report):
         "phase": "decode",
         "count": 2,
         "total_ms_profiled": pytest.approx(0.04),
+        "busy_ms_profiled": pytest.approx(0.04),
         "share": pytest.approx(40 / (100 + 1 + 12)),
     }
 

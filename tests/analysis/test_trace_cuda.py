@@ -30,8 +30,12 @@ def test_kernels_carry_phase_launcher_and_times(page: Trace) -> None:
     assert (graph.count, graph.kind) == (4, "kernel")
     assert graph.total_ms == pytest.approx(0.040)
     assert (graph.mean_us, graph.min_us, graph.max_us) == pytest.approx((10, 10, 10))
-    # 8 + 30 + 20 + 20 + 60 + 2 * (10 + 14 + 10 + 2) microseconds on the card
-    assert graph.share == pytest.approx(40 / 210)
+    # 8 + 30 + 20 + 20 + 60 + 2 * (10 + 14 + 10 + 2) microseconds on the card, 10 of which two kernels share
+    assert graph.share == pytest.approx(40 / 200)
+    late = rows[SCALE, "clip", "aten::mul"]
+    assert (late.total_ms, late.busy_ms) == pytest.approx((0.020, 0.010))
+    assert sum(row.total_ms for row in rows.values()) == pytest.approx(0.210)
+    assert sum(row.busy_ms for row in rows.values()) == pytest.approx(0.200)
     assert graph.phase_share == pytest.approx(40 / 72)
     assert sum(row.share for row in page.kernels()) == pytest.approx(1)
     totals = [row.total_ms for row in page.kernels()]
@@ -105,7 +109,7 @@ def test_summary_names_what_the_profiler_slowed(page: Trace) -> None:
     assert (summary["kernels"], summary["host_launches"], summary["graph_launches"]) == (10, 6, 2)
     assert summary["kernels_per_token"] == 3
     assert summary["phases"]["sam"]["parent"] == "vision"
-    assert summary["top_kernels"][0]["share"] == pytest.approx(60 / 210)
+    assert summary["top_kernels"][0]["share"] == pytest.approx(60 / 200)
     assert profile_summary(page)["gpu_busy_share"] is None
     times = [key for key in summary if "_ms" in key]
     assert times

@@ -158,6 +158,7 @@ METRICS: dict[str, Any] = {
                 "operator": "aten::mm",
                 "count": 6400,
                 "total_ms_profiled": 30.0,
+                "busy_ms_profiled": 30.0,
                 "share": 0.27,
                 "phase_share": 0.5,
             }

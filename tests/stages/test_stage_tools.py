@@ -212,7 +212,7 @@ def test_ncu_takes_the_longest_kernels_of_this_run(stage, printed, tmp_path):
     other = tmp_path / "mod" / "test_a" / "nsys"
     other.mkdir(parents=True)
     (other / "kernels.csv").write_text(
-        "name,kind,phase,total_ms\n"
+        "name,kind,phase,busy_ms\n"
         '"void cutlass::Kernel2<a, b>(P)",kernel,decode,5\n"void cutlass::Kernel2<c>(P)",kernel,decode,4\n'
         '"void (anonymous namespace)::small<int>(int)",kernel,decode,1\nsoftmax,kernel,prefill,50\n'
         '_triton.v1,kernel,decode,2\n"Memcpy HtoD",memcpy,decode,99\n'
@@ -226,7 +226,7 @@ def test_ncu_takes_the_longest_kernels_of_this_run(stage, printed, tmp_path):
     assert "--set" not in command
     (tmp_path / "mod" / "test_a" / "torch_profiler").mkdir()
     first = tmp_path / "mod" / "test_a" / "torch_profiler" / "kernels.csv"
-    first.write_text("name,kind,phase,total_ms\nmine,kernel,decode,1\n")
+    first.write_text("name,kind,phase,busy_ms\nmine,kernel,decode,1\n")
     results = [("torch_profiler", first), ("nsys", other / "kernels.csv")]
     assert choose(NcuOptions(), results).kernels == ("mine",)
     assert choose(NcuOptions(capture="prefill"), results).kernels == ("softmax",)
