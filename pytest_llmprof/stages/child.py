@@ -198,7 +198,8 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
         except psutil.NoSuchProcess:
             continue
     psutil.wait_procs(family, timeout=1.0)
-    process.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may hold a killed process for as long as it likes
+        process.wait(_GRACE_S)
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:

@@ -28,11 +28,12 @@ from pytest_llmprof.measure.collector import settled
 from pytest_llmprof.models.base import NoPhases
 from pytest_llmprof.models.deepseek_ocr import vision
 from pytest_llmprof.models.deepseek_ocr.engines import fast
-from pytest_llmprof.models.deepseek_ocr.engines.fast import FastEngine, refuse
-from pytest_llmprof.models.deepseek_ocr.engines.prefill import Prefill
+from pytest_llmprof.models.deepseek_ocr.engines.fast import FastEngine, TritonStep, refuse
+from pytest_llmprof.models.deepseek_ocr.engines.prefill import Cache, Prefill
 from pytest_llmprof.models.deepseek_ocr.generation import EagerDecoder, Limits, layout
 from pytest_llmprof.models.deepseek_ocr.loader import load
 from pytest_llmprof.models.deepseek_ocr.preprocessing import MODES as SIZES
+from pytest_llmprof.models.deepseek_ocr.random_weights import random_config
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 MODES = ("tiny", "small", "base", "large", "gundam")
@@ -123,6 +124,74 @@ def test_refused_with_an_old_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pytest.importorskip("triton"), "__version__", "3.4.1+git")
     with pytest.raises(EngineUnavailable, match=r"needs Triton 3\.5 or newer, not 3\.4\.1\+git; use infer=compiled"):
         refuse(CUDA, torch.bfloat16, 1)
+
+
+class Recorded(TritonStep):
+    """Notes the launches instead of making them."""
+
+    def _launch(self, kernel: Any, grid: Any, warps: int, *values: Any, **constants: Any) -> None:
+        self.seen: list[tuple[Any, int, tuple[Any, ...], dict[str, Any]]]
+        self.seen.append((kernel, warps, values, {**constants, "PDL": self.dependent}))
+
+
+def compiled(kernel: Any, warps: int, values: tuple[Any, ...], constants: dict[str, Any], capability: int) -> bytes:
+    """The machine code of one launch for a card that need not be here."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    types = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int64: "i64", torch.int32: "i32", torch.bool: "i1"}
+    names = kernel.arg_names
+    given = dict(zip([name for name in names if name not in constants], values, strict=True))
+    signature, aligned = {}, {}
+    for number, name in enumerate(names):
+        value = given.get(name)
+        if isinstance(value, torch.Tensor):
+            signature[name], aligned[number,] = f"*{types[value.dtype]}", [["tt.divisibility", 16]]
+        else:
+            signature[name] = "constexpr" if value is None else "fp32" if isinstance(value, float) else "i32"
+    source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()}, aligned)
+    options = {"num_warps": warps, "launch_pdl": constants["PDL"]}
+    return triton.compile(source, GPUTarget("cuda", capability, 32), options).asm["cubin"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90])
+def test_kernels_compile_for_a_card_that_is_not_here(capability: int, tmp_path: Path) -> None:
+    """At full size, for Ampere and for Hopper: the interpreter does not see what the compiler refuses. No registers
+    are spilled, and on Hopper weights are asked for before the wait."""
+    triton = pytest.importorskip("triton")
+    from transformers import AutoModelForImageTextToText
+
+    from pytest_llmprof.models.deepseek_ocr.engines import kernels
+
+    with torch.device("meta"), torch.inference_mode():
+        model = AutoModelForImageTextToText.from_config(random_config("full"), dtype=torch.bfloat16)
+        step = Recorded(model)
+        step.seen, step.dependent = [], capability >= 90
+        step(Cache(model, 1, 512), 35)
+    assert len(step.seen) == 74
+    programs = {}
+    for kernel, warps, values, constants in step.seen:
+        kinds = tuple(getattr(value, "dtype", type(value)) for value in values)
+        programs[kernel.__name__, warps, kinds, tuple(sorted(constants.items()))] = kernel, warps, values, constants
+    assert {name for name, *_ in programs} == set(kernels.__all__)
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    for number, (kernel, warps, values, constants) in enumerate(programs.values()):
+        cubin = tmp_path / f"{number}.cubin"
+        cubin.write_bytes(compiled(kernel, warps, values, constants, capability))
+
+        def dump(what: str, cubin: Path = cubin) -> str:
+            command = [str(tools / "cuobjdump"), what, str(cubin)]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+        used = dump("--dump-resource-usage")
+        assert " STACK:0 " in used, (kernel.__name__, used)
+        assert " LOCAL:0 " in used, (kernel.__name__, used)
+        if kernel is kernels.project and capability >= 90:
+            before, _, after = dump("-sass").partition("ACQBULK")
+            assert before.count("LDG.E.128") == 20  # 4 rows of a thread, 5 blocks of columns
+            assert "LDG.E.128" not in after
 
 
 # On a card: the full size.
