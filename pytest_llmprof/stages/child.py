@@ -12,20 +12,26 @@ import shlex
 import signal
 import subprocess
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_llmprof.artifacts import read_json, write_text
 from pytest_llmprof.errors import LlmprofError, StageError
 from pytest_llmprof.stages.tools import tail
+
+if TYPE_CHECKING:
+    import psutil
 
 __all__ = ["OUTCOME", "Child", "ChildSkipped", "Ended", "ToolFailed"]
 
 OUTCOME = "outcome.json"
 """In the child's run directory: what came of its test."""
 _GRACE_S = 5.0
+_MARK = "LLMPROF_CHILD"
+"""In the environment of all that a child starts, by which those are found that have left its family (nsys's agent)."""
 
 
 class ToolFailed(StageError):
@@ -118,13 +124,14 @@ class Child:
         shown = shlex.join(["env", "-u", "PYTEST_ADDOPTS", *assignments, *command])
         write_text(self.out_dir / "command.txt", f"cd {shlex.quote(str(self.cwd))}\n{shown}\n")
         surroundings = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        mark = uuid.uuid4().hex
         begin = time.monotonic()
         with self.log.open("wb") as log:
             try:
                 process = subprocess.Popen(
                     command,
                     cwd=self.cwd,
-                    env={**surroundings, **_kept(), **env},
+                    env={**surroundings, **_kept(), **env, _MARK: mark},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -133,9 +140,9 @@ class Child:
             except OSError as error:
                 raise ToolFailed(f"{command[0]} cannot be run: {error.strerror}") from error
             try:
-                code = self._wait(process, begin, what)
+                code = self._wait(process, mark, begin, what)
             finally:
-                _end_group(process)
+                _end_group(process, mark)
         path = self.run_dir / OUTCOME
         return Ended(code, self._output(), read_json(path) if path.exists() else None)
 
@@ -143,12 +150,12 @@ class Child:
         # Bytes: reading as text would make lines of the carriage returns of progress bars.
         return self.log.read_bytes().decode("utf-8", "replace")
 
-    def _wait(self, process: subprocess.Popen[bytes], begin: float, what: str) -> int:
+    def _wait(self, process: subprocess.Popen[bytes], mark: str, begin: float, what: str) -> int:
         while True:
             seconds = time.monotonic() - begin
             left = self.timeout_s - seconds
             if left <= 0:
-                _end_group(process)
+                _end_group(process, mark)
                 text = self._output()
                 raise ToolFailed(
                     f"the test under {what} did not end in {self.timeout_s:g} s ({self.key}); last line: {_last(text)}",
@@ -177,21 +184,17 @@ def _last(text: str) -> str:
     return (errors or lines or ["none, nothing was written"])[-1][:300]
 
 
-def _end_group(process: subprocess.Popen[bytes]) -> None:
+def _end_group(process: subprocess.Popen[bytes], mark: str) -> None:
     """End the process, its group and whatever it started in a group of its own: first gently, then at once."""
     import psutil
 
-    family: list[psutil.Process] = []
     if process.poll() is None:
-        try:
-            family = psutil.Process(process.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            family = []  # it ended in between
         _signal_group(process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):  # the next signal can't be refused
             process.wait(_GRACE_S)
-        psutil.wait_procs(family, timeout=1.0)
+    psutil.wait_procs(_marked(mark), timeout=1.0)
     _signal_group(process.pid, signal.SIGKILL)
+    family = _marked(mark)
     for one in family:
         try:
             one.kill()
@@ -200,6 +203,20 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
     psutil.wait_procs(family, timeout=1.0)
     with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may hold a killed process for as long as it likes
         process.wait(_GRACE_S)
+
+
+def _marked(mark: str) -> list[psutil.Process]:
+    """The processes that a child started, and those that these started."""
+    import psutil
+
+    found = []
+    for one in psutil.process_iter():
+        try:
+            if one.environ().get(_MARK) == mark:
+                found.append(one)
+        except (psutil.Error, OSError):
+            continue  # another user's, or it has ended
+    return found
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:

@@ -189,6 +189,27 @@ def test_ctrl_c_ends_all_of_it(tmp_path):
     assert gone(int(pid.read_text()))
 
 
+@pytest.mark.parametrize("lasts", [0, 300])
+def test_what_has_left_the_family_is_ended_too(tmp_path, lasts):
+    """As nsys's agent, which a killed nsys leaves behind: in a session of its own, its parent gone."""
+    pid = tmp_path / "pid"
+    daemon = (
+        "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n"
+        f"        open({str(pid)!r}, 'w').write(str(os.getpid()))\n        time.sleep(300)\n    os._exit(0)\nos.wait()"
+    )
+    code = (
+        f"import os, subprocess, sys, time\nsubprocess.run([sys.executable, '-c', {daemon!r}])\n"
+        f"while not os.path.exists({str(pid)!r}): time.sleep(0.02)\ntime.sleep({lasts})"
+    )
+    child = Child([sys.executable, "-c", code], tmp_path, tmp_path, tmp_path, 3.0, "k", lambda text: None)
+    if lasts:
+        with pytest.raises(ToolFailed, match=r"did not end in 3 s \(k\)"):
+            child.run([], {}, "nsys")
+    else:
+        assert child.run([], {}, "nsys").code == 0
+    assert gone(int(pid.read_text()))
+
+
 def test_ncu_on_a_card(stage, printed):
     context = stage("ncu", "pass", "pipeline.ncu.launch_skip=2", report=printed)
     found = context.figures
