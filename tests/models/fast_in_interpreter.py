@@ -27,7 +27,7 @@ from pytest_llmprof.models.deepseek_ocr.random_weights import random_config, ran
 
 CPU = torch.device("cpu")
 SETTINGS = ModelSettings(weights="random", size="tiny", mode="tiny", device="cpu", dtype="float32")
-INFER = InferSettings(max_new_tokens=35, no_repeat_ngram_size=3)
+INFER = InferSettings(max_new_tokens=26, no_repeat_ngram_size=3)
 
 
 class Coarse(TritonStep):
@@ -89,22 +89,23 @@ def main() -> None:
     from pytest_llmprof.models.deepseek_ocr.engines import fast
 
     fast.TritonStep = Coarse  # type: ignore[misc]
-    limits = generation.Limits(18, 8192, None, 1, 3)
+    limits = generation.Limits(12, 8192, None, 1, 3)
     tiny = random_model(random_config("tiny"), 0, CPU, torch.float32)
     config = random_config("tiny")
     config.text_config.num_key_value_heads = 2
     config.text_config.num_experts_per_tok = 3
     config.text_config.vocab_size = 333
     grouped = random_model(config, 1, CPU, torch.float32)
+    reading = replace(INFER, no_repeat_ngram_size=35, max_new_tokens=20)
     page = embedded_dataset("sample_pages").load(DatasetSettings())[0].load()
     print(
         json.dumps(
             {
                 "pages": pages(SETTINGS, INFER, [picture(1)]),
-                "no ban": pages(SETTINGS, replace(INFER, no_repeat_ngram_size=0, max_new_tokens=18), [picture(1)]),
-                "reader": pages(replace(SETTINGS, weights="embedded"), replace(INFER, no_repeat_ngram_size=35), [page]),
+                "no ban": pages(SETTINGS, replace(INFER, no_repeat_ngram_size=0, max_new_tokens=12), [picture(1)]),
+                "reader": pages(replace(SETTINGS, weights="embedded"), reading, [page]),
                 "long": prompts(tiny, 500, limits),
-                "ends": prompts(tiny, 60, replace(limits, max_new_tokens=30), ends_with=19),
+                "ends": prompts(tiny, 60, replace(limits, max_new_tokens=26), ends_with=12),
                 "grouped": prompts(grouped, 40, limits),
                 "not a number": prompts(tiny, 20, limits, broken=True),
                 "positions": prompts(tiny, 60, replace(limits, positions=65)),
