@@ -51,7 +51,7 @@ def refuse(device: torch.device, dtype: torch.dtype, batch_size: int) -> None:
         raise ModelError(f"infer=fast reads one page at a time; for infer.batch_size={batch_size} use infer=compiled")
     if os.environ.get("TRITON_INTERPRET") == "1":
         return
-    if device.type != "cuda":
+    if device.type != "cuda" or torch.version.hip:  # torch calls AMD's cards "cuda", too
         raise EngineUnavailable(f"infer=fast needs an NVIDIA card; on {device} use infer=reference")
     if dtype not in (torch.bfloat16, torch.float16):
         name = str(dtype).removeprefix("torch.")
