@@ -18,35 +18,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from pytest_llmprof.analysis.columns import (
-    FIRST_DEVICE,
-    KERNEL,
-    MEMCPY,
-    MEMSET,
-    OP,
-    RANGE,
-    RUNTIME,
-    Columns,
-    Ints,
-    Labels,
-    Table,
-)
+from pytest_llmprof.analysis.columns import FIRST_DEVICE, Columns, Ints, Labels, Table
 from pytest_llmprof.analysis.kineto_text import Text
 from pytest_llmprof.errors import ArtifactError
 
-__all__ = [
-    "KERNEL",
-    "MEMCPY",
-    "MEMSET",
-    "OP",
-    "RANGE",
-    "RUNTIME",
-    "DeviceEvents",
-    "HostEvents",
-    "Ints",
-    "RawTrace",
-    "decode",
-]
+__all__ = ["DeviceEvents", "HostEvents", "RawTrace", "decode"]
+
 
 class _Args(msgspec.Struct, gc=False, frozen=True):
     external: int = msgspec.field(default=-1, name="External id")

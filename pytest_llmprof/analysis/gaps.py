@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pytest_llmprof.analysis.events import DeviceEvents, Ints
+from pytest_llmprof.analysis.columns import Ints
+from pytest_llmprof.analysis.events import DeviceEvents
 
 __all__ = ["DEVICE", "HOST_LATE", "IDLE_CAUSES", "WAITED", "added_ns", "gaps", "union_ns"]
 

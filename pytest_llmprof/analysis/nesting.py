@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pytest_llmprof.analysis.events import RANGE, HostEvents, Ints
+from pytest_llmprof.analysis.columns import RANGE, Ints
+from pytest_llmprof.analysis.events import HostEvents
 
 __all__ = ["NO_PHASE", "Phase", "Timeline", "parents"]
 

@@ -17,17 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from pytest_llmprof.analysis.events import (
-    KERNEL,
-    MEMCPY,
-    MEMSET,
-    RANGE,
-    RUNTIME,
-    DeviceEvents,
-    HostEvents,
-    Ints,
-    RawTrace,
-)
+from pytest_llmprof.analysis.columns import KERNEL, MEMCPY, MEMSET, RANGE, RUNTIME, Ints
+from pytest_llmprof.analysis.events import DeviceEvents, HostEvents, RawTrace
 from pytest_llmprof.analysis.nesting import PREFIX
 from pytest_llmprof.analysis.trace import Trace
 from pytest_llmprof.errors import ArtifactError

@@ -30,7 +30,8 @@ from pytest_llmprof.analysis.calls import (
     copy_direction,
     matching,
 )
-from pytest_llmprof.analysis.events import KERNEL, MEMCPY, OP, RUNTIME, Ints, RawTrace, decode
+from pytest_llmprof.analysis.columns import KERNEL, MEMCPY, OP, RUNTIME, Ints
+from pytest_llmprof.analysis.events import RawTrace, decode
 from pytest_llmprof.analysis.gaps import DEVICE, HOST_LATE, WAITED, added_ns, gaps, union_ns
 from pytest_llmprof.analysis.nesting import Timeline, parents
 from pytest_llmprof.analysis.rows import KernelRow, OperatorRow, PhaseRow, StepFigures

@@ -116,18 +116,13 @@ def _merged(paths: list[Path]) -> bytes:
     return msgspec.json.encode({**whole, "traceEvents": events})
 
 
+@settled(collect=False)  # a full collection inside would cost as much as the process is large
 def profile_window(context: StageContext) -> dict[str, Any]:
     """Run the bounded window, write trace.json.gz and the tables, and return the profile's figures.
 
     Raises `StageError` where the trace holds no kernel (CUDA) or no operator (CPU), with the cause where the profiler
     gave one.
     """
-    # A full collection inside would cost as much as the process is large.
-    with settled(collect=False):
-        return _profile_window(context)
-
-
-def _profile_window(context: StageContext) -> dict[str, Any]:
     from pytest_llmprof.analysis import profile_summary, read_trace, write_tables
 
     window: Window = context.stage.options.window

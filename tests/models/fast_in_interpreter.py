@@ -66,7 +66,6 @@ def prompts(
     embeddings = torch.randn(1, length, model.config.text_config.hidden_size, generator=generator)
 
     def run(engine: Any) -> Any:
-        engine._prefill = getattr(engine, "_prefill", SimpleNamespace())
         engine._prefill.embeddings = lambda inputs, phases: embeddings
         return answer(engine.generate, SimpleNamespace(prompts=batch), limits, Record())
 

@@ -247,6 +247,7 @@ def test_scores_are_as_near_to_float32_as_eager_bfloat16(
     infer = InferSettings(max_new_tokens=POSITIONS + 1)
     forced = torch.randint(10, 120_000, (POSITIONS,), generator=torch.Generator().manual_seed(seed)).to(CUDA)
     image = picture(seed, (1000, 1414))
+
     def embedded(one: Any, mode: str, dtype: torch.dtype) -> torch.Tensor:
         inputs = inputs_of(mode)
         crops = None if inputs.crops is None else inputs.crops.to(dtype)

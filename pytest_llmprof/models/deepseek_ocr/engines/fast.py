@@ -47,8 +47,7 @@ def refuse(device: torch.device, dtype: torch.dtype, batch_size: int) -> None:
     if tuple(map(int, version.split(".")[:2])) < _TRITON:
         needed = ".".join(map(str, _TRITON))
         raise EngineUnavailable(f"infer=fast needs Triton {needed} or newer, not {version}; use infer=compiled")
-    if batch_size > 1:
-        raise ModelError(f"infer=fast reads one page at a time; for infer.batch_size={batch_size} use infer=compiled")
+    _one_page(batch_size)
     if os.environ.get("TRITON_INTERPRET") == "1":
         return
     if device.type != "cuda" or torch.version.hip:  # torch calls AMD's cards "cuda", too
@@ -56,6 +55,11 @@ def refuse(device: torch.device, dtype: torch.dtype, batch_size: int) -> None:
     if dtype not in (torch.bfloat16, torch.float16):
         name = str(dtype).removeprefix("torch.")
         raise ModelError(f"infer=fast runs in bfloat16 or float16; for model.dtype={name} use infer=compiled")
+
+
+def _one_page(pages: int) -> None:
+    if pages > 1:
+        raise ModelError(f"infer=fast reads one page at a time; for infer.batch_size={pages} use infer=compiled")
 
 
 class FastEngine:
@@ -88,8 +92,7 @@ class FastEngine:
         """Yield the page's tokens, `block` at a time; see `Engine.generate`."""
         prompts = inputs.prompts
         rows, length = prompts.ids.shape
-        if rows > 1:
-            raise ModelError(f"infer=fast reads one page at a time; for infer.batch_size={rows} use infer=compiled")
+        _one_page(rows)
         arrivals = Arrivals(prompts, limits)
         cache = self._cache_for(length + arrivals.steps)
         step = partial(self._step, cache, limits.ngram)
