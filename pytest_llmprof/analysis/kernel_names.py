@@ -4,16 +4,45 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["short_name"]
+__all__ = ["function_name", "short_name"]
 
+_UNNAMED = re.compile(r"\(anonymous namespace\)::|<unnamed>::")
 _NAMESPACES = re.compile(
-    r"\(anonymous namespace\)::|<unnamed>::"
+    rf"{_UNNAMED.pattern}"
     r"|\b(?:at::native|at::cuda|c10::cuda|cutlass|std|thrust|cub)::(?:\w+::)*"
 )
 _RETURN_TYPE = re.compile(r"^(?:void|static|auto|int|bool|float)\s+")
 # The operation that a generic kernel (elementwise_kernel, reduce_kernel) is made for stands among its
 # template arguments.
 _OPERATION = re.compile(r"\b(?!gpu_kernel_impl)\w*(?:Functor|_kernel_cuda|_kernel_impl|Ops)\w*")
+
+_MANGLED = re.compile(r"_Z(N?)(?=\d)")
+_ANONYMOUS = "_GLOBAL__N_1"
+
+
+def _demangled(name: str) -> str:
+    """`cutlass::device_kernel<…>` for the Itanium name `_ZN7cutlass13device_kernelI...`, which torch leaves where its
+    demangler gives up (CUTLASS's have over 1,000 letters); other names as they are."""
+    begin = _MANGLED.match(name)
+    if begin is None:
+        return name
+    parts, at = [], begin.end()
+    while length := re.match(r"\d+", name[at:]):
+        start = at + length.end()
+        at = start + int(length[0])
+        parts.append(name[start:at])
+        if not begin[1]:
+            break
+    templated = name[at : at + 1] == "I"
+    return "::".join(part for part in parts if part != _ANONYMOUS) + ("<…>" if templated else "")
+
+
+def function_name(kernel: str) -> str:
+    """The function of a signature, as ncu's `--kernel-name-base function` has it: no return type, no namespaces,
+    template arguments or parameters."""
+    plain = _UNNAMED.sub("", _demangled(kernel.strip()))
+    head = re.split(r"[<(]", plain, maxsplit=1)[0]
+    return head.rpartition("::")[2].split(" ")[-1] or plain
 
 
 def short_name(name: str, limit: int = 80) -> str:
@@ -23,7 +52,7 @@ def short_name(name: str, limit: int = 80) -> str:
     becomes `vectorized_elementwise_kernel<CUDAFunctor_add>`. Names that are no C++ signature stay as they are;
     what is still longer than *limit* loses its middle.
     """
-    plain = _NAMESPACES.sub("", name.strip())
+    plain = _NAMESPACES.sub("", _demangled(name.strip()))
     plain = _RETURN_TYPE.sub("", plain)
     head = re.match(r"[\w:~$.@-]+", plain)
     if head is None or head.end() == len(plain):

@@ -57,7 +57,7 @@ class Card:
     throttled: bool | None = None
     """Whether one of them makes work slower (power cap, heat); idle clocks do not count."""
     other_processes: int | None = None
-    """Compute processes on the card besides this one, as far as the driver shows them."""
+    """Compute processes on the card besides this one and its parents, as far as the driver shows them."""
     mig: bool | None = None
     energy_mj: int | None = None
     """The card's energy counter in millijoules since the driver was loaded."""
@@ -227,12 +227,15 @@ def throttled_between(before: Card | None, after: Card | None) -> dict[str, floa
 
 
 def others(pids: Any) -> int:
-    """Number of processes that are not this one.
+    """Number of processes that are neither this one nor one that it was started by: a test's parent holds the card
+    too while its child runs under a tool, and only waits.
 
     In a container the driver shows the host's process ids (or none that exist here): then one of them is
     taken to be this process, as it holds the card too.
     """
-    found = set(pids)
+    import psutil
+
+    found = set(pids) - {one.pid for one in psutil.Process().parents()}
     mine = os.getpid() in found
     in_use = "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized()
     return len(found) - (1 if mine or (in_use and found) else 0)

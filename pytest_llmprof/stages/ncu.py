@@ -23,14 +23,13 @@ from pytest_llmprof.stages.child import Ended, ToolFailed
 from pytest_llmprof.stages.nsys import check_nvtx, opened_ranges, range_of
 from pytest_llmprof.stages.tools import Tool, find_tool, tail
 
-__all__ = ["Chosen", "choose", "function_name", "ncu_command", "plugin"]
+__all__ = ["Chosen", "choose", "ncu_command", "plugin"]
 
 _NAME = "ncu"
 _SOURCES = ("torch_profiler", "nsys")
 """Stages whose kernels.csv says which kernels are the longest, the first that has one."""
 _PARTS = {"vision": ("vision", "sam", "clip", "projector"), STEP: ("decode",)}
 """Range -> the phases whose kernels lie in it, where it is not the one of its name."""
-_UNNAMED = re.compile(r"\(anonymous namespace\)::|<unnamed>::")
 
 
 @dataclass(frozen=True)
@@ -47,16 +46,10 @@ class Chosen:
     """Launches at most."""
 
 
-def function_name(kernel: str) -> str:
-    """The function of a demangled signature, as ncu's `--kernel-name-base function` has it: no return type, no
-    namespaces, template arguments or parameters."""
-    plain = _UNNAMED.sub("", kernel.strip())
-    head = re.split(r"[<(]", plain, maxsplit=1)[0]
-    return head.rpartition("::")[2].split(" ")[-1] or plain
-
-
 def _longest(path: Path, capture: str, number: int) -> list[str]:
     """The *number* functions with the most time in *capture*, of a kernels.csv."""
+    from pytest_llmprof.analysis.kernel_names import function_name
+
     totals: dict[str, float] = {}
     phases = _PARTS.get(capture, (capture,))
     with path.open(encoding="utf-8", newline="") as stream:
@@ -174,6 +167,7 @@ def _export(tool: Tool, report: Path) -> str:
 
 
 def _summarise(context: ToolContext, chosen: Chosen, tool: Tool, ended: Ended, text: str) -> None:
+    from pytest_llmprof.analysis.kernel_names import function_name
     from pytest_llmprof.analysis.ncu_report import kernel_rows, read_csv, write_ncu_tables
 
     try:

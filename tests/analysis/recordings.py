@@ -1,6 +1,6 @@
 """Keep what a stage recorded for tests/data: `python tests/analysis/recordings.py STAGE_DIR tests/data/nsys-2025-h200`.
 
-Of nsys an export cut down to what is read of it, of ncu its raw.csv, and beside it as JSON what the stage said of it,
+Of nsys an export cut down to what is read of it, of ncu its raw.csv, both packed, and beside it as JSON what the stage said of it,
 for `test_recordings.py`. A few tokens of one page of a tiny model are enough: some 100 kB.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import shutil
 import sqlite3
 import sys
 import tempfile
@@ -30,7 +29,7 @@ _TEXTS = ("textId", "nameId", "demangledName")
 
 
 def cut(source: Path, target: Path) -> None:
-    """Write the tables and columns of *source* that are read, and the texts they name, gzipped to *target*."""
+    """Write the tables and columns of *source* that are read, and the texts they name, to *target*."""
     with tempfile.TemporaryDirectory() as temporary:
         small = Path(temporary) / "small.sqlite"
         with closing(sqlite3.connect(small)) as base:
@@ -45,7 +44,12 @@ def cut(source: Path, target: Path) -> None:
             texts = " union ".join(used)
             base.execute(f"create table StringIds as select id, value from whole.StringIds where id in ({texts})")
             base.commit()
-        target.write_bytes(gzip.compress(small.read_bytes(), 9, mtime=0))
+        pack(small, target)
+
+
+def pack(source: Path, target: Path) -> None:
+    """Write *source* gzipped to *target*, the same bytes each time."""
+    target.write_bytes(gzip.compress(source.read_bytes(), 9, mtime=0))
 
 
 if __name__ == "__main__":
@@ -53,6 +57,6 @@ if __name__ == "__main__":
     if stage.name == "nsys":
         cut(stage / "nsys.sqlite", Path(f"{out}.sqlite.gz"))
     else:
-        shutil.copyfile(stage / "raw.csv", f"{out}.csv")
+        pack(stage / "raw.csv", Path(f"{out}.csv.gz"))
     said = json.loads((stage / "metrics.json").read_text(encoding="utf-8"))[stage.name]
     Path(f"{out}.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")

@@ -18,12 +18,11 @@ from pytest_llmprof.analysis.nsys_summary import summary
 
 DATA = Path(__file__).parents[1] / "data"
 NSYS = sorted(DATA.glob("nsys-*.sqlite.gz"))
-NCU = sorted(DATA.glob("ncu-*.csv"))
-NONE = pytest.param(None, marks=pytest.mark.skip(reason="no recording of ncu in tests/data yet: .ci/gpu makes one"))
+NCU = sorted(DATA.glob("ncu-*.csv.gz"))
 
 
 def name(path: Path) -> str:
-    return path.name.partition(".sqlite")[0].removesuffix(".csv")
+    return path.name.removesuffix(".gz").removesuffix(".sqlite").removesuffix(".csv")
 
 
 def rounded(value: object) -> object:
@@ -66,9 +65,9 @@ def test_nsys(recorded, tmp_path):
         assert sum(kernel["share"] for kernel in found["top_kernels"]) <= 1 + 1e-9
 
 
-@pytest.mark.parametrize("recorded", NCU or [NONE], ids=lambda path: name(path) if path else "none")
+@pytest.mark.parametrize("recorded", NCU, ids=name)
 def test_ncu(recorded):
-    text = recorded.read_text(encoding="utf-8")
+    text = gzip.decompress(recorded.read_bytes()).decode()
     launches = read_csv(text)
     table = [line for line in text.splitlines() if line.startswith('"')]
     assert len(launches) == len(list(csv.reader(table))) - 2 > 0  # the heading and the units

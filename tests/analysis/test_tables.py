@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
 import pytest
 from traces import GEMM, SCALE, Kineto
 
 from pytest_llmprof.analysis import Trace, read_trace, write_tables
-from pytest_llmprof.analysis.kernel_names import short_name
+from pytest_llmprof.analysis.kernel_names import function_name, short_name
+
+MANGLED = "_ZN7cutlass13device_kernelIN2at4cuda6detail25enable_3x_kernel_for_sm9xINS_4gemm6kernel13GemmUniversalI"
+"""How torch 2.11 names CUTLASS's grouped GEMM (its first letters of 1,270)."""
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
@@ -84,6 +88,9 @@ def test_odd_names_cannot_break_a_table(tmp_path: Path) -> None:
         ("triton_poi_fused_add_cos_sin_0", "triton_poi_fused_add_cos_sin_0"),
         ("Memcpy DtoH (Device -> Pageable)", "Memcpy DtoH (Device -> Pageable)"),
         ("", ""),
+        (MANGLED, "device_kernel<…>"),
+        ("_Z5scalePfi", "scale"),
+        ("_ZN2at6native12_GLOBAL__N_14copyEPf", "copy"),
     ],
 )
 def test_short_names(name: str, short: str) -> None:
@@ -95,3 +102,20 @@ def test_a_very_long_name_loses_its_middle() -> None:
     assert len(short) == 60
     assert short.startswith("sm90_xmma_gemm")
     assert short.endswith("5x_cublas")
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("void at::native::vectorized_elementwise_kernel<4, F<float>, std::array<char*, 3ul> >(int, F)", None),
+        ("void at::native::(anonymous namespace)::vectorized_elementwise_kernel<int>(int)", None),
+        ("vectorized_elementwise_kernel", None),
+        ("sm90_xmma_gemm_bf16", "sm90_xmma_gemm_bf16"),
+        (MANGLED, "device_kernel"),
+        ("_ZN12_GLOBAL__N_129vectorized_elementwise_kernelIfEEvPT_", None),
+        ("void flash::flash_fwd_kernel<Traits<128>, false>(Params)", "flash_fwd_kernel"),
+    ],
+)
+def test_function_names(name: str, function: str | None) -> None:
+    assert function_name(name) == (function or "vectorized_elementwise_kernel")
+    assert re.fullmatch(r"\w+", function_name(name))

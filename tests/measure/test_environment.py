@@ -65,6 +65,10 @@ def test_torch_is_not_imported_for_a_cpu() -> None:
     assert done.stdout.strip() == "False"
 
 
+NOBODY = 2**22 + 1
+"""No process has this number: Linux ends at 2**22."""
+
+
 class _NvmlError(Exception):
     pass
 
@@ -104,12 +108,17 @@ class _Nvml:
 
 
 def test_a_card_with_its_state() -> None:
-    card = nvml_card(_Nvml([os.getpid(), 1]), object(), "H100", "GPU-1")
+    card = nvml_card(_Nvml([os.getpid(), NOBODY]), object(), "H100", "GPU-1")
     assert (card.name, card.driver, card.memory_gib) == ("NVIDIA H100 80GB HBM3", "580.65", 80.0)
     assert (card.power_limit_w, card.power_default_w) == (350.0, 700.0)
     assert card.throttle_reasons == ("sw_power_cap", "sw_thermal_slowdown")
     assert card.throttled is True
     assert (card.other_processes, card.shared, card.mig) == (1, True, False)
+
+
+def test_a_parent_that_waits_is_no_other_process() -> None:
+    card = nvml_card(_Nvml([os.getpid(), os.getppid(), NOBODY]), object(), "H100", "GPU-1")
+    assert card.other_processes == 1
 
 
 def test_idle_clocks_are_no_throttling() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import pytest
 from pytest_llmprof.config.stages import NcuOptions
 from pytest_llmprof.errors import StageError
 from pytest_llmprof.stages.child import Child, ToolFailed
-from pytest_llmprof.stages.ncu import choose, function_name
+from pytest_llmprof.stages.ncu import choose
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "analysis"))
 from nsys_tables import Export, one_round
@@ -254,21 +253,6 @@ def test_ncu_takes_the_longest_kernels_of_this_run(stage, printed, tmp_path):
     assert choose(NcuOptions(capture="all", kernels="top:1"), results[1:]).kernels == ("softmax",)
     assert choose(NcuOptions(kernels="gemv.*"), results).pattern == "gemv.*"
     assert choose(NcuOptions(kernels="all"), results).pattern is None
-
-
-@pytest.mark.parametrize(
-    ("name", "function"),
-    [
-        ("void at::native::vectorized_elementwise_kernel<4, F<float>, std::array<char*, 3ul> >(int, F)", None),
-        ("void at::native::(anonymous namespace)::vectorized_elementwise_kernel<int>(int)", None),
-        ("vectorized_elementwise_kernel", None),
-        ("sm90_xmma_gemm_bf16", "sm90_xmma_gemm_bf16"),
-        ("void flash::flash_fwd_kernel<Traits<128>, false>(Params)", "flash_fwd_kernel"),
-    ],
-)
-def test_function_names(name, function):
-    assert function_name(name) == (function or "vectorized_elementwise_kernel")
-    assert re.fullmatch(r"\w+", function_name(name))
 
 
 @pytest.mark.parametrize(
