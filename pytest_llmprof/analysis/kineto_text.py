@@ -27,6 +27,8 @@ _Mask = npt.NDArray[np.bool_]
 
 _OPEN, _FIRST, _PHASE, _COMPLETE = b'\n    "', b'\n    "ph', b'": "', b'": "X",'
 """What follows an event's brace; what does where the phase comes first; and behind that, of a complete one too."""
+_OVERHEAD = (b' "cat": "overhead"', b'\n    "cat": "overhead"')
+"""The profiler's own work, which nobody reads here, stands without arguments; in both layouts, as below."""
 _HEAD = re.compile(
     rb'\s*"cat": "([^"]*)",\s*"name": "(.*)",\s*"pid": (?:\d+|"[^"]*"),\s*"tid": (\d+),\s*"ts": ', re.DOTALL
 )
@@ -95,10 +97,13 @@ class Text:
         _must(len(events) > 0 and _equal(first[opens], _FIRST).all() and _equal(phase, _PHASE).all())
         braces, opens = braces[structure], opens[structure]
         complete = np.flatnonzero(opens)[_equal(phase, _COMPLETE)]
+        # An event's brace is followed by that of its arguments.
+        bare = np.append(opens, True)[complete + 1]
+        category = braces[complete[bare]] + 1 + len(_FIRST + _COMPLETE)
+        _must((self._is(category, _OVERHEAD[0]) | self._is(category, _OVERHEAD[1])).all())
+        complete = complete[~bare]
         if not len(complete):
             return Columns.joined([]), len(events)
-        # An event's brace is followed by that of its arguments.
-        _must(complete[-1] + 1 < len(braces) and not opens[complete + 1].any())
         args, limits = braces[complete + 1], np.append(braces, end)[complete + 2]
 
         place = self._before(args + 1, _BEFORE_ARGS)

@@ -1,7 +1,7 @@
 """Keep what a stage recorded for tests/data: `python tests/analysis/recordings.py STAGE_DIR tests/data/nsys-2025-h200`.
 
-Of nsys an export cut down to what is read of it, of ncu its raw.csv, both packed, and beside it as JSON what the stage said of it,
-for `test_recordings.py`. A few tokens of one page of a tiny model are enough: some 100 kB.
+Of nsys an export cut down to what is read of it, of ncu its raw.csv, both packed, and beside it as JSON what the stage
+said of it, for `test_recordings.py`. A few tokens of one page of a tiny model are enough: some 100 kB.
 """
 
 from __future__ import annotations

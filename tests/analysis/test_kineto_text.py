@@ -59,7 +59,15 @@ def mixed() -> Kineto:
     trace.host('odd }, {\\n \\"args\\": {, \\"ph\\": \\"X\\" \\u00e9 name', 900.0, 910.0, thread=77)
     trace.complete("kernel", "graph {lambda()#1}", 20, 30, STREAM, '"queued": 0,\n      "correlation": 4')
     trace.complete("cuda_runtime", "cudaEventQuery", 20.5, 21, MAIN, '"cbid": 3')
+    for start in (21, 22):
+        trace.complete("overhead", "Buffer Flush", start, start + 0.5, -1, "")
+        trace.events[-1] = without_arguments(trace.events[-1])
+    trace.host("aten::mul", 23, 24)
     return trace
+
+
+def without_arguments(event: str) -> str:
+    return event[: event.index(',\n    "args"')] + "\n  }"
 
 
 @pytest.mark.parametrize("lines", [False, True])
@@ -84,9 +92,8 @@ def odd_events() -> dict[str, str]:
         return trace.events[-1]
 
     fine = event()
-    no_args = fine[: fine.index(",\n    \"args\"")] + "\n  }"
     return {
-        "no arguments": no_args,
+        "no arguments": without_arguments(fine),
         "a thread with a name": event(thread='"worker"'),
         "an id of eight digits": event('"External id": 12345678'),
         "a negative id": event('"External id": -1'),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from stage_helpers import context, pages
 from pytest_llmprof.config.schema import InferSettings, ModelSettings
 from pytest_llmprof.config.stages import Window
 from pytest_llmprof.measure.phases import PhaseRecorder
+from pytest_llmprof.models.deepseek_ocr.loader import load
 from pytest_llmprof.stages import torch_profiler
 from pytest_llmprof.stages.workloads import CallableWorkload
 
@@ -36,6 +36,7 @@ sys.path.insert(0, sys.argv[1])
 from stage_helpers import context
 from pytest_llmprof.config.stages import Window
 from pytest_llmprof.errors import StageError
+from pytest_llmprof.models.deepseek_ocr.loader import load
 from pytest_llmprof.stages import torch_profiler
 from pytest_llmprof.stages.workloads import CallableWorkload
 
@@ -47,45 +48,50 @@ except StageError as error:
 """
 
 
-@pytest.fixture(scope="module")
-def full() -> Iterator[Any]:
+def full(engine: str) -> Any:
     """The released size, as its phases are long enough to be compared."""
-    from pytest_llmprof.models.deepseek_ocr.loader import load
-
-    model = load(ModelSettings(weights="random", size="full", mode="base", device=CARD), InferSettings())
-    yield model
-    model.close()
+    settings = ModelSettings(weights="random", size="full", mode="base", device=CARD)
+    return load(settings, InferSettings(engine=engine))
 
 
-def test_events_and_kernels_agree_on_each_phase(tmp_path: Path, full: Any) -> None:
+@pytest.mark.parametrize("engine", ["reference", "fast"])
+def test_events_and_kernels_agree_on_each_phase(tmp_path: Path, engine: str) -> None:
     """In one execution: the time between a phase's CUDA events, and from its first kernel's start to its last's end.
 
-    Within 5 %, for phases under 5 ms within 50 microseconds. Preprocessing is the CPU's work and has no such span.
+    Within 5 %, for phases under 5 ms within 50 microseconds. Where the host is behind the card (the projector's two
+    kernels launched one by one), the card waits for it between the event and the first kernel: for as long as three
+    launches take on this host under the profiler. Preprocessing is the CPU's work and has no such span.
     """
-    workload = pages(full, 64)
-    recorder = PhaseRecorder(CARD)
-    workload.warmup(2, recorder)
+    model = full(engine)
+    workload = pages(model, 64)
+    workload.warmup(2, PhaseRecorder(CARD))
     profile = torch_profiler.profile_window(context(tmp_path, workload, Window(), device=CARD))
+    model.close()
+    phases = profile["phases"]
     times = {
         name: (phase["event_ms_profiled"], phase["gpu_span_ms_profiled"])
-        for name, phase in profile["phases"].items()
+        for name, phase in phases.items()
         if name != "preprocess"
     }
     assert set(times) == {"vision", "sam", "clip", "projector", "prefill", "decode"}
+    short = 0.05
+    if engine == "reference":
+        short = max(short, 3 * phases["vision"]["host_ms_profiled"] / phases["vision"]["host_launches"])
     apart = {
         name: (event, span)
         for name, (event, span) in times.items()
-        if abs(event - span) > (0.05 * span if span >= 5 else 0.05)
+        if abs(event - span) > (0.05 * span if span >= 5 else short)
     }
-    assert not apart, times
+    assert not apart, (short, times)
     for column in (0, 1):
         parts = sum(times[name][column] for name in ("sam", "clip", "projector"))
         assert 0.9 * times["vision"][column] <= parts <= times["vision"][column] * 1.001, times
 
 
-def test_a_second_profile_sees_its_kernels_and_tokens_stay(tmp_path: Path, full: Any) -> None:
+def test_a_second_profile_sees_its_kernels_and_tokens_stay(tmp_path: Path) -> None:
     """CUPTI is ended after each window and begins anew."""
-    workload = pages(full, 24)
+    model = full("reference")
+    workload = pages(model, 24)
     recorder = PhaseRecorder(CARD)
     workload.warmup(1, recorder)
     kernels = []
@@ -97,6 +103,7 @@ def test_a_second_profile_sees_its_kernels_and_tokens_stay(tmp_path: Path, full:
         kernels.append(profile["kernels"])
         assert profile["profiler_unload_s"] is not None
     workload.round(3, recorder)
+    model.close()
     assert len(set(kernels)) == 1, kernels
 
 
