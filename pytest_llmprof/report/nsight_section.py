@@ -141,7 +141,8 @@ def _ncu_text(found: Mapping[str, Any]) -> str:
     missing = at(found, "missing") or []
     if missing:
         shown = ", ".join(code(str(name), 90, cell=False) for name in missing)
-        text += f" Not among the profiled launches: {shown}; raise pipeline.ncu.launch_count."
+        text += f" Not among the profiled launches: {shown}; raise pipeline.ncu.launch_count, or give "
+        text += "pipeline.ncu.kernels a regular expression for them alone."
     return text + "\n"
 
 

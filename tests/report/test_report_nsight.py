@@ -55,7 +55,7 @@ def test_ncu(metrics):
     found |= {"launches": 2, "launch_count": 50, "kernels": [kernel], "not_applied": []}
     text = render({**metrics, "stage": "ncu", "ncu": found}, {}, [])
     assert "the 2 longest kernels of nsys, 2 launches (at most 50)" in text
-    assert "Not among the profiled launches: `g'|g`; raise pipeline.ncu.launch_count." in text
+    assert "Not among the profiled launches: `g'|g`; raise pipeline.ncu.launch_count, or give" in text
     assert "| `f<…>` | DRAM | 2 | 10.00 | 5.0 | 91.5 | 30.0 |  | 3000 | 32 |" in text
 
 
