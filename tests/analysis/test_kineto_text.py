@@ -76,6 +76,7 @@ def test_both_layouts_give_what_the_decoder_gives(lines: bool, monkeypatch: pyte
     data = (in_lines(text) if lines else text).encode()
     at_once = decode(data)  # less than a stretch: msgspec reads it all
     monkeypatch.setattr(event_reader, "SLICE", 2000)
+    monkeypatch.setattr(event_reader, "TAIL", 32)
     assert_equal(decode(data), at_once)
 
 

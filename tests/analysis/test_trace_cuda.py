@@ -6,6 +6,7 @@ import gzip
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from traces import GEMM, SCALE, TO_HOST, Kineto, one_page
 
@@ -194,9 +195,21 @@ def test_events_that_cross_are_nested_as_torch_nests_them() -> None:
     assert rows["aten::mm"].self_ms == pytest.approx(0.040)
 
 
+def test_host_events_are_in_order_whatever_the_files_is() -> None:
+    """By thread and start; of those that begin at one time, the outer one first."""
+    trace, random = Kineto(), np.random.default_rng(0)
+    for _ in range(300):
+        start, length, thread = random.integers(0, 40), random.integers(1, 9), int(random.integers(1, 4))
+        trace.host("aten::mm", float(start), float(start + length), thread=thread)
+    host = event_reader.decode(trace.text().encode()).host
+    order = np.lexsort((-host.dur, host.start, host.thread))
+    assert (order == np.arange(len(host))).all()
+
+
 @pytest.mark.parametrize("size", [1, 300, 1 << 20])
 def test_slices_give_what_the_whole_gives(page: Trace, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event_reader, "SLICE", size)
+    monkeypatch.setattr(event_reader, "TAIL", 32)
     again = read_trace(one_page().text().encode())
     assert again.events == page.events
     assert again.operators() == page.operators()
@@ -205,6 +218,7 @@ def test_slices_give_what_the_whole_gives(page: Trace, size: int, monkeypatch: p
 
 def test_a_cut_inside_a_text_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event_reader, "SLICE", 1)
+    monkeypatch.setattr(event_reader, "TAIL", 32)
     trace = Kineto()
     trace.host("odd }, { name", 0, 10)
     trace.host("aten::mm", 20, 30)
