@@ -157,6 +157,13 @@ def read_json(path: Path) -> Any:
         raise ArtifactError(f"{path} is not JSON: {error}") from error
 
 
+_TABLES = ("kernels.csv", "kernels.md", "operators.csv", "operators.md")
+STAGE_FILES = frozenset(
+    ("config.yaml", "environment.json", "inputs.jsonl", "metrics.json", "report.md", "trace.json.gz", *_TABLES)
+)
+"""What a stage writes beside its outputs."""
+
+
 class Artifacts:
     """The directories of one test: `<run>/<module>/<test>/`, one directory a stage inside.
 
@@ -173,12 +180,15 @@ class Artifacts:
     def save_dir(self, stage: str, save_dir: str | None, default: str, key: str) -> Path:
         """Resolve a configured `save_dir` of *stage* to an absolute path.
 
-        None or empty is *default*; absolute stays as it is; relative lies under the stage directory. *key* is
-        the full configuration key, for the message. Raises `ArtifactError` where a relative path climbs out of
-        the stage directory, by ``..`` or through a link.
+        None or empty is *default*; absolute stays as it is, `~` is the home directory; relative lies under the stage
+        directory. *key* is the full configuration key, for the message. Raises `ArtifactError` where a relative path
+        climbs out of the stage directory, by ``..`` or through a link, or where a file of the stage has its name.
         """
         stage_dir = self.out_dir(stage).resolve()
-        wanted = Path(save_dir) if save_dir else Path(default)
+        try:
+            wanted = Path(save_dir).expanduser() if save_dir else Path(default)
+        except RuntimeError as error:
+            raise ArtifactError(f"{key}={save_dir!r}: {error}") from error
         if wanted.is_absolute():
             return Path(os.path.normpath(wanted))
         lexical = Path(os.path.normpath(stage_dir / wanted))
@@ -187,6 +197,8 @@ class Artifacts:
                 f"{key}={save_dir!r} leaves the stage directory {stage_dir}: "
                 "give a path below it, or an absolute path"
             )
+        if (taken := lexical.relative_to(stage_dir).parts[:1]) and taken[0] in STAGE_FILES:
+            raise ArtifactError(f"{key}={save_dir!r}: {taken[0]} is a file of the stage, set another directory")
         return lexical
 
     def begin(self, stage: str) -> Path:

@@ -89,6 +89,10 @@ def directory(config: pytest.Config, name: str) -> Path | None:
     """A directory option: from the command line relative to where pytest was started, from ini to the rootdir."""
     given = config.getoption(name)
     if given is not None:
+        if not given.strip():
+            from pytest_llmprof.errors import ConfigError
+
+            raise ConfigError(f"--{name.replace('_', '-')} is empty: give a directory, or leave the option out")
         return config.invocation_params.dir / Path(given).expanduser()
     ini = str(config.getini(name))
     return config.rootpath / Path(ini).expanduser() if ini else None
@@ -102,7 +106,7 @@ def sources(config: pytest.Config) -> ConfigSources:
     ini_stages = config.getini("llmprof_stage")
     return ConfigSources(
         config_dir=directory(config, "llmprof_config_dir"),
-        ini_overrides=tuple(config.getini("llmprof_override")),
+        ini_overrides=tuple(map(str, config.getini("llmprof_override"))),  # TOML may hold other things
         cli_overrides=tuple(config.getoption("llmprof_override") or ()),
         stages=tuple(stages) if stages is not None else tuple(ini_stages) or None,
         stages_from_ini=stages is None,

@@ -77,6 +77,11 @@ def choose_run_dir(explicit: Path | None, rootdir: Path) -> Path:
             )
         if path.exists() and not path.is_dir():
             raise ArtifactError(f"--llmprof-run-dir {path} is not a directory: name another one")
+        if os.path.lexists(path / "config.yaml"):
+            raise ArtifactError(
+                f"--llmprof-run-dir {path} holds a config.yaml that is no run's: name a new directory, as a run writes "
+                "its own there"
+            )
         return path
     base = rootdir / _BASE
     stamp = datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -132,7 +132,7 @@ class Session:
 
 
 def check_collisions(owners: Sequence[tuple[str, Settings, Path]]) -> dict[str, str]:
-    """Find tests or stages whose enabled outputs share a directory.
+    """Find tests or stages whose enabled outputs share a directory, or lie where another's are replaced.
 
     *owners* holds (node id, settings, test directory). Returns {node id: one-line error} for both sides; the
     error ends in the overrides that give each its own directory.
@@ -140,13 +140,19 @@ def check_collisions(owners: Sequence[tuple[str, Settings, Path]]) -> dict[str, 
     from pytest_llmprof.stages.runner import output_dirs
 
     users: dict[Path, dict[str, tuple[Settings, list[str]]]] = {}
+    replaced: dict[Path, tuple[str, str]] = {}
     for node, settings, test_dir in owners:
-        dirs = output_dirs(settings, Artifacts(test_dir))
+        artifacts = Artifacts(test_dir)
+        replaced[artifacts.out_dir(settings.stage).resolve()] = node, "the stage directory"
+        dirs = output_dirs(settings, artifacts)
         for kind in ("prediction", "visualization"):
             directory = getattr(dirs, kind)
             if directory is not None:
                 users.setdefault(directory.resolve(), {}).setdefault(node, (settings, []))[1].append(kind)
-    errors: dict[str, str] = {}
+        if dirs.visualization is not None:
+            for name in ("pages", "predictions.md"):
+                replaced[dirs.visualization.resolve() / name] = node, "the gallery"
+    errors = _in_replaced(users, replaced)
     for directory, nodes in users.items():
         if len(nodes) < 2:
             continue
@@ -163,6 +169,25 @@ def check_collisions(owners: Sequence[tuple[str, Settings, Path]]) -> dict[str, 
             errors.setdefault(
                 node, f"{one} and {other}{more} would both write into {directory}: give each its own, {fix}"
             )
+    return errors
+
+
+def _in_replaced(
+    users: Mapping[Path, Mapping[str, tuple[Settings, list[str]]]], replaced: Mapping[Path, tuple[str, str]]
+) -> dict[str, str]:
+    """Outputs inside what another test or stage makes anew, or inside any gallery's pages, by node id."""
+    errors: dict[str, str] = {}
+    for directory, nodes in users.items():
+        for place in (directory, *directory.parents):
+            owner, what = replaced.get(place, ("", ""))
+            for node, (settings, kinds) in nodes.items():
+                if what and not (owner == node and what == "the stage directory"):
+                    key = f"pipeline.{settings.stage}.output.{kinds[0]}.save_dir"
+                    errors.setdefault(
+                        node,
+                        f"{key} is {directory}, which lies in {place}: {what} of "
+                        f"{'this test itself' if owner == node else owner} is made anew there; set another directory",
+                    )
     return errors
 
 

@@ -167,7 +167,11 @@ class Composer:
                 body = _without_null_blocks(root, trees.user_body)
                 below.assignments = flatten(root, "", body, trees.user_source)
                 # A saved config.yaml can serve as a configuration: its test and stage were another run's.
-                below.assignments = [one for one in below.assignments if one.path.split(".")[0] != "llmprof"]
+                below.assignments = [
+                    replace(one, value=_per_test(one.value))
+                    for one in below.assignments
+                    if one.path.split(".")[0] != "llmprof"
+                ]
             assignments, choices = parser.parse(self.sources.ini_overrides, INI)
             below.assignments += assignments
             below.choices += choices
@@ -391,6 +395,15 @@ def _leaves(root: Block, values: Mapping[str, Any]) -> list[tuple[str, Any]]:
         elif name not in ("pipeline", "llmprof"):
             found += [(f"{name}.{key}", getattr(values[name], key)) for key in node.fields]
     return found
+
+
+def _per_test(value: Any) -> Any:
+    """What a shown configuration has in place of each test's own name and stage, as it was written before."""
+    if not isinstance(value, str):
+        return value
+    for shown, name in zip(PLACEHOLDERS, ("test", "stage"), strict=True):
+        value = value.replace(shown, f"${{llmprof.{name}}}")
+    return value
 
 
 def _tree(settings: Settings) -> dict[str, Any]:

@@ -101,6 +101,33 @@ class Parser:
         return f"{why}{group} is mounted as {', '.join(mounts)}{nearest(f'{group}@{package}', mounts)}"
 
 
+def _mend(text: str, source: Source) -> str:
+    """What is wrong with an override that Hydra can't read, and the form that works."""
+    key, _, value = (part.strip() for part in text.partition("="))
+    if "/" in key and "." in key:
+        group, _, name = key.rpartition(".")
+        return f"a preset is GROUP=NAME, {_example(f'{group}={name}', source)}"
+    if text != f"{key}={value}" and _reads(f"{key}={value}"):
+        return f"no spaces around '=', {_example(f'{key}={value}', source)}"
+    if " #" in value and _reads(f"{key}={value.partition(' #')[0].rstrip()}"):
+        return f"no comment behind the value, {_example(key + '=' + value.partition(' #')[0].rstrip(), source)}"
+    if value[:1] in ("[", "{"):
+        form = "['a=b.png','c.png']" if value[0] == "[" else "{NAME: 'x=y'}"
+        return f"what holds other than letters, digits and -_./ needs quotes inside the brackets, as in {key}={form}"
+    return f"the value needs quotes: {_example(f'{key}={quoted(value)}', source)}"
+
+
+def _reads(text: str) -> bool:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        OverridesParser.create().parse_override(text)
+    except HydraException:
+        return False
+    return True
+
+
 def _parse(text: str, source: Source) -> Any:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -132,11 +159,7 @@ def _parse(text: str, source: Source) -> Any:
     try:
         override = parser.parse_override(text)
     except HydraException:
-        fixed = f"{key}={quoted(value.strip())}"
-        raise ConfigError(
-            f"override {shown!r}, given {source.where}, can't be read: the value needs quotes: "
-            f"{_example(fixed, source)}"
-        ) from None
+        raise ConfigError(f"override {shown!r}, given {source.where}, can't be read: {_mend(text, source)}") from None
     if override.is_sweep_override():
         as_list = f"{key}=[{value.strip()}]"
         fixed = f"{key}={quoted(value.strip())}"

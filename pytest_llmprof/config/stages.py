@@ -142,7 +142,7 @@ def _check_tool(options: NsysOptions | NcuOptions) -> Iterator[tuple[str, object
         yield "capture", options.capture, "all, or the name of one NVTX range (prefill, decode, step, vision, ...)"
     if options.path is not None and "/" in options.path and not options.path.startswith(("/", "~/")):
         yield "path", options.path, "an absolute path, a program's name, or null"
-    if options.timeout_s <= 0:
+    if not options.timeout_s > 0:  # nan too
         yield "timeout_s", options.timeout_s, "a number > 0"
     for name in options.env:
         if not name or "=" in name:

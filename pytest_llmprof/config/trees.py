@@ -90,7 +90,24 @@ def _user_dir(config_dir: Path, invocation_dir: Path) -> Path:
             f"--llmprof-config-dir={config_dir}: {path} holds no .yaml file; "
             "it may have a config.yaml, and presets such as infer/mine.yaml"
         )
+    _check_names(path, config_dir)
     return path
+
+
+def _check_names(path: Path, config_dir: Path) -> None:
+    """Raise for files that look like configuration and would never be read."""
+    where = f"--llmprof-config-dir={config_dir}"
+    if not (path / "config.yaml").exists():
+        if (path / "config.yml").exists():
+            raise ConfigError(f"{where}: {path / 'config.yml'} is not read: name it config.yaml")
+        for file in path.glob("*/config.yaml"):
+            if not (conf_dir() / file.parent.name).exists():  # no group of presets
+                raise ConfigError(f"{where}: {file} lies a level too deep: give {where}/{file.parent.name}")
+    for file in path.glob("output/*.*.yaml"):
+        group, _, name = file.stem.partition(".")
+        raise ConfigError(
+            f"{where}: {file} is not read: the preset {name!r} of output/{group} is the file output/{group}/{name}.yaml"
+        )
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -28,6 +28,8 @@ def _one_of(*names: str) -> tuple[str, Callable[[Any], bool]]:
     return f"one of {', '.join(names)}", lambda value: value in names
 
 
+_SEED: tuple[str, Callable[[Any], bool]] = ("an integer from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63)
+
 RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "stages": ("a list of at least one stage", lambda value: bool(value)),
     "model.device": (
@@ -37,7 +39,7 @@ RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "model.dtype": _one_of("auto", "float32", "bfloat16", "float16"),
     "model.weights": _one_of("checkpoint", "embedded", "random"),
     "model.size": _one_of("full", "tiny"),
-    "model.seed": _at_least(0),
+    "model.seed": _SEED,
     "model.max_new_tokens": _at_least(1),
     "infer.prompt": ("markdown, free or a prompt's text", lambda value: bool(value.strip())),
     "infer.max_new_tokens": _at_least(1),
@@ -51,7 +53,7 @@ RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
         lambda value: value is None or bool(value),
     ),
     "dataset.limit": ("an integer >= 1, or null for all pages", lambda value: value is None or value >= 1),
-    "dataset.seed": _at_least(0),
+    "dataset.seed": _SEED,
 }
 """Key -> (what is allowed, whether a value of the right type is)."""
 

@@ -12,7 +12,7 @@ from pytest_llmprof.artifacts import Artifacts, write_json, write_text
 from pytest_llmprof.compare.gates import Gate, Verdict, judge
 from pytest_llmprof.config.schema import Settings
 from pytest_llmprof.datasets.base import Page
-from pytest_llmprof.errors import LlmprofError, ModelError, StageError
+from pytest_llmprof.errors import ArtifactError, LlmprofError, ModelError, StageError
 from pytest_llmprof.measure.figures import Figures, as_dict, figures_of, spread_of
 from pytest_llmprof.measure.rounds import Answer, Failure, Sample
 from pytest_llmprof.models.base import LoadedModel, ModelPlugin
@@ -172,10 +172,16 @@ class Runner:
             on_failure=answers.fail,
             progress=self.progress,
         )
+        facts = self._facts(model)
         try:
             result, error = self._stage(out_dir, workload)
-        finally:
-            outputs.close(pages, self._facts(model))
+        except BaseException:
+            outputs.close(pages, facts)
+            raise
+        try:
+            outputs.close(pages, facts)
+        except ArtifactError as unwritten:  # what was measured is kept all the same
+            error = error or unwritten
         about = {
             "model": asdict(model.info),
             "prompt": model.prompt(self.settings.infer),

@@ -25,6 +25,12 @@ WIDTH = "pipeline.torch_profiler.output.extra.deepseek_ocr.visualization.thumbna
         ("~infer.batch_size", ["delete infer.batch_size"]),
         ("~model", ["delete model"]),
         ("infer.prompt='${'", ["infer.prompt", "can't be read"]),
+        ("dataset.limit = null", ["no spaces around '='", '"dataset.limit=null"']),
+        ("dataset.pattern = [p1*,p2*]", ["no spaces", '"dataset.pattern=[p1*,p2*]"']),
+        ("measure.rounds=5  # five", ["no comment behind the value", '"measure.rounds=5"']),
+        ("dataset.subset=[it's,b]", ["quotes inside the brackets", "dataset.subset=['a=b.png','c.png']"]),
+        ("pipeline.nsys.env={A: x=y}", ["quotes inside the brackets", "pipeline.nsys.env={NAME: 'x=y'}"]),
+        ("output/torch.default=full", ["a preset is GROUP=NAME", '"output/torch=default"']),
     ],
 )
 def test_broken_override(bench, override, parts):
@@ -139,7 +145,9 @@ def test_unknown(bench, override, parts):
         ("model.dtype=bfloat", "one of auto, float32, bfloat16, float16 (did you mean 'bfloat16'?)"),
         ("model.weights=rand", "one of checkpoint, embedded, random (did you mean 'random'?)"),
         ("model.size=huge", "one of full, tiny"),
-        ("model.seed=-1", "an integer >= 0"),
+        ("model.seed=-1", "an integer from 0 to 2**63 - 1"),
+        ("model.seed=99999999999999999999", "an integer from 0 to 2**63 - 1"),
+        ("pipeline.nsys.timeout_s=nan", "a number > 0"),
         ("model.max_new_tokens=0", "an integer >= 1"),
         ("dataset.name=sample_page", "did you mean 'sample_pages'?"),
         ("dataset.limit=0", "an integer >= 1, or null for all pages"),

@@ -149,3 +149,22 @@ def test_own_group_that_sets_keys_anywhere(bench):
         assert settings.measure.rounds == 8
         assert settings.choices["model"] == "deepseek_ocr_random"
     assert bench.settings("experiment=a", ini=("measure.rounds=2",)).measure.rounds == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("config.yml", "config.yml is not read: name it config.yaml"),
+        ("conf/config.yaml", "lies a level too deep: give --llmprof-config-dir="),
+        ("output/torch.default.yaml", "the preset 'default' of output/torch is the file output/torch/default.yaml"),
+    ],
+)
+def test_a_file_that_would_never_be_read(bench, name, part):
+    bench.write("infer/mine.yaml", "max_new_tokens: 3\n")
+    bench.write(name, "measure: {rounds: 9}\n")
+    assert part in bench.error()
+
+
+def test_a_preset_may_be_called_config(bench):
+    bench.write("infer/config.yaml", "max_new_tokens: 3\n")
+    assert bench.settings("infer=config").infer.max_new_tokens == 3

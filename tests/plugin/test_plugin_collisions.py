@@ -56,6 +56,22 @@ def test_two_stages_both_outputs(bench, tmp_path):
     } <= files(tmp_path / "out")
 
 
+def test_outputs_where_something_is_made_anew(bench, tmp_path):
+    """In a gallery's pages, and in the directory of a stage that begins later."""
+    bench.test()
+    block = "pipeline.{}.output.prediction"
+    own = block.format("torch_profiler")
+    for value in ("viz/pages", "viz/pages/deep", "viz/predictions.md"):
+        text = bench.usage_error(f"{own}.enable=true", f"{own}.save_dir={value}")
+        assert f"{own}.save_dir is " in text
+        assert "the gallery of this test itself is made anew there; set another directory" in text
+    run, first = tmp_path / "run", block.format("direct_inference")
+    args = ["--llmprof-stage=direct_inference,torch_profiler", f"--llmprof-run-dir={run}"]
+    inside = f"{first}.save_dir={run}/${{llmprof.test}}/torch_profiler/direct"
+    text = bench.usage_error(f"{first}.enable=true", inside, args=args)
+    assert "the stage directory of test_it.py::test_pages[torch_profiler] is made anew there" in text
+
+
 def test_one_tests_predictions_in_anothers_gallery(bench, tmp_path):
     bench.test(
         f"""

@@ -33,6 +33,43 @@ def test_resolves_under_the_stage_dir(bench, value, below):
         assert bench.output()[kind]["dir"] == str(bench.stage_dir("test_it/test_output") / wanted)
 
 
+def test_the_home_directory(bench, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    bench.test(OUTPUT)
+    bench.passed(f"{BLOCK}.prediction.save_dir='~/out'")
+    assert bench.output()["prediction"]["dir"] == str(tmp_path / "out")
+    text = bench.run(f"{BLOCK}.prediction.save_dir='~nobody_at_all/x'").stdout.str()
+    assert f"{BLOCK}.prediction.save_dir='~nobody_at_all/x': Could not determine home directory" in text
+
+
+@pytest.mark.parametrize("value", ["metrics.json", "report.md/x"])
+def test_a_file_of_the_stage_is_no_directory(bench, value):
+    bench.test()
+    text = bench.usage_error(f"{BLOCK}.prediction.enable=true", f"{BLOCK}.prediction.save_dir={value}")
+    assert f"{BLOCK}.prediction.save_dir={value!r}: {value.partition('/')[0]} is a file of the stage" in text
+
+
+def test_a_gallery_that_cannot_be_written_costs_no_figures(bench):
+    bench.test(
+        """
+def test_pages(llmprof, llmprof_artifacts, llmprof_stage, monkeypatch):
+    from pytest_llmprof.outputs import writer
+    from pytest_llmprof.errors import ArtifactError
+
+    def full(*_, **__):
+        raise ArtifactError("cannot write the gallery: No space left on device")
+
+    monkeypatch.setattr(writer, "write_gallery", full)
+    llmprof.run()
+"""
+    )
+    result = bench.run()
+    result.assert_outcomes(failed=1)
+    clean(result)
+    assert "No space left on device" in result.stdout.str()
+    assert {"metrics.json", "report.md", "environment.json"} <= files(bench.stage_dir())
+
+
 @pytest.mark.parametrize("source", ["command line", "ini", "config", "marker"])
 def test_relative_means_the_stage_dir_wherever_it_is_set(bench, source):
     given = [f"{BLOCK}.{kind}.save_dir=my_{kind}" for kind in KINDS]

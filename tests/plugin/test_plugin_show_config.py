@@ -74,6 +74,16 @@ def test_it(llmprof_config):
     bench.passed()
 
 
+def test_what_each_test_has_of_its_own_survives(bench, tmp_path):
+    key = "pipeline.torch_profiler.output.prediction"
+    bench.test()
+    given = f"{key}.save_dir={tmp_path}/out/${{llmprof.test}}/${{llmprof.stage}}"
+    shown = bench.run(f"{key}.enable=true", given, args=["--llmprof-show-config"])
+    bench.user("config.yaml", shown.stdout.str())
+    bench.passed()
+    assert (tmp_path / "out" / "test_it" / "test_pages" / "torch_profiler" / "predictions.jsonl").is_file()
+
+
 def test_a_run_directory_that_holds_a_run_does_not_matter(bench):
     (bench.path / "mine").mkdir()
     (bench.path / "mine" / "run.json").write_text("{}")
