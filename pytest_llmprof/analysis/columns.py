@@ -62,6 +62,10 @@ class Labels:
         """The kind of each label; -1 of a category that is not kept."""
         return np.array([_KINDS.get(category, -1) for category, _ in self.numbers], dtype=np.int64)
 
+    def of(self, category: str) -> npt.NDArray[np.bool_]:
+        """Which labels are of *category*."""
+        return np.array([one == category for one, _ in self.numbers], dtype=bool)
+
     def names(self) -> tuple[list[str], Ints]:
         """The names of the labels, each once, and which of them each label has."""
         table = Table()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import gzip
 import re
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,8 @@ class RawTrace:
     """Events in the file, of every kind."""
     size: int
     """Bytes of the file's JSON."""
+    windows: Ints = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
+    """When each profile in the file began, nanoseconds; one a page of the profiled window."""
 
 
 def _read(source: Path | str | bytes) -> tuple[bytes, str]:
@@ -254,5 +256,6 @@ def decode(source: Path | str | bytes) -> RawTrace:
         host=HostEvents(**take(host, 0), thread=columns.thread[host]),
         device=DeviceEvents(**take(device, FIRST_DEVICE)),
         events=reader.events,
+        windows=np.sort(start[reader.labels.of("Trace")[columns.label]]),
         size=len(data),
     )

@@ -16,6 +16,7 @@ _RETURN_TYPE = re.compile(r"^(?:void|static|auto|int|bool|float)\s+")
 # template arguments.
 _OPERATION = re.compile(r"\b(?!gpu_kernel_impl)\w*(?:Functor|_kernel_cuda|_kernel_impl|Ops)\w*")
 
+_ENABLED = re.compile(r"(?:std::)?enable_if<")
 _MANGLED = re.compile(r"_Z(N?)(?=\d)")
 _ANONYMOUS = "_GLOBAL__N_1"
 
@@ -37,10 +38,22 @@ def _demangled(name: str) -> str:
     return "::".join(part for part in parts if part != _ANONYMOUS) + ("<…>" if templated else "")
 
 
+def _without_return_type(name: str) -> str:
+    """`internal::gemvx::kernel<...>(...)` for `std::enable_if<!T7, void>::type internal::gemvx::kernel<...>(...)`."""
+    begin = _ENABLED.match(name)
+    if begin is None:
+        return name
+    open_, at = 1, begin.end()
+    while open_ and at < len(name):
+        open_ += {"<": 1, ">": -1}.get(name[at], 0)
+        at += 1
+    return name[at:].removeprefix("::type").lstrip()
+
+
 def function_name(kernel: str) -> str:
     """The function of a signature, as ncu's `--kernel-name-base function` has it: no return type, no namespaces,
     template arguments or parameters."""
-    plain = _UNNAMED.sub("", _demangled(kernel.strip()))
+    plain = _UNNAMED.sub("", _without_return_type(_demangled(kernel.strip())))
     head = re.split(r"[<(]", plain, maxsplit=1)[0]
     return head.rpartition("::")[2].split(" ")[-1] or plain
 
@@ -52,7 +65,7 @@ def short_name(name: str, limit: int = 80) -> str:
     becomes `vectorized_elementwise_kernel<CUDAFunctor_add>`. Names that are no C++ signature stay as they are;
     what is still longer than *limit* loses its middle.
     """
-    plain = _NAMESPACES.sub("", _demangled(name.strip()))
+    plain = _NAMESPACES.sub("", _without_return_type(_demangled(name.strip())))
     plain = _RETURN_TYPE.sub("", plain)
     head = re.match(r"[\w:~$.@-]+", plain)
     if head is None or head.end() == len(plain):

@@ -10,13 +10,15 @@ import numpy as np
 from pytest_llmprof.analysis.columns import RANGE, Ints
 from pytest_llmprof.analysis.events import HostEvents
 
-__all__ = ["NO_PHASE", "Phase", "Timeline", "parents"]
+__all__ = ["NO_PHASE", "WINDOW_END", "Phase", "Timeline", "parents"]
 
 # The file's doubles hold a start to about half a nanosecond, so ends and starts that met may overlap by two.
 _TOLERANCE_NS = 2
 _ROUNDS = 8
 
 PREFIX = "llmprof/"
+WINDOW_END = "llmprof/end"
+"""What ends the last step of a window that opened inside a decode phase: the profiler's own waiting is no step's."""
 STEP = "step"
 DECODE = "decode"
 NO_PHASE = ""
@@ -160,6 +162,10 @@ class Timeline:
         for start, end, label in ranges:
             close(start)
             outer = stack[-1]
+            if PREFIX + label == WINDOW_END:
+                bottom.phase, bottom.step = NO_PHASE, -1
+                mark(start)
+                continue
             end = min(end, outer.end)
             if label == STEP:
                 # A window that starts late opens inside a decode phase whose own range began before it.

@@ -33,7 +33,7 @@ from pytest_llmprof.analysis.calls import (
 from pytest_llmprof.analysis.columns import KERNEL, MEMCPY, OP, RUNTIME, Ints
 from pytest_llmprof.analysis.events import RawTrace, decode
 from pytest_llmprof.analysis.gaps import DEVICE, HOST_LATE, WAITED, added_ns, gaps, union_ns
-from pytest_llmprof.analysis.nesting import Timeline, parents
+from pytest_llmprof.analysis.nesting import WINDOW_END, Timeline, parents
 from pytest_llmprof.analysis.rows import KernelRow, OperatorRow, PhaseRow, StepFigures
 
 __all__ = ["Trace", "read_trace"]
@@ -53,6 +53,8 @@ class Trace:
         self.device = raw.device
         self.events = raw.events
         """Events in the file."""
+        self.windows = raw.windows
+        """When each profile began; between two nothing was seen."""
         self.size = raw.size
         """Bytes of the trace's JSON."""
         self.timeline = Timeline(raw.host, raw.names)
@@ -65,10 +67,27 @@ class Trace:
         return ["", *(phase.name for phase in self.timeline.phases)]
 
     @property
+    def seen_on_host(self) -> int:
+        """Host events but for the profiler's own end."""
+        ours = np.array([name == WINDOW_END for name in self.names], dtype=bool)
+        return len(self.host) - int(ours[self.host.name].sum())
+
+    @property
     def window_ms(self) -> float:
-        """From the first event's start to the last one's end, host and device."""
-        ends = [int((part.start + part.dur).max()) for part in (self.host, self.device) if len(part)]
-        return max(ends, default=0) / 1e6
+        """From the first event's start to the last one's end, host and device, summed over the profiles."""
+        start = np.concatenate((self.host.start, self.device.start))
+        end = start + np.concatenate((self.host.dur, self.device.dur))
+        window = self._window(start)
+        total = 0
+        for number in np.unique(window):
+            mine = window == number
+            total += int(end[mine].max() - (start[mine].min() if number else 0))
+        return total / 1e6
+
+    def _window(self, time: Ints) -> Ints:
+        """The number of the profile that each time lies in."""
+        number: Ints = np.searchsorted(self.windows[1:], time, side="right")
+        return number
 
     @cached_property
     def _launcher(self) -> Ints:
@@ -305,7 +324,12 @@ class Trace:
             return gaps(self.device, np.full(len(self.device), -1), np.empty(0, int), np.empty(0, int))
         launched = np.where(self._launcher >= 0, self.host.start[self._launcher], -1)
         waits = np.flatnonzero(self._blocking)
-        return gaps(self.device, launched, self.host.start[waits], (self.host.start + self.host.dur)[waits])
+        before, length, cause = gaps(
+            self.device, launched, self.host.start[waits], (self.host.start + self.host.dur)[waits]
+        )
+        start = self.device.start[before]
+        seen = self._window(start) == self._window(start - length)
+        return before[seen], length[seen], cause[seen]
 
     def steps(self) -> StepFigures | None:
         """Figures of a decode step; None where the trace has no `llmprof/step` range."""

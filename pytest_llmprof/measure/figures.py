@@ -131,12 +131,22 @@ def _series(samples: Sequence[Sample]) -> dict[str, list[list[float]]]:
     return found
 
 
+_RATES = ("tokens_per_s", "batch_tokens_per_s")
+
+
+def _middle(name: str, rounds: Sequence[float]) -> float:
+    """A page's median; of a rate that of its median time, as the mean of two rates would hide the slower round."""
+    if name in _RATES and all(rounds):
+        return 1 / statistics.median(1 / rate for rate in rounds)
+    return statistics.median(rounds)
+
+
 def figures_of(
     samples: Sequence[Sample], round_seconds: Sequence[float], energy: Sequence[RoundEnergy] = ()
 ) -> Figures:
     """Derive the figures of *samples* (all rounds), of the seconds of each whole round and of its *energy*."""
     values: dict[str, float | None] = {
-        name: statistics.median(statistics.median(rounds) for rounds in series)
+        name: statistics.median(_middle(name, rounds) for rounds in series)
         for name, series in _series(samples).items()
     }
     if round_seconds and samples:
@@ -172,7 +182,7 @@ def spread_of(samples: Sequence[Sample], round_seconds: Sequence[float]) -> dict
     spread: dict[str, dict[str, float | None]] = {}
 
     def put(name: str, series: Sequence[Sequence[float]]) -> None:
-        medians = [statistics.median(rounds) for rounds in series]
+        medians = [_middle(name, rounds) for rounds in series]
         ranges = [percentile(rounds, 0.75) - percentile(rounds, 0.25) for rounds in series if len(rounds) > 1]
         spread[name] = {
             "min": min(medians),

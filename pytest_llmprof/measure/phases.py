@@ -166,6 +166,11 @@ class PhaseRecorder:
         self._used = 0
         return times
 
+    def drop(self) -> None:
+        """Forget what was recorded since the last `take`, without waiting for a device that may have failed."""
+        self._spans.clear()
+        self._used = 0
+
     def take_peaks(self) -> dict[str, Peak]:
         """Peak memory per phase since the last call; empty on a CPU, and where none is read."""
         return self._peaks.take() if self._peaks is not None else {}

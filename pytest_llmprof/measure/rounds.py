@@ -67,6 +67,8 @@ class Sample:
     """Peak device memory that torch had taken from the card during the batch; None on a CPU."""
     batch_total_ms: float | None = None
     """Until the batch's last token was on the host and the model had ended."""
+    batch_size: int = 1
+    """Pages in its batch: the last one may have fewer than `infer.batch_size`."""
     batch_tokens_per_s: float | None = None
     """Tokens of all rows after their first arrival / time from the first arrival of all to the last."""
 
@@ -230,6 +232,7 @@ def run_batch(
                 peak_bytes=None if peak is None else peak.allocated_bytes,
                 peak_reserved_bytes=None if peak is None else peak.reserved_bytes,
                 batch_total_ms=total,
+                batch_size=len(names),
                 batch_tokens_per_s=rate,
             )
         )

@@ -159,7 +159,7 @@ def _floors(metrics: Mapping[str, Any]) -> Iterator[Finding]:
 
 def _times(metrics: Mapping[str, Any]) -> Iterator[Finding]:
     other = _of_total(metrics, "other")
-    if other is not None and other > OTHER_SHARE:
+    if other is not None and other > OTHER_SHARE and at(metrics, "kind") != "callable":
         yield Finding(other, f"**{percent(other)} of a page's time lies outside all phases** (`other_ms`).")
     preprocess = _of_total(metrics, "preprocess")
     first = share(at(metrics, "figures", "preprocess_ms"), at(metrics, "figures", "ttft_ms"))
@@ -281,7 +281,8 @@ def warnings(metrics: Mapping[str, Any], environment: Mapping[str, Any]) -> list
         found.append("The weights are random: the answers mean nothing and quality is not applicable.")
     noise = share(at(metrics, "spread", "total_ms", "iqr"), at(metrics, "figures", "total_ms"))
     if noise is not None and noise > NOISE:
-        found.append(f"Noisy: the rounds of a page spread by {percent(noise)} of its time (IQR of total).")
+        of = "a page" if at(metrics, "kind") != "callable" else "the callable"
+        found.append(f"Noisy: the rounds of {of} spread by {percent(noise)} of its time (IQR of total).")
     over = over_peak(metrics)
     if over is not None:
         found.append(over)

@@ -260,7 +260,7 @@ def _figures(metrics: Mapping[str, Any]) -> str:
             rows.append([label, f"{NOT_APPLICABLE} ({reason})", "", "", "", ""])
             continue
         if callable_only:
-            label = label.replace(" a page", "")
+            label = "Calls/s" if name == "pages_per_s" else label.replace(" a page", "")
         spread = at(metrics, "spread", name)
         # Of rounds there is one number a round, no page to take a minimum over.
         keys = ("iqr",) if name == "round_s" else ("iqr", "min", "max", "p90")

@@ -403,7 +403,7 @@ class _Answers:
                 status="ok",
                 error=None,
                 batch_id=sample.batch_id,
-                batch_size=self._settings.infer.batch_size,
+                batch_size=sample.batch_size,
                 round=sample.round,
                 text_raw=text,
                 text_clean=parsed.plain if self._strip else text,

@@ -109,10 +109,19 @@ def _peaks(context: StageContext, device: str, dtype: str) -> tuple[str | None, 
     return card, peaks_of(
         card,
         dtype,
-        tf32=torch.get_float32_matmul_precision() != "highest",
+        tf32=dtype == "float32" and _tf32(),
         peak_tflops=options.peak_tflops,
         bandwidth_gbs=options.bandwidth_gbs,
     )
+
+
+def _tf32() -> bool:
+    """Whether float32 products are done in TF32. Since torch 2.9 the old question is an error once the new way of
+    setting it was used."""
+    import torch
+
+    precision = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
+    return precision == "tf32" if precision not in (None, "none") else torch.get_float32_matmul_precision() != "highest"
 
 
 def _parent(name: str) -> str | None:

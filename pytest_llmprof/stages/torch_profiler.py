@@ -83,6 +83,10 @@ class _Costs:
 
 def _one_trace(context: StageContext, batch: Iterator[None], path: Path, costs: _Costs) -> None:
     """Profile what lies between the first item of *batch* and its end."""
+    from torch.profiler import record_function
+
+    from pytest_llmprof.analysis.nesting import WINDOW_END
+
     with closing(batch):  # type: ignore[type-var]
         with costs.of("reach"):
             next(batch)
@@ -93,7 +97,8 @@ def _one_trace(context: StageContext, batch: Iterator[None], path: Path, costs: 
             with costs.of("window"):
                 for _ in batch:
                     pass
-                synchronise(context.workload.device)
+                with record_function(WINDOW_END):  # our own waiting is no step's
+                    synchronise(context.workload.device)
         finally:
             with costs.of("stop"), heard():
                 profiler.stop()
@@ -154,10 +159,17 @@ def profile_window(context: StageContext) -> dict[str, Any]:
     with GzipWriter(raw) as packed:
         with costs.of("read"):
             trace = read_trace(raw)
-        if cuda and not trace.totals().kernels:
+        empty = not (trace.totals().kernels if cuda else trace.seen_on_host)
+        if empty and window.start_token and not trace.timeline.steps:
+            raise StageError(
+                f"the profiled window is empty: no decode step was launched after token {window.start_token} of the "
+                "answer (pipeline.torch_profiler.window.start_token); an engine that works ahead launches its last "
+                "steps earlier"
+            )
+        if cuda and empty:
             raise StageError(f"the profiled window holds no CUDA kernel: {why_no_kernels()}")
         with costs.of("tables"):
-            if not len(trace.host):
+            if not trace.seen_on_host:
                 raise StageError("the profiled window holds no operator: the profiler recorded nothing")
             write_tables(context.out_dir, trace, with_kernels=cuda)
             summary = profile_summary(trace, clean_step_ms=figures_of(context.result.samples, ()).tpot_ms)

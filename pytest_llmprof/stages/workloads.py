@@ -111,10 +111,10 @@ class PagesWorkload:
         self._compiled = bool(watch.seen)
         if error is not None:
             text = describe_error(error, recorder, names, self.device)
-            recorder.take()
             known = isinstance(error, LlmprofError) or out_of_memory(error)
             details = None if known else "".join(traceback.format_exception(error))
             self._fail([page for page, _ in loaded], batch_id, text, details)
+            recorder.drop()
             let_go(error, self.device)
             return None
         if watch.seen and index >= 0:

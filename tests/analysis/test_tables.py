@@ -12,6 +12,10 @@ from pytest_llmprof.analysis.kernel_names import function_name, short_name
 
 MANGLED = "_ZN7cutlass13device_kernelIN2at4cuda6detail25enable_3x_kernel_for_sm9xINS_4gemm6kernel13GemmUniversalI"
 """How torch 2.11 names CUTLASS's grouped GEMM (its first letters of 1,270)."""
+GEMV = (
+    "std::enable_if<!T7, void>::type internal::gemvx::kernel<int, int, __nv_bfloat16, __nv_bfloat16, float, (bool)0, "
+    "(bool)1, cublasGemvParamsEx<int, cublasGemvTensorStridedBatched<const __nv_bfloat16>>>(T13)"
+)
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
@@ -90,6 +94,7 @@ def test_odd_names_cannot_break_a_table(tmp_path: Path) -> None:
         ("", ""),
         (MANGLED, "device_kernel<…>"),
         ("_Z5scalePfi", "scale"),
+        (GEMV, "internal::gemvx::kernel<…>"),
         ("_ZN2at6native12_GLOBAL__N_14copyEPf", "copy"),
     ],
 )
@@ -112,6 +117,7 @@ def test_a_very_long_name_loses_its_middle() -> None:
         ("vectorized_elementwise_kernel", None),
         ("sm90_xmma_gemm_bf16", "sm90_xmma_gemm_bf16"),
         (MANGLED, "device_kernel"),
+        (GEMV, "kernel"),
         ("_ZN12_GLOBAL__N_129vectorized_elementwise_kernelIfEEvPT_", None),
         ("void flash::flash_fwd_kernel<Traits<128>, false>(Params)", "flash_fwd_kernel"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 from pathlib import Path
 
 import msgspec
@@ -166,6 +167,21 @@ def test_a_window_that_starts_late_is_all_decode() -> None:
     assert found.timeline.steps == 2
 
 
+def test_the_wait_that_ends_a_late_window_is_no_steps() -> None:
+    trace = Kineto()
+    trace.phase("step", 0, 50)
+    trace.call("cudaLaunchKernel", 12, 15, 1)
+    trace.device(GEMM, 20, 30, 1)
+    trace.call("cudaStreamSynchronize", 60, 62, 2)  # of the step, behind its range
+    trace.phase("end", 100, 200)
+    trace.call("cudaDeviceSynchronize", 110, 190, 3)
+    found = read_trace(trace.text().encode())
+    steps = found.steps()
+    assert steps is not None
+    assert (steps.steps, steps.synchronisations) == (1, 1)
+    assert [row.name for row in found.phase_rows()] == ["decode"]
+
+
 def test_launches_that_the_trace_lost_are_found_by_the_operators_id() -> None:
     trace = Kineto()
     trace.phase("prefill", 0, 100)
@@ -204,6 +220,22 @@ def test_host_events_are_in_order_whatever_the_files_is() -> None:
     host = event_reader.decode(trace.text().encode()).host
     order = np.lexsort((-host.dur, host.start, host.thread))
     assert (order == np.arange(len(host))).all()
+
+
+def test_time_between_two_profiles_is_nobodys(page: Trace) -> None:
+    """Two pages, profiled one after the other, with three seconds between: as idle and as long as two of one."""
+    trace = one_page()
+    trace.complete("Trace", "PyTorch Profiler (0)", -1, 1000, '"PyTorch Profiler"', '"Op count": 0')
+
+    def later(event: str) -> str:
+        event = re.sub(r'("(?:External id|correlation)": )(\d+)', lambda m: f"{m[1]}{int(m[2]) + 1000}", event)
+        return re.sub(r'("ts": )([\d.]+)', lambda m: f"{m[1]}{float(m[2]) + 3e6:.3f}", event)
+
+    both = read_trace(trace.text([*trace.events, *map(later, trace.events)]).encode())
+    assert both.window_ms == pytest.approx(2 * page.window_ms)
+    mine, twice = page.totals(), both.totals()
+    assert twice.kernels == 2 * mine.kernels
+    assert twice.idle_ms == pytest.approx({cause: 2 * idle for cause, idle in mine.idle_ms.items()})
 
 
 @pytest.mark.parametrize("size", [1, 300, 1 << 20])

@@ -23,6 +23,15 @@ def sample(page, round_, total, **changes):
     return Sample(**{**values, **changes})
 
 
+def test_a_rate_is_that_of_the_median_time():
+    """Two rounds, one of them slow: the mean of two rates would hide it."""
+    samples = [sample("a", i, 100.0, tpot_ms=tpot) for i, tpot in enumerate((67.7, 1.57))]
+    figures = figures_of(samples, [0.1, 0.1])
+    assert figures.tokens_per_s == pytest.approx(1000 / figures.tpot_ms)
+    spread = spread_of(samples, [0.1, 0.1])["tokens_per_s"]
+    assert spread["min"] == spread["max"] == pytest.approx(figures.tokens_per_s)
+
+
 def test_a_figure_is_the_median_of_page_medians():
     # Page a: 10, 30, 1000 -> 30. Page b: 50, 50, 50 -> 50. A slow round does not carry the figure away.
     samples = [sample("a", i, total) for i, total in enumerate((10.0, 30.0, 1000.0))]

@@ -180,6 +180,22 @@ def test_a_models_own_error_names_the_phase_and_keeps_the_traceback(recorder):
     assert "generate" in work.failures[0].details
 
 
+def test_a_device_that_stays_broken_hides_no_error(recorder, monkeypatch):
+    """After an illegal access every later call into CUDA fails too, waiting for the device among them."""
+    work, _, failed = workload(CountingModel(fail_on="vision"), ["a"])
+    taken = []
+
+    def take():
+        taken.append(1)
+        if len(taken) > 1:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return {}
+
+    monkeypatch.setattr(recorder, "take", take)
+    work.round(0, recorder)
+    assert failed == [("a", "ValueError in phase vision: no luck")]
+
+
 @pytest.mark.parametrize(
     ("window", "before", "whole"),
     [

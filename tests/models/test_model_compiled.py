@@ -62,6 +62,39 @@ def test_leaving_early(pair: tuple[Any, Any], phases: Record) -> None:
 
 
 @pytest.mark.slow
+def test_a_page_that_is_no_number_leaves_nothing_behind(pair: tuple[Any, Any], phases: Record) -> None:
+    """Its keys and values are looked at by later, shorter pages of the same cache, if with a weight of 0."""
+    _, compiled = pair
+    wanted = [token.id for token in compiled.generate([picture(2)], INFER, phases)]
+    cache = next(iter(compiled._engine._caches.values()))
+    with torch.inference_mode():
+        cache.stored[..., -5:, :] = torch.nan
+    with pytest.raises(ModelError, match="not numbers"):
+        list(compiled.generate([picture(2)], INFER, phases))
+    assert [token.id for token in compiled.generate([picture(2)], INFER, phases)] == wanted
+
+
+@pytest.mark.slow
+def test_a_range_for_each_step_that_is_launched(
+    pair: tuple[Any, Any], phases: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the answer is left early: one step runs ahead of the tokens, and is counted."""
+    _, compiled = pair
+    list(compiled.generate([picture(2)], INFER, phases))  # what is captured for it is no step of an answer
+    launched = []
+    advance = compiled._engine._advance
+    monkeypatch.setattr(compiled._engine, "_advance", lambda *given: (launched.append(given), advance(*given)))
+    for taken in (3, 10_000):
+        launched.clear()
+        phases.events.clear()
+        tokens = compiled.generate([picture(2)], INFER, phases)
+        for _, token in zip(range(taken), tokens, strict=False):
+            assert token.id >= 0
+        tokens.close()
+        assert phases.events.count("step") == len(launched)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("lengths", [(490,), (9, 40)], ids=["one row, past the shortest look", "padded rows"])
 @pytest.mark.parametrize("ends", [False, True])
 def test_language_model(

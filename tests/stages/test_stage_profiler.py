@@ -203,6 +203,11 @@ def test_a_late_window_profiles_its_steps_alone(tmp_path: Path, tiny: Any) -> No
     assert late["events"] < early["events"]
 
 
+def test_a_window_behind_the_last_step_says_so(tmp_path: Path, tiny: Any) -> None:
+    with pytest.raises(StageError, match=r"no decode step was launched after token 8 of the answer"):
+        torch_profiler.profile_window(context(tmp_path, pages(tiny, 8), Window(start_token=8, decode_tokens=4)))
+
+
 def test_rounds_after_a_window_are_those_before_it(tmp_path: Path, tiny: Any) -> None:
     """The window closes the answer early; what was measured, and the model, are as they were."""
     workload = pages(tiny, 40)

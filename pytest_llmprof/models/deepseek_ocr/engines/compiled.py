@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pytest_llmprof.errors import ModelError
 from pytest_llmprof.models.deepseek_ocr.engines.graphs import Graphs, refuse_without_compiler
 from pytest_llmprof.models.deepseek_ocr.engines.prefill import Cache, Prefill
 from pytest_llmprof.models.deepseek_ocr.engines.step import Step
@@ -56,19 +57,34 @@ class CompiledEngine:
         cache.begin(prompts, limits)
         embeddings = self._prefill.embeddings(inputs, phases)
         del inputs
-        with phases.phase("prefill"):
-            chosen = self._prefill.fill(cache, embeddings, prompts, limits.ngram)
-        del embeddings
-        yield from arrivals.take(chosen.tolist())
-        if not arrivals.rows:
-            return
+        try:
+            with phases.phase("prefill"):
+                chosen = self._prefill.fill(cache, embeddings, prompts, limits.ngram)
+            del embeddings
+            yield from arrivals.take(chosen.tolist())
+            if arrivals.rows:
+                yield from self._decode(cache, arrivals, length, limits.ngram, phases)
+        except ModelError:
+            # Attention weighs places that are not filled with 0, and 0 times what was no number is none either.
+            cache.stored.zero_()
+            raise
+
+    def _decode(self, cache: Cache, arrivals: Arrivals, length: int, ngram: int, phases: Phases) -> Iterator[Token]:
         ahead = _Ahead(cache.last)
+
+        def launch() -> None:
+            self._advance(cache, length + 2 + ahead.sent, ngram)
+            ahead.send()
+
         with phases.phase("decode"):
+            with phases.step():
+                launch()
             while arrivals.rows:
-                with phases.step():
-                    while ahead.sent < min(ahead.taken + 2, arrivals.steps - 1):
-                        self._advance(cache, length + 2 + ahead.sent, limits.ngram)
-                        ahead.send()
+                if ahead.sent < arrivals.steps - 1:
+                    with phases.step():  # one for each step that is launched, also for what is launched for nothing
+                        launch()
+                        arrived = arrivals.take(ahead.take())
+                else:
                     arrived = arrivals.take(ahead.take())
                 if not arrivals.rows:
                     ahead.wait()
@@ -126,14 +142,15 @@ class _Ahead:
         self._last = last
         self._cuda = last.is_cuda
         self._host = torch.empty((self._SLOTS, *last.shape), dtype=last.dtype, pin_memory=self._cuda)
-        self._there = [torch.Event(last.device) for _ in range(self._SLOTS)] if self._cuda else []
+        self._there = [torch.cuda.Event() for _ in range(self._SLOTS)] if self._cuda else []  # type: ignore[no-untyped-call]
 
     def send(self) -> None:
         """Send the tokens of the step launched last."""
         slot = self.sent % self._SLOTS
         self._host[slot].copy_(self._last, non_blocking=True)
         if self._cuda:
-            self._there[slot].record()
+            # Of the model's card, which need not be the current one.
+            self._there[slot].record(torch.cuda.current_stream(self._last.device))
         self.sent += 1
 
     def take(self) -> list[int]:
