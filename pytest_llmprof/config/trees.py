@@ -15,7 +15,7 @@ from pytest_llmprof.config.paths import absolute, conf_dir
 from pytest_llmprof.config.presets import Presets
 from pytest_llmprof.config.provenance import Source, config_file
 from pytest_llmprof.config.registry import Registry
-from pytest_llmprof.errors import ConfigError
+from pytest_llmprof.errors import ConfigError, nearest
 
 __all__ = ["ConfigTrees"]
 
@@ -72,11 +72,12 @@ class ConfigTrees:
         defaults = body.pop("defaults", None)
         if defaults is None:
             return cls(tuple(search), Presets(search), ROOT_NAME, stored, known, body, config_file(file))
-        names = _check_defaults(file, defaults)
+        presets = Presets(search)
+        names = _check_defaults(file, defaults, presets)
         # Without the body: that is put over the presets with the other explicit keys, wherever `_self_` is.
         stored[USER_NAME] = {"defaults": defaults}
         known = _keys(defaults) | (known if ROOT_NAME in names else frozenset())
-        return cls(tuple(search), Presets(search), USER_NAME, stored, known, body, config_file(file))
+        return cls(tuple(search), presets, USER_NAME, stored, known, body, config_file(file))
 
 
 def _user_dir(config_dir: Path, invocation_dir: Path) -> Path:
@@ -142,8 +143,8 @@ def _keys(defaults: Any) -> frozenset[str]:
     return frozenset(key for entry in defaults if (key := _entry_key(entry)) is not None)
 
 
-def _check_defaults(file: Path, defaults: Any) -> set[str]:
-    """The plain files that the user's defaults list names."""
+def _check_defaults(file: Path, defaults: Any, presets: Presets) -> set[str]:
+    """The plain files that the user's defaults list names. Raises where it names what is not there."""
     if not isinstance(defaults, list):
         raise ConfigError(f"{file}: defaults must be a list, [{ROOT_NAME}, _self_]")
     names = {entry.lstrip("/") for entry in defaults if isinstance(entry, str)}
@@ -160,7 +161,39 @@ def _check_defaults(file: Path, defaults: Any) -> set[str]:
                 f"{file}: its defaults list names {key} without a mount; "
                 f"write override {key}@pipeline.torch_profiler.output: {option}"
             )
+        if key is None:
+            _check_file(file, str(entry).lstrip("/"), presets)
+        elif isinstance(entry, Mapping):
+            _check_preset(file, key.partition("@")[0], str(next(iter(entry))), next(iter(entry.values())), presets)
+    keys = _keys(defaults)
+    if ROOT_NAME not in names and "model" not in keys:
+        raise ConfigError(
+            f"{file}: its defaults list leaves the packaged configuration out and names no model: "
+            f"begin it with {ROOT_NAME}, as in defaults: [{ROOT_NAME}, _self_]"
+        )
     return names
+
+
+def _check_file(file: Path, name: str, presets: Presets) -> None:
+    known = (ROOT_NAME, "_self_")
+    if name not in known and presets.file("", name) is None:
+        raise ConfigError(f"{file}: its defaults list names {name}, which is no file{nearest(name, known)}")
+
+
+def _check_preset(file: Path, group: str, entry: str, options: Any, presets: Presets) -> None:
+    if entry.startswith("optional ") or group.startswith("hydra/"):
+        return
+    there = presets.options(group)
+    if not there:
+        raise ConfigError(
+            f"{file}: its defaults list names the group {group}, which is none{nearest(group, presets.groups())}"
+        )
+    for option in options if isinstance(options, list) else [options]:
+        if isinstance(option, str) and "${" not in option and presets.file(group, option) is None:
+            raise ConfigError(
+                f"{file}: its defaults list names {group}/{option}, which is no preset{nearest(option, there)}; "
+                f"allowed: {', '.join(there)}"
+            )
 
 
 def _mounted(root: dict[str, Any], registry: Registry) -> dict[str, Any]:

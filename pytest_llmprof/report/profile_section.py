@@ -35,8 +35,9 @@ def _window(profile: Mapping[str, Any]) -> str:
         said.append(f"from token {int(start)} on")
     steps = numeric(at(profile, "steps"))
     if steps:
-        of = f" of at most {int(tokens) * int(pages or 1)}" if tokens is not None else ""
-        said.append(f"{int(steps)}{of} decode steps")
+        said.append(count(int(steps), "decode step"))
+        if tokens is not None:
+            said.append(f"at most {count(int(tokens), 'decode token')}{' each' if pages != 1 else ''}")
     text = f"Window: {', '.join(said)}." if said else "Window: the whole call."
     length, events = numeric(at(profile, "window_ms_profiled")), numeric(at(profile, "events"))
     if length is not None and events is not None:

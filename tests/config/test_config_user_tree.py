@@ -98,7 +98,17 @@ def test_bad_defaults(bench):
     bench.write("config.yaml", "defaults: [llmprof_root, override infer: nope]\n")
     assert "infer/nope" in bench.error()
     bench.write("config.yaml", "defaults: [llmprof_root, nope]\n")
-    assert "nope" in bench.error()
+    assert "names nope, which is no file" in bench.error()
+    for defaults, part in (
+        ("[{dataset: documents}, _self_]", "begin it with llmprof_root"),
+        ("[]", "begin it with llmprof_root"),
+        ("[llmprof_roots]", "did you mean 'llmprof_root'?"),
+        ("[llmprof_root, override dataset: documnts]", "names dataset/documnts, which is no preset (did you mean"),
+        ("[llmprof_root, override datset: documents]", "the group datset, which is none (did you mean 'dataset'?)"),
+    ):
+        bench.write("config.yaml", f"defaults: {defaults}\n")
+        assert part in bench.error()
+        assert str(path) in bench.error()
     assert path.exists()
 
 
