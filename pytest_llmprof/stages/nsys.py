@@ -64,7 +64,13 @@ def _run(context: ToolContext) -> None:
     # The range's name is not a registered string, which is all that nsys looks at by itself.
     env = {**options.env, "NSYS_NVTX_PROFILER_REGISTER_ONLY": "0"}
     ended = context.child.run(command, env, _NAME)
-    ended.check(_NAME)
+    try:
+        ended.check(_NAME)
+    except ToolFailed as error:
+        # The child's own failure comes first; what the next run would stumble over is said with it.
+        if (silent := _silent(ended, tool)) and ended.outcome is not None:
+            raise ToolFailed(f"{error}. Besides, {silent}", error.details) from None
+        raise
     paths = _reports(context, tool, ended)
     if not paths:
         check_nvtx(ended, tool)
@@ -78,10 +84,15 @@ def _run(context: ToolContext) -> None:
 
 def check_nvtx(ended: Ended, tool: Tool) -> None:
     """Raise where the child's nvtx package had nothing to record with, which it does not say itself."""
-    nvtx = (ended.outcome or {})["nvtx"]
+    if silent := _silent(ended, tool):
+        raise ToolFailed(silent)
+
+
+def _silent(ended: Ended, tool: Tool) -> str | None:
+    nvtx = (ended.outcome or {}).get("nvtx", {"records": True})
     if nvtx["records"]:
-        return
-    raise ToolFailed(
+        return None
+    return (
         f"NVTX recorded nothing under {tool.name} {tool.version}: the package nvtx {nvtx['version']} asks for what "
         f"this {tool.name} does not know, and stays silent; pip install nvtx==0.2.11, or use a newer {tool.name}"
     )

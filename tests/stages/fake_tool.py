@@ -29,7 +29,7 @@ def passed(records=True):
     sample = {"page": "one", "phases": {"preprocess": 1.0, "prefill": 2.0, "decode": 3.0}}
     (stage / "metrics.json").write_text(json.dumps({"kind": "pages", "samples": [sample], "gates": []}))
     told = {"outcome": "passed", "error": None, "measured": MODE != "unmeasured", "dir": str(stage), "notes": []}
-    if MODE == "failed":
+    if MODE.startswith("failed"):
         told |= {"outcome": "failed", "error": "cer 3 is over 2"}
     told["nvtx"] = {"version": "0.2.17", "records": records}
     (run / "outcome.json").write_text(json.dumps(told))
@@ -66,7 +66,7 @@ code = 0
 if MODE == "run":
     code = subprocess.run(child, check=False).returncode
 else:
-    passed(records=MODE != "dummy")
+    passed(records="dummy" not in MODE)
 if MODE == "importer":
     print("Importer error status: The importer binary and its dependencies were not found.")
 elif MODE in ("nothing", "dummy"):

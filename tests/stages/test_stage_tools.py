@@ -95,6 +95,7 @@ def test_nsys_capture_and_occurrences(stage, exported):
         ("importer", ["importer error", "LD_LIBRARY_PATH"]),
         ("garbage", ["cannot be read", "not an export of nsys"]),
         ("failed", ["the test failed in its child under nsys: cer 3 is over 2"]),
+        ("failed dummy", ["under nsys: cer 3 is over 2. Besides, NVTX recorded nothing", "pip install nvtx==0.2.11"]),
         ("unmeasured", ["neither llmprof.run() nor llmprof.measure()"]),
     ],
 )
