@@ -45,8 +45,8 @@ def split(root: Block, assignments: Iterable[Assignment]) -> tuple[list[Assignme
         if not is_legacy(one.path):
             others.append(one)
         elif one.path not in LEGACY_KEYS:
-            if one.path in LEGACY_ROOTS and one.value in (None, {}):
-                continue
+            if one.value in (None, {}) and any(key.startswith(f"{one.path}.") for key in LEGACY_KEYS):
+                continue  # a section without a key in it
             _refuse(root, one)
         elif one.value is not None:
             mapped.append(replace(one, path=LEGACY_KEYS[one.path], written=one.path))

@@ -191,7 +191,10 @@ def test_output_presets(bench):
 
 
 def test_legacy_null_is_unset(bench):
-    composer = bench.composer("outputs.visualization.max_images=null", "outputs.save_predictions=null")
+    bench.write("config.yaml", "outputs: {visualization: }\n")  # a section whose keys are commented out
+    composer = bench.composer(
+        "outputs.visualization.max_images=null", "outputs.save_predictions=null", "output.visualization=null"
+    )
     settings = composer.session()
     assert at(settings, f"{EXTRA}.visualization.max_images") == 16
     assert composer.legacy_message() is None
