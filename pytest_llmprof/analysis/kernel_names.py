@@ -50,10 +50,14 @@ def _without_return_type(name: str) -> str:
     return name[at:].removeprefix("::type").lstrip()
 
 
+def _signature(name: str) -> str:
+    return _without_return_type(_demangled(name.strip()))
+
+
 def function_name(kernel: str) -> str:
     """The function of a signature, as ncu's `--kernel-name-base function` has it: no return type, no namespaces,
     template arguments or parameters."""
-    plain = _UNNAMED.sub("", _without_return_type(_demangled(kernel.strip())))
+    plain = _UNNAMED.sub("", _signature(kernel))
     head = re.split(r"[<(]", plain, maxsplit=1)[0]
     return head.rpartition("::")[2].split(" ")[-1] or plain
 
@@ -65,7 +69,7 @@ def short_name(name: str, limit: int = 80) -> str:
     becomes `vectorized_elementwise_kernel<CUDAFunctor_add>`. Names that are no C++ signature stay as they are;
     what is still longer than *limit* loses its middle.
     """
-    plain = _NAMESPACES.sub("", _without_return_type(_demangled(name.strip())))
+    plain = _NAMESPACES.sub("", _signature(name))
     plain = _RETURN_TYPE.sub("", plain)
     head = re.match(r"[\w:~$.@-]+", plain)
     if head is None or head.end() == len(plain):

@@ -17,7 +17,7 @@ _TOLERANCE_NS = 2
 _ROUNDS = 8
 
 PREFIX = "llmprof/"
-WINDOW_END = "llmprof/end"
+WINDOW_END = PREFIX + "end"
 """What ends the last step of a window that opened inside a decode phase: the profiler's own waiting is no step's."""
 STEP = "step"
 DECODE = "decode"

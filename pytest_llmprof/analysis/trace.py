@@ -72,7 +72,7 @@ class Trace:
         ours = np.array([name == WINDOW_END for name in self.names], dtype=bool)
         return len(self.host) - int(ours[self.host.name].sum())
 
-    @property
+    @cached_property
     def window_ms(self) -> float:
         """From the first event's start to the last one's end, host and device, summed over the profiles."""
         start = np.concatenate((self.host.start, self.device.start))

@@ -107,31 +107,30 @@ def _mend(text: str, source: Source) -> str:
     if "/" in key and "." in key:
         group, _, name = key.rpartition(".")
         return f"a preset is GROUP=NAME, {_example(f'{group}={name}', source)}"
-    if text != f"{key}={value}" and _reads(f"{key}={value}"):
-        return f"no spaces around '=', {_example(f'{key}={value}', source)}"
-    if " #" in value and _reads(f"{key}={value.partition(' #')[0].rstrip()}"):
-        return f"no comment behind the value, {_example(key + '=' + value.partition(' #')[0].rstrip(), source)}"
+    for wrong, fixed in (
+        ("no spaces around '='", f"{key}={value}"),
+        ("no comment behind the value", f"{key}={value.partition(' #')[0].rstrip()}"),
+    ):
+        if fixed != text and _read(fixed) is not None:
+            return f"{wrong}, {_example(fixed, source)}"
     if value[:1] in ("[", "{"):
         form = "['a=b.png','c.png']" if value[0] == "[" else "{NAME: 'x=y'}"
         return f"what holds other than letters, digits and -_./ needs quotes inside the brackets, as in {key}={form}"
     return f"the value needs quotes: {_example(f'{key}={quoted(value)}', source)}"
 
 
-def _reads(text: str) -> bool:
+def _read(text: str) -> Any:
+    """What Hydra makes of an override; None where it can't read it."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     try:
-        OverridesParser.create().parse_override(text)
+        return OverridesParser.create().parse_override(text)
     except HydraException:
-        return False
-    return True
+        return None
 
 
 def _parse(text: str, source: Source) -> Any:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
     shown = " ".join(text.split())
     if not shown:
         raise ConfigError(
@@ -155,11 +154,9 @@ def _parse(text: str, source: Source) -> Any:
             f"override {shown!r}, given {source.where}: {key!r} is no key; write KEY=VALUE, "
             f"{_example('measure.rounds=5', source)}"
         )
-    parser = OverridesParser.create()
-    try:
-        override = parser.parse_override(text)
-    except HydraException:
-        raise ConfigError(f"override {shown!r}, given {source.where}, can't be read: {_mend(text, source)}") from None
+    override = _read(text)
+    if override is None:
+        raise ConfigError(f"override {shown!r}, given {source.where}, can't be read: {_mend(text, source)}")
     if override.is_sweep_override():
         as_list = f"{key}=[{value.strip()}]"
         fixed = f"{key}={quoted(value.strip())}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,15 +64,16 @@ class ConfigTrees:
             return cls(tuple(search), Presets(search), ROOT_NAME, stored, known, {}, None)
 
         user = _user_dir(config_dir, invocation_dir)
+        _check_names(user, config_dir, Presets(search).groups())
         file = user / "config.yaml"
         search.insert(0, user)
+        presets = Presets(search)
         if not file.is_file():
-            return cls(tuple(search), Presets(search), ROOT_NAME, stored, known, {}, None)
+            return cls(tuple(search), presets, ROOT_NAME, stored, known, {}, None)
         body = _read(file)
         defaults = body.pop("defaults", None)
         if defaults is None:
-            return cls(tuple(search), Presets(search), ROOT_NAME, stored, known, body, config_file(file))
-        presets = Presets(search)
+            return cls(tuple(search), presets, ROOT_NAME, stored, known, body, config_file(file))
         names = _check_defaults(file, defaults, presets)
         # Without the body: that is put over the presets with the other explicit keys, wherever `_self_` is.
         stored[USER_NAME] = {"defaults": defaults}
@@ -91,18 +92,18 @@ def _user_dir(config_dir: Path, invocation_dir: Path) -> Path:
             f"--llmprof-config-dir={config_dir}: {path} holds no .yaml file; "
             "it may have a config.yaml, and presets such as infer/mine.yaml"
         )
-    _check_names(path, config_dir)
     return path
 
 
-def _check_names(path: Path, config_dir: Path) -> None:
-    """Raise for files that look like configuration and would never be read."""
+def _check_names(path: Path, config_dir: Path, groups: Collection[str]) -> None:
+    """Raise for files that look like configuration and would never be read. *groups* are those of the other trees."""
     where = f"--llmprof-config-dir={config_dir}"
     if not (path / "config.yaml").exists():
         if (path / "config.yml").exists():
             raise ConfigError(f"{where}: {path / 'config.yml'} is not read: name it config.yaml")
         for file in path.glob("*/config.yaml"):
-            if not (conf_dir() / file.parent.name).exists():  # no group of presets
+            # A preset may be called config, too: in a group that others know, or with a package of its own.
+            if file.parent.name not in groups and "@package" not in file.read_text("utf-8", "replace"):
                 raise ConfigError(f"{where}: {file} lies a level too deep: give {where}/{file.parent.name}")
     for file in path.glob("output/*.*.yaml"):
         group, _, name = file.stem.partition(".")

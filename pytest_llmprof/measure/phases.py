@@ -162,8 +162,7 @@ class PhaseRecorder:
         for name, start, end in self._spans:
             span = start.elapsed_time(end) if self._cuda else (end - start) / 1e6
             times[name] = times.get(name, 0.0) + span
-        self._spans.clear()
-        self._used = 0
+        self.drop()
         return times
 
     def drop(self) -> None:

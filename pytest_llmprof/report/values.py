@@ -38,7 +38,7 @@ def number(value: Any) -> str:
     size = abs(found)
     if size >= 99.95 or not size:
         return f"{found:,.0f}"
-    digits = 1 if size >= 9.995 else 2 if size >= 0.9995 else 3 if size >= 0.09995 else 4
+    digits = 1
     while digits < 9 and size < 9.995 * 10 ** (1 - digits):
         digits += 1
     return f"{found:.{digits}f}"

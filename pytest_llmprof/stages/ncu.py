@@ -20,7 +20,7 @@ from pytest_llmprof.errors import ArtifactError, StageError
 from pytest_llmprof.measure.phases import DOMAIN, STEP
 from pytest_llmprof.stages.base import ToolContext, ToolStagePlugin
 from pytest_llmprof.stages.child import Ended, ToolFailed
-from pytest_llmprof.stages.nsys import check_nvtx, opened_ranges, range_of
+from pytest_llmprof.stages.nsys import check_ended, check_nvtx, opened_ranges, range_of
 from pytest_llmprof.stages.tools import Tool, find_tool, tail
 
 __all__ = ["Chosen", "choose", "ncu_command", "plugin"]
@@ -123,7 +123,7 @@ def _run(context: ToolContext) -> None:
             "or load the driver with NVreg_RestrictProfilingToAdminUsers=0",
             ended.last_lines,
         )
-    ended.check(_NAME)
+    check_ended(ended, tool)
     if not report.exists():
         _captured_nothing(context, chosen, tool, ended)
     text = _export(tool, report)

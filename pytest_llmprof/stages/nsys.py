@@ -16,7 +16,7 @@ from pytest_llmprof.stages.base import ToolContext, ToolStagePlugin
 from pytest_llmprof.stages.child import Ended, ToolFailed
 from pytest_llmprof.stages.tools import Tool, find_tool
 
-__all__ = ["check_nvtx", "nsys_command", "opened_ranges", "plugin", "range_of"]
+__all__ = ["check_ended", "check_nvtx", "nsys_command", "opened_ranges", "plugin", "range_of"]
 
 _NAME = "nsys"
 _DEBIAN = Path("/usr/lib/x86_64-linux-gnu/nsight-systems")
@@ -64,13 +64,7 @@ def _run(context: ToolContext) -> None:
     # The range's name is not a registered string, which is all that nsys looks at by itself.
     env = {**options.env, "NSYS_NVTX_PROFILER_REGISTER_ONLY": "0"}
     ended = context.child.run(command, env, _NAME)
-    try:
-        ended.check(_NAME)
-    except ToolFailed as error:
-        # The child's own failure comes first; what the next run would stumble over is said with it.
-        if (silent := _silent(ended, tool)) and ended.outcome is not None:
-            raise ToolFailed(f"{error}. Besides, {silent}", error.details) from None
-        raise
+    check_ended(ended, tool)
     paths = _reports(context, tool, ended)
     if not paths:
         check_nvtx(ended, tool)
@@ -82,6 +76,19 @@ def _run(context: ToolContext) -> None:
     _summarise(context, tool, ended, paths, cuda=cuda)
 
 
+def check_ended(ended: Ended, tool: Tool) -> None:
+    """Raise what came of the child where it did not pass.
+
+    Its own failure comes first; an nvtx that stays silent, which the next run would stumble over, is said with it.
+    """
+    try:
+        ended.check(tool.name)
+    except ToolFailed as error:
+        if silent := _silent(ended, tool):
+            raise ToolFailed(f"{error}. Besides, {silent}", error.details) from None
+        raise
+
+
 def check_nvtx(ended: Ended, tool: Tool) -> None:
     """Raise where the child's nvtx package had nothing to record with, which it does not say itself."""
     if silent := _silent(ended, tool):
@@ -89,9 +96,9 @@ def check_nvtx(ended: Ended, tool: Tool) -> None:
 
 
 def _silent(ended: Ended, tool: Tool) -> str | None:
-    nvtx = (ended.outcome or {}).get("nvtx", {"records": True})
-    if nvtx["records"]:
+    if ended.outcome is None or ended.outcome["nvtx"]["records"]:
         return None
+    nvtx = ended.outcome["nvtx"]
     return (
         f"NVTX recorded nothing under {tool.name} {tool.version}: the package nvtx {nvtx['version']} asks for what "
         f"this {tool.name} does not know, and stays silent; pip install nvtx==0.2.11, or use a newer {tool.name}"

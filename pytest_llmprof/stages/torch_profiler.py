@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -21,6 +21,9 @@ from pytest_llmprof.measure.phases import DOMAIN
 from pytest_llmprof.stages.base import StageContext, StagePlugin
 from pytest_llmprof.stages.cupti import Cupti, heard, release, synchronise, why_no_kernels
 from pytest_llmprof.stages.direct_inference import clean_rounds
+
+if TYPE_CHECKING:
+    from pytest_llmprof.analysis import Trace
 
 __all__ = ["plugin", "profile_window"]
 
@@ -121,6 +124,22 @@ def _merged(paths: list[Path]) -> bytes:
     return msgspec.json.encode({**whole, "traceEvents": events})
 
 
+def _why_empty(trace: Trace, window: Window, *, cuda: bool) -> str | None:
+    """What a trace without kernels (CUDA) or without operators lacks, and why; None of any other."""
+    kernels = trace.totals().kernels if cuda else None
+    if kernels != 0 and trace.seen_on_host:
+        return None
+    if not kernels and window.start_token and not trace.timeline.steps:
+        return (
+            f"the profiled window is empty: no decode step was launched after token {window.start_token} of the "
+            "answer (pipeline.torch_profiler.window.start_token); an engine that works ahead launches its last "
+            "steps earlier"
+        )
+    if kernels == 0:
+        return f"the profiled window holds no CUDA kernel: {why_no_kernels()}"
+    return "the profiled window holds no operator: the profiler recorded nothing"
+
+
 @settled(collect=False)  # a full collection inside would cost as much as the process is large
 def profile_window(context: StageContext) -> dict[str, Any]:
     """Run the bounded window, write trace.json.gz and the tables, and return the profile's figures.
@@ -159,18 +178,9 @@ def profile_window(context: StageContext) -> dict[str, Any]:
     with GzipWriter(raw) as packed:
         with costs.of("read"):
             trace = read_trace(raw)
-        empty = not (trace.totals().kernels if cuda else trace.seen_on_host)
-        if empty and window.start_token and not trace.timeline.steps:
-            raise StageError(
-                f"the profiled window is empty: no decode step was launched after token {window.start_token} of the "
-                "answer (pipeline.torch_profiler.window.start_token); an engine that works ahead launches its last "
-                "steps earlier"
-            )
-        if cuda and empty:
-            raise StageError(f"the profiled window holds no CUDA kernel: {why_no_kernels()}")
+        if empty := _why_empty(trace, window, cuda=cuda):
+            raise StageError(empty)
         with costs.of("tables"):
-            if not trace.seen_on_host:
-                raise StageError("the profiled window holds no operator: the profiler recorded nothing")
             write_tables(context.out_dir, trace, with_kernels=cuda)
             summary = profile_summary(trace, clean_step_ms=figures_of(context.result.samples, ()).tpot_ms)
         with costs.of("write"):

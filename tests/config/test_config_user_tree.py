@@ -178,3 +178,5 @@ def test_a_file_that_would_never_be_read(bench, name, part):
 def test_a_preset_may_be_called_config(bench):
     bench.write("infer/config.yaml", "max_new_tokens: 3\n")
     assert bench.settings("infer=config").infer.max_new_tokens == 3
+    bench.write("night/config.yaml", "# @package _global_\nmeasure: {rounds: 9}\n")  # in a group of one's own
+    assert bench.settings("+night=config").measure.rounds == 9
