@@ -28,8 +28,8 @@ from pytest_llmprof.stages.cupti import synchronise
 from pytest_llmprof.stages.torch_profiler import profile_window
 from pytest_llmprof.stages.workloads import PagesWorkload
 
-PAIRS = 4
-"""Pairs of a bare and a measured round in a block; even, as their order turns."""
+PAIRS, BLOCK_S = 4, 4.0
+"""Pairs of a bare and a measured round in a block, and as many more as its seconds hold; even, as their order turns."""
 STEPS = 3
 """Profiles with a block before and after, and as many intervals without one."""
 INTERVAL_S = 5.0
@@ -159,13 +159,12 @@ class Bench:
         recorder = self.recorder(DOMAIN)
         launch_us = self.launch_us()
         bare, measured = [], []
+        until = time.perf_counter() + BLOCK_S
         with settled():
-            for number in range(PAIRS):
-                if number % 2 == 0:
-                    bare.append(self.bare())
-                measured.append(self.measured(recorder))
-                if number % 2:
-                    bare.append(self.bare())
+            while len(bare) < PAIRS or time.perf_counter() < until:
+                bare.append(self.bare())
+                measured += [self.measured(recorder), self.measured(recorder)]
+                bare.append(self.bare())
         return {"launch_us": launch_us, "bare": bare, "measured": measured}
 
     def wait(self, seconds):
@@ -240,7 +239,7 @@ def overhead(blocks):
     like = [
         (block["measured"][number], block["measured"][number + 1])
         for block in blocks
-        for number in range(0, PAIRS - 1, 2)
+        for number in range(0, len(block["measured"]), 2)
     ]
 
     def compared(key):
