@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 
-_OUT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+_OUT_OF_MEMORY = re.compile(r"\b(?:CUDA|HIP)\b[\w\]: ]* out of memory|_STATUS_ALLOC_FAILED")
 
 
 @dataclass(frozen=True)
@@ -108,11 +108,11 @@ def batches(pages: Sequence[Page], size: int) -> Iterator[tuple[int, Sequence[Pa
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether device memory ran out: in torch's allocator, or below it in the driver or a library."""
+    """Whether device memory ran out: in torch's allocator (a compiler wraps what it raises), or below it in the
+    driver or a library."""
     if type(error).__name__ == "OutOfMemoryError":
         return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and any(mark in text for mark in _OUT_OF_MEMORY)
+    return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def describe_error(error: BaseException, recorder: PhaseRecorder, names: Sequence[str], device: str) -> str:

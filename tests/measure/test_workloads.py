@@ -16,7 +16,7 @@ from pytest_llmprof.measure import phases as phases_module
 from pytest_llmprof.measure import rounds as rounds_module
 from pytest_llmprof.measure.memory import Peak, PhasePeaks
 from pytest_llmprof.measure.phases import PhaseRecorder
-from pytest_llmprof.measure.rounds import batch_rate, time_per_token
+from pytest_llmprof.measure.rounds import batch_rate, out_of_memory, time_per_token
 from pytest_llmprof.models.base import ModelInfo, Token
 from pytest_llmprof.stages.workloads import CallableWorkload, PagesWorkload
 
@@ -379,6 +379,25 @@ def test_out_of_memory_names_phase_and_batch_and_frees_the_memory(recorder):
     next_work.round(0, recorder)
     assert [name for name, _, _ in seen] == ["a"]
     assert failed == []
+
+
+@pytest.mark.parametrize(
+    ("text", "full"),
+    [
+        ("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has", True),
+        ("CUDA error: out of memory\nCUDA kernel errors might be", True),
+        ("CUDA driver error: out of memory", True),
+        ("Triton Error [CUDA]: out of memory", True),
+        ("HIP out of memory. Tried to allocate", True),
+        ("backend='inductor' raised:\nOutOfMemoryError: CUDA out of memory. Tried to allocate 64.00 MiB", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("CUDA error: an illegal memory access was encountered", False),
+        ("CUDA is not there. The sandbox is out of memory", False),
+    ],
+)
+def test_out_of_memory_is_known_by_its_words_whoever_wraps_it(text, full):
+    assert out_of_memory(RuntimeError(text)) is full
+    assert not out_of_memory(ValueError(text))
 
 
 def test_out_of_memory_in_a_window_and_in_a_callable(recorder):
