@@ -181,24 +181,24 @@ class Artifacts:
         """Resolve a configured `save_dir` of *stage* to an absolute path.
 
         None or empty is *default*; absolute stays as it is, `~` is the home directory; relative lies under the stage
-        directory. *key* is the full configuration key, for the message. Raises `ArtifactError` where a relative path
+        directory. *key* names the setting in the message. Raises `ArtifactError` where a relative path
         climbs out of the stage directory, by ``..`` or through a link, or where a file of the stage has its name.
         """
         stage_dir = self.out_dir(stage).resolve()
         try:
             wanted = Path(save_dir).expanduser() if save_dir else Path(default)
         except RuntimeError as error:
-            raise ArtifactError(f"{key}={save_dir!r}: {error}") from error
+            raise ArtifactError(f"{key}: {save_dir!r}: {error}") from error
         if wanted.is_absolute():
             return Path(os.path.normpath(wanted))
         lexical = Path(os.path.normpath(stage_dir / wanted))
         if not lexical.is_relative_to(stage_dir) or not lexical.resolve().is_relative_to(stage_dir):
             raise ArtifactError(
-                f"{key}={save_dir!r} leaves the stage directory {stage_dir}: "
+                f"{key}: {save_dir!r} leaves the stage directory {stage_dir}: "
                 "give a path below it, or an absolute path"
             )
         if (taken := lexical.relative_to(stage_dir).parts[:1]) and taken[0] in STAGE_FILES:
-            raise ArtifactError(f"{key}={save_dir!r}: {taken[0]} is a file of the stage, set another directory")
+            raise ArtifactError(f"{key}: {save_dir!r}: {taken[0]} is a file of the stage, set another directory")
         return lexical
 
     def begin(self, stage: str) -> Path:

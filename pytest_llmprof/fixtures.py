@@ -181,8 +181,8 @@ def llmprof_output(llmprof_config: Settings, llmprof_artifacts: Artifacts) -> Ou
 
     def kind(name: str, default: str) -> OutputKind:
         block = getattr(output, name)
-        key = f"pipeline.{stage}.output.{name}.save_dir"
-        return OutputKind(block.enable, llmprof_artifacts.save_dir(stage, block.save_dir, default, key))
+        named = llmprof_config.save_dir_named(name)
+        return OutputKind(block.enable, llmprof_artifacts.save_dir(stage, block.save_dir, default, named))
 
     return Output(kind("prediction", "pred"), kind("visualization", "viz"), output.extra.get(llmprof_config.model.name))
 

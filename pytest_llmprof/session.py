@@ -158,9 +158,7 @@ def check_collisions(owners: Sequence[tuple[str, Settings, Path]]) -> dict[str, 
             continue
         first, second = list(nodes)[:2]
         more = f" (and {len(nodes) - 2} more)" if len(nodes) > 2 else ""
-        keys = {
-            f"pipeline.{settings.stage}.output.{kind}.save_dir" for settings, kinds in nodes.values() for kind in kinds
-        }
+        keys = {settings.save_dir_key(kind) for settings, kinds in nodes.values() for kind in kinds}
         stages = {settings.stage for settings, _ in nodes.values()}
         own = directory / "${llmprof.test}" / ("${llmprof.stage}" if len(stages) > 1 else "")
         fix = " ".join(f"--llmprof-override {_pasteable(key, str(own))}" for key in sorted(keys))
@@ -182,10 +180,9 @@ def _in_replaced(
             owner, what = replaced.get(place, ("", ""))
             for node, (settings, kinds) in nodes.items():
                 if what and not (owner == node and what == "the stage directory"):
-                    key = f"pipeline.{settings.stage}.output.{kinds[0]}.save_dir"
                     errors.setdefault(
                         node,
-                        f"{key} is {directory}, which lies in {place}: {what} of "
+                        f"{settings.save_dir_named(kinds[0])} is {directory}, which lies in {place}: {what} of "
                         f"{'this test itself' if owner == node else owner} is made anew there; set another directory",
                     )
     return errors

@@ -336,6 +336,12 @@ class Composer:
             choices=dict(composition.choices),
             yaml=body + to_yaml({"llmprof": node}),
             digest=hashlib.sha256(body.encode()).hexdigest(),
+            set_in={
+                key: self._where(key, composition)
+                for name, one in values["pipeline"].items()
+                if one.output is not None
+                for key in (f"pipeline.{name}.output.{kind}.save_dir" for kind in ("prediction", "visualization"))
+            },
         )
 
     def _base(self, source: Source | None) -> Path:

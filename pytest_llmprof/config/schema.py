@@ -160,6 +160,17 @@ class Settings:
     """The resolved configuration as YAML, as written to config.yaml."""
     digest: str
     """sha256 of `yaml` without the `llmprof` node: equal where two tests have the same configuration."""
+    set_in: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    """Where each `save_dir` was set, by its key: "on the command line"."""
+
+    def save_dir_key(self, kind: str) -> str:
+        """The key of this stage's `save_dir` for *kind*, "prediction" or "visualization"."""
+        return f"pipeline.{self.stage}.output.{kind}.save_dir"
+
+    def save_dir_named(self, kind: str) -> str:
+        """That key for a message, with where it was set."""
+        key = self.save_dir_key(kind)
+        return f"{key} (set {self.set_in[key]})" if key in self.set_in else key
 
     @property
     def current(self) -> StageSettings:

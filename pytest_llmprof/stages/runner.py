@@ -74,8 +74,8 @@ def output_dirs(settings: Settings, artifacts: Artifacts) -> OutputDirs:
         return OutputDirs(None, None)
 
     def resolve(kind: str, block: Any, default: str) -> Path | None:
-        key = f"pipeline.{settings.stage}.output.{kind}.save_dir"
-        return artifacts.save_dir(settings.stage, block.save_dir, default, key) if block.enable else None
+        named = settings.save_dir_named(kind)
+        return artifacts.save_dir(settings.stage, block.save_dir, default, named) if block.enable else None
 
     return OutputDirs(
         resolve("prediction", output.prediction, "pred"), resolve("visualization", output.visualization, "viz")
@@ -146,12 +146,12 @@ class Runner:
         dirs = output_dirs(self.settings, self.artifacts)
         out_dir = self._begin()
         # Found out before the model loads.
-        key = f"pipeline.{self.settings.stage}.output"
         if dirs.prediction is not None:
-            check_writable(dirs.prediction, f"{key}.prediction.save_dir")
+            check_writable(dirs.prediction, self.settings.save_dir_named("prediction"))
         if dirs.visualization is not None:
-            check_writable(dirs.visualization, f"{key}.visualization.save_dir")
-            check_gallery(dirs.visualization, f"{key}.visualization.save_dir")
+            named = self.settings.save_dir_named("visualization")
+            check_writable(dirs.visualization, named)
+            check_gallery(dirs.visualization, named)
         write_text(out_dir / "inputs.jsonl", "".join(_input_line(page) for page in pages))
         model = load()
         output = self.settings.current.output

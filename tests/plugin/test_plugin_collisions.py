@@ -63,7 +63,7 @@ def test_outputs_where_something_is_made_anew(bench, tmp_path):
     own = block.format("torch_profiler")
     for value in ("viz/pages", "viz/pages/deep", "viz/predictions.md"):
         text = bench.usage_error(f"{own}.enable=true", f"{own}.save_dir={value}")
-        assert f"{own}.save_dir is " in text
+        assert f"{own}.save_dir (set on the command line) is " in text
         assert "the gallery of this test itself is made anew there; set another directory" in text
     run, first = tmp_path / "run", block.format("direct_inference")
     args = ["--llmprof-stage=direct_inference,torch_profiler", f"--llmprof-run-dir={run}"]

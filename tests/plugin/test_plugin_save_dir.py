@@ -8,6 +8,7 @@ from plugin_bench import OUTPUT, clean, files
 BLOCK = "pipeline.torch_profiler.output"
 WRITES = {"prediction": "predictions.jsonl", "visualization": "predictions.md"}
 DEFAULTS = {"prediction": "pred", "visualization": "viz"}
+SET = "(set on the command line)"
 KINDS = tuple(WRITES)
 
 
@@ -39,14 +40,14 @@ def test_the_home_directory(bench, tmp_path, monkeypatch):
     bench.passed(f"{BLOCK}.prediction.save_dir='~/out'")
     assert bench.output()["prediction"]["dir"] == str(tmp_path / "out")
     text = bench.run(f"{BLOCK}.prediction.save_dir='~nobody_at_all/x'").stdout.str()
-    assert f"{BLOCK}.prediction.save_dir='~nobody_at_all/x': Could not determine home directory" in text
+    assert f"{BLOCK}.prediction.save_dir {SET}: '~nobody_at_all/x': Could not determine home directory" in text
 
 
 @pytest.mark.parametrize("value", ["metrics.json", "report.md/x"])
 def test_a_file_of_the_stage_is_no_directory(bench, value):
     bench.test()
     text = bench.usage_error(f"{BLOCK}.prediction.enable=true", f"{BLOCK}.prediction.save_dir={value}")
-    assert f"{BLOCK}.prediction.save_dir={value!r}: {value.partition('/')[0]} is a file of the stage" in text
+    assert f"{BLOCK}.prediction.save_dir {SET}: {value!r}: {value.partition('/')[0]} is a file of the stage" in text
 
 
 def test_a_gallery_that_cannot_be_written_costs_no_figures(bench):
@@ -128,7 +129,7 @@ def test_absolute_may_name_the_test(bench, tmp_path):
 def test_escape_is_refused_before_anything_runs(bench, kind, value):
     bench.test(OUTPUT)
     text = bench.usage_error(f"{BLOCK}.prediction.enable=true", f"{BLOCK}.{kind}.save_dir={value}")
-    assert f"{BLOCK}.{kind}.save_dir={value!r} leaves the stage directory" in text
+    assert f"{BLOCK}.{kind}.save_dir {SET}: {value!r} leaves the stage directory" in text
     assert "give a path below it, or an absolute path" in text
 
 
@@ -146,7 +147,10 @@ def test_good(llmprof_output):
     result = bench.run()
     result.assert_outcomes(errors=1, passed=1)
     result.stdout.fnmatch_lines(
-        [f"{BLOCK}.visualization.save_dir='../x' leaves the stage directory*", "ERROR test_it.py::test_bad*"]
+        [
+            f"{BLOCK}.visualization.save_dir (set in the marker of test_it.py::test_bad): '../x' leaves the stage *",
+            "ERROR test_it.py::test_bad*",
+        ]
     )
 
 
@@ -161,7 +165,7 @@ def test_escape_through_a_link_is_refused(bench, tmp_path, kind):
         f"{BLOCK}.{kind}.enable=true", f"{BLOCK}.{kind}.save_dir=link/x", args=["--llmprof-run-dir", "run"]
     )
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines([f"ERROR: {BLOCK}.{kind}.save_dir='link/x' leaves the stage directory*"])
+    result.stderr.fnmatch_lines([f"ERROR: {BLOCK}.{kind}.save_dir {SET}: 'link/x' leaves the stage directory*"])
     assert not files(tmp_path / "outside")
 
 
@@ -185,7 +189,7 @@ def test_pages(llmprof):
             args=["--llmprof-run-dir", f"run-{number}"],
         )
         result.assert_outcomes(failed=1)
-        result.stdout.fnmatch_lines([f"*{BLOCK}.{kind}.save_dir: *"])
+        result.stdout.fnmatch_lines([f"*{BLOCK}.{kind}.save_dir {SET}: *"])
         assert "the model was loaded" not in result.stdout.str()
         clean(result)
     assert (bench.path / "file").read_text() == "in the way"
