@@ -151,7 +151,7 @@ def compiled(kernel: Any, warps: int, values: tuple[Any, ...], constants: dict[s
         else:
             signature[name] = "constexpr" if value is None else "fp32" if isinstance(value, float) else "i32"
     source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()}, aligned)
-    options = {"num_warps": warps, "launch_pdl": constants["PDL"]}
+    options = {"num_warps": warps, "launch_pdl": constants["PDL"], "enable_fp_fusion": True}
     return triton.compile(source, GPUTarget("cuda", capability, 32), options).asm["cubin"]
 
 

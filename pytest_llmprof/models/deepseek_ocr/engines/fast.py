@@ -266,7 +266,9 @@ class TritonStep:
         self._launch(kernel, grid, warps, *values, ROWS=rows, **constants)
 
     def _launch(self, kernel: Any, grid: tuple[int, ...], warps: int, *values: Any, **constants: Any) -> None:
-        launch = {"launch_pdl": True} if self.dependent else {}
+        launch = {"enable_fp_fusion": True}  # the default of Triton until 3.10
+        if self.dependent:
+            launch["launch_pdl"] = True
         kernel[grid](*values, PDL=self.dependent, num_warps=warps, **constants, **launch)
 
 
