@@ -1,5 +1,6 @@
 """What profilers leave behind, read back: the torch.profiler trace, its tables and figures."""
 
+from pytest_llmprof.analysis.events import merged
 from pytest_llmprof.analysis.rows import KernelRow, OperatorRow, PhaseRow, StepFigures
 from pytest_llmprof.analysis.summary import profile_summary
 from pytest_llmprof.analysis.tables import write_tables
@@ -11,6 +12,7 @@ __all__ = [
     "PhaseRow",
     "StepFigures",
     "Trace",
+    "merged",
     "profile_summary",
     "read_trace",
     "write_tables",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from pytest_llmprof.analysis.columns import FIRST_DEVICE, Columns, Ints, Labels,
 from pytest_llmprof.analysis.kineto_text import Text
 from pytest_llmprof.errors import ArtifactError
 
-__all__ = ["DeviceEvents", "HostEvents", "RawTrace", "decode"]
+__all__ = ["DeviceEvents", "HostEvents", "RawTrace", "decode", "merged"]
 
 
 class _Args(msgspec.Struct, gc=False, frozen=True):
@@ -145,6 +146,40 @@ def _unpacked(source: Path | str | bytes) -> tuple[bytes, str]:
     return data, where
 
 
+def merged(paths: Sequence[Path]) -> bytes:
+    """One trace of several: the first one's header with the events of all.
+
+    Raises `ArtifactError` where one cannot be read.
+    """
+    if len(paths) == 1:
+        return _read(paths[0])[0]
+    whole: dict[str, Any] = {}
+    events: list[msgspec.Raw] = []
+    for path in paths:
+        data, where = _read(path)
+        try:
+            trace = _finite(data, msgspec.json.Decoder(dict[str, msgspec.Raw]))
+            events += msgspec.json.decode(trace["traceEvents"], type=list[msgspec.Raw])
+        except (msgspec.DecodeError, UnicodeDecodeError, KeyError) as error:
+            raise _not_whole(where, error) from error
+        whole = {**trace, **whole}
+    return msgspec.json.encode({**whole, "traceEvents": events})
+
+
+def _finite(data: bytes, decoder: msgspec.json.Decoder[Any]) -> Any:
+    """Decode *data*, also where figures that nobody reads here are inf or nan, as Kineto has printed."""
+    try:
+        return decoder.decode(data)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        return decoder.decode(_NOT_FINITE.sub(b": null", data))
+
+
+def _not_whole(where: str, error: Exception) -> ArtifactError:
+    return ArtifactError(f"{where} is not a whole torch.profiler trace: {error}")
+
+
 class _Reader:
     """Reads a trace's events into columns."""
 
@@ -172,14 +207,8 @@ class _Reader:
         return Columns.joined(self._parts)
 
     def read_at_once(self, data: bytes) -> Columns:
-        """The same by msgspec alone; also where figures that nobody reads here are inf or nan, as Kineto has
-        printed."""
-        try:
-            self._add(_WHOLE.decode(data).traceEvents)
-        except msgspec.ValidationError:
-            raise
-        except msgspec.DecodeError:
-            self._add(_WHOLE.decode(_NOT_FINITE.sub(b": null", data)).traceEvents)
+        """The same by msgspec alone."""
+        self._add(_finite(data, _WHOLE).traceEvents)
         return Columns.joined(self._parts)
 
     def _add(self, events: list[Any]) -> None:
@@ -230,7 +259,7 @@ def decode(source: Path | str | bytes) -> RawTrace:
             reader = _Reader()
             columns = reader.read_at_once(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{where} is not a whole torch.profiler trace: {error}") from error
+        raise _not_whole(where, error) from error
     kind = reader.labels.kinds()[columns.label]
     names, which = reader.labels.names()
     name = which[columns.label]

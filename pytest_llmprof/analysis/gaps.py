@@ -33,18 +33,20 @@ def union_ns(start: Ints, dur: Ints) -> int:
     return int(added_ns(start, dur).sum())
 
 
-def gaps(device: DeviceEvents, launched: Ints, wait_start: Ints, wait_end: Ints) -> tuple[Ints, Ints, Ints]:
+def gaps(
+    device: DeviceEvents, launched: Ints, returned: Ints, wait_start: Ints, wait_end: Ints
+) -> tuple[Ints, Ints, Ints]:
     """The gaps in the card's work: (index of the device event after it, length in ns, cause).
 
-    *launched* is when the host began the call that launched each device event (-1 unknown); *wait_start* and
-    *wait_end* are the calls in which the host waited for the card, on any thread. A gap belongs to what
-    follows it. The time before the first piece of work is no gap.
+    *launched* and *returned* are when the call that launched each device event began and was done (-1 unknown): work
+    was queued when its call was done. *wait_start* and *wait_end* are the calls in which the host waited for
+    the card, on any thread. A gap belongs to what follows it. The time before the first piece of work is no gap.
     """
     end = np.maximum.accumulate(device.start + device.dur) if len(device) else device.start
     after = np.flatnonzero(device.start[1:] > end[:-1]) + 1
     begin = end[after - 1]
     length = device.start[after] - begin
-    late = launched[after] > begin
+    late = (launched[after] > begin) | (returned[after] > begin)
     order = np.argsort(wait_start, kind="stable")
     # The latest end among the waits that had begun by then: still waiting when the card ran dry?
     ends = np.maximum.accumulate(wait_end[order]) if len(order) else wait_end

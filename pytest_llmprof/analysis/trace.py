@@ -69,8 +69,12 @@ class Trace:
     @property
     def seen_on_host(self) -> int:
         """Host events but for the profiler's own end."""
-        ours = np.array([name == WINDOW_END for name in self.names], dtype=bool)
-        return len(self.host) - int(ours[self.host.name].sum())
+        return len(self.host) - int(self._window_ends.sum())
+
+    @cached_property
+    def _window_ends(self) -> Mask:
+        ends: Mask = np.array([name == WINDOW_END for name in self.names], dtype=bool)[self.host.name]
+        return ends
 
     @cached_property
     def window_ms(self) -> float:
@@ -128,20 +132,24 @@ class Trace:
         return self._is(LAUNCH)
 
     @cached_property
-    def _blocking(self) -> Mask:
-        """Host events that wait for the card.
-
-        A copy into pageable memory waits too; the synchronise that torch calls right after it is the same
-        wait and counts once.
-        """
-        waits = self._is(SYNCHRONISE)
+    def _blocking_copies(self) -> Mask:
+        """Calls that copy and wait for it: those into pageable memory, and those that are not asynchronous."""
         copies = np.zeros(len(self.host), dtype=bool)
         to_pageable = np.array(
             [copy_direction(name) == "DtoH" and "pageable" in name.lower() for name in self.names], dtype=bool
         )
         launcher = self._launcher[to_pageable[self.device.name] & (self.device.kind == MEMCPY)]
         copies[launcher[launcher >= 0]] = True
-        copies = (copies & (self.host.kind == RUNTIME)) | self._is(PLAIN_COPY)
+        waiting: Mask = (copies & (self.host.kind == RUNTIME)) | self._is(PLAIN_COPY)
+        return waiting
+
+    @cached_property
+    def _waits(self) -> Mask:
+        """Host events that wait for the card, but for the profiler's own at the end of its window.
+
+        The synchronise that torch calls right after a blocking copy is the same wait and counts once.
+        """
+        waits, copies = self._is(SYNCHRONISE), self._blocking_copies.copy()
         calls = np.flatnonzero(self.host.kind == RUNTIME)
         if not len(calls):
             return waits
@@ -149,8 +157,11 @@ class Trace:
         rows = calls[copies[calls]]
         same = (after >= 0) & (self.host.thread[after] == self.host.thread[rows])
         copies[rows[same & waits[after] & (self._parent[after] == self._parent[rows])]] = False
-        blocking: Mask = waits | copies
-        return blocking
+        counted: Mask = waits | copies
+        for began in self.host.start[self._window_ends]:
+            last = self._window(self.host.start) == self._window(began)
+            counted &= ~(last & (self.host.start >= began))
+        return counted
 
     @cached_property
     def _device_phase(self) -> Ints:
@@ -274,8 +285,13 @@ class Trace:
                 if other.parent in inside:
                     inside.add(other.name)
             numbers = [index + 1 for index, other in enumerate(phases) if other.name in inside]
-            rows.append(self._row(phase.name, phase.parent, phase.count, phase.host_ns / 1e6, numbers))
+            count = phase.count if phase.name in self.timeline.openings else self._profiles_with(numbers)
+            rows.append(self._row(phase.name, phase.parent, count, phase.host_ns / 1e6, numbers))
         return rows
+
+    def _profiles_with(self, numbers: list[int]) -> int:
+        """How many profiles hold host events of these phases."""
+        return len(np.unique(self._window(self.host.start[np.isin(self._phase, numbers)])))
 
     def _row(self, name: str, parent: str, count: int, host_ms: float, numbers: list[int] | None) -> PhaseRow:
         on_host = np.ones(len(self.host), dtype=bool) if numbers is None else np.isin(self._phase, numbers)
@@ -295,7 +311,7 @@ class Trace:
             kernels=int(kernels.sum()),
             host_launches=int((on_host & self._launches).sum()),
             d2h_copies=int((on_card & self._copies_to_host).sum()),
-            synchronisations=int((on_host & self._blocking).sum()),
+            synchronisations=int((on_host & self._waits).sum()),
             idle_ms={
                 label: float(length[counted & (cause == number)].sum()) / 1e6
                 for number, label in ((HOST_LATE, "launch"), (WAITED, "synchronisation"), (DEVICE, "device"))
@@ -303,30 +319,34 @@ class Trace:
         )
 
     def _span_ns(self, kernels: Mask, openings: list[tuple[int, int]]) -> int:
-        """From the first to the last of *kernels* that each of *openings* launched, summed; of all without one."""
+        """From the first to the last of *kernels* that each of *openings* launched, summed; without one, of each
+        profile."""
         chosen = np.flatnonzero(kernels)
         if not len(chosen):
             return 0
         start, end = self.device.start[chosen], (self.device.start + self.device.dur)[chosen]
-        if len(openings) < 2:
-            return int(end.max() - start.min())
-        launched = self.host.start[self._launcher[chosen]]
-        total = 0
-        for begin, until in openings:
-            inside = (launched >= begin) & (launched < until)
-            if inside.any():
-                total += int(end[inside].max() - start[inside].min())
-        return total
+        if openings:
+            launched = self.host.start[self._launcher[chosen]]
+            groups = [(launched >= begin) & (launched < until) for begin, until in openings]
+        else:
+            window = self._window(start)
+            groups = [window == number for number in np.unique(window)]
+        return sum(int(end[one].max() - start[one].min()) for one in groups if one.any())
 
     @cached_property
     def _gaps(self) -> tuple[Ints, Ints, Ints]:
         if not len(self.host):
-            return gaps(self.device, np.full(len(self.device), -1), np.empty(0, int), np.empty(0, int))
+            unknown, none = np.full(len(self.device), -1), np.empty(0, int)
+            return gaps(self.device, unknown, unknown, none, none)
         launched = np.where(self._launcher >= 0, self.host.start[self._launcher], -1)
-        waits = np.flatnonzero(self._blocking)
-        before, length, cause = gaps(
-            self.device, launched, self.host.start[waits], (self.host.start + self.host.dur)[waits]
-        )
+        ends = self.host.start + self.host.dur
+        # Of all that a call launched (a CUDA graph's nodes) the first piece alone shows when it was there; a call that
+        # waits for what it launched does not.
+        shows = (self._launcher >= 0) & _first_of_each(self._launcher) & ~self._blocking_copies[self._launcher]
+        returned = np.where(shows, ends[self._launcher], -1)
+        # The card runs dry inside a blocking copy, not in the synchronise after it.
+        waits = np.flatnonzero(self._is(SYNCHRONISE) | self._blocking_copies)
+        before, length, cause = gaps(self.device, launched, returned, self.host.start[waits], ends[waits])
         start = self.device.start[before]
         seen = self._window(start) == self._window(start - length)
         return before[seen], length[seen], cause[seen]
@@ -346,7 +366,7 @@ class Trace:
             host_launches=int((on_host & self._launches).sum()) / steps,
             kernels=int(kernels.sum()) / steps,
             d2h_copies=int((on_card & self._copies_to_host).sum()) / steps,
-            synchronisations=int((on_host & self._blocking).sum()) / steps,
+            synchronisations=int((on_host & self._waits).sum()) / steps,
         )
 
     def graph_launches(self) -> int:
@@ -360,6 +380,13 @@ def read_trace(source: Path | str | bytes) -> Trace:
     Raises `ArtifactError` where it cannot be read.
     """
     return Trace(decode(source))
+
+
+def _first_of_each(values: Ints) -> Mask:
+    """Which entries are the first of their value."""
+    first = np.zeros(len(values), dtype=bool)
+    first[np.unique(values, return_index=True)[1]] = True
+    return first
 
 
 def _lookup(keys: Ints, values: Ints, wanted: Ints) -> Ints:

@@ -7,6 +7,7 @@ carry it away; what the pages of a batch share is the median over batches. `spre
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 
@@ -151,8 +152,11 @@ def figures_of(
     }
     if round_seconds and samples:
         values["round_s"] = statistics.median(round_seconds)
-        pages = len({sample.page for sample in samples})
-        values["pages_per_s"] = pages / values["round_s"] if values["round_s"] else None
+        pages = Counter(number for number, _ in {(sample.round, sample.page) for sample in samples})
+        # A page that failed in a later round is missing there.
+        rounds = zip(round_seconds, (pages[number] for number in sorted(pages)), strict=True)
+        a_page_s = statistics.median(seconds / count for seconds, count in rounds)
+        values["pages_per_s"] = 1 / a_page_s if a_page_s else None
     for name, peaks in (
         ("peak_memory_gib", [sample.peak_bytes for sample in samples]),
         ("peak_reserved_gib", [sample.peak_reserved_bytes for sample in samples]),

@@ -232,7 +232,7 @@ class Runner:
         )
         try:
             self.stage.run(context)
-        except (LlmprofError, RuntimeError) as error:
+        except Exception as error:  # noqa: BLE001 - raised again once what was measured is written
             return context.result, error
         if workload.disturbed:
             more = f" (and {len(workload.disturbed) - 1} more like it)" if len(workload.disturbed) > 1 else ""
@@ -275,7 +275,7 @@ class Runner:
             "status": "error" if failures or error is not None else "ok",
             "errors": [{"page": failure.page, "error": failure.error} for failure in failures]
             + [{"page": None, "error": " ".join(line.split())} for line in workload.disturbed]
-            + ([{"page": None, "error": " ".join(str(error).split())}] if error and not workload.disturbed else []),
+            + ([{"page": None, "error": _said(error)}] if error and not workload.disturbed else []),
             "rounds": len(result.round_seconds),
             "warmup": self.settings.measure.warmup,
             "pages": len({sample.page for sample in result.samples}),
@@ -329,6 +329,12 @@ class Runner:
             dir=out_dir,
             value=getattr(workload, "result", None),
         )
+
+
+def _said(error: BaseException) -> str:
+    """One line; of an error that is none of ours, its kind too."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, LlmprofError) else f"{type(error).__name__}: {text}"
 
 
 def _failed_pages(failures: Sequence[Failure]) -> str:

@@ -82,11 +82,12 @@ class ToolRunner:
         """One tool at a time for a test: stages of one test may run in two workers."""
         try:
             self.workload.mkdir(parents=True, exist_ok=True)
-            with (self.workload / ".lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                yield
+            lock = (self.workload / ".lock").open("w")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:
             raise ArtifactError(f"cannot work in {self.workload}: {error.strerror}") from error
+        with lock:
+            yield
 
     def _child(self, out_dir: Path) -> Child:
         run_dir, temp, outputs = (self.workload / name for name in ("run", "temp", _WORKLOAD_STAGE))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -10,11 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from pytest_llmprof.artifacts import GzipWriter, write_bytes
 from pytest_llmprof.config.stages import TORCH_PROFILER, Window
-from pytest_llmprof.errors import StageError
+from pytest_llmprof.errors import ArtifactError, StageError
 from pytest_llmprof.measure.collector import settled
 from pytest_llmprof.measure.figures import figures_of
 from pytest_llmprof.measure.phases import DOMAIN
@@ -111,19 +110,6 @@ def _one_trace(context: StageContext, batch: Iterator[None], path: Path, costs: 
         release(profiler)
 
 
-def _merged(paths: list[Path]) -> bytes:
-    """One trace of several: the first one's header with the events of all."""
-    if len(paths) == 1:
-        return paths[0].read_bytes()
-    whole: dict[str, Any] = {}
-    events: list[msgspec.Raw] = []
-    for path in paths:
-        trace = msgspec.json.decode(path.read_bytes(), type=dict[str, msgspec.Raw])
-        events += msgspec.json.decode(trace["traceEvents"], type=list[msgspec.Raw])
-        whole = {**trace, **whole}
-    return msgspec.json.encode({**whole, "traceEvents": events})
-
-
 def _why_empty(trace: Trace, window: Window, *, cuda: bool) -> str | None:
     """What a trace without kernels (CUDA) or without operators lacks, and why; None of any other."""
     kernels = trace.totals().kernels if cuda else None
@@ -140,6 +126,17 @@ def _why_empty(trace: Trace, window: Window, *, cuda: bool) -> str | None:
     return "the profiled window holds no operator: the profiler recorded nothing"
 
 
+@contextmanager
+def _whole(scratch: str, free: int) -> Iterator[None]:
+    """Add to a trace that cannot be read what the profiler doesn't tell: how much space it had."""
+    try:
+        yield
+    except ArtifactError as error:
+        raise StageError(
+            f"the profiler's trace: {error}; {free / 1e6:,.0f} MB were free in {Path(scratch).parent} (TMPDIR)"
+        ) from error
+
+
 @settled(collect=False)  # a full collection inside would cost as much as the process is large
 def profile_window(context: StageContext) -> dict[str, Any]:
     """Run the bounded window, write trace.json.gz and the tables, and return the profile's figures.
@@ -147,7 +144,7 @@ def profile_window(context: StageContext) -> dict[str, Any]:
     Raises `StageError` where the trace holds no kernel (CUDA) or no operator (CPU), with the cause where the profiler
     gave one.
     """
-    from pytest_llmprof.analysis import profile_summary, read_trace, write_tables
+    from pytest_llmprof.analysis import merged, profile_summary, read_trace, write_tables
 
     window: Window = context.stage.options.window
     device = context.workload.device
@@ -172,11 +169,12 @@ def profile_window(context: StageContext) -> dict[str, Any]:
             unloaded = time.perf_counter()
         if not paths:
             raise StageError("the profiled window saw no page: none could be read")
-        with costs.of("read"):
-            raw = _merged(paths)
+        free = shutil.disk_usage(scratch).free
+        with costs.of("read"), _whole(scratch, free):
+            raw = merged(paths)
     # zlib works without the interpreter's lock: packing goes on while the trace is read.
     with GzipWriter(raw) as packed:
-        with costs.of("read"):
+        with costs.of("read"), _whole(scratch, free):
             trace = read_trace(raw)
         if empty := _why_empty(trace, window, cuda=cuda):
             raise StageError(empty)

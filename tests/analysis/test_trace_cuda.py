@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from traces import GEMM, SCALE, TO_HOST, Kineto, one_page
 
-from pytest_llmprof.analysis import Trace, profile_summary, read_trace
+from pytest_llmprof.analysis import Trace, merged, profile_summary, read_trace
 from pytest_llmprof.analysis import events as event_reader
 from pytest_llmprof.errors import ArtifactError
 
@@ -94,6 +94,26 @@ def test_idle_time_is_told_by_its_cause(page: Trace) -> None:
     # synchronisation: 516-565, as the host was still in cudaStreamSynchronize at 516;
     # device: 1 microsecond between two kernels of each graph
     assert decode.idle_ms == pytest.approx({"launch": 0.123, "synchronisation": 0.049, "device": 0.002})
+
+
+def test_the_card_runs_dry_inside_a_blocking_copy_and_inside_a_launch() -> None:
+    """The copy is done before its call is, and the synchronise begins later still: one wait, and the gap's cause. Work
+    whose call began before the card ran dry and was done after it was no queued work."""
+    trace = Kineto()
+    trace.phase("decode", 0, 200)
+    trace.call("cudaLaunchKernel", 1, 4, 1)
+    trace.device(GEMM, 5, 50, 1)
+    trace.call("cudaMemcpyAsync", 10, 60, 2)
+    trace.device(TO_HOST, 50, 52, 2, "gpu_memcpy")
+    trace.call("cudaStreamSynchronize", 61, 62, 3)
+    trace.call("cudaLaunchKernel", 80, 84, 4)
+    trace.device(SCALE, 85, 100, 4)
+    trace.call("cudaGraphLaunch", 95, 110, 5)
+    trace.device(GEMM, 111, 120, 5)
+    trace.device(SCALE, 121, 130, 5)
+    row = read_trace(trace.text().encode()).totals()
+    assert row.synchronisations == 1
+    assert row.idle_ms == pytest.approx({"launch": 0.011, "synchronisation": 0.033, "device": 0.001})
 
 
 def test_figures_of_a_step_include_what_follows_its_range(page: Trace) -> None:
@@ -180,6 +200,7 @@ def test_the_wait_that_ends_a_late_window_is_no_steps() -> None:
     assert steps is not None
     assert (steps.steps, steps.synchronisations) == (1, 1)
     assert [row.name for row in found.phase_rows()] == ["decode"]
+    assert found.totals().synchronisations == 1
 
 
 def test_launches_that_the_trace_lost_are_found_by_the_operators_id() -> None:
@@ -236,6 +257,25 @@ def test_time_between_two_profiles_is_nobodys(page: Trace) -> None:
     mine, twice = page.totals(), both.totals()
     assert twice.kernels == 2 * mine.kernels
     assert twice.idle_ms == pytest.approx({cause: 2 * idle for cause, idle in mine.idle_ms.items()})
+
+
+def test_late_windows_of_two_pages_add_up(tmp_path: Path) -> None:
+    """Neither holds the range of its decode phase; and Kineto has printed infinities."""
+    paths = [tmp_path / "0.json", tmp_path / "1.json"]
+    for number, path in enumerate(paths):
+        trace, begin = Kineto(), number * 3e6
+        trace.complete("Trace", "PyTorch Profiler (0)", begin, begin + 90, '"PyTorch Profiler"', '"bandwidth": inf')
+        trace.phase("step", begin + 1, begin + 50)
+        for start in (10, 30):
+            trace.call("cudaLaunchKernel", begin + start, begin + start + 3, 10 * number + start)
+            trace.device(GEMM, begin + start + 5, begin + start + 15, 10 * number + start)
+        trace.write(path)
+    (row,) = read_trace(merged(paths)).phase_rows()
+    assert (row.name, row.count, row.kernels) == ("decode", 2, 4)
+    assert row.gpu_span_ms == pytest.approx(2 * 0.030)
+    paths[1].write_text(paths[1].read_text()[:300])
+    with pytest.raises(ArtifactError, match=r"1\.json is not a whole torch\.profiler trace"):
+        merged(paths)
 
 
 @pytest.mark.parametrize("size", [1, 300, 1 << 20])

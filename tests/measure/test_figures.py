@@ -47,6 +47,12 @@ def test_a_figure_is_the_median_of_page_medians():
     assert figures.peak_memory_gib is None
 
 
+
+def test_a_page_that_fails_later_makes_the_others_no_faster():
+    samples = [sample("a", 0, 1000.0), sample("b", 0, 1000.0), sample("a", 1, 1000.0), sample("a", 2, 1000.0)]
+    assert figures_of(samples, [2.0, 1.0, 1.0]).pages_per_s == pytest.approx(1.0)
+
+
 def test_one_token_has_no_rate():
     figures = figures_of([sample("a", 0, 10.0, tokens=1, tpot_ms=None)], [0.01])
     assert figures.tpot_ms is None

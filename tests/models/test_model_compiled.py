@@ -63,14 +63,15 @@ def test_leaving_early(pair: tuple[Any, Any], phases: Record) -> None:
 
 @pytest.mark.slow
 def test_a_page_that_is_no_number_leaves_nothing_behind(pair: tuple[Any, Any], phases: Record) -> None:
-    """Its keys and values are looked at by later, shorter pages of the same cache, if with a weight of 0."""
+    """Its keys and values would be looked at by later, shorter pages of the same cache, if with a weight of 0.
+
+    Nobody need have seen it: the last step is launched for nothing.
+    """
     _, compiled = pair
     wanted = [token.id for token in compiled.generate([picture(2)], INFER, phases)]
     cache = next(iter(compiled._engine._caches.values()))
     with torch.inference_mode():
-        cache.stored[..., -5:, :] = torch.nan
-    with pytest.raises(ModelError, match="not numbers"):
-        list(compiled.generate([picture(2)], INFER, phases))
+        cache.stored[:] = torch.nan
     assert [token.id for token in compiled.generate([picture(2)], INFER, phases)] == wanted
 
 

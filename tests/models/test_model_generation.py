@@ -209,6 +209,20 @@ def test_a_failing_consumer_of_phases(tiny: Any) -> None:
     assert record.events[-1] == "/decode"
 
 
+@pytest.mark.parametrize("tokens", [1, 4])
+def test_scores_that_are_no_numbers_are_no_answer(tiny: Any, phases: Record, tokens: int) -> None:
+    weight = tiny._model.model.language_model.norm.weight
+    kept = weight.detach().clone()
+    try:
+        with torch.no_grad():
+            weight.fill_(torch.nan)
+        with pytest.raises(ModelError, match="scores of the last token are not numbers"):
+            list(tiny.generate([picture(1)], replace(INFER, max_new_tokens=tokens), phases))
+    finally:
+        with torch.no_grad():
+            weight.copy_(kept)
+
+
 def test_times_rise(tiny: Any, phases: Record) -> None:
     times = [token.time_ns for token in tiny.generate([picture(2)], INFER, phases)]
     assert times == sorted(set(times))

@@ -47,6 +47,31 @@ def test_last(llmprof):
     result.stdout.fnmatch_lines(["*warm-up: out of device memory in the callable Echo._fill, 20.00 GiB more asked*"])
 
 
+def test_what_was_measured_is_kept_whatever_the_window_meets(bench):
+    bench.test(
+        """
+import itertools
+import torch
+
+def test_breaks(llmprof):
+    calls = itertools.count()
+
+    def call():
+        if next(calls) == 4:
+            raise ValueError("no luck")
+        return torch.ones(3).sum()
+
+    llmprof.measure(call)
+"""
+    )
+    result = bench.run("measure.warmup=1", "measure.rounds=3")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["E*ValueError: no luck"])
+    metrics = json.loads((bench.stage_dir("test_it/test_breaks") / "metrics.json").read_text())
+    assert (metrics["status"], len(metrics["samples"])) == ("error", 3)
+    assert metrics["errors"] == [{"page": None, "error": "ValueError: no luck"}]
+
+
 COMPILED = """
 import itertools
 import torch

@@ -235,6 +235,26 @@ def test_a_window_that_breaks_closes_its_answer_and_stops_the_profiler(tmp_path:
     assert not torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("lost", ["all", "half"])
+def test_a_trace_that_did_not_fit_is_said_with_the_space(
+    tmp_path: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    from torch.profiler import profile
+
+    whole = profile.export_chrome_trace
+
+    def export(self: Any, path: str) -> None:
+        whole(self, path)
+        if lost == "all":
+            Path(path).unlink()
+        else:
+            Path(path).write_bytes(Path(path).read_bytes()[:9999])
+
+    monkeypatch.setattr(profile, "export_chrome_trace", export)
+    with pytest.raises(StageError, match=r"^the profiler's trace: .*; [\d,]+ MB were free in .*\(TMPDIR\)$"):
+        torch_profiler.profile_window(context(tmp_path, pages(tiny, 8), Window(decode_tokens=3)))
+
+
 @pytest.mark.parametrize("size", [0, 1, 99, 100, 101, 12_345])
 def test_blocks_packed_apart_are_one_gzip_file(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GzipWriter, "BLOCK", 100)

@@ -99,6 +99,9 @@ class Decoder(Protocol):
     def next(self) -> torch.Tensor:
         """Feed the tokens chosen last; return the next ones [rows]."""
 
+    def check(self) -> None:
+        """Raise `ModelError` where the last scores were not numbers."""
+
 
 def stream(
     decoder: Decoder, prompts: Prompts, embeddings: torch.Tensor, limits: Limits, phases: Phases
@@ -110,14 +113,18 @@ def stream(
     arrivals = Arrivals(prompts, limits)
     with phases.phase("prefill"):
         chosen = decoder.first(embeddings)
-    yield from arrivals.take(chosen.tolist())
-    if not arrivals.rows:
-        return
-    with phases.phase("decode"):
-        while arrivals.rows:
-            with phases.step():
-                arrived = arrivals.take(decoder.next().tolist())
-            yield from arrived
+    arrived = arrivals.take(chosen.tolist())
+    if arrivals.rows:
+        yield from arrived
+        with phases.phase("decode"):
+            while True:
+                with phases.step():
+                    arrived = arrivals.take(decoder.next().tolist())
+                if not arrivals.rows:
+                    break
+                yield from arrived
+    decoder.check()
+    yield from arrived
 
 
 class Arrivals:
@@ -190,10 +197,16 @@ class EagerDecoder:
         mask = self._visible[:, None, None, : self._length] if self._padded else None
         return self._forward(embeddings, self._positions[:, at : at + 1], mask)
 
+    def check(self) -> None:
+        """Once an answer, as it takes launches that the released loop does not have: what is no number stays in the
+        cache, and all later scores are none either."""
+        if self._scores.isnan().any():
+            raise ModelError("the scores of the last token are not numbers (NaN): model.dtype=float32 may help")
+
     def _forward(
         self, embeddings: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
-        scores = self._head(read(self._text, embeddings, positions, mask, self._cache)[:, -1])
+        self._scores = scores = self._head(read(self._text, embeddings, positions, mask, self._cache)[:, -1])
         chosen = ban_repeats(self._ids[:, : self._length], scores, self._limits.ngram).argmax(-1)
         if self._track_ends:
             chosen = chosen.masked_fill(self._ended, self._limits.pad)

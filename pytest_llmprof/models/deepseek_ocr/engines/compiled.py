@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_llmprof.errors import ModelError
 from pytest_llmprof.models.deepseek_ocr.engines.graphs import Graphs, refuse_without_compiler
 from pytest_llmprof.models.deepseek_ocr.engines.prefill import Cache, Prefill
 from pytest_llmprof.models.deepseek_ocr.engines.step import Step
@@ -55,19 +54,16 @@ class CompiledEngine:
         cache = self._cache_for(rows, length + arrivals.steps)
         self._make_steps(cache, length + 2, length + arrivals.steps, limits.ngram)
         cache.begin(prompts, limits)
+        # Attention weighs places that are not filled with 0, and 0 times what was no number is none either.
+        cache.stored[..., length:, :].zero_()
         embeddings = self._prefill.embeddings(inputs, phases)
         del inputs
-        try:
-            with phases.phase("prefill"):
-                chosen = self._prefill.fill(cache, embeddings, prompts, limits.ngram)
-            del embeddings
-            yield from arrivals.take(chosen.tolist())
-            if arrivals.rows:
-                yield from self._decode(cache, arrivals, length, limits.ngram, phases)
-        except ModelError:
-            # Attention weighs places that are not filled with 0, and 0 times what was no number is none either.
-            cache.stored.zero_()
-            raise
+        with phases.phase("prefill"):
+            chosen = self._prefill.fill(cache, embeddings, prompts, limits.ngram)
+        del embeddings
+        yield from arrivals.take(chosen.tolist())
+        if arrivals.rows:
+            yield from self._decode(cache, arrivals, length, limits.ngram, phases)
 
     def _decode(self, cache: Cache, arrivals: Arrivals, length: int, ngram: int, phases: Phases) -> Iterator[Token]:
         ahead = _Ahead(cache.last)
