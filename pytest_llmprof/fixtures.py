@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -82,6 +83,8 @@ class LlmProf:
         `result.value` is what it returned in the last round.
         """
         self._once("measure()")
+        if inspect.iscoroutinefunction(call):
+            raise StageError("llmprof.measure() got a coroutine function: give it what runs the coroutine")
         from pytest_llmprof.models.device import pick_device
 
         name = getattr(call, "__qualname__", None) or type(call).__qualname__

@@ -90,7 +90,8 @@ def _page_getters() -> dict[str, _Getter]:
         "tpot_ms": lambda sample: sample.tpot_ms,
         "tokens_per_s": lambda sample: 1000.0 / sample.tpot_ms if sample.tpot_ms else None,
         "total_ms": lambda sample: sample.total_ms,
-        "tokens": lambda sample: float(sample.tokens) if sample.tokens else None,
+        # An answer without a token has 0 of them; a callable has none to count.
+        "tokens": lambda sample: float(sample.tokens) if sample.tokens or sample.batch_total_ms is not None else None,
     }
 
 

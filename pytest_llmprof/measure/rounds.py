@@ -12,10 +12,11 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from pytest_llmprof.datasets.base import Page
-from pytest_llmprof.errors import LlmprofError
+from pytest_llmprof.errors import LlmprofError, ModelError
 from pytest_llmprof.measure.memory import Peak, PeakMemory
 from pytest_llmprof.measure.phases import CALL, TOP_PHASES, PhaseRecorder
 from pytest_llmprof.models.base import LoadedModel
@@ -209,6 +210,8 @@ def run_batch(
     memory.take()
     recorder.take()
     answers, begin, end = generate_batch(model, images, infer, recorder)
+    for name, answer in zip(names, answers, strict=True):
+        _check_times(name, [begin, *answer.times_ns, end])
     phases = recorder.take()
     peak = memory.take()
     total = (end - begin) / 1e6
@@ -237,6 +240,17 @@ def run_batch(
             )
         )
     return answers, samples, total / 1e3
+
+
+def _check_times(page: str, times_ns: Sequence[int]) -> None:
+    """Refuse tokens that came before their batch began, after it ended, or before the one in front of them."""
+    last = len(times_ns) - 2
+    for number, (before, after) in enumerate(pairwise(times_ns), start=1):
+        if after < before:
+            raise ModelError(
+                f"page {page}: the time of token {min(number, last)} is before that of the token in front of "
+                "it, or outside its batch: Token.time_ns is time.perf_counter_ns() when the token was there"
+            )
 
 
 def time_per_token(times_ns: Sequence[int]) -> float | None:

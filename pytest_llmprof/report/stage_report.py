@@ -228,7 +228,7 @@ def _why_none(metrics: Mapping[str, Any], name: str) -> str:
     if name == "joules_per_page" and not device.startswith("cpu"):
         return _why_no_energy(metrics)
     if name in ("tpot_ms", "tokens_per_s"):
-        return "needs answers of two tokens or more"
+        return "needs answers whose tokens come at two times or more"
     return ""
 
 

@@ -12,8 +12,8 @@ from pytest_llmprof.artifacts import Artifacts, write_json, write_text
 from pytest_llmprof.compare.gates import Gate, Verdict, judge
 from pytest_llmprof.config.schema import Settings
 from pytest_llmprof.datasets.base import Page
-from pytest_llmprof.errors import ArtifactError, LlmprofError, ModelError, StageError
-from pytest_llmprof.measure.figures import Figures, as_dict, figures_of, spread_of
+from pytest_llmprof.errors import ArtifactError, LlmprofError, ModelError, PageError, StageError
+from pytest_llmprof.measure.figures import FIGURE_NAMES, Figures, as_dict, figures_of, spread_of
 from pytest_llmprof.measure.rounds import Answer, Failure, Sample
 from pytest_llmprof.models.base import LoadedModel, ModelPlugin
 from pytest_llmprof.outputs.records import Prediction
@@ -252,7 +252,11 @@ class Runner:
         from pytest_llmprof.measure.environment import environment
         from pytest_llmprof.report import write_report
 
-        figures = replace(figures_of(result.samples, result.round_seconds, result.energy), **result.figures)
+        if strange := sorted(set(result.figures) - set(FIGURE_NAMES)):
+            names = ", ".join(strange)
+            error = error or StageError(f"the stage {self.settings.stage} gave figures that there are not: {names}")
+        own = {name: value for name, value in result.figures.items() if name not in strange}
+        figures = replace(figures_of(result.samples, result.round_seconds, result.energy), **own)
         if not self.timed:
             figures = Figures(tokens=figures.tokens)
         quality = answers.quality() if answers is not None else None
@@ -395,8 +399,11 @@ class _Answers:
     def add(self, page: Page, image: Image, answer: Answer, sample: Sample) -> None:
         from pytest_llmprof.quality import score_page
 
-        text = answer.text(self._model)
-        parsed = self._model.parse(text, image.size)
+        try:
+            text = answer.text(self._model)
+            parsed = self._model.parse(text, image.size)
+        except Exception as error:  # a model's own code: it fails its page by name
+            raise PageError(f"the model cannot read its answer: {_said(error)}") from error
         score = score_page(page, self._kind, parsed, answer.finish, random_weights=self._random)
         self._scores.append(score)
         self._truths += page.truth(self._kind) is not None
@@ -479,5 +486,7 @@ class _Answers:
         """Why CER is null, or None where it is not."""
         if self._random:
             return "random weights"
-        return None if self._truths else "no page has truth"
+        if self._truths:
+            return None
+        return "no page has truth" if self._scores else "no page was answered"
 

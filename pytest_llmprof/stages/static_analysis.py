@@ -6,11 +6,13 @@ the clock. Peaks come from a table of cards (`measure/hardware.yaml`) or from th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmprof.config.stages import STATIC_ANALYSIS
+from pytest_llmprof.errors import StageError
 from pytest_llmprof.measure.hardware import Peaks, peaks_of
 from pytest_llmprof.measure.phases import SUB_PHASES
 from pytest_llmprof.measure.roofline import PhaseRoof, figures, phase_roofs
@@ -87,7 +89,14 @@ def _batches(samples: Sequence[Sample]) -> Iterator[tuple[int, list[Sample]]]:
 def _costs(model: Costed, workload: PagesWorkload, samples: Sequence[Sample]) -> Costs:
     pages = {page.name: page for page in workload.pages}
     images = [pages[sample.page].load() for sample in samples]
-    return model.costs(images, workload.infer, [sample.tokens for sample in samples])
+    costs = model.costs(images, workload.infer, [sample.tokens for sample in samples])
+    for name, one in costs.phases.items():
+        if not (math.isfinite(one.flops) and math.isfinite(one.bytes)):
+            raise StageError(
+                f"the model {workload.model.info.name} counts {one.flops} FLOPs and {one.bytes} bytes in phase {name}: "
+                "costs() must give finite numbers, or leave the phase out"
+            )
+    return costs
 
 
 def _batch_row(batch: int, samples: Sequence[Sample], costs: Costs) -> dict[str, Any]:

@@ -133,7 +133,12 @@ class PagesWorkload:
             seen: set[object] = set()
             for batch_id, batch in batches(self.pages, self.infer.batch_size):
                 loaded = self._images(batch_id, batch)
-                key = tuple(self.model.shape_key(image, self.infer) for _, image in loaded)
+                try:
+                    key = tuple(self.model.shape_key(image, self.infer) for _, image in loaded)
+                except Exception as error:  # noqa: BLE001 - as in _run
+                    text = describe_error(error, recorder, [page.name for page, _ in loaded], self.device)
+                    self._fail(batch, batch_id, text, "".join(traceback.format_exception(error)))
+                    continue
                 if not key or key in seen:
                     continue
                 seen.add(key)
@@ -163,7 +168,10 @@ class PagesWorkload:
             for (page, image), answer, sample in zip(loaded, answers, batch_samples, strict=True):
                 if page.name not in self._first:
                     self._first[page.name] = answer.key()
-                    self._on_answer(page, image, answer, sample)
+                    try:
+                        self._on_answer(page, image, answer, sample)
+                    except PageError as error:
+                        self._fail([page], batch_id, str(error), "".join(traceback.format_exception(error)))
                 else:
                     same = self._first[page.name] == answer.key()
                     self.deterministic = same and self.deterministic is not False

@@ -381,6 +381,43 @@ def test_out_of_memory_names_phase_and_batch_and_frees_the_memory(recorder):
     assert failed == []
 
 
+@pytest.mark.parametrize("off_by", [-1_000_000_000, 1_000_000_000])
+def test_times_that_cannot_be_fail_their_page(recorder, off_by):
+    class Model(CountingModel):
+        def generate(self, images, infer, phases):
+            for token in super().generate(images, infer, phases):
+                yield token._replace(time_ns=token.time_ns + (off_by if token.id == 2 else 0))
+
+    work, seen, failed = workload(Model(), ["a"])
+    work.round(0, recorder)
+    number = 3 if off_by < 0 else 4
+    assert failed[0][1].startswith(f"page a: the time of token {number} is before that of the token in front of it")
+    assert seen == []
+
+
+def test_what_a_model_raises_around_its_answer_fails_its_page_alone(recorder):
+    class Model(CountingModel):
+        def shape_key(self, image, infer):
+            if image.size == (16, 8):
+                raise KeyError("wide")
+            return image.size
+
+    def unreadable(page, image, answer, sample):
+        if page.name == "b":
+            raise PageError("the model cannot read its answer: ValueError: no luck")
+        seen.append(page.name)
+
+    work, seen, failed = workload(Model(), ["wide", "a", "b", "c"])
+    work._on_answer = unreadable
+    work.warmup(1, recorder)
+    work.round(0, recorder)
+    assert seen == ["a", "c"]
+    assert failed == [("wide", "KeyError: 'wide'"), ("b", "the model cannot read its answer: ValueError: no luck")]
+    assert "KeyError" in work.failures[0].details
+    samples, _ = work.round(1, recorder)
+    assert [sample.page for sample in samples] == ["a", "c"]
+
+
 @pytest.mark.parametrize(
     ("text", "full"),
     [

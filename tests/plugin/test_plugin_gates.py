@@ -136,3 +136,46 @@ def test_xfail_covers_a_gate(bench):
     bench.test("import pytest\n" + gated('tokens=">=100"').replace("@pytest", "@pytest.mark.xfail\n@pytest", 1))
     result = bench.run(*ECHO, args=STAGE)
     result.assert_outcomes(xfailed=1)
+
+
+def test_an_answer_without_a_token_has_none(bench):
+    """Which is known: it is no figure that does not apply."""
+    bench.echo()
+    bench.test(
+        """
+import pytest
+
+@pytest.mark.llmprof_gate(tokens=">=1")
+def test_pages(llmprof):
+    llmprof.run()
+"""
+    )
+    result = bench.run("model=echo", "dataset=blank", "infer.prompt=mute", args=STAGE)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["llmprof_gate: tokens is 0, limit >=1"])
+
+
+def test_an_answer_that_the_model_cannot_read_fails_its_page(bench):
+    bench.echo()
+    bench.test()
+    result = bench.run("model=echo", "dataset=blank", "infer.prompt='garbled words'", args=STAGE)
+    result.assert_outcomes(failed=1)
+    text = "the model cannot read its answer: ValueError: no luck"
+    found = json.loads((bench.stage_dir(stage="direct_inference") / "metrics.json").read_text())
+    assert found["errors"] == [{"page": "one", "error": text}]
+    assert found["quality_reason"] == "no page was answered"
+
+
+def test_a_coroutine_is_not_measured(bench):
+    bench.test(
+        """
+async def call():
+    pass
+
+def test_call(llmprof):
+    llmprof.measure(call)
+"""
+    )
+    result = bench.run(args=STAGE)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["llmprof.measure() got a coroutine function: give it what runs the coroutine"])

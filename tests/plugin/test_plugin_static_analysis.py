@@ -5,9 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import xml.etree.ElementTree as ElementTree
+from types import SimpleNamespace
 
 import pytest
 from plugin_bench import clean, files
+
+from pytest_llmprof.errors import StageError
+from pytest_llmprof.models.base import Costs, PhaseCost
+from pytest_llmprof.stages import static_analysis
 
 STAGE = ["--llmprof-stage=static_analysis"]
 RANDOM = ("model.weights=random", "infer.max_new_tokens=5")
@@ -218,3 +223,13 @@ def test_on_a_card_of_the_table(bench, dtype):
     assert block["peaks"]["bandwidth"] == row.bandwidth_gbs * 1e9
     assert all(0 < found["figures"][name] < 1 for name in NAMES)
     assert block["batches"][0]["details"]["experts_counted"] is True
+
+
+def test_costs_that_are_no_numbers_are_the_models_fault():
+    model = SimpleNamespace(
+        info=SimpleNamespace(name="ink"),
+        costs=lambda images, infer, tokens: Costs({"decode": PhaseCost(flops=float("nan"), bytes=1)}),
+    )
+    workload = SimpleNamespace(pages=(), infer=None, model=model)
+    with pytest.raises(StageError, match=r"the model ink counts nan FLOPs and 1 bytes in phase decode: costs\(\) must"):
+        static_analysis._costs(model, workload, [])

@@ -74,7 +74,7 @@ def test_missing_figures_say_why_and_empty_sections_are_left_out(
     environment.update(gpu=None, gpu_reason="the device is cpu")
     text = render(metrics, environment, [])
     assert "| Peak device memory (GiB) | n/a (not recorded on a CPU) |" in text
-    assert "| Decode (tokens/s) | n/a (needs answers of two tokens or more) |" in text
+    assert "| Decode (tokens/s) | n/a (needs answers whose tokens come at two times or more) |" in text
     assert "## Quality\n\nn/a: the weights are random\n" in text
     assert "| Card | none (the device is cpu) |" in text
     assert _sections(text) == ["Figures", "Phases", "Quality", "Slowest pages", "Environment"]

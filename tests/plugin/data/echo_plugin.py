@@ -52,6 +52,8 @@ class Echo:
 
     def generate(self, images, infer, phases):
         words = infer.prompt.split(" ")[: infer.max_new_tokens]
+        if words[0] == "mute":
+            return
         for row in range(len(images)):
             with phases.phase("prefill"):
                 if words[0] == "boom":
@@ -92,6 +94,8 @@ class Echo:
         raise AssertionError("the echo has no token ids")
 
     def parse(self, text, size):
+        if text.startswith("garbled"):
+            raise ValueError("no luck")
         return ParsedOutput(text.replace("<end>", ""))
 
     def shape_key(self, image, infer):
