@@ -274,6 +274,11 @@ class Manager:
         node.workerinput["llmprof_args"] = handed_on(self.config)
         node.workerinput["llmprof_cwd"] = str(self.config.invocation_params.dir)
 
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """A worker has ended; one that crashed tells nothing."""
+        self.results.close_errors += getattr(node, "workeroutput", {}).get("llmprof_close_errors", ())
+
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(
         self, session: pytest.Session, exitstatus: int | pytest.ExitCode
@@ -282,6 +287,9 @@ class Manager:
         if self._session is not None:
             self._session.close()
             self.results.legacy(self._session.legacy_keys)
+            self.results.close_errors += self._session.close_errors
+        if self.worker:
+            self.config.workeroutput["llmprof_close_errors"] = self.results.close_errors  # type: ignore[attr-defined]
         stopped = (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
         self.results.finish(interrupted=exitstatus in stopped)
         if self.results.trouble and exitstatus == pytest.ExitCode.OK:
@@ -297,6 +305,7 @@ class Manager:
                 lines.insert(0, str(self._header))
             lines.append(f"run directory: {relative(results.log.path, self.config.invocation_params.dir)}")
             lines += [f"ERROR: {results.trouble}"] if results.trouble else []
+        lines += [f"WARNING: {text}" for text in results.close_errors]
         lines += [f"INFO: {results.legacy_message}"] if results.legacy_message else []
         if lines:
             terminalreporter.write_sep("=", "llmprof")

@@ -95,6 +95,8 @@ class Results:
         """By node id."""
         self.log: RunLog | None = None
         """run.json, once the run has begun."""
+        self.close_errors: list[str] = []
+        """What models could not be closed, in all workers."""
         self._config = config
         self._legacy: dict[str, None] = {}
         self._legacy_logged = False

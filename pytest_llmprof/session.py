@@ -130,6 +130,11 @@ class Session:
         if "model_cache" in vars(self):
             self.model_cache.close()
 
+    @property
+    def close_errors(self) -> Sequence[str]:
+        """What models could not be closed so far, a line each."""
+        return self.model_cache.close_errors if "model_cache" in vars(self) else ()
+
 
 def check_collisions(owners: Sequence[tuple[str, Settings, Path]]) -> dict[str, str]:
     """Find tests or stages whose enabled outputs share a directory, or lie where another's are replaced.

@@ -87,6 +87,8 @@ class ModelCache:
     """The one model that is kept, keyed by its configuration; another one's load frees it first."""
 
     plugins: Mapping[str, ModelPlugin]
+    close_errors: list[str] = field(default_factory=list)
+    """What models could not be closed, a line each: no test's fault, so no test fails for it."""
     _key: object = None
     _model: LoadedModel | None = None
 
@@ -113,10 +115,13 @@ class ModelCache:
             raise ModelError(f"out of device memory while the model was loaded: {text[:300]}") from None
 
     def close(self) -> None:
-        """Free the model at hand."""
+        """Free the model at hand. A failure of its own `close` is kept in `close_errors`: the session goes on."""
         model, self._model, self._key = self._model, None, None
         if model is not None:
-            model.close()
+            try:
+                model.close()
+            except Exception as error:  # noqa: BLE001 - what a plugin raises is not known
+                self.close_errors.append(f"model {model.info.name} could not be closed: {_said(error)}")
 
 
 @dataclass

@@ -262,3 +262,32 @@ def test_unicode_ids_as_they_are(bench):
     bench.ini(disable_test_id_escaping_and_forfeit_all_rights_to_community_support="true")
     bench.passed(args=STAGE)
     assert bench.run_json()["tests"][0]["dir"] == "test_it/test_it-字/direct_inference"
+
+
+TWO_MODELS = """
+import pytest
+def test_one(llmprof):
+    llmprof.run()
+@pytest.mark.llmprof(overrides=["model.dtype=float32"])
+def test_other(llmprof):
+    llmprof.run()
+"""
+
+
+@pytest.mark.parametrize("workers", [[], ["-n1"]])
+def test_a_model_that_cannot_be_closed_is_told_and_costs_nothing_else(bench, workers):
+    bench.echo()
+    conftest = bench.path / "conftest.py"
+    failing = 'def close(self):\n        raise RuntimeError("the card is gone\\nfor good")'
+    conftest.write_text(conftest.read_text().replace("def close(self):\n        pass", failing))
+    bench.test(TWO_MODELS)
+    result = bench.run_apart(*ECHO, args=[*STAGE, *workers, "--junitxml=junit.xml"])
+    result.assert_outcomes(passed=2)
+    assert result.ret == pytest.ExitCode.OK
+    clean(result)
+    # One when another was asked for, in the midst of an innocent test, and one at the end.
+    warning = "WARNING: model echo could not be closed: RuntimeError: the card is gone for good"
+    assert [line for line in result.outlines if line.startswith("WARNING")] == [warning] * 2
+    assert bench.run_json()["status"] == "complete"
+    assert {"run.json", "benchmark.json"} <= files(bench.run_dir)
+    assert (bench.path / "junit.xml").is_file()
