@@ -261,10 +261,23 @@ class Manager:
 
     # -- reports (in the controller) --------------------------------------------------------------------
 
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """In xdist's controller, which has no items: a test begins in a worker."""
+        if self.controller and self.results.log is not None and (stage := self._stage_in(nodeid)):
+            self.results.log.test(nodeid, stage=stage, outcome="running", directory=None, kind=None, error=None)
+
+    def _stage_in(self, nodeid: str) -> str | None:
+        """The stage that a test's id names; a test that is not ours may have a parameter that reads the same."""
+        return next((stage for stage in self.check() if f"[{stage}]" in nodeid or f"-{stage}]" in nodeid), None)
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if self.worker or self._dry:
+            return
         told: dict[str, Any] | None = getattr(report, "llmprof", None)
-        if told is not None and not self.worker and not self._dry:
+        if told is not None:
             self.results.take(report, told, self.session.run_dir)
+        elif self.controller and self.results.log is not None and (stage := self._stage_in(report.nodeid)):
+            self.results.take_foreign(report, stage)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:

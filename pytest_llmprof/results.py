@@ -132,14 +132,25 @@ class Results:
         row = told["row"]
         if row is not None:
             self.rows[report.nodeid] = row
-        if report.when == "call" or not report.passed:
+        if report.when != "teardown" or not report.passed:
+            begun = report.when == "setup" and report.passed
             self.begin(run_dir).test(
                 report.nodeid,
                 stage=told["stage"],
-                outcome=report.outcome,
+                outcome="running" if begun else report.outcome,
                 directory=told["dir"],
                 kind=row["kind"] if row else None,
                 error=told["error"],
+            )
+
+    def take_foreign(self, report: pytest.TestReport, stage: str) -> None:
+        """A report that tells nothing of ours: xdist's on a test whose worker crashed, or one of a test not ours."""
+        assert self.log is not None
+        if report.when == "setup":
+            self.log.forget(report.nodeid)
+        elif report.when not in ("call", "teardown"):
+            self.log.test(
+                report.nodeid, stage=stage, outcome="failed", directory=None, kind=None, error="worker crashed"
             )
 
     def legacy(self, keys: Sequence[str]) -> None:

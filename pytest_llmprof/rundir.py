@@ -148,15 +148,25 @@ class RunLog:
         self, node: str, *, stage: str, outcome: str, directory: str | None, kind: str | None, error: str | None
     ) -> None:
         """Record one test in one stage: *outcome* running | passed | failed | skipped."""
-        self._tests[node] = {
+        known = self._tests.get(node, {})
+        entry = {
             "id": node,
             "stage": stage,
-            "kind": kind or self._tests.get(node, {}).get("kind"),
+            "kind": kind or known.get("kind"),
             "outcome": outcome,
-            "dir": directory,
+            "dir": directory or known.get("dir"),
             "error": error,
         }
-        self.write("running")
+        if entry != known:
+            self._tests[node] = entry
+            self.write("running")
+
+    def forget(self, node: str) -> None:
+        """A test that was recorded as it began turned out not to be ours: those tell their directory."""
+        entry = self._tests.get(node)
+        if entry is not None and entry["outcome"] == "running" and entry["dir"] is None:
+            del self._tests[node]
+            self.write("running")
 
     def finish(self, interrupted: bool) -> None:
         """Mark the run complete, or interrupted with the test that it was in."""

@@ -147,25 +147,50 @@ def test_a_worker_that_dies_is_told_and_the_others_go_on(bench):
     bench.test(
         LIGHT.partition("@pytest.mark.llmprof(")[0]
         + LIGHT[LIGHT.index('@pytest.mark.parametrize("x", range(2))\ndef test_good') :]
-        + "def test_dies(llmprof_output):\n    import os\n    os._exit(3)\n"
+        + """
+import os
+@pytest.fixture
+def deadly():
+    os._exit(3)
+def test_dies(llmprof_output):
+    os._exit(3)
+def test_dies_early(llmprof_output, deadly):
+    pass
+@pytest.mark.parametrize("x", ["direct_inference"])
+def test_plain(x):
+    pass
+"""
     )
     result = bench.run_apart(args=[*STAGE, "-n2"])
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     assert "INTERNALERROR" not in result.stdout.str()
-    assert len([test for test in bench.run_json()["tests"] if test["outcome"] == "passed"]) == 2
-    assert bench.run_json()["status"] == "complete"
+    run = bench.run_json()
+    assert run["status"] == "complete"
+    tests = {test["id"].removeprefix("test_it.py::"): test for test in run["tests"]}
+    assert {name: (test["outcome"], test["stage"], test["error"]) for name, test in tests.items()} == {
+        "test_good[0-direct_inference]": ("passed", "direct_inference", None),
+        "test_good[1-direct_inference]": ("passed", "direct_inference", None),
+        "test_dies[direct_inference]": ("failed", "direct_inference", "worker crashed"),
+        "test_dies_early[direct_inference]": ("failed", "direct_inference", "worker crashed"),
+    }
+    assert tests["test_dies[direct_inference]"]["dir"] == "test_it/test_dies/direct_inference"
 
 
-def test_a_terminated_run_is_marked_interrupted(bench):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_terminated_run_is_marked_interrupted(bench, sent):
     bench.echo()
     bench.test("def test_slow(llmprof): llmprof.run()\n")
     child = bench.start("model=echo", "dataset=blank", "infer.prompt='slow one'", args=[*STAGE, "-n1"])
     wait_for(bench.path / "slow.started")
-    os.kill(child.pid, signal.SIGTERM)
+    os.kill(child.pid, sent)
     out, _ = child.communicate(timeout=60)
     assert child.returncode == pytest.ExitCode.INTERRUPTED, out
     assert "INTERNALERROR" not in out
-    assert bench.run_json()["status"] == "interrupted"
+    run = bench.run_json()
+    assert run["status"] == "interrupted"
+    assert [(test["id"], test["outcome"], test["dir"]) for test in run["tests"]] == [
+        ("test_it.py::test_slow[direct_inference]", "interrupted", "test_it/test_slow/direct_inference")
+    ]
 
 
 def test_the_header_line_without_options(bench):
