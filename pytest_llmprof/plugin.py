@@ -5,6 +5,7 @@ Importing this module is cheap, and nothing is composed or imported before an op
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,10 +93,13 @@ class Manager:
             from pytest_llmprof.session import Session
             from pytest_llmprof.stages import packaged_stages
 
+            explicit = options.directory(self.config, "llmprof_run_dir")
+            given = getattr(self.config, "workerinput", {})
+
             def run_dir() -> Path:
                 if self.worker:  # chosen once, by the controller
-                    return Path(self.config.workerinput["llmprof_run_dir"])  # type: ignore[attr-defined]
-                return choose_run_dir(options.directory(self.config, "llmprof_run_dir"), self.config.rootpath)
+                    return Path(given["llmprof_run_dir"])
+                return choose_run_dir(explicit, self.config.rootpath)
 
             hook = self.config.hook
             self._session = Session(
@@ -104,6 +108,8 @@ class Manager:
                 stages=[*packaged_stages(), *_flat(hook.pytest_llmprof_stages(config=self.config))],
                 datasets=[*builtin(), *_flat(hook.pytest_llmprof_datasets(config=self.config))],
                 choose_run_dir=run_dir,
+                id=given.get("llmprof_session") or uuid.uuid4().hex,
+                explicit=explicit is not None,
             )
         return self._session
 
@@ -189,7 +195,7 @@ class Manager:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self) -> None:
-        if (self.session.run_dir / "config.yaml").is_file():
+        if self.session.begun():
             self.results.begin(self.session.run_dir)
 
     @pytest.hookimpl(tryfirst=True)
@@ -284,6 +290,7 @@ class Manager:
         from pytest_llmprof.tool_items import handed_on
 
         node.workerinput["llmprof_run_dir"] = str(self.session.run_dir)
+        node.workerinput["llmprof_session"] = self.session.id
         node.workerinput["llmprof_args"] = handed_on(self.config)
         node.workerinput["llmprof_cwd"] = str(self.config.invocation_params.dir)
 

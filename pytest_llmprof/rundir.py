@@ -5,10 +5,12 @@ from __future__ import annotations
 import datetime
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from pytest_llmprof import __version__
 from pytest_llmprof.artifacts import unique_names, write_json, write_text
 from pytest_llmprof.errors import ArtifactError
 
-__all__ = ["RUN_SCHEMA", "RunLog", "TestKey", "begin_run_dir", "choose_run_dir", "test_dirs"]
+__all__ = ["RUN_SCHEMA", "RunLog", "TestKey", "begin_run_dir", "begun_run_dir", "choose_run_dir", "test_dirs"]
 
 RUN_SCHEMA = 1
 _BASE = "llmprof-runs"
@@ -85,22 +87,32 @@ def choose_run_dir(explicit: Path | None, rootdir: Path) -> Path:
         return path
     base = rootdir / _BASE
     stamp = datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
-    path = base / stamp
-    number = 2
-    while path.exists():
-        path = base / f"{stamp}-{number}"
-        number += 1
-    return path
+    return next(path for path in _numbered(base / stamp) if not path.exists())
 
 
-def begin_run_dir(path: Path, config_yaml: str) -> None:
+def _numbered(path: Path) -> Iterator[Path]:
+    """*path*, and the names to go on with where it is taken."""
+    yield path
+    yield from (path.with_name(f"{path.name}-{number}") for number in count(2))
+
+
+def begin_run_dir(wanted: Path, config_yaml: str, session: str, *, explicit: bool) -> Path:
     """Make the run directory with its config.yaml, and what lies beside a default one (.gitignore, `latest`).
 
-    Harmless where another process of the run made it. Raises `ArtifactError`.
+    Sessions that start together may want the same one: it belongs to that whose id, *session*, config.yaml has in its
+    first line; all processes of a session share it. Another session's goes on to the next name, or, where the user
+    named the directory, raises `ArtifactError`, as it does for one that cannot be made. Gives the directory.
     """
+    path = wanted
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        write_text(path / "config.yaml", config_yaml)
+        for path in _numbered(wanted):
+            path.mkdir(parents=True, exist_ok=True)
+            if _claim(path / "config.yaml", config_yaml, session):
+                break
+            if explicit:
+                raise ArtifactError(
+                    f"--llmprof-run-dir {path}: another session has begun a run there meanwhile: name a new directory"
+                )
         if path.parent.name == _BASE:
             ignore = path.parent / ".gitignore"
             if not ignore.exists():
@@ -111,6 +123,43 @@ def begin_run_dir(path: Path, config_yaml: str) -> None:
         raise ArtifactError(
             f"cannot make the run directory {path}: {error.strerror}{where}; name another with --llmprof-run-dir"
         ) from error
+    return path
+
+
+def begun_run_dir(wanted: Path, session: str, *, explicit: bool) -> Path | None:
+    """The directory that a process of *session* has begun where *wanted* was asked for."""
+    for path in [wanted] if explicit else _numbered(wanted):
+        if not path.exists():
+            break
+        if _owner(path / "config.yaml") == session:
+            return path
+    return None
+
+
+_OWNER = "# The session "
+_CLAIMED_S = 5.0
+"""How long a config.yaml may be empty: its owner writes it at once."""
+
+
+def _claim(path: Path, text: str, session: str) -> bool:
+    """Write *path*, unless it is there; whether it is the session's own then."""
+    try:
+        path.open("x").close()
+    except FileExistsError:
+        return _owner(path) == session
+    write_text(path, f"{_OWNER}{session}\n{text}")
+    return True
+
+
+def _owner(path: Path) -> str | None:
+    """The session whose config.yaml *path* is; None where it is no session's."""
+    end = time.monotonic() + _CLAIMED_S
+    while path.is_file():
+        line = path.read_text("utf-8", "replace").partition("\n")[0]
+        if line or time.monotonic() > end:
+            return line.removeprefix(_OWNER) if line.startswith(_OWNER) else None
+        time.sleep(0.01)
+    return None
 
 
 def _link_latest(path: Path) -> None:

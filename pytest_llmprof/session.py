@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_llmprof.artifacts import Artifacts
-from pytest_llmprof.rundir import begin_run_dir
+from pytest_llmprof.rundir import begin_run_dir, begun_run_dir
 
 if TYPE_CHECKING:
     from pytest_llmprof.config.compose import Composer, ConfigSources
@@ -37,6 +37,10 @@ class Session:
     datasets: Sequence[DatasetPlugin]
     choose_run_dir: Callable[[], Path]
     """Names the run directory, once; raises `ArtifactError`."""
+    id: str
+    """Of the whole session: its processes have one, no other session has it."""
+    explicit: bool
+    """Whether the user named the run directory: then it is that one or none."""
     profiler_ran: bool = False
     """Whether a profiler ran in this process already."""
     _pages: dict[DatasetSettings, tuple[Page, ...]] = field(default_factory=dict)
@@ -58,7 +62,7 @@ class Session:
 
     @cached_property
     def run_dir(self) -> Path:
-        """This run's directory; it is there once the run has begun."""
+        """This run's directory; it is there once the run has begun, which may give it another name."""
         return self.choose_run_dir()
 
     @cached_property
@@ -122,8 +126,15 @@ class Session:
     def begin(self) -> None:
         """Make the run directory, once. Raises `ArtifactError`."""
         if not self._begun:
-            begin_run_dir(self.run_dir, self.composer.show())
+            self.run_dir = begin_run_dir(self.run_dir, self.composer.show(), self.id, explicit=self.explicit)
             self._begun = True
+
+    def begun(self) -> bool:
+        """Whether this or another process of the session has made the run directory; takes over its name."""
+        if not self._begun and (found := begun_run_dir(self.run_dir, self.id, explicit=self.explicit)):
+            self.run_dir = found
+            self._begun = True
+        return self._begun
 
     def close(self) -> None:
         """Free the model; another is loaded when one is asked for."""

@@ -291,3 +291,56 @@ def test_a_model_that_cannot_be_closed_is_told_and_costs_nothing_else(bench, wor
     assert bench.run_json()["status"] == "complete"
     assert {"run.json", "benchmark.json"} <= files(bench.run_dir)
     assert (bench.path / "junit.xml").is_file()
+
+
+ANOTHER_SESSION = """
+import pytest
+from pytest_llmprof.plugin import MANAGER
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config):
+    run_dir = config.stash[MANAGER].session.run_dir
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.yaml").write_text("# The session of someone else\\n")
+"""
+
+
+@pytest.mark.parametrize("workers", [[], ["-n2"]])
+def test_another_session_got_to_the_run_directory_first(bench, workers):
+    (bench.path / "conftest.py").write_text(ANOTHER_SESSION)
+    bench.test("def test_it(llmprof_artifacts): llmprof_artifacts.out_dir('mine').mkdir(parents=True)\n")
+    result = bench.run_apart(args=[*workers, *STAGE])
+    result.assert_outcomes(passed=1)
+    clean(result)
+    runs = bench.path / "llmprof-runs"
+    mine = (runs / "latest").resolve()
+    theirs = mine.with_name(mine.name.removesuffix("-2"))
+    assert mine != theirs
+    assert files(theirs) == {"config.yaml"}
+    assert (mine / "test_it" / "test_it" / "mine").is_dir()
+    assert json.loads((mine / "run.json").read_text())["status"] == "complete"
+    assert {path.name for path in runs.iterdir()} == {".gitignore", "latest", mine.name, theirs.name}
+    result.stdout.fnmatch_lines([f"run directory: llmprof-runs/{mine.name}"])
+
+
+def test_another_session_got_to_the_named_run_directory_first(bench):
+    (bench.path / "conftest.py").write_text(ANOTHER_SESSION)
+    bench.test("def test_it(llmprof_config): pass")
+    text = bench.usage_error(args=["--llmprof-run-dir=mine"])
+    assert "mine: another session has begun a run there meanwhile: name a new directory" in text
+    assert files(bench.path / "mine") == {"config.yaml"}
+
+
+def test_sessions_that_begin_at_once_get_a_directory_each(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    from pytest_llmprof.rundir import begin_run_dir, begun_run_dir
+
+    wanted = tmp_path / "some" / "run"
+    ids = [str(number % 4) for number in range(16)]
+    with ThreadPoolExecutor(8) as pool:
+        paths = list(pool.map(lambda session: begin_run_dir(wanted, "a: 1\n", session, explicit=False), ids))
+    found = dict(zip(ids, paths, strict=True))
+    assert len(set(found.values())) == 4
+    assert [found[session] for session in ids] == paths
+    assert all(begun_run_dir(wanted, session, explicit=False) == path for session, path in found.items())
+    assert begun_run_dir(wanted, "another", explicit=False) is None
