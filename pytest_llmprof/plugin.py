@@ -191,7 +191,17 @@ class Manager:
         try:
             self.session.begin()
         except LlmprofError as error:
-            self._refuse([item for item in session.items if asks(item)], str(error))
+            text = str(error)
+            self._refuse([item for item in session.items if asks(item)], text)
+            report = pytest.CollectReport(session.nodeid, "failed", text, [], llmprof_refused=text)
+            self.config.hook.pytest_collectreport(report=report)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """In the controller: what a worker could not begin is a usage error, as it is without workers."""
+        text: str | None = getattr(report, "llmprof_refused", None)
+        if text is not None and not self.worker:
+            raise pytest.UsageError(text)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self) -> None:

@@ -322,10 +322,11 @@ def test_another_session_got_to_the_run_directory_first(bench, workers):
     result.stdout.fnmatch_lines([f"run directory: llmprof-runs/{mine.name}"])
 
 
-def test_another_session_got_to_the_named_run_directory_first(bench):
+@pytest.mark.parametrize("workers", [[], ["-n2"]])
+def test_another_session_got_to_the_named_run_directory_first(bench, workers):
     (bench.path / "conftest.py").write_text(ANOTHER_SESSION)
     bench.test("def test_it(llmprof_config): pass")
-    text = bench.usage_error(args=["--llmprof-run-dir=mine"])
+    text = bench.usage_error(args=[*workers, "--llmprof-run-dir=mine"], apart=True)
     assert "mine: another session has begun a run there meanwhile: name a new directory" in text
     assert files(bench.path / "mine") == {"config.yaml"}
 
