@@ -80,6 +80,7 @@ class Manager:
         self._header_shown = False
         self._asked = False
         self.results = Results(config)
+        self._interrupted = False
 
     # -- the session's configuration --------------------------------------------------------------------
 
@@ -309,6 +310,18 @@ class Manager:
         """A worker has ended; one that crashed tells nothing."""
         self.results.close_errors += getattr(node, "workeroutput", {}).get("llmprof_close_errors", ())
 
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        """Tell Ctrl-C, SIGTERM and pytest.exit from the kinds that pytest and xdist raise to stop by themselves."""
+        in_worker = "received keyboard-interrupt" in str(excinfo.value)  # what xdist says of it
+        self._interrupted = excinfo.type in (KeyboardInterrupt, pytest.exit.Exception) or in_worker
+
+    def _status(self, session: pytest.Session, exitstatus: int | pytest.ExitCode) -> str:
+        """How the session ended, for run.json."""
+        if self._interrupted or exitstatus == pytest.ExitCode.INTERNAL_ERROR:
+            return "interrupted"
+        # With --stepwise, xdist goes on to the end.
+        return "stopped" if session.shouldfail or exitstatus == pytest.ExitCode.INTERRUPTED else "complete"
+
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(
         self, session: pytest.Session, exitstatus: int | pytest.ExitCode
@@ -320,8 +333,7 @@ class Manager:
             self.results.close_errors += self._session.close_errors
         if self.worker:
             self.config.workeroutput["llmprof_close_errors"] = self.results.close_errors  # type: ignore[attr-defined]
-        stopped = (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
-        self.results.finish(interrupted=exitstatus in stopped)
+        self.results.finish(self._status(session, exitstatus))
         if self.results.trouble and exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         yield

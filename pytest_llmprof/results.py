@@ -173,8 +173,8 @@ class Results:
             self._legacy_logged = True
             logging.getLogger("pytest_llmprof").info(text)
 
-    def finish(self, *, interrupted: bool) -> None:
-        """Write benchmark.json and close run.json. Nothing where no run has begun."""
+    def finish(self, status: str) -> None:
+        """Write benchmark.json and close run.json with *status*. Nothing where no run has begun."""
         if self.log is None:
             return
         self.log_legacy()
@@ -187,7 +187,7 @@ class Results:
                 write_json(self.log.path / "benchmark.json", benchmark_json(rows, self._config))
             except OSError as error:
                 self.log.trouble = f"cannot write {self.log.path / 'benchmark.json'}: {error.strerror}"
-        self.log.finish(interrupted)
+        self.log.finish(status)
         if self._took_sigterm:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

@@ -217,15 +217,18 @@ class RunLog:
             del self._tests[node]
             self.write("running")
 
-    def finish(self, interrupted: bool) -> None:
-        """Mark the run complete, or interrupted with the test that it was in."""
+    def finish(self, status: str) -> None:
+        """Mark the run with its last *status*, and the test that it was in as interrupted."""
         for entry in self._tests.values():
             if entry["outcome"] == "running":
                 entry["outcome"] = "interrupted"
-        self.write("interrupted" if interrupted else "complete")
+        self.write(status)
 
     def write(self, status: str) -> None:
-        """Write it with *status* running | complete | interrupted. Trouble is kept, not raised: tests go on."""
+        """Write it with *status* running | complete | stopped | interrupted.
+
+        Trouble is kept, not raised: tests go on.
+        """
         content = {
             "schema": RUN_SCHEMA,
             "status": status,

@@ -142,11 +142,37 @@ def test_interrupted_with_pages_done_keeps_them(bench):
     assert "one" in (bench.stage_dir(stage="direct_inference") / "viz" / "predictions.md").read_text()
 
 
-def test_stop_at_the_first_failure_is_a_complete_run(bench):
-    bench.test("def test_a(llmprof_config): assert 0\ndef test_b(llmprof_config): pass\n")
-    assert bench.run(args=["-x"]).ret == pytest.ExitCode.TESTS_FAILED
-    assert bench.run_json()["status"] == "complete"
-    assert len(bench.run_json()["tests"]) == 1
+@pytest.mark.parametrize(
+    ("args", "status"),
+    [
+        (["-x"], "stopped"),
+        (["--stepwise", "-o", "addopts="], "stopped"),
+        (["-n1", "--maxfail=1"], "stopped"),
+        (["--maxfail=2"], "complete"),
+        (["-n1", "--maxfail=2"], "complete"),
+    ],
+)
+def test_a_run_that_its_own_options_stop_is_told_from_an_interrupted_one(bench, args, status):
+    bench.test(
+        """
+def test_a(llmprof_config): assert 0
+def test_b(llmprof_config): pass
+def test_c(llmprof_config): pass
+def test_d(llmprof_config): pass
+"""
+    )
+    assert bench.run_apart(args=args).ret in (pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED)
+    run = bench.run_json()
+    assert run["status"] == status
+    assert (len(run["tests"]) == 4) is (status == "complete")
+
+
+@pytest.mark.parametrize("workers", [[], ["-n1"]])
+@pytest.mark.parametrize("cause", ["raise KeyboardInterrupt", "import pytest; pytest.exit('enough')"])
+def test_a_test_that_interrupts(bench, workers, cause):
+    bench.test(f"def test_a(llmprof_config): {cause}\ndef test_b(llmprof_config): pass\n")
+    bench.run_apart(args=workers)
+    assert bench.run_json()["status"] == "interrupted"
 
 
 def test_an_existing_run_is_refused(bench):
