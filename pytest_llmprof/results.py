@@ -7,6 +7,7 @@ xdist; `Results` makes run.json, benchmark.json and the summary's rows of it.
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import threading
 from collections.abc import Mapping, Sequence
@@ -52,10 +53,17 @@ def row(
         "quality_reason": metrics["quality_reason"],
         "card_warnings": card_warnings(metrics, environment),
         "round_seconds": list(round_seconds),
-        "params": {name: str(value) for name, value in callspec.params.items()},
+        "params": {name: _param(value) for name, value in callspec.params.items()},
         "param": callspec.id,
         "extra_info": extra,
     }
+
+
+def _param(value: object) -> object:
+    """A parameter as JSON has it: what is no number, bool or None becomes text, that travels between processes too."""
+    if (type(value) is float and math.isfinite(value)) or type(value) in (bool, int, type(None)):
+        return value
+    return str(value).encode("utf-8", "replace").decode()  # JSON has no lone surrogates
 
 
 def judge(state: ItemState) -> pytest.ExceptionInfo[BaseException] | None:

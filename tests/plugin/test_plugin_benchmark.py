@@ -65,6 +65,28 @@ def test_json_equals_ours(run, bench):
         assert theirs["stats"][name] == ours["stats"][name]
 
 
+@pytest.mark.parametrize("workers", [[], ["-n1"]])
+def test_parameters_keep_their_types(bench, workers):
+    bench.echo()
+    bench.test(
+        """
+import pytest
+VALUES = [1, 2**70, 0.5, True, None, "1", "\\ud800", float("nan"), (1, 2), int]
+@pytest.mark.parametrize("x", VALUES, ids=range(10))
+def test_pages(llmprof, x):
+    llmprof.run()
+"""
+    )
+    result = bench.run_apart(*ECHO, args=[*STAGE, *workers])
+    result.assert_outcomes(passed=10)
+    clean(result)
+    found = {row["param"]: row["params"] for row in benchmarks(bench.run_dir / "benchmark.json")}
+    values = [found[f"{number}-direct_inference"]["x"] for number in range(10)]
+    assert values == [1, 2**70, 0.5, True, None, "1", "?", "nan", "(1, 2)", "<class 'int'>"]
+    assert [type(value) for value in values[:4]] == [int, int, float, bool]
+    assert {row["llmprof_stage"] for row in found.values()} == {"direct_inference"}
+
+
 def test_autosave_and_compare(run, bench):
     run("--benchmark-autosave")
     result = run("--benchmark-compare")
