@@ -237,7 +237,11 @@ class Composer:
             sorted(f"{'+' if one.append else ''}{one.key}={quoted(one.option)}" for one in chosen.values())
         )
         if texts not in self._presets:
-            self._presets[texts] = compose_presets(trees.search, trees.stored, trees.name, texts)
+            try:
+                self._presets[texts] = compose_presets(trees.search, trees.stored, trees.name, texts)
+            except ConfigError:
+                trees.check({one.key: one.option for one in chosen.values()})
+                raise
         return self._presets[texts]
 
     def _check_presets(

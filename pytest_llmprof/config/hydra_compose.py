@@ -67,9 +67,11 @@ def compose_presets(
     try:
         with _own_hydra(stored), initialize_config_dir(str(search[0]), version_base="1.3"):
             config = compose(name, [f"hydra.searchpath=[{path}]", *overrides], return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        cause = error.__cause__ or error
-        text = " ".join(str(cause if isinstance(cause, yaml.YAMLError) else error).split())
+    # Hydra raises plain ones for a defaults list or a file of a wrong shape, and for one that is not UTF-8.
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, OSError) as error:
+        cause = error.__cause__ or error.__context__ or error
+        told = cause if isinstance(cause, yaml.YAMLError) or not str(error).strip() else error
+        text = " ".join(str(told).split()) or type(told).__name__
         raise ConfigError(f"the presets don't compose: {text}") from None
     except RecursionError:
         raise ConfigError(

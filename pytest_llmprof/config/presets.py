@@ -10,8 +10,9 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from pytest_llmprof.config.provenance import Source, preset
+from pytest_llmprof.errors import ConfigError, nearest
 
-__all__ = ["Presets"]
+__all__ = ["Presets", "check_entries"]
 
 _PACKAGE = re.compile(r"^\s*#\s*@package\s+(\S+)", re.MULTILINE)
 
@@ -60,6 +61,62 @@ class Presets:
                 found = preset(key, option, file)
         return found
 
+    def check(self, entries: Any, choices: Mapping[str, str], group: str = "") -> None:
+        """Raise for the first file behind the defaults list *entries* (of *group*) that Hydra can't read.
+
+        Hydra names no file for most of these faults, so they are looked for once it failed. *choices* are the
+        presets that were chosen in place of the lists' own.
+        """
+        pending = [(group, entries)]
+        pending += [(key.partition("@")[0], [f"/{key.partition('@')[0]}/{option}"]) for key, option in choices.items()]
+        seen: set[Path] = set()
+        while pending:
+            group, entries = pending.pop(0)
+            for owner, name in _named(group, entries, choices):
+                file = self.file(owner, name)
+                if file is not None and file not in seen:
+                    seen.add(file)
+                    # What stands in `a/b.yaml` is relative to the group `a`.
+                    inside = "/".join(part for part in (owner, *name.split("/")[:-1]) if part)
+                    pending.append((inside, self._entries(file, inside)))
+
+    def _entries(self, file: Path, group: str) -> list[Any]:
+        """A preset file's defaults list. Raises where it can't be read, or names a neighbour that is not there."""
+        from omegaconf import OmegaConf
+        from omegaconf.errors import GrammarParseError, OmegaConfBaseException
+
+        try:
+            content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{file} can't be read: it is not UTF-8 ({error.reason} at byte {error.start})") from None
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+        if content is None:
+            return []
+        if not isinstance(content, dict):
+            raise ConfigError(f"{file} must hold keys and values")
+        try:
+            OmegaConf.create({str(name): value for name, value in content.items()})
+        except OmegaConfBaseException as error:
+            text = str(error.msg or error).split("\n")[0]
+            hint = r" (a literal ${ is written \${)" if isinstance(error, GrammarParseError) else ""
+            raise ConfigError(f"{file}: {error.full_key} can't be read: {text}{hint}") from None
+        if "defaults" not in content:
+            return []
+        entries = content["defaults"]
+        check_entries(file, entries)
+        for entry in entries:
+            if isinstance(entry, str) and entry != "_self_" and "${" not in entry:
+                name = entry.partition("@")[0]
+                owner = "" if name.startswith("/") else group
+                if self.file(owner, name.lstrip("/")) is None:
+                    there = self.options(owner)
+                    raise ConfigError(
+                        f"{file}: its defaults list names {name}, which is no preset{nearest(name, there)}"
+                        + (f"; {owner} has {', '.join(there)}" if owner else "")
+                    )
+        return list(entries)
+
     def _read(self, file: Path, group: str, package: str) -> Iterator[dict[str, Any]]:
         """The keys of a preset from the root down, and those of the neighbours that it extends."""
         if (file, group, package) not in self._bodies:
@@ -70,6 +127,41 @@ class Presets:
             file_of_neighbour = self.file(group, neighbour)
             if file_of_neighbour is not None and file_of_neighbour != file:
                 yield from self._read(file_of_neighbour, group, package)
+
+
+def check_entries(file: Path, entries: Any) -> None:
+    """Raise where *entries*, the defaults list of *file*, holds what is neither a file's name nor a preset's.
+
+    YAML reads `no`, `on` and 2024 as other than text; what was written is lost, so it can't be taken for a name.
+    """
+    if not isinstance(entries, list):
+        what = "is empty: write defaults: [] or leave it out" if entries is None else "must be a list, [NAME, _self_]"
+        raise ConfigError(f"{file}: defaults {what}")
+    for entry in entries:
+        for key, options in entry.items() if isinstance(entry, Mapping) else [("", entry)]:
+            for option in options if isinstance(options, list) and key else [options]:
+                if isinstance(option, str) or (option is None and key):
+                    continue
+                shown = str(option).lower() if isinstance(option, bool) else option
+                what = f"{key}: {shown}" if key else f"{'null' if shown is None else shown}"
+                raise ConfigError(
+                    f"{file}: its defaults list has {what}, which YAML does not read as text: "
+                    "put the preset's name in quotes, as in 'no'"
+                )
+
+
+def _named(group: str, entries: Any, choices: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """(group, preset) of each file that a defaults list of *group* names."""
+    for entry in entries:
+        for key, options in entry.items() if isinstance(entry, Mapping) else [("", entry)]:
+            name = str(key).removeprefix("optional ").removeprefix("override ").strip()
+            owner = name.lstrip("/") if name.startswith("/") or not group else f"{group}/{name}".rstrip("/")
+            options = choices.get(owner, options) if key else options
+            owner = owner.partition("@")[0]
+            for option in options if isinstance(options, list) else [options]:
+                if isinstance(option, str) and option != "_self_":
+                    option = option.partition("@")[0]
+                    yield ("", option.lstrip("/")) if option.startswith("/") else (owner, option)
 
 
 def _body(file: Path, group: str, package: str) -> tuple[dict[str, Any], list[str]]:

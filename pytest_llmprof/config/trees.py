@@ -12,7 +12,7 @@ import yaml  # type: ignore[import-untyped]
 
 from pytest_llmprof.config.hydra_compose import ROOT_NAME, USER_NAME
 from pytest_llmprof.config.paths import absolute, conf_dir
-from pytest_llmprof.config.presets import Presets
+from pytest_llmprof.config.presets import Presets, check_entries
 from pytest_llmprof.config.provenance import Source, config_file
 from pytest_llmprof.config.registry import Registry
 from pytest_llmprof.errors import ConfigError, nearest
@@ -47,6 +47,11 @@ class ConfigTrees:
         defaults = self.stored[ROOT_NAME]["defaults"]
         chosen = {_entry_key(entry): next(iter(entry.values())) for entry in defaults if _entry_key(entry)}
         return chosen.get(key) == option and file is not None and file.is_relative_to(packaged)
+
+    def check(self, choices: Mapping[str, str]) -> None:
+        """Raise for the file that Hydra can't compose from, where one is found; *choices* were made by somebody."""
+        for one in dict.fromkeys((self.name, ROOT_NAME)):
+            self.presets.check(self.stored[one]["defaults"], choices)
 
     @classmethod
     def open(cls, config_dir: Path | None, invocation_dir: Path, registry: Registry) -> ConfigTrees:
@@ -148,6 +153,7 @@ def _check_defaults(file: Path, defaults: Any, presets: Presets) -> set[str]:
     """The plain files that the user's defaults list names. Raises where it names what is not there."""
     if not isinstance(defaults, list):
         raise ConfigError(f"{file}: defaults must be a list, [{ROOT_NAME}, _self_]")
+    check_entries(file, defaults)
     names = {entry.lstrip("/") for entry in defaults if isinstance(entry, str)}
     if "config" in names:
         raise ConfigError(
@@ -162,9 +168,9 @@ def _check_defaults(file: Path, defaults: Any, presets: Presets) -> set[str]:
                 f"{file}: its defaults list names {key} without a mount; "
                 f"write override {key}@pipeline.torch_profiler.output: {option}"
             )
-        if key is None:
-            _check_file(file, str(entry).lstrip("/"), presets)
-        elif isinstance(entry, Mapping):
+        if key is None and isinstance(entry, str):
+            _check_file(file, entry.lstrip("/"), presets)
+        elif key is not None and isinstance(entry, Mapping):
             _check_preset(file, key.partition("@")[0], str(next(iter(entry))), next(iter(entry.values())), presets)
     keys = _keys(defaults)
     if ROOT_NAME not in names and "model" not in keys:

@@ -180,3 +180,37 @@ def test_a_preset_may_be_called_config(bench):
     assert bench.settings("infer=config").infer.max_new_tokens == 3
     bench.write("night/config.yaml", "# @package _global_\nmeasure: {rounds: 9}\n")  # in a group of one's own
     assert bench.settings("+night=config").measure.rounds == 9
+
+
+NO_TEXT = "which YAML does not read as text: put the preset's name in quotes"
+
+
+@pytest.mark.parametrize("value", ["no", "true", "2024", "1.5"])
+def test_a_preset_whose_name_yaml_does_not_read_as_text(bench, value):
+    path = bench.write("config.yaml", f"defaults: [llmprof_root, {{override {MOUNT}: {value}}}]\n")
+    assert f"{path}: its defaults list has override {MOUNT}: " in bench.error()
+    assert NO_TEXT in bench.error()
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("defaults: [reference, 5]", f"its defaults list has 5, {NO_TEXT}"),
+        ("defaults: [{override /dataset: no}]", f"its defaults list has override /dataset: false, {NO_TEXT}"),
+        ("defaults: reference", "defaults must be a list"),
+        ("defaults:\n# - reference", "defaults is empty: write defaults: []"),
+        ("defaults: [referenz]", "names referenz, which is no preset (did you mean 'reference'?); infer has compiled"),
+        ("5", "must hold keys and values"),
+        ('prompt: "costs ${5"', "prompt can't be read"),
+        (b"prompt: \xe9", "is not UTF-8"),
+    ],
+)
+def test_a_preset_that_hydra_cannot_read_is_named(bench, text, part):
+    path = bench.write("infer/x.yaml", "")
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    bench.write("infer/y.yaml", "defaults: [x]\n")
+    bench.write("night/z.yaml", "# @package _global_\ndefaults: [{override /infer: x}]\n")
+    for given in ({"mark": ("infer=x",)}, {"ini": ("infer=y",)}, {"ini": ("night=z",)}):
+        assert bench.error(**given).startswith(str(path))
+        assert part in bench.error(**given)
+    assert bench.settings().infer.batch_size == 1
