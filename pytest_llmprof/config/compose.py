@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -249,6 +249,16 @@ class Composer:
     ) -> list[Assignment]:
         """Refuse keys in presets that there are not; take legacy keys out and give them as assignments."""
         found: list[Assignment] = []
+        for above, name in _dotted(root, content):
+            path = f"{above}.{name}" if above else name
+            if find(root, path) is not None:
+                source = trees.presets.origin(path, choices)
+                block, _, rest = name.partition(".")
+                nested = "".join(f"{{{part}: " for part in rest.split(".")) + "…" + "}" * (rest.count(".") + 1)
+                raise ConfigError(
+                    f"{path} is written with dots, as {name}, {source.where if source else 'in a preset'}; "
+                    f"a preset's keys are nested: write {block}: {nested}"
+                )
         for one in flatten(root, "", content, Source(-1, "preset", "in a preset")):
             node = find(root, one.path)
             if isinstance(node, Leaf):
@@ -394,6 +404,17 @@ def _without_null_blocks(root: Block, body: Mapping[str, Any], prefix: str = "")
             continue
         found[name] = _without_null_blocks(root, value, path) if isinstance(value, Mapping) else value
     return found
+
+
+def _dotted(root: Block, body: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(block, name) of the keys written as `a.b`. Hydra merges presets by name, so which of two presets sets
+    such a key can't be told any more; unlike in config.yaml it can't be applied."""
+    for name, value in body.items():
+        path = f"{prefix}.{name}" if prefix else str(name)
+        if "." in str(name):
+            yield prefix, str(name)
+        elif isinstance(value, Mapping) and isinstance(find(root, path), Block):
+            yield from _dotted(root, value, path)
 
 
 def _leaves(root: Block, values: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -181,10 +181,11 @@ def _body(file: Path, group: str, package: str) -> tuple[dict[str, Any], list[st
 
 
 def _mentions(body: Any, path: str) -> bool:
-    for part in path.split("."):
+    parts = path.split(".")
+    for depth, part in enumerate(parts):
         if not isinstance(body, dict):
             return True
         if part not in body:
-            return False
+            return ".".join(parts[depth:]) in body  # written with dots, which is refused: by its file's name
         body = body[part]
     return True

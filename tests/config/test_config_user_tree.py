@@ -214,3 +214,19 @@ def test_a_preset_that_hydra_cannot_read_is_named(bench, text, part):
         assert bench.error(**given).startswith(str(path))
         assert part in bench.error(**given)
     assert bench.settings().infer.batch_size == 1
+
+
+def test_dotted_keys_of_a_preset_are_refused(bench):
+    """They work in config.yaml. Of two presets it can't be told which set them, so they are not silently dropped."""
+    mini = bench.write("pipeline/torch_profiler/mini.yaml", "window.decode_tokens: 4\n")
+    text = bench.error("pipeline/torch_profiler=mini")
+    assert f"window.decode_tokens, in preset pipeline/torch_profiler=mini ({mini});" in text
+    assert text.endswith("write window: {decode_tokens: …}")
+    bench.write("output/torch/mine.yaml", "prediction.enable: true\n")
+    assert f"{MOUNT}=mine (" in bench.error(f"{MOUNT}=mine")
+    bench.write("night/a.yaml", "# @package _global_\npipeline.torch_profiler.window.pages: 2\n")
+    assert "write pipeline: {torch_profiler: {window: {pages: …}}}" in bench.error("night=a")
+    bench.write("pipeline/nsys/a.yaml", "defaults: [default]\nenv: {A.B: c}\n")
+    assert bench.settings("pipeline/nsys=a").pipeline["nsys"].options.env == {"A.B": "c"}
+    bench.write("config.yaml", "pipeline.torch_profiler.window.decode_tokens: 4\n")
+    assert bench.settings().current.options.window.decode_tokens == 4
