@@ -177,9 +177,18 @@ def _suggest(root: Block, node: Block, parts: list[str], depth: int) -> str:
         return nearest(whole, list(known_paths(root)))
     same = [path for path in known_paths(root) if path.split(".")[-1] == parts[-1]]
     if same:
-        return f" (did you mean {' or '.join(map(repr, same[:2]))}?)"
+        # The fewest parts to take away, then to add; where no stage was typed, that of the outputs most people set.
+        far = {path: (*_differing(parts, path.split(".")), "direct_inference" in path) for path in same}
+        best = [path for path in same if far[path] == min(far.values())]
+        return f" (did you mean {' or '.join(map(repr, best[:2]))}?)"
     above = {".".join(parts[:length]) for length in range(1, len(parts))}
     return nearest(".".join(parts), [path for path in known_paths(root) if path not in above])
+
+
+def _differing(typed: list[str], path: list[str]) -> tuple[int, int]:
+    """How many parts of *typed* are not in *path*, and the other way round; the order of parts counts."""
+    shared = sum(block.size for block in difflib.SequenceMatcher(None, typed, path, False).get_matching_blocks())
+    return len(typed) - shared, len(path) - shared
 
 
 def with_defaults(block: Block, value: Mapping[Any, Any]) -> dict[str, Any]:

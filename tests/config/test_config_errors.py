@@ -125,6 +125,26 @@ def test_unknown(bench, override, parts):
 
 
 @pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("pipeline.torch_profiler.output.enable", ["output.prediction.enable", "output.visualization.enable"]),
+        ("pipeline.torch_profiler.prediction.enable", ["output.prediction.enable"]),
+        ("pipeline.torch_profiler.output.save_dir", ["output.prediction.save_dir", "output.visualization.save_dir"]),
+        ("torch_profiler.output.prediction.enable", ["output.prediction.enable"]),
+        ("prediction.enable", ["output.prediction.enable"]),
+        ("save_dir", ["output.prediction.save_dir", "output.visualization.save_dir"]),
+        ("pipeline.torch_profiler.output.max_images", ["output.extra.deepseek_ocr.visualization.max_images"]),
+    ],
+)
+def test_the_key_that_was_meant_is_of_the_stage_that_was_typed(bench, typed, meant):
+    names = " or ".join(f"'pipeline.torch_profiler.{key}'" for key in meant)
+    assert bench.error(f"{typed}=8").endswith(f"(did you mean {names}?)")
+    if "torch_profiler" in typed:
+        text = bench.error(f"{typed.replace('torch_profiler', 'direct_inference')}=8")
+        assert text.endswith(f"(did you mean {names.replace('torch_profiler', 'direct_inference')}?)")
+
+
+@pytest.mark.parametrize(
     ("override", "allowed"),
     [
         ("infer.max_new_tokens=many", "an integer >= 1"),
