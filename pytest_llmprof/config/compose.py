@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import re
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -30,7 +31,7 @@ from pytest_llmprof.config.provenance import (
     marker,
 )
 from pytest_llmprof.config.registry import Registry
-from pytest_llmprof.config.render import plain, to_yaml
+from pytest_llmprof.config.render import escaped, plain, to_yaml
 from pytest_llmprof.config.schema import Settings
 from pytest_llmprof.config.tree import Block, Leaf, build, find, root_block, unknown, with_defaults
 from pytest_llmprof.config.trees import ConfigTrees
@@ -40,7 +41,7 @@ from pytest_llmprof.errors import ConfigError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["Composer", "ConfigSources"]
+__all__ = ["Composer", "ConfigSources", "tree"]
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class Composer:
             source = trees.presets.origin(path, shown)
             return source.comment if source is not None else None
 
-        return to_yaml(_tree(settings), comment)
+        return to_yaml(escaped(tree(settings)), comment)
 
     @property
     def legacy_keys(self) -> tuple[str, ...]:
@@ -166,12 +167,14 @@ class Composer:
             if trees.user_source is not None:
                 body = _without_null_blocks(root, trees.user_body)
                 below.assignments = flatten(root, "", body, trees.user_source)
-                # A saved config.yaml can serve as a configuration: its test and stage were another run's.
-                below.assignments = [
-                    replace(one, value=_per_test(one.value))
-                    for one in below.assignments
-                    if one.path.split(".")[0] != "llmprof"
-                ]
+                saved = trees.user_body.get("llmprof")
+                if isinstance(saved, Mapping) and {"test", "stage"} <= set(saved):
+                    # A saved config.yaml can serve as a configuration: its test and stage were another run's.
+                    below.assignments = [
+                        replace(one, value=_per_test(one.path, one.value, saved))
+                        for one in below.assignments
+                        if one.path not in ("llmprof.test", "llmprof.stage")
+                    ]
             assignments, choices = parser.parse(self.sources.ini_overrides, INI)
             below.assignments += assignments
             below.choices += choices
@@ -342,7 +345,7 @@ class Composer:
         values["dataset"] = checker.dataset(values["dataset"])
 
         node = values.pop("llmprof")
-        body = to_yaml(plain(values))
+        body = to_yaml(escaped(plain(values)))
         return Settings(
             **values,
             test=test,
@@ -428,16 +431,27 @@ def _leaves(root: Block, values: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return found
 
 
-def _per_test(value: Any) -> Any:
-    """What a shown configuration has in place of each test's own name and stage, as it was written before."""
+def _per_test(path: str, value: Any, saved: Mapping[str, Any]) -> Any:
+    """What a saved configuration has in place of each test's own name and stage, as it was written before.
+
+    A session's holds the placeholders; a test's holds its own names (*saved*), which only a save_dir is searched for.
+    """
+    if isinstance(value, Mapping):
+        return {name: _per_test(path, item, saved) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_per_test(path, item, saved) for item in value]
     if not isinstance(value, str):
         return value
     for shown, name in zip(PLACEHOLDERS, ("test", "stage"), strict=True):
-        value = value.replace(shown, f"${{llmprof.{name}}}")
+        if str(saved[name]) == shown:
+            value = value.replace(shown, f"${{llmprof.{name}}}")
+        elif path.endswith(".save_dir"):
+            value = re.sub(rf"(?<![^/]){re.escape(str(saved[name]))}(?![^/])", f"${{llmprof.{name}}}", value)
     return value
 
 
-def _tree(settings: Settings) -> dict[str, Any]:
+def tree(settings: Settings) -> dict[str, Any]:
+    """*settings* as plain data, in the shape of the configuration's keys."""
     names = ("stages", "model", "infer", "measure", "dataset", "pipeline")
     node = {"llmprof": {"test": settings.test, "stage": settings.stage}}
     return {name: plain(getattr(settings, name)) for name in names} | node

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llmprof.artifacts import write_text
-from pytest_llmprof.config.compose import Composer, ConfigSources
+from pytest_llmprof.config.compose import Composer, ConfigSources, tree
 from pytest_llmprof.config.convert import Mismatch
 from pytest_llmprof.config.registry import Registry
-from pytest_llmprof.config.render import plain, to_yaml
+from pytest_llmprof.config.render import escaped, plain, to_yaml
 from pytest_llmprof.config.schema import Settings
 from pytest_llmprof.config.tree import build, find, root_block
 from pytest_llmprof.errors import ConfigError
@@ -27,9 +27,7 @@ _CHOICES = "choices"
 
 def freeze(settings: Settings, changes: Mapping[str, Any], path: Path) -> None:
     """Write *settings* with *changes* (key -> value) to *path*, for `FrozenComposer`."""
-    import yaml  # type: ignore[import-untyped]
-
-    content: dict[str, Any] = yaml.safe_load(settings.yaml)
+    content = tree(settings)
     for key, value in changes.items():
         *blocks, name = key.split(".")
         block = content
@@ -62,7 +60,7 @@ class FrozenComposer(Composer):
         return self.session().yaml
 
     def _read(self) -> Settings:
-        import yaml
+        import yaml  # type: ignore[import-untyped]
 
         root = root_block(self.registry)
         try:
@@ -83,7 +81,7 @@ class FrozenComposer(Composer):
                         "registered in this process: load the same plugins here"
                     )
         node = values.pop("llmprof")
-        body = to_yaml(plain(values))
+        body = to_yaml(escaped(plain(values)))
         return Settings(
             **values,
             test=node["test"],

@@ -14,7 +14,7 @@ import yaml  # type: ignore[import-untyped]
 
 from pytest_llmprof.config.schema import StageSettings
 
-__all__ = ["plain", "to_yaml"]
+__all__ = ["escaped", "plain", "to_yaml"]
 
 # Texts that PyYAML leaves bare and other readers (OmegaConf's among them) take for numbers.
 _SIMPLE = re.compile(r"[A-Za-z_][\w./-]*", re.ASCII)
@@ -38,6 +38,15 @@ def plain(value: Any) -> Any:
     if isinstance(value, enum.Enum):
         return value.name
     return str(value) if isinstance(value, Path) else value
+
+
+def escaped(value: Any) -> Any:
+    """Plain data with every `${` of its texts escaped: what is resolved is read back as it is, not once more."""
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + "\\${", value)
+    if isinstance(value, Mapping):
+        return {name: escaped(item) for name, item in value.items()}
+    return [escaped(item) for item in value] if isinstance(value, list) else value
 
 
 def _is_plain(value: Any) -> bool:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import yaml
+
+from pytest_llmprof.config.frozen import FrozenComposer, freeze
+from pytest_llmprof.config.render import escaped
 
 
 def line(shown: str, key: str) -> str:
@@ -88,4 +92,49 @@ def test_awkward_texts_survive(bench):
         assert settings.infer.prompt == text
         assert yaml.safe_load(settings.yaml)["infer"]["prompt"] == text
         bench.write("config.yaml", settings.yaml)
+        assert bench.settings().infer.prompt == text
+
+
+SAVE_DIR = "pipeline.torch_profiler.output.prediction.save_dir"
+
+
+def test_a_saved_configuration_gives_each_test_its_own_again(bench):
+    """Whether it was the session's (with placeholders) or one test's (with its own names)."""
+    given = (
+        f"{SAVE_DIR}=/out/${{llmprof.test}}/${{llmprof.stage}}",
+        "pipeline.nsys.args=['--o=${llmprof.test}']",
+        "pipeline.nsys.env={A: '${llmprof.stage}'}",
+    )
+    shown, saved = bench.composer(*given).show(), bench.settings(*given).yaml
+    assert "save_dir: /out/mod/test_a/torch_profiler" in saved
+    for text in (shown, saved):
+        bench.write("config.yaml", text)
+        settings = bench.composer().for_test((), "", "mod/test_b", "direct_inference")
+        prediction = settings.pipeline["torch_profiler"].output.prediction
+        assert prediction.save_dir == "/out/mod/test_b/direct_inference"
+    bench.write("config.yaml", shown)
+    settings = bench.settings()
+    assert settings.yaml == saved
+    assert settings.pipeline["nsys"].options.args == ("--o=mod/test_a",)
+    assert settings.pipeline["nsys"].options.env == {"A": "torch_profiler"}
+
+
+def test_only_a_saved_configuration_has_placeholders(bench):
+    prompt = "Mark <stage> directions of the <test>"
+    bench.write("config.yaml", f"infer: {{prompt: {prompt}}}\n{SAVE_DIR}: /out/torch_profiler\n")
+    assert bench.settings().infer.prompt == prompt
+    bench.write("config.yaml", bench.settings().yaml)
+    assert bench.settings().infer.prompt == prompt
+
+
+@pytest.mark.parametrize("text", ["${x} esc", "costs ${5", r"a\${b}", r"\\${infer.batch_size}\\", "$x {y}"])
+def test_resolved_texts_are_not_resolved_again(bench, text, tmp_path):
+    bench.write("config.yaml", "infer: {prompt: " + json.dumps(escaped(text)) + "}\n")
+    settings = bench.settings()
+    assert settings.infer.prompt == text
+    freeze(settings, {"measure.rounds": 7}, tmp_path / "frozen.yaml")
+    composer = FrozenComposer(bench.composer().sources, bench.registry, tmp_path / "frozen.yaml")
+    assert composer.session().infer.prompt == text
+    for saved in (settings.yaml, bench.composer().show(), composer.show()):
+        bench.write("config.yaml", saved)
         assert bench.settings().infer.prompt == text
