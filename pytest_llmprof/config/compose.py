@@ -33,7 +33,7 @@ from pytest_llmprof.config.provenance import (
 from pytest_llmprof.config.registry import Registry
 from pytest_llmprof.config.render import escaped, plain, to_yaml
 from pytest_llmprof.config.schema import Settings
-from pytest_llmprof.config.tree import Block, Leaf, build, find, root_block, unknown, with_defaults
+from pytest_llmprof.config.tree import MISSING_VALUE, Block, Leaf, build, find, root_block, unknown, with_defaults
 from pytest_llmprof.config.trees import ConfigTrees
 from pytest_llmprof.config.validate import PLACEHOLDERS, Checker, show_value
 from pytest_llmprof.errors import ConfigError
@@ -201,10 +201,7 @@ class Composer:
         middle = _Layer(*parser.parse(overrides, marker(where))) if overrides else _Layer()
         for one in middle.assignments:
             if one.path == "stages":
-                raise ConfigError(
-                    f"stages={show_value(one.value)} can't be set {one.source.where}: "
-                    "stages are chosen before tests are collected; use --llmprof-stage"
-                )
+                _refuse_stages(f"stages={show_value(one.value)}", one.source.where)
 
         chosen: dict[str, Choice] = {}
         choices = [*below.choices, *middle.choices, *above.choices]
@@ -213,6 +210,9 @@ class Composer:
         presets, selected = self._compose_presets(trees, chosen)
         content = OmegaConf.to_container(presets, resolve=False)
         assert isinstance(content, dict)
+        for choice in middle.choices:
+            if trees.presets.origin("stages", {choice.key: choice.option}) is not None:
+                _refuse_stages(f"stages of the preset {choice.key}={choice.option}", choice.source.where)
         given = [*below.assignments, *middle.assignments, *above.assignments]
         from_presets = self._check_presets(content, root, selected, trees)
         config = OmegaConf.create(with_defaults(root, content))
@@ -264,9 +264,12 @@ class Composer:
                 )
         for one in flatten(root, "", content, Source(-1, "preset", "in a preset")):
             node = find(root, one.path)
-            if isinstance(node, Leaf):
+            own = one.path.split(".")[0] == "llmprof" and one.value not in (MISSING_VALUE, None)
+            if isinstance(node, Leaf) and not own:
                 continue
             source = trees.presets.origin(one.path, choices) or one.source
+            if own and node is not None:
+                self._refuse_own(one.path, source.where)
             if legacy.is_legacy(one.path):
                 found.append(replace(one, source=source))
             elif node is None:
@@ -287,9 +290,7 @@ class Composer:
         if node is None:
             self._refuse_unknown(root, one, where)
         if one.path.split(".")[0] == "llmprof":
-            raise ConfigError(
-                f"{one.path} can't be set {where}: each test sets it; use it in a value, as ${{{one.path}}}"
-            )
+            self._refuse_own(one.path, where)
         checker = Checker(self.registry, lambda path: where, lambda path: self._base(one.source))
         if isinstance(node, Block):
             hint = ""
@@ -304,6 +305,10 @@ class Composer:
         except Mismatch as error:
             checker.mismatch(error.below(one.path))
         return value
+
+    def _refuse_own(self, path: str, where: str) -> NoReturn:
+        example = "llmprof.test" if path == "llmprof" else path
+        raise ConfigError(f"{path} can't be set {where}: each test sets it; use it in a value, as ${{{example}}}")
 
     def _refuse_unknown(self, root: Block, one: Assignment, where: str) -> NoReturn:
         kind, detail = unknown(root, one.path)
@@ -379,6 +384,12 @@ class Composer:
         written = f" as {one.written}" if one is not None and one.written else ""
         source = self._source(path, composition)
         return (source.where if source is not None else "by default") + written
+
+
+def _refuse_stages(what: str, where: str) -> NoReturn:
+    raise ConfigError(
+        f"{what} can't be set {where}: stages are chosen before tests are collected; use --llmprof-stage"
+    )
 
 
 def _rank(one: Assignment) -> int:

@@ -261,6 +261,35 @@ def test_marker_cannot_set_stages(bench):
     assert "--llmprof-stage" in bench.error(mark=("stages=[torch_profiler]",))
 
 
+def test_marker_cannot_set_stages_by_a_preset(bench):
+    bench.write("experiment/st.yaml", "# @package _global_\nstages: [direct_inference]\n")
+    bench.write("experiment/more.yaml", "defaults: [st]\n")
+    for name in ("st", "more"):
+        text = bench.error(mark=(f"experiment={name}",))
+        assert f"stages of the preset experiment={name} can't be set in the marker at" in text
+        assert "--llmprof-stage" in text
+    assert bench.settings("experiment=st").stages == ("direct_inference",)
+
+
+@pytest.mark.parametrize(
+    ("body", "part"),
+    [
+        ("{foo: 1}", "llmprof.foo=1: unknown key, set in"),
+        ("{test: x}", "llmprof.test can't be set in"),
+        ("{test: x, stage: y, foo: 1}", "llmprof.foo=1: unknown key, set in"),
+        ("5", "llmprof"),
+    ],
+)
+def test_only_a_saved_configuration_has_a_test_and_a_stage(bench, body, part):
+    preset = bench.write("experiment/st.yaml", f"# @package _global_\nllmprof: {body}\n")
+    text = bench.error("experiment=st")
+    assert text.startswith("llmprof")
+    assert str(preset) in text
+    path = bench.write("config.yaml", f"llmprof: {body}\n")
+    assert part in bench.error()
+    assert str(path) in bench.error()
+
+
 def test_marker_error_belongs_to_its_test(bench):
     composer = bench.composer()
     with pytest.raises(Exception, match="marker at a:1"):
