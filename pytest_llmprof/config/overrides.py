@@ -50,7 +50,7 @@ class Parser:
         assignments: list[Assignment] = []
         choices: list[Choice] = []
         for text in texts:
-            override = _parse(text, source)
+            override = _parse(text, source, self.root, self.presets)
             key, package, value = override.key_or_group, override.package, override.value()
             is_group = "/" in key or package is not None or bool(self.presets.options(key))
             if is_group and not isinstance(value, dict):
@@ -101,22 +101,46 @@ class Parser:
         return f"{why}{group} is mounted as {', '.join(mounts)}{nearest(f'{group}@{package}', mounts)}"
 
 
-def _mend(text: str, source: Source) -> str:
+def _mend(text: str, source: Source, root: Block, presets: Presets) -> str:
     """What is wrong with an override that Hydra can't read, and the form that works."""
     key, _, value = (part.strip() for part in text.partition("="))
-    if "/" in key and "." in key:
-        group, _, name = key.rpartition(".")
-        return f"a preset is GROUP=NAME, {_example(f'{group}={name}', source)}"
+    words = text.split()
+    if len(words) > 1 and all(_sets(word, root, presets) for word in words):
+        each, join = ("each --llmprof-override", " ") if source.from_command_line else ("each entry", " and ")
+        return f"one override for {each}: {join.join(_example(word, source) for word in words)}"
     for wrong, fixed in (
         ("no spaces around '='", f"{key}={value}"),
         ("no comment behind the value", f"{key}={value.partition(' #')[0].rstrip()}"),
     ):
         if fixed != text and _read(fixed) is not None:
             return f"{wrong}, {_example(fixed, source)}"
+    group, at, _ = key.partition("@")
+    if "/" in group and "." in group:
+        dotted = group.replace("/", ".")
+        if find(root, dotted) is not None:
+            return f"a key is written with dots, {_example(f'{dotted}={value}', source)}"
+        group, _, name = group.rpartition(".")
+        return f"a preset is GROUP=NAME, {_example(f'{group}={name}', source)}"
+    if at or presets.options(group):
+        return _one_of_group(key, presets, source)
     if value[:1] in ("[", "{"):
         form = "['a=b.png','c.png']" if value[0] == "[" else "{NAME: 'x=y'}"
         return f"what holds other than letters, digits and -_./ needs quotes inside the brackets, as in {key}={form}"
     return f"the value needs quotes: {_example(f'{key}={quoted(value)}', source)}"
+
+
+def _sets(word: str, root: Block, presets: Presets) -> bool:
+    """Whether *word* is an override of its own, of a key or of a group that there is."""
+    key, equals, _ = word.lstrip("+").partition("=")
+    return bool(equals) and (find(root, key) is not None or bool(presets.options(key.partition("@")[0])))
+
+
+def _one_of_group(key: str, presets: Presets, source: Source) -> str:
+    """How a preset of the group in *key* is chosen."""
+    options = presets.options(key.lstrip("+").partition("@")[0])
+    if not options:
+        return f"a preset is GROUP=NAME; the groups are {', '.join(presets.groups())}"
+    return f"a preset is GROUP=NAME, one of {', '.join(options)}: {_example(f'{key}={options[0]}', source)}"
 
 
 def _read(text: str) -> Any:
@@ -130,7 +154,7 @@ def _read(text: str) -> Any:
         return None
 
 
-def _parse(text: str, source: Source) -> Any:
+def _parse(text: str, source: Source, root: Block, presets: Presets) -> Any:
     shown = " ".join(text.split())
     if not shown:
         raise ConfigError(
@@ -156,8 +180,12 @@ def _parse(text: str, source: Source) -> Any:
         )
     override = _read(text)
     if override is None:
-        raise ConfigError(f"override {shown!r}, given {source.where}, can't be read: {_mend(text, source)}")
+        raise ConfigError(f"override {shown!r}, given {source.where}, can't be read: {_mend(text, source, root, presets)}")
     if override.is_sweep_override():
+        if "/" in key or "@" in key or presets.options(key.lstrip("+")):
+            raise ConfigError(
+                f"override {shown!r}, given {source.where}, has several values: {_one_of_group(key, presets, source)}"
+            )
         as_list = f"{key}=[{value.strip()}]"
         fixed = f"{key}={quoted(value.strip())}"
         raise ConfigError(

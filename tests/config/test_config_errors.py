@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 MAX_IMAGES = "pipeline.torch_profiler.output.extra.deepseek_ocr.visualization.max_images"
+MOUNT = "output/torch@pipeline.torch_profiler.output"
 WIDTH = "pipeline.torch_profiler.output.extra.deepseek_ocr.visualization.thumbnail_width"
 
 
@@ -30,6 +31,24 @@ WIDTH = "pipeline.torch_profiler.output.extra.deepseek_ocr.visualization.thumbna
         ("measure.rounds=5  # five", ["no comment behind the value", '"measure.rounds=5"']),
         ("dataset.subset=[it's,b]", ["quotes inside the brackets", "dataset.subset=['a=b.png','c.png']"]),
         ("pipeline.nsys.env={A: x=y}", ["quotes inside the brackets", "pipeline.nsys.env={NAME: 'x=y'}"]),
+        (f"{MOUNT} = full", ["no spaces around '='", f'"{MOUNT}=full"']),
+        (f"{MOUNT}=full # all", ["no comment behind the value", f'"{MOUNT}=full"']),
+        (f"{MOUNT}=a=b", ["a preset is GROUP=NAME, one of default, full, none", f'"{MOUNT}=default"']),
+        ("infer=a=b", ["a preset is GROUP=NAME, one of compiled, fast, reference"]),
+        ("output/torch=full,none", ["several values: a preset is GROUP=NAME, one of", '"output/torch=default"']),
+        (
+            "pipeline.torch_profiler/output.prediction.enable=true",
+            ["a key is written with dots", '"pipeline.torch_profiler.output.prediction.enable=true"'],
+        ),
+        (
+            "measure.rounds=3 measure.warmup=1",
+            [
+                "one override for each --llmprof-override: "
+                '--llmprof-override "measure.rounds=3" --llmprof-override "measure.warmup=1"'
+            ],
+        ),
+        ("model=deepseek_ocr model.path=/x", ['"model=deepseek_ocr" --llmprof-override "model.path=/x"']),
+        ("infer.prompt=a b=c", ["\"infer.prompt='a b=c'\""]),
         ("output/torch.default=full", ["a preset is GROUP=NAME", '"output/torch=default"']),
     ],
 )
