@@ -19,6 +19,14 @@ from pytest_llmprof.errors import ConfigError, nearest
 __all__ = ["Parser", "quoted"]
 
 _KEY = re.compile(r"(\+\+|\+)?[A-Za-z_][\w./@$-]*")
+_QUOTED = r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\""""
+_NUMBER = r"([-+]?(?:[\d._]*\d[\d._]*(?:e[-+]?[\d_]+)?|inf|nan)|true|false)(?=\s*[,\]}])"
+# A quoted text; or a number, true or false that is an item, or (first) the value of a key in {...}: `cuda:0` in a list
+# looks like that.
+_LITERALS = tuple(
+    re.compile(rf"{_QUOTED}|({before}){_NUMBER}", re.IGNORECASE)
+    for before in (r"[\[,]\s*|[{,]\s*[\w.$/-]+\s*:\s*", r"[\[,]\s*")
+)
 
 
 def quoted(text: str) -> str:
@@ -54,10 +62,9 @@ class Parser:
             key, package, value = override.key_or_group, override.package, override.value()
             is_group = "/" in key or package is not None or bool(self.presets.options(key))
             if is_group and not isinstance(value, dict):
-                choices += self._choose(key, package, value, source)
+                choices += self._choose(key, package, _typed(text, value) or value, source)
             else:
-                typed = text.partition("=")[2].strip()
-                raw = typed if isinstance(value, (bool, int, float)) else None
+                raw = _typed(text, value)
                 assignments += flatten(self.root, key, value, source, raw)
         return assignments, choices
 
@@ -143,6 +150,24 @@ def _one_of_group(key: str, presets: Presets, source: Source) -> str:
     return f"a preset is GROUP=NAME, one of {', '.join(options)}: {_example(f'{key}={options[0]}', source)}"
 
 
+def _typed(text: str, value: Any) -> Any:
+    """*value*, what Hydra read from the override *text*, with numbers, true and false as they were typed.
+
+    Hydra reads 2024_01 as 202401; a text key takes what was typed. None where there is nothing of the kind.
+    """
+    if isinstance(value, (bool, int, float)):
+        return text.partition("=")[2].strip()
+    if not isinstance(value, (list, dict)):
+        return None
+    key, _, typed = text.partition("=")
+    for literal in _LITERALS:
+        as_texts = literal.sub(lambda match: f"{match[1]}'{match[2]}'" if match[2] else match[0], typed)
+        override = _read(f"{key}={as_texts}")
+        if override is not None:
+            return override.value()
+    return None
+
+
 def _read(text: str) -> Any:
     """What Hydra makes of an override; None where it can't read it."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -180,7 +205,8 @@ def _parse(text: str, source: Source, root: Block, presets: Presets) -> Any:
         )
     override = _read(text)
     if override is None:
-        raise ConfigError(f"override {shown!r}, given {source.where}, can't be read: {_mend(text, source, root, presets)}")
+        mended = _mend(text, source, root, presets)
+        raise ConfigError(f"override {shown!r}, given {source.where}, can't be read: {mended}")
     if override.is_sweep_override():
         if "/" in key or "@" in key or presets.options(key.lstrip("+")):
             raise ConfigError(

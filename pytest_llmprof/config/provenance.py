@@ -71,8 +71,8 @@ class Assignment:
     """The key it sets, a legacy one already mapped."""
     value: Any
     source: Source
-    raw: str | None = None
-    """The value as it was typed, where one scalar was: a text key takes it literally."""
+    raw: Any = None
+    """The value with its numbers, true and false as they were typed, where it has any: a text key takes it so."""
     written: str | None = None
     """The key as it was typed, where that is another (a legacy key)."""
 
@@ -91,12 +91,13 @@ class Choice:
     """Its group is not in the defaults list, so it is added."""
 
 
-def flatten(root: Block, path: str, value: Any, source: Source, raw: str | None = None) -> list[Assignment]:
+def flatten(root: Block, path: str, value: Any, source: Source, raw: Any = None) -> list[Assignment]:
     """Split a mapping into one assignment a key, down to the tree's leaves."""
     if isinstance(value, Mapping) and (not path or _is_block(root, path)):
         found: list[Assignment] = []
         for name, item in value.items():
-            found += flatten(root, f"{path}.{name}" if path else str(name), item, source)
+            typed = raw.get(name) if isinstance(raw, Mapping) else None
+            found += flatten(root, f"{path}.{name}" if path else str(name), item, source, typed)
         return found or ([] if find(root, path) else [Assignment(path, value, source)])
     return [Assignment(path, value, source, raw)]
 

@@ -340,6 +340,36 @@ def test_texts_are_taken_as_they_were_typed(bench):
     assert "quote a text that looks like a number" in bench.error()
 
 
+@pytest.mark.parametrize(
+    ("typed", "texts"),
+    [
+        ("[2024_01,2024_02]", ("2024_01", "2024_02")),
+        ("[1_0]", ("1_0",)),
+        ("[ 1.50 , a, 'x,3_0', \"it's 4_0\", True, 1e3]", ("1.50", "a", "x,3_0", "it's 4_0", "True", "1e3")),
+        ("[a,cuda:0,2_0]", ("a", "cuda:0", "2_0")),
+        ("['${infer.engine}',1_0]", ("reference", "1_0")),
+    ],
+)
+def test_items_of_a_list_are_taken_as_they_were_typed(bench, typed, texts):
+    assert bench.settings(f"dataset.subset={typed}").dataset.subset == texts
+    assert bench.settings(f"dataset={{limit: 1_0, subset: {typed}}}").dataset.subset == texts
+    assert bench.settings(f"dataset={{subset: {typed}, limit:1_0}}").dataset.limit == 10
+
+
+def test_values_in_braces_are_taken_as_they_were_typed(bench, output):
+    block = "{prediction: {enable: true, save_dir: 2024_01_02}}"
+    prediction = output(bench.settings(f"pipeline.torch_profiler.output={block}")).prediction
+    assert (prediction.enable, prediction.save_dir) == (True, "2024_01_02")
+    env = bench.settings("pipeline.nsys.env={A:1_0,B:2.50}").pipeline["nsys"].options.env
+    assert env == {"A": "1_0", "B": "2.50"}
+
+
+@pytest.mark.parametrize("name", ["2024_01", "1.50", "no", "true"])
+def test_the_name_of_a_preset_is_taken_as_it_was_typed(bench, name):
+    bench.write(f"infer/{name}.yaml", "defaults: [reference]\nbatch_size: 3\n")
+    assert bench.settings(f"infer={name}").infer.batch_size == 3
+
+
 def test_lenient_values(bench):
     assert bench.settings("measure.rounds='7'").measure.rounds == 7
     assert bench.settings("dataset.shuffle=yes").dataset.shuffle is True
