@@ -110,10 +110,11 @@ def _check_names(path: Path, config_dir: Path, groups: Collection[str]) -> None:
             # A preset may be called config, too: in a group that others know, or with a package of its own.
             if file.parent.name not in groups and "@package" not in file.read_text("utf-8", "replace"):
                 raise ConfigError(f"{where}: {file} lies a level too deep: give {where}/{file.parent.name}")
-    for file in path.glob("output/*.*.yaml"):
-        group, _, name = file.stem.partition(".")
+    for file in (*path.glob("output/*.*.yaml"), *path.glob("model/*/output/*.*.yaml")):
+        stem, _, name = file.stem.partition(".")
+        group = f"{file.parent.relative_to(path).as_posix()}/{stem}"
         raise ConfigError(
-            f"{where}: {file} is not read: the preset {name!r} of output/{group} is the file output/{group}/{name}.yaml"
+            f"{where}: {file} is not read: the preset {name!r} of {group} is the file {group}/{name}.yaml"
         )
 
 

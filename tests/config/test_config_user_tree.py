@@ -167,6 +167,11 @@ def test_own_group_that_sets_keys_anywhere(bench):
         ("config.yml", "config.yml is not read: name it config.yaml"),
         ("conf/config.yaml", "lies a level too deep: give --llmprof-config-dir="),
         ("output/torch.default.yaml", "the preset 'default' of output/torch is the file output/torch/default.yaml"),
+        (
+            "model/deepseek_ocr/output/torch.default.yaml",
+            "the preset 'default' of model/deepseek_ocr/output/torch is the file "
+            "model/deepseek_ocr/output/torch/default.yaml",
+        ),
     ],
 )
 def test_a_file_that_would_never_be_read(bench, name, part):
