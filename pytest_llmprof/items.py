@@ -31,6 +31,8 @@ __all__ = [
 
 STAGE_FIXTURE = "llmprof_stage"
 """Every fixture of ours needs it, so a test that has it asks for us."""
+_WRITERS = frozenset({"llmprof", "llmprof_output"})
+"""A test writes outputs through one of these; one that only looks at its configuration clashes with nobody."""
 _GATE = "llmprof_gate"
 
 
@@ -121,7 +123,8 @@ def settle(
             continue
         state.settings = settings
         state.test = settings.test  # a child's is its parent's
-        owners.append((item.nodeid, settings, session.run_dir / state.test))
+        if _WRITERS & set(getattr(item, "fixturenames", ())):
+            owners.append((item.nodeid, settings, session.run_dir / state.test))
     clashes = check_collisions(owners)
     for item in items:
         if item.nodeid in clashes:

@@ -103,6 +103,28 @@ def test_what_is_off_or_alone_does_not_clash(bench, tmp_path):
     ).assert_outcomes(passed=1, deselected=1)
 
 
+def test_a_test_that_writes_nothing_does_not_clash(bench, tmp_path):
+    bench.echo()
+    bench.test(
+        """
+import pytest
+@pytest.fixture
+def through(llmprof_output):
+    pass
+def test_run(llmprof):
+    llmprof.run()
+def test_config(llmprof_config):
+    pass
+def test_through(through):
+    pass
+"""
+    )
+    given = (*ECHO, f"pipeline.torch_profiler.output.visualization.save_dir={tmp_path}/out")
+    text = bench.usage_error(*given)
+    assert "test_run[torch_profiler] and test_it.py::test_through[torch_profiler] would both" in text
+    bench.run(*given, args=["-k", "not through"]).assert_outcomes(passed=2, deselected=1)
+
+
 def test_through_a_link(bench, tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
