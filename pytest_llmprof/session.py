@@ -176,8 +176,14 @@ def check_collisions(owners: Sequence[tuple[str, Settings, Path]]) -> dict[str, 
         more = f" (and {len(nodes) - 2} more)" if len(nodes) > 2 else ""
         keys = {settings.save_dir_key(kind) for settings, kinds in nodes.values() for kind in kinds}
         stages = {settings.stage for settings, _ in nodes.values()}
-        own = directory / "${llmprof.test}" / ("${llmprof.stage}" if len(stages) > 1 else "")
-        fix = " ".join(f"--llmprof-override {_pasteable(key, str(own))}" for key in sorted(keys))
+        own, tests = str(directory), {settings.test for settings, _ in nodes.values()}
+        if len(tests) == 1:  # stages of one test meet, maybe in a directory that names it: any test's is to be pasted
+            own = re.sub(rf"(?<![^/]){re.escape(*tests)}(?![^/])", "${llmprof.test}", own)
+        if own == str(directory):
+            own += "/${llmprof.test}"
+        if len(stages) > 1:
+            own += "/${llmprof.stage}"
+        fix = " ".join(f"--llmprof-override {_pasteable(key, own)}" for key in sorted(keys))
         for node in nodes:
             one, other = (first, second) if node in (first, second) else (first, node)
             errors.setdefault(

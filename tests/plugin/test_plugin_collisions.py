@@ -56,6 +56,20 @@ def test_two_stages_both_outputs(bench, tmp_path):
     } <= files(tmp_path / "out")
 
 
+def test_two_stages_of_each_test(bench, tmp_path):
+    """The directory names the test already; the fix is for all tests, though it is offered by one."""
+    bench.echo()
+    bench.test(TWO)
+    stages = ("torch_profiler", "direct_inference")
+    keys = [f"pipeline.{stage}.output.visualization.save_dir" for stage in stages]
+    given = (*ECHO, *(f"{key}={tmp_path}/out/${{llmprof.test}}" for key in keys))
+    args = [f"--llmprof-stage={','.join(stages)}"]
+    fix = shell_words(bench.usage_error(*given, args=args))
+    own = f"{tmp_path}/out/${{llmprof.test}}/${{llmprof.stage}}"
+    assert sorted(fix[1::2]) == sorted(f"{key}={own}" for key in keys)
+    bench.run(*given, args=[*args, *fix]).assert_outcomes(passed=4)
+
+
 def test_outputs_where_something_is_made_anew(bench, tmp_path):
     """In a gallery's pages, and in the directory of a stage that begins later."""
     bench.test()
