@@ -33,10 +33,20 @@ from pytest_llmprof.config.provenance import (
 from pytest_llmprof.config.registry import Registry
 from pytest_llmprof.config.render import escaped, plain, to_yaml
 from pytest_llmprof.config.schema import Settings
-from pytest_llmprof.config.tree import MISSING_VALUE, Block, Leaf, build, find, root_block, unknown, with_defaults
+from pytest_llmprof.config.tree import (
+    MISSING_VALUE,
+    Block,
+    Leaf,
+    build,
+    find,
+    known_paths,
+    root_block,
+    unknown,
+    with_defaults,
+)
 from pytest_llmprof.config.trees import ConfigTrees
 from pytest_llmprof.config.validate import PLACEHOLDERS, Checker, show_value
-from pytest_llmprof.errors import ConfigError
+from pytest_llmprof.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -294,7 +304,10 @@ class Composer:
         checker = Checker(self.registry, lambda path: where, lambda path: self._base(one.source))
         if isinstance(node, Block):
             hint = ""
-            if self._parser()[1].presets.options(one.path.replace(".", "/")):
+            switch = str(one.value).lower() in ("true", "false", "yes", "no", "on", "off")
+            if switch and find(root, f"{one.path}.enable") is not None:
+                hint = f" (write {one.path}.enable={show_value(one.value)})"
+            elif self._parser()[1].presets.options(one.path.replace(".", "/")):
                 hint = f" (to choose a preset write {one.path.replace('.', '/')}={show_value(one.value)})"
             checker.refuse(one.path, one.value, f"a block of keys{hint}")
         value = one.raw if one.raw is not None and _takes_text(node.hint) else one.value
@@ -329,6 +342,8 @@ class Composer:
             path = str(error.full_key or "")
             text = " ".join(str(error.msg or error).split("\n")[0].split())
             text = text.removeprefix("KeyError raised while resolving interpolation: ").strip('"')
+            missing = re.fullmatch(r"Interpolation key '(.+)' not found", text)
+            text += nearest(missing[1], known_paths(root)) if missing else ""
             raise ConfigError(f"{path}: {text}, set {self._where(path, composition)}") from None
 
         checker = Checker(

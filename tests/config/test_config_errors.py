@@ -133,6 +133,13 @@ def test_suggested_quoting_works(bench):
         ),
         ("model@other=deepseek_ocr", ["nothing is mounted at other"]),
         ("pipeline.torch_profiler=min", ["a block of keys", "pipeline/torch_profiler=min"]),
+        ("pipeline.torch_profiler=false", ["a block of keys (write pipeline.torch_profiler.enable=false)"]),
+        ("pipeline.nsys=off", ["(write pipeline.nsys.enable=off)"]),
+        (
+            "pipeline.torch_profiler.output.prediction=True",
+            ["(write pipeline.torch_profiler.output.prediction.enable=true)"],
+        ),
+        ("measure.rounds=${infer.batch_sise}", ["'infer.batch_sise' not found (did you mean 'infer.batch_size'?)"]),
         ("pipeline.torch_profiler.output=null", ["a block of keys"]),
         ("llmprof.test=x", ["llmprof.test can't be set", "${llmprof.test}"]),
     ],

@@ -22,6 +22,7 @@ KINDS = tuple(WRITES)
         ("null", None),
         ("", None),
         ("''", None),
+        ("'  '", None),
         ("with space", "with space"),
         ("${llmprof.stage}/${llmprof.test}", "torch_profiler/test_it/test_output"),
     ],
