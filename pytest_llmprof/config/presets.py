@@ -12,7 +12,7 @@ import yaml  # type: ignore[import-untyped]
 from pytest_llmprof.config.provenance import Source, preset
 from pytest_llmprof.errors import ConfigError, nearest
 
-__all__ = ["Presets", "check_entries"]
+__all__ = ["Presets", "check_entries", "read_keys"]
 
 _PACKAGE = re.compile(r"^\s*#\s*@package\s+(\S+)", re.MULTILINE)
 
@@ -82,25 +82,7 @@ class Presets:
 
     def _entries(self, file: Path, group: str) -> list[Any]:
         """A preset file's defaults list. Raises where it can't be read, or names a neighbour that is not there."""
-        from omegaconf import OmegaConf
-        from omegaconf.errors import GrammarParseError, OmegaConfBaseException
-
-        try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{file} can't be read: it is not UTF-8 ({error.reason} at byte {error.start})") from None
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
-        if content is None:
-            return []
-        if not isinstance(content, dict):
-            raise ConfigError(f"{file} must hold keys and values")
-        try:
-            OmegaConf.create({str(name): value for name, value in content.items()})
-        except OmegaConfBaseException as error:
-            text = str(error.msg or error).split("\n")[0]
-            hint = r" (a literal ${ is written \${)" if isinstance(error, GrammarParseError) else ""
-            raise ConfigError(f"{file}: {error.full_key} can't be read: {text}{hint}") from None
+        content = read_keys(file)
         if "defaults" not in content:
             return []
         entries = content["defaults"]
@@ -127,6 +109,27 @@ class Presets:
             file_of_neighbour = self.file(group, neighbour)
             if file_of_neighbour is not None and file_of_neighbour != file:
                 yield from self._read(file_of_neighbour, group, package)
+
+
+def read_keys(path: Path) -> dict[str, Any]:
+    """A YAML file's keys, as OmegaConf reads them. Raises `ConfigError` where it can't."""
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import GrammarParseError, OmegaConfBaseException
+
+    try:
+        config = OmegaConf.load(path)
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{path}{line} is not YAML: {error.problem or error.context}") from None
+    except GrammarParseError as error:
+        text = str(error.msg or error).split("\n")[0]
+        raise ConfigError(rf"{path}: {error.full_key} can't be read: {text} (a literal ${{ is written \${{)") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path} can't be read: {' '.join(str(error).split())}") from None
+    if not isinstance(config, DictConfig):
+        raise ConfigError(f"{path} must hold keys and values, not a list")
+    content = OmegaConf.to_container(config, resolve=False)
+    return {str(name): value for name, value in content.items()} if isinstance(content, dict) else {}
 
 
 def check_entries(file: Path, entries: Any) -> None:

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
-
 from pytest_llmprof.config.hydra_compose import ROOT_NAME, USER_NAME
 from pytest_llmprof.config.paths import absolute, conf_dir
-from pytest_llmprof.config.presets import Presets, check_entries
+from pytest_llmprof.config.presets import Presets, check_entries, read_keys
 from pytest_llmprof.config.provenance import Source, config_file
 from pytest_llmprof.config.registry import Registry
 from pytest_llmprof.errors import ConfigError, nearest
@@ -57,7 +55,7 @@ class ConfigTrees:
     def open(cls, config_dir: Path | None, invocation_dir: Path, registry: Registry) -> ConfigTrees:
         """Read the roots. Raises `ConfigError` for a config dir that is missing, empty or can't be read."""
         packaged = conf_dir()
-        root = _mounted(_read(packaged / "config.yaml"), registry)
+        root = _mounted(read_keys(packaged / "config.yaml"), registry)
         stored: dict[str, Mapping[str, Any]] = {ROOT_NAME: root}
         plugins = [path.resolve() for path in registry.config_dirs]
         for path in plugins:
@@ -75,7 +73,7 @@ class ConfigTrees:
         presets = Presets(search)
         if not file.is_file():
             return cls(tuple(search), presets, ROOT_NAME, stored, known, {}, None)
-        body = _read(file)
+        body = read_keys(file)
         defaults = body.pop("defaults", None)
         if defaults is None:
             return cls(tuple(search), presets, ROOT_NAME, stored, known, body, config_file(file))
@@ -116,24 +114,6 @@ def _check_names(path: Path, config_dir: Path, groups: Collection[str]) -> None:
         raise ConfigError(
             f"{where}: {file} is not read: the preset {name!r} of {group} is the file {group}/{name}.yaml"
         )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A YAML file's keys, as OmegaConf reads them."""
-    from omegaconf import DictConfig, OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        config = OmegaConf.load(path)
-    except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{path}{line} is not YAML: {error.problem or error.context}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{path} can't be read: {' '.join(str(error).split())}") from None
-    if not isinstance(config, DictConfig):
-        raise ConfigError(f"{path} must hold keys and values, not a list")
-    content = OmegaConf.to_container(config, resolve=False)
-    return {str(name): value for name, value in content.items()} if isinstance(content, dict) else {}
 
 
 def _entry_key(entry: Any) -> str | None:

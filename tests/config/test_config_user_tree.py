@@ -205,9 +205,9 @@ def test_a_preset_whose_name_yaml_does_not_read_as_text(bench, value):
         ("defaults: reference", "defaults must be a list"),
         ("defaults:\n# - reference", "defaults is empty: write defaults: []"),
         ("defaults: [referenz]", "names referenz, which is no preset (did you mean 'reference'?); infer has compiled"),
-        ("5", "must hold keys and values"),
+        ("5", "can't be read: Invalid loaded object type: int"),
         ('prompt: "costs ${5"', "prompt can't be read"),
-        (b"prompt: \xe9", "is not UTF-8"),
+        (b"prompt: \xe9", "can't be read: 'utf-8' codec"),
     ],
 )
 def test_a_preset_that_hydra_cannot_read_is_named(bench, text, part):
