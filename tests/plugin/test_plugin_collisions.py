@@ -154,3 +154,15 @@ def test_it(llmprof, x):
 """
     )
     assert "would both write into" in bench.usage_error()
+
+
+def test_tests_run_again_with_what_one_of_them_saved(bench, tmp_path):
+    """Its config.yaml holds its own directory, which is not the other test's."""
+    bench.echo()
+    bench.test(TWO)
+    given = (*ECHO, f"pipeline.torch_profiler.output.visualization.save_dir={tmp_path}/out/${{llmprof.test}}")
+    bench.run(*given, args=["-k", "one"]).assert_outcomes(passed=1, deselected=1)
+    saved = bench.stage_dir("test_it/test_pages-one")
+    again = [f"--llmprof-config-dir={saved}", "--llmprof-run-dir=again", "-k", "two"]
+    bench.run(args=again).assert_outcomes(passed=1, deselected=1)
+    assert (tmp_path / "out/test_it/test_pages-two/predictions.md").is_file()
