@@ -180,13 +180,13 @@ class Artifacts:
     def save_dir(self, stage: str, save_dir: str | None, default: str, key: str) -> Path:
         """Resolve a configured `save_dir` of *stage* to an absolute path.
 
-        None or empty is *default*; absolute stays as it is, `~` is the home directory; relative lies under the stage
-        directory. *key* names the setting in the message. Raises `ArtifactError` where a relative path
-        climbs out of the stage directory, by ``..`` or through a link, or where a file of the stage has its name.
+        None, empty or blank is *default*; absolute stays as it is, `~` is the home directory; relative lies under the
+        stage directory. *key* names the setting in the message. Raises `ArtifactError` where a relative path climbs
+        out of the stage directory, by ``..`` or through a link, or where a file of the stage has its name.
         """
         stage_dir = self.out_dir(stage).resolve()
         try:
-            wanted = Path(save_dir).expanduser() if save_dir else Path(default)
+            wanted = Path(save_dir).expanduser() if save_dir and save_dir.strip() else Path(default)
         except RuntimeError as error:
             raise ArtifactError(f"{key}: {save_dir!r}: {error}") from error
         if wanted.is_absolute():

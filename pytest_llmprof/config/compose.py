@@ -10,7 +10,7 @@ import copy
 import hashlib
 import re
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -31,18 +31,21 @@ from pytest_llmprof.config.provenance import (
     marker,
 )
 from pytest_llmprof.config.registry import Registry
-from pytest_llmprof.config.render import escaped, plain, to_yaml
+from pytest_llmprof.config.render import as_tree, escaped, per_test, plain, to_yaml
 from pytest_llmprof.config.schema import Settings
 from pytest_llmprof.config.tree import (
     MISSING_VALUE,
     Block,
     Leaf,
     build,
+    dotted,
     find,
     known_paths,
+    leaves,
     root_block,
     unknown,
     with_defaults,
+    without_null_blocks,
 )
 from pytest_llmprof.config.trees import ConfigTrees
 from pytest_llmprof.config.validate import PLACEHOLDERS, Checker, show_value
@@ -51,7 +54,7 @@ from pytest_llmprof.errors import ConfigError, nearest
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["Composer", "ConfigSources", "tree"]
+__all__ = ["Composer", "ConfigSources"]
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ class Composer:
             source = trees.presets.origin(path, shown)
             return source.comment if source is not None else None
 
-        return to_yaml(escaped(tree(settings)), comment)
+        return to_yaml(escaped(as_tree(settings)), comment)
 
     @property
     def legacy_keys(self) -> tuple[str, ...]:
@@ -175,13 +178,13 @@ class Composer:
             root, trees, parser = self._parser()
             below = _Layer()
             if trees.user_source is not None:
-                body = _without_null_blocks(root, trees.user_body)
+                body = without_null_blocks(root, trees.user_body)
                 below.assignments = flatten(root, "", body, trees.user_source)
                 saved = trees.user_body.get("llmprof")
                 if isinstance(saved, Mapping) and {"test", "stage"} <= set(saved):
                     # A saved config.yaml can serve as a configuration: its test and stage were another run's.
                     below.assignments = [
-                        replace(one, value=_per_test(one.path, one.value, saved))
+                        replace(one, value=per_test(one.path, one.value, saved))
                         for one in below.assignments
                         if one.path not in ("llmprof.test", "llmprof.stage")
                     ]
@@ -262,7 +265,7 @@ class Composer:
     ) -> list[Assignment]:
         """Refuse keys in presets that there are not; take legacy keys out and give them as assignments."""
         found: list[Assignment] = []
-        for above, name in _dotted(root, content):
+        for above, name in dotted(root, content):
             path = f"{above}.{name}" if above else name
             if find(root, path) is not None:
                 source = trees.presets.origin(path, choices)
@@ -356,7 +359,7 @@ class Composer:
             values = build(root, typing.cast("dict[str, Any]", content))
         except Mismatch as error:
             checker.mismatch(error)
-        for path, value in _leaves(root, values):
+        for path, value in leaves(root, values):
             checker.rule(path, value)
         for name, settings in values["pipeline"].items():
             checker.stage(name, settings)
@@ -422,62 +425,3 @@ def _interpolates(value: Any) -> bool:
     if isinstance(value, Mapping):
         return any(_interpolates(item) for item in value.values())
     return isinstance(value, str) and "${" in value
-
-
-def _without_null_blocks(root: Block, body: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A YAML section whose keys are all commented out reads as null: it sets nothing."""
-    found = {}
-    for name, value in body.items():
-        path = f"{prefix}.{name}" if prefix else str(name)
-        if isinstance(find(root, path), Block) and value is None:
-            continue
-        found[name] = _without_null_blocks(root, value, path) if isinstance(value, Mapping) else value
-    return found
-
-
-def _dotted(root: Block, body: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(block, name) of the keys written as `a.b`. Hydra merges presets by name, so which of two presets sets
-    such a key can't be told any more; unlike in config.yaml it can't be applied."""
-    for name, value in body.items():
-        path = f"{prefix}.{name}" if prefix else str(name)
-        if "." in str(name):
-            yield prefix, str(name)
-        elif isinstance(value, Mapping) and isinstance(find(root, path), Block):
-            yield from _dotted(root, value, path)
-
-
-def _leaves(root: Block, values: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """The typed values that may have a rule of their own: the leaves of the blocks that every test has."""
-    found = []
-    for name, node in root.fields.items():
-        if isinstance(node, Leaf):
-            found.append((name, values[name]))
-        elif name not in ("pipeline", "llmprof"):
-            found += [(f"{name}.{key}", getattr(values[name], key)) for key in node.fields]
-    return found
-
-
-def _per_test(path: str, value: Any, saved: Mapping[str, Any]) -> Any:
-    """What a saved configuration has in place of each test's own name and stage, as it was written before.
-
-    A session's holds the placeholders; a test's holds its own names (*saved*), which only a save_dir is searched for.
-    """
-    if isinstance(value, Mapping):
-        return {name: _per_test(path, item, saved) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_per_test(path, item, saved) for item in value]
-    if not isinstance(value, str):
-        return value
-    for shown, name in zip(PLACEHOLDERS, ("test", "stage"), strict=True):
-        if str(saved[name]) == shown:
-            value = value.replace(shown, f"${{llmprof.{name}}}")
-        elif path.endswith(".save_dir"):
-            value = re.sub(rf"(?<![^/]){re.escape(str(saved[name]))}(?![^/])", f"${{llmprof.{name}}}", value)
-    return value
-
-
-def tree(settings: Settings) -> dict[str, Any]:
-    """*settings* as plain data, in the shape of the configuration's keys."""
-    names = ("stages", "model", "infer", "measure", "dataset", "pipeline")
-    node = {"llmprof": {"test": settings.test, "stage": settings.stage}}
-    return {name: plain(getattr(settings, name)) for name in names} | node

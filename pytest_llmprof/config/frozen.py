@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llmprof.artifacts import write_text
-from pytest_llmprof.config.compose import Composer, ConfigSources, tree
+from pytest_llmprof.config.compose import Composer, ConfigSources
 from pytest_llmprof.config.convert import Mismatch
 from pytest_llmprof.config.registry import Registry
-from pytest_llmprof.config.render import escaped, plain, to_yaml
+from pytest_llmprof.config.render import as_tree, escaped, plain, to_yaml
 from pytest_llmprof.config.schema import Settings
 from pytest_llmprof.config.tree import build, find, root_block
 from pytest_llmprof.errors import ConfigError
@@ -27,7 +27,7 @@ _CHOICES = "choices"
 
 def freeze(settings: Settings, changes: Mapping[str, Any], path: Path) -> None:
     """Write *settings* with *changes* (key -> value) to *path*, for `FrozenComposer`."""
-    content = tree(settings)
+    content = as_tree(settings)
     for key, value in changes.items():
         *blocks, name = key.split(".")
         block = content

@@ -12,9 +12,10 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from pytest_llmprof.config.schema import StageSettings
+from pytest_llmprof.config.schema import Settings, StageSettings
+from pytest_llmprof.config.validate import PLACEHOLDERS
 
-__all__ = ["escaped", "plain", "to_yaml"]
+__all__ = ["as_tree", "escaped", "per_test", "plain", "to_yaml"]
 
 # Texts that PyYAML leaves bare and other readers (OmegaConf's among them) take for numbers.
 _SIMPLE = re.compile(r"[A-Za-z_][\w./-]*", re.ASCII)
@@ -40,6 +41,13 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def as_tree(settings: Settings) -> dict[str, Any]:
+    """*settings* as plain data, in the shape of the configuration's keys."""
+    names = ("stages", "model", "infer", "measure", "dataset", "pipeline")
+    node = {"llmprof": {"test": settings.test, "stage": settings.stage}}
+    return {name: plain(getattr(settings, name)) for name in names} | node
+
+
 def escaped(value: Any) -> Any:
     """Plain data with every `${` of its texts escaped: what is resolved is read back as it is, not once more."""
     if isinstance(value, str):
@@ -47,6 +55,25 @@ def escaped(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: escaped(item) for name, item in value.items()}
     return [escaped(item) for item in value] if isinstance(value, list) else value
+
+
+def per_test(path: str, value: Any, saved: Mapping[str, Any]) -> Any:
+    """What a saved configuration has in place of each test's own name and stage, as it was written before.
+
+    A session's holds the placeholders; a test's holds its own names (*saved*), which only a save_dir is searched for.
+    """
+    if isinstance(value, Mapping):
+        return {name: per_test(path, item, saved) for name, item in value.items()}
+    if isinstance(value, list):
+        return [per_test(path, item, saved) for item in value]
+    if not isinstance(value, str):
+        return value
+    for shown, name in zip(PLACEHOLDERS, ("test", "stage"), strict=True):
+        if str(saved[name]) == shown:
+            value = value.replace(shown, f"${{llmprof.{name}}}")
+        elif path.endswith(".save_dir"):
+            value = re.sub(rf"(?<![^/]){re.escape(str(saved[name]))}(?![^/])", f"${{llmprof.{name}}}", value)
+    return value
 
 
 def _is_plain(value: Any) -> bool:

@@ -107,10 +107,6 @@ class PredictionSettings:
     save_dir: str | None = "pred"
     """Relative to the stage directory, or absolute; null or empty = `pred`."""
 
-    def __post_init__(self) -> None:
-        if self.save_dir is not None and not self.save_dir.strip():  # blank is empty: the default
-            object.__setattr__(self, "save_dir", "")
-
 
 @dataclass(frozen=True)
 class VisualizationSettings:
@@ -120,10 +116,6 @@ class VisualizationSettings:
     """Write the gallery, predictions.md and pages/."""
     save_dir: str | None = "viz"
     """Relative to the stage directory, or absolute; null or empty = `viz`."""
-
-    def __post_init__(self) -> None:
-        if self.save_dir is not None and not self.save_dir.strip():  # blank is empty: the default
-            object.__setattr__(self, "save_dir", "")
 
 
 @dataclass(frozen=True)

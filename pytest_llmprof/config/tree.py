@@ -29,11 +29,14 @@ __all__ = [
     "Block",
     "Leaf",
     "build",
+    "dotted",
     "find",
     "known_paths",
+    "leaves",
     "root_block",
     "unknown",
     "with_defaults",
+    "without_null_blocks",
 ]
 
 MISSING_VALUE = "???"
@@ -202,6 +205,28 @@ def with_defaults(block: Block, value: Mapping[Any, Any]) -> dict[str, Any]:
     return found
 
 
+def without_null_blocks(root: Block, body: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A YAML section whose keys are all commented out reads as null: it sets nothing."""
+    found = {}
+    for name, value in body.items():
+        path = f"{prefix}.{name}" if prefix else str(name)
+        if isinstance(find(root, path), Block) and value is None:
+            continue
+        found[name] = without_null_blocks(root, value, path) if isinstance(value, Mapping) else value
+    return found
+
+
+def dotted(root: Block, body: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(block, name) of the keys written as `a.b`. Hydra merges presets by name, so which of two presets sets
+    such a key can't be told any more; unlike in config.yaml it can't be applied."""
+    for name, value in body.items():
+        path = f"{prefix}.{name}" if prefix else str(name)
+        if "." in str(name):
+            yield prefix, str(name)
+        elif isinstance(value, Mapping) and isinstance(find(root, path), Block):
+            yield from dotted(root, value, path)
+
+
 def build(block: Block, value: Mapping[str, Any], prefix: str = "") -> Any:
     """The typed object for *value*, a plain mapping; keys that are not set take their defaults.
 
@@ -224,3 +249,14 @@ def build(block: Block, value: Mapping[str, Any], prefix: str = "") -> Any:
         except Mismatch as error:
             raise error.below(path) from None
     return block.make(found)
+
+
+def leaves(root: Block, values: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The typed values that may have a rule of their own: the leaves of the blocks that every test has."""
+    found = []
+    for name, node in root.fields.items():
+        if isinstance(node, Leaf):
+            found.append((name, values[name]))
+        elif name not in ("pipeline", "llmprof"):
+            found += [(f"{name}.{key}", getattr(values[name], key)) for key in node.fields]
+    return found

@@ -110,10 +110,8 @@ def test_save_dir_is_left_as_it_is(places):
     output = places.settings(
         "pipeline.torch_profiler.output.prediction.save_dir=.",
         "pipeline.torch_profiler.output.visualization.save_dir=null",
-        "pipeline.direct_inference.output.prediction.save_dir='  '",
         "pipeline.direct_inference.output.visualization.save_dir=../x",
     ).pipeline
     assert output["torch_profiler"].output.prediction.save_dir == "."
     assert output["torch_profiler"].output.visualization.save_dir is None
-    assert output["direct_inference"].output.prediction.save_dir == ""
     assert output["direct_inference"].output.visualization.save_dir == "../x"
