@@ -154,8 +154,8 @@ def figures_of(
     if round_seconds and samples:
         values["round_s"] = statistics.median(round_seconds)
         pages = Counter(number for number, _ in {(sample.round, sample.page) for sample in samples})
-        # A page that failed in a later round is missing there.
-        rounds = zip(round_seconds, (pages[number] for number in sorted(pages)), strict=True)
+        # A page that failed is missing in the rounds after; where all have, a stage may count rounds without samples.
+        rounds = zip(round_seconds, (pages[number] for number in sorted(pages)), strict=False)
         a_page_s = statistics.median(seconds / count for seconds, count in rounds)
         values["pages_per_s"] = 1 / a_page_s if a_page_s else None
     for name, peaks in (

@@ -85,6 +85,14 @@ class PagesWorkload:
             self.failures.append(Failure(page.name, text, details))
             self._on_failure(page, batch_id, len(pages), text)
 
+    def _give_up(self, error: Exception, pages: Sequence[Page], batch_id: int, recorder: PhaseRecorder) -> None:
+        """Fail a batch's pages by what the model raised, and free what it held."""
+        text = describe_error(error, recorder, [page.name for page in pages], self.device)
+        known = isinstance(error, LlmprofError) or out_of_memory(error)
+        self._fail(pages, batch_id, text, None if known else "".join(traceback.format_exception(error)))
+        recorder.drop()
+        let_go(error, self.device)
+
     def _run(
         self, index: int, batch_id: int, batch: Sequence[Page], recorder: PhaseRecorder
     ) -> tuple[list[tuple[Page, Image]], list[Answer], list[Sample], float] | None:
@@ -110,12 +118,7 @@ class PagesWorkload:
                 error = found
         self._compiled = bool(watch.seen)
         if error is not None:
-            text = describe_error(error, recorder, names, self.device)
-            known = isinstance(error, LlmprofError) or out_of_memory(error)
-            details = None if known else "".join(traceback.format_exception(error))
-            self._fail([page for page, _ in loaded], batch_id, text, details)
-            recorder.drop()
-            let_go(error, self.device)
+            self._give_up(error, [page for page, _ in loaded], batch_id, recorder)
             return None
         if watch.seen and index >= 0:
             self.disturbed.append(complaint(f"round {index + 1}, {_pages(names)}", watch.seen, self._warmup))
@@ -136,8 +139,7 @@ class PagesWorkload:
                 try:
                     key = tuple(self.model.shape_key(image, self.infer) for _, image in loaded)
                 except Exception as error:  # noqa: BLE001 - as in _run
-                    text = describe_error(error, recorder, [page.name for page, _ in loaded], self.device)
-                    self._fail(batch, batch_id, text, "".join(traceback.format_exception(error)))
+                    self._give_up(error, [page for page, _ in loaded], batch_id, recorder)
                     continue
                 if not key or key in seen:
                     continue

@@ -51,6 +51,8 @@ def test_a_figure_is_the_median_of_page_medians():
 def test_a_page_that_fails_later_makes_the_others_no_faster():
     samples = [sample("a", 0, 1000.0), sample("b", 0, 1000.0), sample("a", 1, 1000.0), sample("a", 2, 1000.0)]
     assert figures_of(samples, [2.0, 1.0, 1.0]).pages_per_s == pytest.approx(1.0)
+    # A stage of one's own that counts a round in which every page had failed.
+    assert figures_of(samples, [2.0, 1.0, 1.0, 0.0]).pages_per_s == pytest.approx(1.0)
 
 
 def test_one_token_has_no_rate():

@@ -416,6 +416,10 @@ def test_what_a_model_raises_around_its_answer_fails_its_page_alone(recorder):
     assert "KeyError" in work.failures[0].details
     samples, _ = work.round(1, recorder)
     assert [sample.page for sample in samples] == ["a", "c"]
+    # In one batch with a page that could not be read, which fails once.
+    pair, _, failed = workload(Model(), ["broken", "wide"], batch_size=2)
+    pair.warmup(1, recorder)
+    assert failed == [("broken", "page broken: it is broken"), ("wide", "KeyError: 'wide'")]
 
 
 @pytest.mark.parametrize(
