@@ -153,6 +153,7 @@ def check_collisions(owners: Sequence[tuple[str, Settings, Path]]) -> dict[str, 
     *owners* holds (node id, settings, test directory). Returns {node id: one-line error} for both sides; the
     error ends in the overrides that give each its own directory.
     """
+    from pytest_llmprof.config.paths import with_part
     from pytest_llmprof.stages.runner import output_dirs
 
     users: dict[Path, dict[str, tuple[Settings, list[str]]]] = {}
@@ -178,7 +179,7 @@ def check_collisions(owners: Sequence[tuple[str, Settings, Path]]) -> dict[str, 
         stages = {settings.stage for settings, _ in nodes.values()}
         own, tests = str(directory), {settings.test for settings, _ in nodes.values()}
         if len(tests) == 1:  # stages of one test meet, maybe in a directory that names it: any test's is to be pasted
-            own = re.sub(rf"(?<![^/]){re.escape(*tests)}(?![^/])", "${llmprof.test}", own)
+            own = with_part(own, tests.pop(), "${llmprof.test}")
         if own == str(directory):
             own += "/${llmprof.test}"
         if len(stages) > 1:

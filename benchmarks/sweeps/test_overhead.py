@@ -228,9 +228,7 @@ def clocked(total_ms, first_ms, tokens):
 
 
 TIMES = {"a page": "total_ms", "decode, a token": "later_ms"}
-STEPPED = {
-    **{f"{kind}, {what}": (kind, key) for what, key in TIMES.items() for kind in ("bare", "measured")},
-}
+STEPPED = {f"{kind}, {what}": (kind, key) for what, key in TIMES.items() for kind in ("bare", "measured")}
 """What is compared between blocks, by its row."""
 FASTEST = {
     "a launch, us": lambda block: block["launch_us"],

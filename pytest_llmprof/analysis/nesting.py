@@ -83,7 +83,7 @@ class Phase:
     parent: str
     """The phase it lies in; "" at the top."""
     count: int
-    """How often it was opened."""
+    """How often it was opened; 0 where only its steps are in the trace."""
     host_ns: int
     """Sum of its ranges on the host, what lies in them included."""
 
@@ -131,7 +131,7 @@ class Timeline:
             self._lines[thread] = self._line(ranges)
         self._main = max(by_thread, key=lambda thread: len(by_thread[thread]), default=None)
         self.phases = [
-            Phase(name, self._parent[name], max(1, count), total)
+            Phase(name, self._parent[name], count, total)
             for name, (count, total) in self._found.items()
         ]
 

@@ -285,7 +285,7 @@ class Trace:
                 if other.parent in inside:
                     inside.add(other.name)
             numbers = [index + 1 for index, other in enumerate(phases) if other.name in inside]
-            count = phase.count if phase.name in self.timeline.openings else self._profiles_with(numbers)
+            count = phase.count or self._profiles_with(numbers)
             rows.append(self._row(phase.name, phase.parent, count, phase.host_ns / 1e6, numbers))
         return rows
 

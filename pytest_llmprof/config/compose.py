@@ -89,6 +89,8 @@ class _Composition:
     """Keys that somebody set, the winner of each."""
     legacy: tuple[str, ...] = ()
     """Legacy keys that were used, as typed."""
+    set_in: Mapping[str, str] = field(default_factory=dict)
+    """Where each `save_dir` was set, by its key."""
 
 
 @dataclass
@@ -243,6 +245,8 @@ class Composer:
                 ) from None
             origins[one.path] = one
         composition.origins = origins
+        named = [path for path in known_paths(root) if path.endswith(".save_dir")]
+        composition.set_in = {path: self._where(path, composition) for path in named}
         self._legacy_used.update(dict.fromkeys(composition.legacy))
         return composition
 
@@ -376,12 +380,7 @@ class Composer:
             choices=dict(composition.choices),
             yaml=body + to_yaml({"llmprof": node}),
             digest=hashlib.sha256(body.encode()).hexdigest(),
-            set_in={
-                key: self._where(key, composition)
-                for name, one in values["pipeline"].items()
-                if one.output is not None
-                for key in (f"pipeline.{name}.output.{kind}.save_dir" for kind in ("prediction", "visualization"))
-            },
+            set_in=composition.set_in,
         )
 
     def _base(self, source: Source | None) -> Path:

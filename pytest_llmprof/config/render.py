@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from pytest_llmprof.config.paths import with_part
 from pytest_llmprof.config.schema import Settings, StageSettings
 from pytest_llmprof.config.validate import PLACEHOLDERS
 
@@ -72,7 +73,7 @@ def per_test(path: str, value: Any, saved: Mapping[str, Any]) -> Any:
         if str(saved[name]) == shown:
             value = value.replace(shown, f"${{llmprof.{name}}}")
         elif path.endswith(".save_dir"):
-            value = re.sub(rf"(?<![^/]){re.escape(str(saved[name]))}(?![^/])", f"${{llmprof.{name}}}", value)
+            value = with_part(value, str(saved[name]), f"${{llmprof.{name}}}")
     return value
 
 
