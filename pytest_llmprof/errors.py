@@ -26,6 +26,7 @@ __all__ = [
     "ModelError",
     "PageError",
     "StageError",
+    "error_line",
     "nearest",
 ]
 
@@ -61,6 +62,12 @@ class StageError(LlmprofError):
 
 class ArtifactError(LlmprofError):
     """A directory or file that cannot be used for output."""
+
+
+def error_line(error: BaseException) -> str:
+    """An error as one line; the name of its type comes first where it is not an `LlmprofError`."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, LlmprofError) else f"{type(error).__name__}: {text}"
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

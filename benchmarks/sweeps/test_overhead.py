@@ -24,8 +24,8 @@ from pytest_llmprof.measure.collector import settled
 from pytest_llmprof.measure.phases import DOMAIN, WARMUP_DOMAIN, PhaseRecorder
 from pytest_llmprof.models.base import NoPhases
 from pytest_llmprof.stages.base import StageContext, StageResult
-from pytest_llmprof.stages.cupti import synchronise
-from pytest_llmprof.stages.torch_profiler import profile_window
+from pytest_llmprof.stages.torch_profiler.cupti import synchronise
+from pytest_llmprof.stages.torch_profiler.stage import profile_window
 from pytest_llmprof.stages.workloads import PagesWorkload
 
 PAIRS, BLOCK_S = 4, 4.0
@@ -42,7 +42,8 @@ ORDER = (SHORT, LONG, LONG, SHORT) * 2
 READ_ALONE = """
 import gzip, json, sys, time
 from pathlib import Path
-from pytest_llmprof.analysis import profile_summary, read_trace
+from pytest_llmprof.analysis import read_trace
+from pytest_llmprof.stages.torch_profiler.summary import profile_summary
 def memory(name):
     return int(Path("/proc/self/status").read_text().split(name + ":")[1].split()[0]) * 1024
 def seconds(read):

@@ -2,7 +2,6 @@
 
 from pytest_llmprof.analysis.events import merged
 from pytest_llmprof.analysis.rows import KernelRow, OperatorRow, PhaseRow, StepFigures
-from pytest_llmprof.analysis.summary import profile_summary
 from pytest_llmprof.analysis.tables import write_tables
 from pytest_llmprof.analysis.trace import Trace, read_trace
 
@@ -13,7 +12,6 @@ __all__ = [
     "StepFigures",
     "Trace",
     "merged",
-    "profile_summary",
     "read_trace",
     "write_tables",
 ]

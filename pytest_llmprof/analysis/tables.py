@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llmprof.analysis.kernel_names import short_name
-from pytest_llmprof.analysis.markdown import code, percent, table
 from pytest_llmprof.analysis.rows import KernelRow, OperatorRow
 from pytest_llmprof.analysis.trace import Trace
-from pytest_llmprof.artifacts import write_text
+from pytest_llmprof.records.files import write_text
+from pytest_llmprof.text.markdown import code, percent, table
 
 __all__ = ["TOP", "csv_text", "kernels_md", "operators_md", "write_tables"]
 

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pytest_llmprof.artifacts import write_text
 from pytest_llmprof.config.compose import Composer, ConfigSources
 from pytest_llmprof.config.convert import Mismatch
 from pytest_llmprof.config.registry import Registry
@@ -19,6 +18,7 @@ from pytest_llmprof.config.render import as_tree, escaped, plain, to_yaml
 from pytest_llmprof.config.schema import Settings
 from pytest_llmprof.config.tree import build, find, root_block
 from pytest_llmprof.errors import ConfigError
+from pytest_llmprof.records.files import write_text
 
 __all__ = ["FrozenComposer", "freeze"]
 

@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pytest_llmprof.measure.card import Card, read_card, throttled_between
+from pytest_llmprof.measure.gpu import Card, read_card, throttled_between
 
 __all__ = ["PACKAGES", "Environment", "Git", "Host", "environment"]
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 
 from pytest_llmprof.measure.energy import RoundEnergy
-from pytest_llmprof.measure.rounds import Sample
+from pytest_llmprof.stages.runner import Sample
 
 __all__ = ["FIGURE_NAMES", "Figures", "figures_of", "percentile", "spread_of"]
 

@@ -1,7 +1,7 @@
 """What a model must offer to be driven: the adapter protocol and its plain data types.
 
 Nothing here imports torch. A third party registers a `ModelPlugin` through the hook
-``pytest_llmprof_models`` (see `pytest_llmprof.hookspecs`).
+``pytest_llmprof_models`` (see `pytest_llmprof.plugin.hookspecs`).
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pytest_llmprof.outputs.plaintext import shorten, visible
 from pytest_llmprof.quality.text import normalise
+from pytest_llmprof.text.escape import shorten, visible
 
 __all__ = ["Differences", "differences"]
 

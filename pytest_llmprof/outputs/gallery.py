@@ -19,14 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmprof.artifacts import unique_names, write_json, write_text
 from pytest_llmprof.datasets.base import Page
 from pytest_llmprof.errors import ArtifactError, LlmprofError
+from pytest_llmprof.outputs.images import boxes_picture, crop, place_boxes, thumbnail
 from pytest_llmprof.outputs.markdown import PageFiles, document, result
-from pytest_llmprof.outputs.pictures import boxes_picture, crop, place_boxes, thumbnail
-from pytest_llmprof.outputs.plaintext import whole
 from pytest_llmprof.outputs.predictions import prediction_dict
-from pytest_llmprof.outputs.records import Prediction
+from pytest_llmprof.records.files import write_json, write_text
+from pytest_llmprof.records.predictions import Prediction
+from pytest_llmprof.text.escape import whole
+from pytest_llmprof.text.names import unique_names
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from urllib.parse import quote
 
 from pytest_llmprof.outputs.differences import differences
-from pytest_llmprof.outputs.pictures import PlacedBox
-from pytest_llmprof.outputs.plaintext import fenced, inline, preformatted
-from pytest_llmprof.outputs.records import Prediction
+from pytest_llmprof.outputs.images import PlacedBox
+from pytest_llmprof.records.predictions import Prediction
+from pytest_llmprof.text.escape import fenced, inline, preformatted
 
 __all__ = ["MAX_TEXT", "PageFiles", "document", "result"]
 

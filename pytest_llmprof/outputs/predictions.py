@@ -14,8 +14,8 @@ import msgspec
 
 from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.models.base import Box
-from pytest_llmprof.outputs.plaintext import whole
-from pytest_llmprof.outputs.records import Prediction
+from pytest_llmprof.records.predictions import Prediction
+from pytest_llmprof.text.escape import whole
 
 __all__ = ["PredictionWriter", "prediction_dict", "read_predictions"]
 

@@ -13,7 +13,7 @@ from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.outputs.gallery import Gallery, check_gallery, write_gallery
 from pytest_llmprof.outputs.options import output_options
 from pytest_llmprof.outputs.predictions import PredictionWriter
-from pytest_llmprof.outputs.records import Prediction
+from pytest_llmprof.records.predictions import Prediction
 
 __all__ = ["Outputs", "check_writable"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pytest_llmprof.analysis.markdown import table
-from pytest_llmprof.outputs.plaintext import inline
-from pytest_llmprof.report.values import at, count, number, numeric
+from pytest_llmprof.text.escape import inline
+from pytest_llmprof.text.markdown import table
+from pytest_llmprof.text.numbers import at, count, number, numeric
 
 __all__ = ["environment_table"]
 

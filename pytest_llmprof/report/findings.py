@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_llmprof.analysis.markdown import code, percent
-from pytest_llmprof.outputs.plaintext import inline
-from pytest_llmprof.report.roofline import over_peak
-from pytest_llmprof.report.values import at, count, number, numeric, share
+from pytest_llmprof.stages.static_analysis.section import over_peak
+from pytest_llmprof.text.escape import inline
+from pytest_llmprof.text.markdown import code, percent
+from pytest_llmprof.text.numbers import at, count, number, numeric, share
 
 __all__ = ["Finding", "card_warnings", "findings", "gpu_busy_share", "warnings"]
 

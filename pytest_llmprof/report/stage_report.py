@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from pytest_llmprof.analysis.markdown import code, percent, table
-from pytest_llmprof.artifacts import read_json, write_text
-from pytest_llmprof.outputs.plaintext import inline
+from pytest_llmprof.records.files import read_json, write_text
 from pytest_llmprof.report.environment_table import environment_table
 from pytest_llmprof.report.findings import findings, warnings
-from pytest_llmprof.report.nsight_section import TOOLS, nsight_section
-from pytest_llmprof.report.profile_section import profile_section
-from pytest_llmprof.report.roofline import roofline_section
-from pytest_llmprof.report.values import NOT_APPLICABLE, at, count, number, numeric, share
+from pytest_llmprof.stages.nsight_section import TOOLS, nsight_section
+from pytest_llmprof.stages.static_analysis.section import roofline_section
+from pytest_llmprof.stages.torch_profiler.section import profile_section
+from pytest_llmprof.text.escape import inline
+from pytest_llmprof.text.markdown import code, percent, table
+from pytest_llmprof.text.numbers import NOT_APPLICABLE, at, count, number, numeric, share
 
 __all__ = ["render", "write_report"]
 

@@ -12,7 +12,11 @@ __all__ = ["packaged_stages"]
 
 def packaged_stages() -> tuple[StagePlugin | ToolStagePlugin, ...]:
     """The stages that ship with this package; importing none of torch."""
-    from pytest_llmprof.stages import direct_inference, ncu, nsys, static_analysis, torch_profiler
+    from pytest_llmprof.stages import direct_inference
+    from pytest_llmprof.stages.ncu import stage as ncu
+    from pytest_llmprof.stages.nsys import stage as nsys
+    from pytest_llmprof.stages.static_analysis import stage as static_analysis
+    from pytest_llmprof.stages.torch_profiler import stage as torch_profiler
 
     return (
         direct_inference.plugin(),

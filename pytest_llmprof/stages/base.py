@@ -12,17 +12,28 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_llmprof.config.registry import StageSpec
 from pytest_llmprof.config.schema import Settings, StageSettings
-from pytest_llmprof.config.stages import Window
-from pytest_llmprof.measure.rounds import Failure, Sample
+from pytest_llmprof.stages.runner import Failure, Sample
 
 if TYPE_CHECKING:
-    from pytest_llmprof.measure.card import Card
     from pytest_llmprof.measure.energy import RoundEnergy
+    from pytest_llmprof.measure.gpu import Card
     from pytest_llmprof.measure.memory import Peak
     from pytest_llmprof.measure.phases import PhaseRecorder
     from pytest_llmprof.stages.child import Child
 
-__all__ = ["StageContext", "StagePlugin", "StageResult", "ToolContext", "ToolStagePlugin", "Workload"]
+__all__ = ["StageContext", "StagePlugin", "StageResult", "ToolContext", "ToolStagePlugin", "Window", "Workload"]
+
+
+@dataclass(frozen=True)
+class Window:
+    """`pipeline.torch_profiler.window.*`: what is profiled, at a cost that doesn't grow with the answer."""
+
+    pages: int = 1
+    """Pages profiled (>= 1)."""
+    start_token: int = 0
+    """Generated token at which the window opens (>= 0); 0 takes in preprocessing, vision and prefill."""
+    decode_tokens: int = 32
+    """Decode steps profiled from there (>= 1)."""
 
 
 class Workload(Protocol):

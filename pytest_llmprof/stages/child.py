@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmprof.artifacts import read_json, write_text
 from pytest_llmprof.errors import LlmprofError, StageError
+from pytest_llmprof.records.files import read_json, write_text
 from pytest_llmprof.stages.tools import tail
 
 if TYPE_CHECKING:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pytest_llmprof.config.stages import DIRECT_INFERENCE
-from pytest_llmprof.measure.card import Card, CardReader
 from pytest_llmprof.measure.collector import settled
 from pytest_llmprof.measure.energy import EnergyMeter
+from pytest_llmprof.measure.gpu import Card, CardReader
 from pytest_llmprof.measure.phases import DOMAIN, WARMUP_DOMAIN
 from pytest_llmprof.stages.base import StageContext, StagePlugin
 
@@ -58,4 +57,4 @@ def _why_no_energy(card: Card | None, reason: str | None) -> str | None:
 
 def plugin() -> StagePlugin:
     """The stage as it is registered."""
-    return StagePlugin(**vars(DIRECT_INFERENCE), run=clean_rounds)
+    return StagePlugin("direct_inference", output=True, run=clean_rounds)

@@ -1,497 +1,272 @@
-"""One test in one stage: from settings to files. What the `llmprof` fixture calls; it knows no pytest."""
+"""The measured loop: passes over the pages, the clock running only while the model works.
+
+`run_batch` is the whole of what is timed. Reading pictures, decoding tokens to text, scoring and writing files
+happen between batches, with the clock stopped.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import gc
+import re
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
-from pytest_llmprof.artifacts import Artifacts, write_json, write_text
-from pytest_llmprof.compare.gates import Gate, Verdict, judge
-from pytest_llmprof.config.schema import Settings
 from pytest_llmprof.datasets.base import Page
-from pytest_llmprof.errors import ArtifactError, LlmprofError, ModelError, PageError, StageError
-from pytest_llmprof.measure.figures import FIGURE_NAMES, Figures, as_dict, figures_of, spread_of
-from pytest_llmprof.measure.rounds import Answer, Failure, Sample
-from pytest_llmprof.models.base import LoadedModel, ModelPlugin
-from pytest_llmprof.outputs.records import Prediction
-from pytest_llmprof.quality.score import PageQuality, Quality
-from pytest_llmprof.stages.base import StageContext, StagePlugin, StageResult, Workload
+from pytest_llmprof.errors import LlmprofError, ModelError
+from pytest_llmprof.measure.memory import Peak, PeakMemory
+from pytest_llmprof.measure.phases import CALL, TOP_PHASES, PhaseRecorder
+from pytest_llmprof.models.base import LoadedModel
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from pytest_llmprof.outputs import Outputs
+    from pytest_llmprof.config.schema import InferSettings
 
-__all__ = ["ModelCache", "OutputDirs", "PagesFailed", "RunResult", "Runner", "output_dirs"]
+__all__ = [
+    "Answer",
+    "Failure",
+    "Sample",
+    "batch_rate",
+    "batches",
+    "describe_error",
+    "generate_batch",
+    "let_go",
+    "out_of_memory",
+    "run_batch",
+    "time_per_token",
+]
 
-METRICS_SCHEMA = 1
 
-
-class PagesFailed(LlmprofError):
-    """Pages failed; the others ran, and their files are there."""
-
-    def __init__(self, text: str, details: str | None) -> None:
-        super().__init__(text)
-        self.details = details
-        """The first failure's traceback, where it was not a known kind."""
-
-
-@dataclass(frozen=True)
-class RunResult(Figures):
-    """What `llmprof.run()` and `llmprof.measure()` return: the figures, by the names of metrics.json, and more."""
-
-    quality: Quality | None = None
-    """None for a callable; figures inside are None where they are not applicable."""
-    predictions: tuple[Prediction, ...] = ()
-    """The first measured round's answers, page by page."""
-    samples: tuple[Sample, ...] = ()
-    round_seconds: tuple[float, ...] = ()
-    deterministic: bool | None = None
-    """Whether later rounds gave the first one's tokens; None for a single round."""
-    profile: Mapping[str, Any] | None = None
-    """Figures of the profiled window; None where none ran."""
-    dir: Path = Path()
-    """The stage directory."""
-    value: Any = None
-    """`measure`: what the callable returned in the last round."""
+_OUT_OF_MEMORY = re.compile(r"\b(?:CUDA|HIP)\b[\w\]: ]* out of memory|_STATUS_ALLOC_FAILED")
 
 
 @dataclass(frozen=True)
-class OutputDirs:
-    """Where one stage's outputs go; None where they are off."""
+class Sample:
+    """Times of one page in one round (milliseconds). In a batch, phases and `other_ms` are the batch's own."""
 
-    prediction: Path | None
-    visualization: Path | None
-
-
-def output_dirs(settings: Settings, artifacts: Artifacts) -> OutputDirs:
-    """Resolve the enabled outputs' `save_dir`s. Raises `ArtifactError` where one leaves the stage directory."""
-    output = settings.current.output
-    if output is None:
-        return OutputDirs(None, None)
-
-    def resolve(kind: str, block: Any, default: str) -> Path | None:
-        named = settings.save_dir_named(kind)
-        return artifacts.save_dir(settings.stage, block.save_dir, default, named) if block.enable else None
-
-    return OutputDirs(
-        resolve("prediction", output.prediction, "pred"), resolve("visualization", output.visualization, "viz")
-    )
-
-
-@dataclass
-class ModelCache:
-    """The one model that is kept, keyed by its configuration; another one's load frees it first."""
-
-    plugins: Mapping[str, ModelPlugin]
-    close_errors: list[str] = field(default_factory=list)
-    """What models could not be closed, a line each: no test's fault, so no test fails for it."""
-    _key: object = None
-    _model: LoadedModel | None = None
-
-    def get(self, settings: Settings, progress: Callable[[str], None]) -> LoadedModel:
-        """The model of *settings*, loaded where it is not the one at hand."""
-        key = (replace(settings.model, max_new_tokens=0), settings.infer.engine)
-        if self._model is None or self._key != key:
-            self.close()
-            progress(f"loading {settings.choices.get('model', settings.model.name)}")
-            self._model = self._load(settings)
-            self._key = key
-        return self._model
-
-    def _load(self, settings: Settings) -> LoadedModel:
-        from pytest_llmprof.measure.rounds import let_go, out_of_memory
-
-        try:
-            return self.plugins[settings.model.name].load(settings.model, settings.infer)
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            text = " ".join(str(error).split())
-            let_go(error, "cuda")
-            raise ModelError(f"out of device memory while the model was loaded: {text[:300]}") from None
-
-    def close(self) -> None:
-        """Free the model at hand. A failure of its own `close` is kept in `close_errors`: the session goes on."""
-        model, self._model, self._key = self._model, None, None
-        if model is not None:
-            try:
-                model.close()
-            except Exception as error:  # noqa: BLE001 - what a plugin raises is not known
-                self.close_errors.append(f"model {model.info.name} could not be closed: {_said(error)}")
+    round: int
+    page: str
+    batch_id: int
+    tokens: int
+    """Generated tokens, EOS included."""
+    ttft_ms: float | None
+    """From the decoded picture in memory to the first token on the host (preprocess included)."""
+    tpot_ms: float | None
+    """(last - first arrival) / tokens that came after the first arrival; None where none did."""
+    total_ms: float
+    """Until the page's last token was on the host; of the batch's last page, until the model had ended."""
+    other_ms: float
+    """The batch's total less the sum of preprocess, vision, prefill and decode."""
+    phases: dict[str, float]
+    peak_bytes: int | None
+    """Peak device memory of the batch in tensors; None on a CPU."""
+    peak_reserved_bytes: int | None = None
+    """Peak device memory that torch had taken from the card during the batch; None on a CPU."""
+    batch_total_ms: float | None = None
+    """Until the batch's last token was on the host and the model had ended."""
+    batch_size: int = 1
+    """Pages in its batch: the last one may have fewer than `infer.batch_size`."""
+    batch_tokens_per_s: float | None = None
+    """Tokens of all rows after their first arrival / time from the first arrival of all to the last."""
 
 
 @dataclass
-class Runner:
-    """Runs a workload in a stage and writes the stage directory."""
+class Answer:
+    """The tokens of one page as they came."""
 
-    settings: Settings
-    stage: StagePlugin
-    artifacts: Artifacts
-    test_id: str
-    gates: tuple[Gate, ...]
-    progress: Callable[[str], None]
-    rootdir: Path
-    profiler_ran_before: bool = False
-    timed: bool = True
-    """Whether times mean anything here; under a tool they don't, and are null."""
-    verdicts: list[Verdict] = field(default_factory=list)
-    """What came of the gates, once it ran."""
-    result: StageResult | None = None
-    """What the stage measured, once its files are written."""
+    ids: list[int] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+    times_ns: list[int] = field(default_factory=list)
+    finish: str | None = None
 
-    def pages(self, load: Callable[[], LoadedModel], pages: Sequence[Page], dataset_digest: str) -> RunResult:
-        """Run every page through the model that *load* gives. Raises `PagesFailed` at the end where one failed."""
-        from pytest_llmprof.outputs import Outputs, check_gallery, check_writable
-        from pytest_llmprof.stages.workloads import PagesWorkload
+    def text(self, model: LoadedModel) -> str:
+        """The answer's text, special tokens included."""
+        return model.text(self.ids) if self.ids else "".join(self.pieces)
 
-        dirs = output_dirs(self.settings, self.artifacts)
-        out_dir = self._begin()
-        # Found out before the model loads.
-        if dirs.prediction is not None:
-            check_writable(dirs.prediction, self.settings.save_dir_named("prediction"))
-        if dirs.visualization is not None:
-            named = self.settings.save_dir_named("visualization")
-            check_writable(dirs.visualization, named)
-            check_gallery(dirs.visualization, named)
-        write_text(out_dir / "inputs.jsonl", "".join(_input_line(page) for page in pages))
-        model = load()
-        output = self.settings.current.output
-        extra = output.extra.get(self.settings.model.name) if output is not None else None
-        outputs = Outputs(
-            dirs.prediction,
-            dirs.visualization,
-            title=f"{self.settings.test} · {self.settings.stage}",
-            prompt_kind=model.prompt_kind(self.settings.infer),
-            extra=extra,
-        )
-        answers = _Answers(self.settings, model, outputs, extra, timed=self.timed)
-        workload = PagesWorkload(
-            model,
-            pages,
-            self.settings.infer,
-            on_answer=answers.add,
-            on_failure=answers.fail,
-            progress=self.progress,
-        )
-        facts = self._facts(model)
-        try:
-            result, error = self._stage(out_dir, workload)
-        except BaseException:
-            outputs.close(pages, facts)
-            raise
-        try:
-            outputs.close(pages, facts)
-        except ArtifactError as unwritten:  # what was measured is kept all the same
-            error = error or unwritten
-        about = {
-            "model": asdict(model.info),
-            "prompt": model.prompt(self.settings.infer),
-            "dataset": {"name": self.settings.dataset.name, "digest": dataset_digest, "pages": len(pages)},
-        }
-        return self._finish(out_dir, workload, result, error, answers, about, model.capabilities.block)
-
-    def callable(self, call: Callable[[], Any], name: str, device: str) -> RunResult:
-        """Run a callable."""
-        from pytest_llmprof.stages.workloads import CallableWorkload
-
-        out_dir = self._begin()
-        workload = CallableWorkload(call, name, device, self.progress)
-        result, error = self._stage(out_dir, workload)
-        return self._finish(out_dir, workload, result, error, None, {"callable": name})
-
-    def _begin(self) -> Path:
-        out_dir = self.artifacts.begin(self.settings.stage)
-        write_text(out_dir / "config.yaml", self.settings.yaml)
-        return out_dir
-
-    def _facts(self, model: LoadedModel) -> dict[str, str]:
-        info = model.info
-        return {
-            "model": f"{info.name}, {info.weights} weights, {info.parameters / 1e6:.1f} M parameters",
-            "mode": info.mode,
-            "device": f"{info.device}, {info.dtype}, engine {info.engine}",
-            "prompt": self.settings.infer.prompt,
-        }
-
-    def _stage(self, out_dir: Path, workload: Workload) -> tuple[StageResult, BaseException | None]:
-        """Do the stage's work; an error of its own comes back, so that the files are written first."""
-        from pytest_llmprof.measure.memory import PeakMemory, PhasePeaks
-        from pytest_llmprof.measure.phases import WARMUP_DOMAIN, PhaseRecorder
-
-        def recorder(domain: str) -> PhaseRecorder:
-            # Reading the phases' peaks takes time, so it is done where no clock runs.
-            peaks = PhasePeaks(PeakMemory(workload.device)) if domain == WARMUP_DOMAIN else None
-            return PhaseRecorder(workload.device, domain=domain, peaks=peaks)
-
-        context = StageContext(
-            settings=self.settings,
-            out_dir=out_dir,
-            workload=workload,
-            recorder=recorder,
-            progress=self.progress,
-            result=StageResult(),
-        )
-        try:
-            self.stage.run(context)
-        except Exception as error:  # noqa: BLE001 - raised again once what was measured is written
-            return context.result, error
-        if workload.disturbed:
-            more = f" (and {len(workload.disturbed) - 1} more like it)" if len(workload.disturbed) > 1 else ""
-            return context.result, StageError(workload.disturbed[0] + more)
-        return context.result, None
-
-    def _finish(
-        self,
-        out_dir: Path,
-        workload: Any,
-        result: StageResult,
-        error: BaseException | None,
-        answers: _Answers | None,
-        about: dict[str, Any],
-        token_block: int | None = None,
-    ) -> RunResult:
-        from pytest_llmprof.measure.environment import environment
-        from pytest_llmprof.report import write_report
-
-        if strange := sorted(set(result.figures) - set(FIGURE_NAMES)):
-            names = ", ".join(strange)
-            error = error or StageError(f"the stage {self.settings.stage} gave figures that there are not: {names}")
-        own = {name: value for name, value in result.figures.items() if name not in strange}
-        figures = replace(figures_of(result.samples, result.round_seconds, result.energy), **own)
-        if not self.timed:
-            figures = Figures(tokens=figures.tokens)
-        quality = answers.quality() if answers is not None else None
-        named = {**as_dict(figures), **(asdict(quality) if quality is not None else {})}
-        self.verdicts = judge(self.gates, named) if error is None else []
-        place = environment(
-            workload.device,
-            self.rootdir,
-            before=result.card_before,
-            after=result.card_after,
-            reason=result.card_reason,
-        )
-        failures: list[Failure] = workload.failures
-        metrics = {
-            "schema": METRICS_SCHEMA,
-            "test": self.settings.test,
-            "id": self.test_id,
-            "stage": self.settings.stage,
-            "kind": workload.kind,
-            "status": "error" if failures or error is not None else "ok",
-            "errors": [{"page": failure.page, "error": failure.error} for failure in failures]
-            + [{"page": None, "error": " ".join(line.split())} for line in workload.disturbed]
-            + ([{"page": None, "error": _said(error)}] if error and not workload.disturbed else []),
-            "rounds": len(result.round_seconds),
-            "warmup": self.settings.measure.warmup,
-            "pages": len({sample.page for sample in result.samples}),
-            "batch_size": self.settings.infer.batch_size,
-            "token_block": token_block,
-            "deterministic": workload.deterministic,
-            "samples": [asdict(sample) for sample in result.samples],
-            "round_seconds": result.round_seconds,
-            "phase_peaks": {name: asdict(peak) for name, peak in workload.phase_peaks.items()} or None,
-            "energy": {
-                "reason": result.energy_reason,
-                "update_s": result.energy_update_s,
-                "rounds": [asdict(taken) for taken in result.energy],
-            },
-            "figures": as_dict(figures),
-            "spread": spread_of(result.samples, result.round_seconds) if self.timed else {},
-            "quality": asdict(quality) if quality is not None else None,
-            "quality_reason": answers.why_no_quality() if answers is not None else None,
-            "gates": [asdict(verdict) for verdict in self.verdicts],
-            "profile": result.profile,
-            **result.blocks,
-            "profiler_ran_before": self.profiler_ran_before,
-            **about,
-            "fingerprint": {
-                "card": place.get("gpu", {}).get("name") if isinstance(place.get("gpu"), dict) else None,
-                "device": workload.device,
-                "model": about.get("model", {}).get("digest"),
-                "dataset": about.get("dataset", {}).get("digest"),
-                "config": self.settings.digest,
-                "versions": place.get("versions"),
-            },
-        }
-        write_json(out_dir / "environment.json", place)
-        write_json(out_dir / "metrics.json", metrics)
-        write_report(out_dir)
-        self.result = result
-        if error is not None:
-            raise error
-        if failures:
-            raise PagesFailed(_failed_pages(failures), failures[0].details)
-        if not result.samples:
-            raise StageError("no page was measured")
-        return RunResult(
-            **as_dict(figures),
-            quality=quality,
-            predictions=tuple(answers.records) if answers is not None else (),
-            samples=tuple(result.samples),
-            round_seconds=tuple(result.round_seconds),
-            deterministic=workload.deterministic,
-            profile=result.profile,
-            dir=out_dir,
-            value=getattr(workload, "result", None),
-        )
+    def key(self) -> tuple[int, ...] | str:
+        """What must be equal in every round."""
+        return tuple(self.ids) if self.ids else "".join(self.pieces)
 
 
-def _said(error: BaseException) -> str:
-    """One line; of an error that is none of ours, its kind too."""
+@dataclass(frozen=True)
+class Failure:
+    """A page that could not be read or run."""
+
+    page: str
+    error: str
+    details: str | None = None
+    """The traceback of an error that is not a known kind."""
+
+
+def batches(pages: Sequence[Page], size: int) -> Iterator[tuple[int, Sequence[Page]]]:
+    """Consecutive groups of *size* pages with their number."""
+    for batch_id, start in enumerate(range(0, len(pages), size)):
+        yield batch_id, pages[start : start + size]
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether device memory ran out: in torch's allocator (a compiler wraps what it raises), or below it in the
+    driver or a library."""
+    if type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
+
+
+def describe_error(error: BaseException, recorder: PhaseRecorder, names: Sequence[str], device: str) -> str:
+    """One line for a failed batch or callable; an out-of-memory names the phase, the batch and the peak.
+
+    Takes what the recorder knows of peaks: its readings have reset torch's counters on the way out.
+    """
+    where = recorder.where
+    peak = Peak(0, 0)
+    for found in recorder.take_peaks().values():
+        peak = found.union(peak)
+    if isinstance(error, LlmprofError):
+        return str(error)
     text = " ".join(str(error).split())
-    return text if isinstance(error, LlmprofError) else f"{type(error).__name__}: {text}"
-
-
-def _failed_pages(failures: Sequence[Failure]) -> str:
-    first = failures[0]
-    more = f" (and {len(failures) - 1} more: {', '.join(item.page for item in failures[1:6])})"
-    return f"{len(failures)} page(s) failed: {first.page}: {first.error}{more if len(failures) > 1 else ''}"
-
-
-def _input_line(page: Page) -> str:
-    import msgspec
-
-    from pytest_llmprof.datasets import picture_digest
-
-    line = {
-        "page": page.name,
-        "image": page.source,
-        "sha256": picture_digest(page),
-        "truth": [
-            kind
-            for kind, there in (
-                ("free", page.truth_free is not None),
-                ("markdown", page.truth_markdown is not None),
-                ("boxes", page.truth_boxes is not None),
-            )
-            if there
-        ],
-        "license": page.license,
-    }
-    return msgspec.json.encode(line).decode() + "\n"
-
-
-_NO_TIMES: dict[str, Any] = {
-    item.name: None for item in fields(Prediction) if item.name.endswith("_ms") or item.name == "tokens_per_s"
-}
-
-
-class _Answers:
-    """Turns tokens into records and scores, between pages, with the clock stopped."""
-
-    def __init__(
-        self, settings: Settings, model: LoadedModel, outputs: Outputs, extra: Any, *, timed: bool = True
-    ) -> None:
-        from pytest_llmprof.outputs import output_options
-
-        self.records: list[Prediction] = []
-        self._settings = settings
-        self._model = model
-        self._outputs = outputs
-        self._scores: list[PageQuality] = []
-        self._random = model.info.weights == "random"
-        self._prompt = model.prompt(settings.infer)
-        self._kind = model.prompt_kind(settings.infer)
-        self._prediction = partial(Prediction, stage=settings.stage, prompt=self._prompt)
-        self._strip = output_options(extra).prediction.strip_special_tokens
-        self._truths = 0
-        self._timed = timed
-
-    def add(self, page: Page, image: Image, answer: Answer, sample: Sample) -> None:
-        from pytest_llmprof.quality import score_page
-
-        try:
-            text = answer.text(self._model)
-            parsed = self._model.parse(text, image.size)
-        except Exception as error:  # a model's own code: it fails its page by name
-            raise PageError(f"the model cannot read its answer: {_said(error)}") from error
-        score = score_page(page, self._kind, parsed, answer.finish, random_weights=self._random)
-        self._scores.append(score)
-        self._truths += page.truth(self._kind) is not None
-        phases = sample.phases
-        self._put(
-            parsed.plain,
-            self._prediction(
-                page=page.name,
-                image=page.source,
-                status="ok",
-                error=None,
-                batch_id=sample.batch_id,
-                batch_size=sample.batch_size,
-                round=sample.round,
-                text_raw=text,
-                text_clean=parsed.plain if self._strip else text,
-                boxes=parsed.boxes,
-                bad_boxes=parsed.bad_boxes,
-                tokens=sample.tokens,
-                finish_reason=answer.finish,
-                preprocess_ms=phases.get("preprocess"),
-                vision_ms=phases.get("vision"),
-                prefill_ms=phases.get("prefill"),
-                decode_ms=phases.get("decode"),
-                other_ms=sample.other_ms,
-                total_ms=sample.total_ms,
-                ttft_ms=sample.ttft_ms,
-                tokens_per_s=1000.0 / sample.tpot_ms if sample.tpot_ms else None,
-                cer=score.cer,
-                wer=score.wer,
-                box_iou=score.box_iou,
-                repetition=score.repetition,
-                runaway=score.runaway,
-            ),
+    if out_of_memory(error):
+        wanted = re.search(r"Tried to allocate ([\d.]+ \w+)", text)
+        asked = f", {wanted[1]} more asked for" if wanted else ""
+        if where == CALL:
+            return f"out of device memory in the callable {names[0]}{_peak_now(device, peak)}{asked}"
+        pages = f"batch of {len(names)} ({names[0]}{f' ... {names[-1]}' if len(names) > 1 else ''})"
+        return (
+            f"out of device memory in phase {where or 'unknown'}, {pages}{_peak_now(device, peak)}{asked}: lower "
+            f"{'infer.batch_size, ' if len(names) > 1 else ''}infer.max_new_tokens or model.mode"
         )
+    place = f" in phase {where}" if where else ""
+    return f"{type(error).__name__}{place}: {text[:500]}"
 
-    def fail(self, page: Page, batch_id: int, batch_size: int, text: str) -> None:
-        if any(record.page == page.name for record in self.records):
-            return  # it was answered in an earlier round; the failure is told by the test
-        self._put(
-            "",
-            self._prediction(
-                page=page.name,
-                image=page.source,
-                status="error",
-                error=text,
+
+def _peak_now(device: str, known: Peak) -> str:
+    if not device.startswith("cuda"):
+        return ""
+    import torch
+
+    card = torch.device(device)
+    peak = known.union(Peak(torch.cuda.max_memory_allocated(card), torch.cuda.max_memory_reserved(card)))
+    allocated, reserved = peak.allocated_bytes / 2**30, peak.reserved_bytes / 2**30
+    total = torch.cuda.get_device_properties(card).total_memory / 2**30
+    return f", peak {allocated:.2f} GiB allocated and {reserved:.2f} GiB reserved of {total:.1f} GiB"
+
+
+def let_go(error: BaseException, device: str) -> None:
+    """Drop what the frames of *error* and of its causes hold (a batch's tensors), and free the cached memory."""
+    seen: set[int] = set()
+    chain: list[BaseException | None] = [error]
+    while chain:
+        one = chain.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        chain += [one.__cause__, one.__context__]
+        traceback.clear_frames(one.__traceback__)
+        one.__traceback__ = None
+    if device.startswith("cuda"):
+        import torch
+
+        gc.collect()  # modules and caches may refer to one another in circles
+        torch.cuda.empty_cache()
+
+
+def generate_batch(
+    model: LoadedModel, images: Sequence[Image], infer: InferSettings, recorder: PhaseRecorder
+) -> tuple[list[Answer], int, int]:
+    """Run one batch to its end. Returns the answers and the clock (ns) before and after."""
+    answers = [Answer() for _ in images]
+    begin = time.perf_counter_ns()
+    for token in model.generate(images, infer, recorder):
+        answer = answers[token.row]
+        answer.times_ns.append(token.time_ns)
+        if token.id is not None:
+            answer.ids.append(token.id)
+        elif token.text is not None:
+            answer.pieces.append(token.text)
+        if token.finish is not None:
+            answer.finish = token.finish
+    end = time.perf_counter_ns()
+    return answers, begin, end
+
+
+def run_batch(
+    model: LoadedModel,
+    names: Sequence[str],
+    images: Sequence[Image],
+    infer: InferSettings,
+    recorder: PhaseRecorder,
+    *,
+    round_index: int,
+    batch_id: int,
+    memory: PeakMemory,
+) -> tuple[list[Answer], list[Sample], float]:
+    """Time one batch. Returns answers, samples and the batch's seconds.
+
+    *memory* is read outside the clock.
+    """
+    memory.take()
+    recorder.take()
+    answers, begin, end = generate_batch(model, images, infer, recorder)
+    for name, answer in zip(names, answers, strict=True):
+        _check_times(name, [begin, *answer.times_ns, end])
+    phases = recorder.take()
+    peak = memory.take()
+    total = (end - begin) / 1e6
+    other = total - sum(phases.get(name, 0.0) for name in TOP_PHASES)
+    last = max((answer.times_ns[-1] for answer in answers if answer.times_ns), default=end)
+    rate = batch_rate([answer.times_ns for answer in answers])
+    samples = []
+    for name, answer in zip(names, answers, strict=True):
+        times = answer.times_ns
+        samples.append(
+            Sample(
+                round=round_index,
+                page=name,
                 batch_id=batch_id,
-                batch_size=batch_size,
-                round=0,
-                text_raw="",
-                text_clean="",
-                boxes=(),
-                bad_boxes=0,
-                tokens=0,
-                finish_reason=None,
-                preprocess_ms=None,
-                vision_ms=None,
-                prefill_ms=None,
-                decode_ms=None,
-                other_ms=None,
-                total_ms=None,
-                ttft_ms=None,
-                tokens_per_s=None,
-                cer=None,
-            ),
+                tokens=len(times),
+                ttft_ms=(times[0] - begin) / 1e6 if times else None,
+                tpot_ms=time_per_token(times),
+                total_ms=(times[-1] - begin) / 1e6 if times and times[-1] < last else total,
+                other_ms=other,
+                phases=dict(phases),
+                peak_bytes=None if peak is None else peak.allocated_bytes,
+                peak_reserved_bytes=None if peak is None else peak.reserved_bytes,
+                batch_total_ms=total,
+                batch_size=len(names),
+                batch_tokens_per_s=rate,
+            )
         )
+    return answers, samples, total / 1e3
 
-    def _put(self, plain: str, record: Prediction) -> None:
-        if not self._timed:
-            record = replace(record, **_NO_TIMES)
-        self.records.append(record)
-        self._outputs.add(record, plain)
 
-    def quality(self) -> Quality:
-        from pytest_llmprof.quality import summarise
+def _check_times(page: str, times_ns: Sequence[int]) -> None:
+    """Refuse tokens that came before their batch began, after it ended, or before the one in front of them."""
+    last = len(times_ns) - 2
+    for number, (before, after) in enumerate(pairwise(times_ns), start=1):
+        if after < before:
+            raise ModelError(
+                f"page {page}: the time of token {min(number, last)} is before that of the token in front of "
+                "it, or outside its batch: Token.time_ns is time.perf_counter_ns() when the token was there"
+            )
 
-        return summarise(self._scores)
 
-    def why_no_quality(self) -> str | None:
-        """Why CER is null, or None where it is not."""
-        if self._random:
-            return "random weights"
-        if self._truths:
-            return None
-        return "no page has truth" if self._scores else "no page was answered"
+def time_per_token(times_ns: Sequence[int]) -> float | None:
+    """Milliseconds a token after the first arrival; None where all tokens came at once.
 
+    Tokens that an engine hands over in one block arrive together: of those that came with the first one the time
+    is not known, so they don't count.
+    """
+    after = sum(time > times_ns[0] for time in times_ns)
+    return (times_ns[-1] - times_ns[0]) / 1e6 / after if after else None
+
+
+def batch_rate(rows_ns: Sequence[Sequence[int]]) -> float | None:
+    """Tokens a second of all rows together, after each row's first arrival; None where no row had a second one."""
+    rows = [times for times in rows_ns if times]
+    after = sum(time > times[0] for times in rows for time in times)
+    if not after:
+        return None
+    return after / (max(times[-1] for times in rows) - min(times[0] for times in rows)) * 1e9

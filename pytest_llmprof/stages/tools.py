@@ -9,10 +9,13 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pytest_llmprof.errors import StageError
 
-__all__ = ["Tool", "find_tool", "tail"]
+__all__ = ["Tool", "check_tool_options", "find_tool", "tail"]
+
+_RANGE = re.compile(r"[A-Za-z_][\w.-]*")
 
 _PLACES = {
     "nsys": (
@@ -114,3 +117,16 @@ def tail(text: str, lines: int = 60) -> str:
     """The last *lines* of a log, each as a terminal would have left it: what follows its last carriage return."""
     kept = [line.rstrip("\r").rpartition("\r")[2] for line in text.rstrip("\n").split("\n")]
     return "\n".join(kept[-lines:])
+
+
+def check_tool_options(options: Any) -> Iterator[tuple[str, object, str]]:
+    """Yield (key below the stage's block, value, what is allowed) for each shared option out of range."""
+    if not _RANGE.fullmatch(options.capture):
+        yield "capture", options.capture, "all, or the name of one NVTX range (prefill, decode, step, vision, ...)"
+    if options.path is not None and "/" in options.path and not options.path.startswith(("/", "~/")):
+        yield "path", options.path, "an absolute path, a program's name, or null"
+    if not options.timeout_s > 0:  # nan too
+        yield "timeout_s", options.timeout_s, "a number > 0"
+    for name in options.env:
+        if not name or "=" in name:
+            yield "env", name, "a block of NAME: VALUE"

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmprof.config.stages import Window
 from pytest_llmprof.datasets.base import Page
 from pytest_llmprof.errors import LlmprofError, PageError, StageError
 from pytest_llmprof.measure.compiles import CompileWatch, complaint
 from pytest_llmprof.measure.memory import Peak, PeakMemory
 from pytest_llmprof.measure.phases import CALL, PhaseRecorder
-from pytest_llmprof.measure.rounds import (
+from pytest_llmprof.models.base import LoadedModel
+from pytest_llmprof.stages.base import Window
+from pytest_llmprof.stages.runner import (
     Answer,
     Failure,
     Sample,
@@ -25,7 +26,6 @@ from pytest_llmprof.measure.rounds import (
     out_of_memory,
     run_batch,
 )
-from pytest_llmprof.models.base import LoadedModel
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -6,8 +6,8 @@ import csv
 
 import pytest
 
-from pytest_llmprof.analysis.ncu_report import bound_of, kernel_rows, kernels_table, read_csv, write_ncu_tables
 from pytest_llmprof.errors import ArtifactError
+from pytest_llmprof.stages.ncu.export import bound_of, kernel_rows, kernels_table, read_csv, write_ncu_tables
 
 HEAD = [
     "ID",

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from nsys_tables import GEMM, SCALE, Export, one_round
 
-from pytest_llmprof.analysis.ncu_report import NcuKernelRow
-from pytest_llmprof.analysis.nsys_report import read_report
-from pytest_llmprof.analysis.nsys_summary import kernel_rows, phase_rows, summary, write_nsys_tables
 from pytest_llmprof.errors import ArtifactError
+from pytest_llmprof.stages.ncu.export import NcuKernelRow
+from pytest_llmprof.stages.nsys.export import read_report
+from pytest_llmprof.stages.nsys.summary import kernel_rows, phase_rows, summary, write_nsys_tables
 
 
 @pytest.fixture

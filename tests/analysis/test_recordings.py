@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llmprof.analysis.ncu_report import NcuLaunch, kernel_rows, read_csv
-from pytest_llmprof.analysis.nsys_report import read_report
-from pytest_llmprof.analysis.nsys_summary import summary
+from pytest_llmprof.stages.ncu.export import NcuLaunch, kernel_rows, read_csv
+from pytest_llmprof.stages.nsys.export import read_report
+from pytest_llmprof.stages.nsys.summary import summary
 
 DATA = Path(__file__).parents[1] / "data"
 NSYS = sorted(DATA.glob("nsys-*.sqlite.gz"))

@@ -8,7 +8,8 @@ import tracemalloc
 import pytest
 from traces import GEMM, Kineto
 
-from pytest_llmprof.analysis import profile_summary, read_trace
+from pytest_llmprof.analysis import read_trace
+from pytest_llmprof.stages.torch_profiler.summary import profile_summary
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from traces import GEMM, SCALE, TO_HOST, Kineto, one_page
 
-from pytest_llmprof.analysis import Trace, merged, profile_summary, read_trace
+from pytest_llmprof.analysis import Trace, merged, read_trace
 from pytest_llmprof.analysis import events as event_reader
 from pytest_llmprof.errors import ArtifactError
+from pytest_llmprof.stages.torch_profiler.summary import profile_summary
 
 
 def test_kernels_carry_phase_launcher_and_times(page: Trace) -> None:

@@ -16,8 +16,11 @@ import yaml
 
 from pytest_llmprof.config import schema
 from pytest_llmprof.config.paths import conf_dir
-from pytest_llmprof.config.stages import NcuOptions, NsysOptions, StaticAnalysisOptions, TorchProfilerOptions
 from pytest_llmprof.models.deepseek_ocr.extra import DeepSeekOcrExtra
+from pytest_llmprof.stages.ncu.options import NcuOptions
+from pytest_llmprof.stages.nsys.options import NsysOptions
+from pytest_llmprof.stages.static_analysis.options import StaticAnalysisOptions
+from pytest_llmprof.stages.torch_profiler.options import TorchProfilerOptions
 
 GOLDEN = Path(__file__).parent / "default.yaml"
 CONF = conf_dir()
@@ -180,13 +183,13 @@ def test_composing_leaves_the_users_hydra_alone(bench, tmp_path):
         from pathlib import Path
         from pytest_llmprof.config.compose import Composer, ConfigSources
         from pytest_llmprof.config.registry import Registry
-        from pytest_llmprof.config.stages import TORCH_PROFILER
+        from pytest_llmprof.stages.torch_profiler.stage import plugin as torch_profiler
         from pytest_llmprof.datasets import builtin
         from pytest_llmprof.models.deepseek_ocr import plugin
 
         def ours():
             sources = ConfigSources(invocation_dir=Path("."), rootdir=Path("."))
-            registry = Registry.of([plugin()], [TORCH_PROFILER], builtin())
+            registry = Registry.of([plugin()], [torch_profiler()], builtin())
             return Composer(sources, registry).session().stages == ("torch_profiler",)
 
         with initialize_config_dir({str(tmp_path / "app")!r}, version_base="1.1"):
@@ -225,7 +228,7 @@ def test_threads_can_compose_at_once(bench):
 
 def test_light_at_load():
     code = (
-        "import sys, pytest_llmprof.config.compose, pytest_llmprof.config.stages;"
+        "import sys, pytest_llmprof.config.compose, pytest_llmprof.stages;"
         "assert not {'torch', 'transformers', 'hydra', 'omegaconf', 'pytest', 'PIL'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONWARNINGS": "error"})

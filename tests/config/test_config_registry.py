@@ -11,12 +11,13 @@ import pytest
 import yaml
 
 from pytest_llmprof.config.registry import Registry, StageSpec
-from pytest_llmprof.config.stages import DIRECT_INFERENCE, TORCH_PROFILER
 from pytest_llmprof.datasets import builtin
 from pytest_llmprof.datasets.base import DatasetPlugin
 from pytest_llmprof.errors import ConfigError
 from pytest_llmprof.models.base import ModelPlugin
 from pytest_llmprof.models.deepseek_ocr import plugin
+from pytest_llmprof.stages import direct_inference
+from pytest_llmprof.stages.torch_profiler import stage as torch_profiler
 
 
 class Level(enum.Enum):
@@ -78,8 +79,8 @@ def wide(bench, tmp_path):
     bench.registry = Registry.of(
         [plugin(), other],
         [
-            TORCH_PROFILER,
-            DIRECT_INFERENCE,
+            torch_profiler.plugin(),
+            direct_inference.plugin(),
             StageSpec("count", options=CountOptions, output=True, check=check_count, config_dir=conf),
             StageSpec("bare"),
         ],
@@ -177,13 +178,13 @@ def test_registry_refuses_what_cannot_work():
 
 def test_missing_plugin_tree(bench, tmp_path):
     bench.registry = Registry.of(
-        [plugin()], [TORCH_PROFILER, StageSpec("count", config_dir=tmp_path / "nope")], builtin()
+        [plugin()], [torch_profiler.plugin(), StageSpec("count", config_dir=tmp_path / "nope")], builtin()
     )
     assert "nope is not a directory" in bench.error()
 
 
 def test_stages_that_are_not_registered_leave_no_mount(bench):
-    bench.registry = Registry.of([plugin()], [TORCH_PROFILER], builtin())
+    bench.registry = Registry.of([plugin()], [torch_profiler.plugin()], builtin())
     settings = bench.settings("output/torch=full")
     assert set(settings.pipeline) == {"torch_profiler"}
     assert not [key for key in settings.choices if "direct_inference" in key]

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pytest_llmprof import options
 from pytest_llmprof.compare.gates import GATE_NAMES
 from pytest_llmprof.config.compose import Composer, ConfigSources
 from pytest_llmprof.config.legacy import LEGACY_KEYS
@@ -20,7 +19,8 @@ from pytest_llmprof.config.registry import Registry
 from pytest_llmprof.config.tree import Block, find, known_paths, root_block
 from pytest_llmprof.datasets import builtin
 from pytest_llmprof.models.deepseek_ocr import plugin
-from pytest_llmprof.outputs.records import Prediction
+from pytest_llmprof.plugin import options
+from pytest_llmprof.records.predictions import Prediction
 from pytest_llmprof.stages import packaged_stages
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,11 +12,11 @@ import torch._dynamo.callback
 from PIL import Image
 
 from pytest_llmprof.config.schema import InferSettings
-from pytest_llmprof.config.stages import Window
 from pytest_llmprof.datasets.base import Page
 from pytest_llmprof.measure.compiles import CompileWatch, complaint
 from pytest_llmprof.measure.phases import PhaseRecorder
 from pytest_llmprof.models.base import ModelInfo, Token
+from pytest_llmprof.stages.base import Window
 from pytest_llmprof.stages.workloads import CallableWorkload, PagesWorkload
 
 

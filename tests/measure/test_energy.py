@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from pytest_llmprof.measure.card import Card
 from pytest_llmprof.measure.energy import EnergyMeter, RoundEnergy
+from pytest_llmprof.measure.gpu import Card
 from pytest_llmprof.measure.phases import PhaseRecorder
 from pytest_llmprof.stages import direct_inference
 from pytest_llmprof.stages.base import StageResult

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from pytest_llmprof.measure import card as card_module
-from pytest_llmprof.measure.card import Card, CardReader, nvml_card, read_card, throttle_names, throttled_between
+from pytest_llmprof.measure import gpu as card_module
 from pytest_llmprof.measure.environment import environment
+from pytest_llmprof.measure.gpu import Card, CardReader, nvml_card, read_card, throttle_names, throttled_between
 
 
 def test_this_machine(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from pytest_llmprof.measure.energy import RoundEnergy
 from pytest_llmprof.measure.figures import figures_of, percentile, spread_of
-from pytest_llmprof.measure.rounds import Sample
+from pytest_llmprof.stages.runner import Sample
 
 
 def sample(page, round_, total, **changes):

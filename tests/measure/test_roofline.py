@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from pytest_llmprof.measure.hardware import Peaks
-from pytest_llmprof.measure.roofline import figures, phase_roofs
-from pytest_llmprof.measure.rounds import Sample
 from pytest_llmprof.models.base import Costs, PhaseCost
+from pytest_llmprof.stages.runner import Sample
+from pytest_llmprof.stages.static_analysis.roofline import figures, phase_roofs
 
 PEAKS = Peaks(flops=100e9, bandwidth=10e9, kind="float32", source="mine", reason=None)
 

@@ -9,15 +9,15 @@ import pytest
 from PIL import Image
 
 from pytest_llmprof.config.schema import InferSettings
-from pytest_llmprof.config.stages import Window
 from pytest_llmprof.datasets.base import Page
 from pytest_llmprof.errors import LlmprofError, PageError, StageError
 from pytest_llmprof.measure import phases as phases_module
-from pytest_llmprof.measure import rounds as rounds_module
 from pytest_llmprof.measure.memory import Peak, PhasePeaks
 from pytest_llmprof.measure.phases import PhaseRecorder
-from pytest_llmprof.measure.rounds import batch_rate, out_of_memory, time_per_token
 from pytest_llmprof.models.base import ModelInfo, Token
+from pytest_llmprof.stages import runner as rounds_module
+from pytest_llmprof.stages.base import Window
+from pytest_llmprof.stages.runner import batch_rate, out_of_memory, time_per_token
 from pytest_llmprof.stages.workloads import CallableWorkload, PagesWorkload
 
 

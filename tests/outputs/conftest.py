@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from pytest_llmprof.datasets.base import Page
-from pytest_llmprof.outputs.records import Prediction
+from pytest_llmprof.records.predictions import Prediction
 
 MakeRecord = Callable[..., Prediction]
 MakePage = Callable[..., Page]

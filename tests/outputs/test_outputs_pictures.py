@@ -4,8 +4,8 @@ import pytest
 from PIL import Image
 
 from pytest_llmprof.models.base import Box
-from pytest_llmprof.outputs import pictures
-from pytest_llmprof.outputs.pictures import boxes_picture, colour, crop, place_boxes, thumbnail
+from pytest_llmprof.outputs import images
+from pytest_llmprof.outputs.images import boxes_picture, colour, crop, place_boxes, thumbnail
 
 
 def test_boxes_are_cut_at_the_edges_and_bad_ones_skipped() -> None:
@@ -84,7 +84,7 @@ def test_any_label_on_any_picture(size: tuple[int, int], label: str) -> None:
 def test_pillow_without_freetype(monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import ImageFont
 
-    monkeypatch.setattr(pictures, "_font", lambda size: ImageFont.load_default_imagefont())
+    monkeypatch.setattr(images, "_font", lambda size: ImageFont.load_default_imagefont())
     image = Image.new("RGB", (200, 200), "white")
     placed, _ = place_boxes([Box("表格", (20, 50, 150, 150))], image.size)
     assert boxes_picture(image, placed).getpixel((149, 149)) == colour("表格")

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from pytest_llmprof.outputs.plaintext import fenced, inline, one_line, preformatted, shorten, visible, whole
+from pytest_llmprof.text.escape import fenced, inline, one_line, preformatted, shorten, visible, whole
 
 
 def test_visible() -> None:

@@ -10,7 +10,7 @@ import pytest
 from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.models.base import Box
 from pytest_llmprof.outputs.predictions import PredictionWriter, prediction_dict, read_predictions
-from pytest_llmprof.outputs.records import Prediction
+from pytest_llmprof.records.predictions import Prediction
 
 KEYS = [
     "schema",

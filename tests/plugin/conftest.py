@@ -28,8 +28,8 @@ def warm() -> None:
     from pytest_llmprof.measure.phases import PhaseRecorder
     from pytest_llmprof.models.deepseek_ocr import plugin
     from pytest_llmprof.report import write_report  # noqa: F401
+    from pytest_llmprof.run.runner import Runner  # noqa: F401
     from pytest_llmprof.stages import packaged_stages
-    from pytest_llmprof.stages.runner import Runner  # noqa: F401
     from pytest_llmprof.stages.workloads import PagesWorkload  # noqa: F401
 
     Composer(ConfigSources(Path(), Path()), Registry.of([plugin()], packaged_stages(), builtin())).show()

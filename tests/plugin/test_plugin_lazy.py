@@ -11,7 +11,7 @@ def test_plain():
     # Hydra's own pytest plugin imports hydra; composing with it would load OmegaConf's and our modules.
     assert not {"torch", "transformers", "nvtx", "PIL", "numpy"} & set(sys.modules)
     assert not [name for name in sys.modules if name.startswith("pytest_llmprof.config.")]
-    assert "pytest_llmprof.session" not in sys.modules
+    assert "pytest_llmprof.run.session" not in sys.modules
     assert not {"msgspec", "jinja2", "rapidfuzz", "psutil"} & set(sys.modules)
     assert "pytest_llmprof.plugin" in sys.modules
 
@@ -45,7 +45,9 @@ def test_serial(bench, ini, args):
 def test_in_xdist_workers(bench):
     bench.ini(tiny=False)
     bench.test(
-        PLAIN.partition("def test_nothing")[0].replace('    assert "pytest_llmprof.session" not in sys.modules\n', "")
+        PLAIN.partition("def test_nothing")[0].replace(
+            '    assert "pytest_llmprof.run.session" not in sys.modules\n', ""
+        )
     )
     result = bench.run_apart(args=["-n2"])
     result.assert_outcomes(passed=1)

@@ -321,7 +321,7 @@ def test_a_model_that_cannot_be_closed_is_told_and_costs_nothing_else(bench, wor
 
 ANOTHER_SESSION = """
 import pytest
-from pytest_llmprof.plugin import MANAGER
+from pytest_llmprof.plugin.manager import MANAGER
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config):
     run_dir = config.stash[MANAGER].session.run_dir
@@ -360,7 +360,7 @@ def test_another_session_got_to_the_named_run_directory_first(bench, workers):
 def test_sessions_that_begin_at_once_get_a_directory_each(tmp_path):
     from concurrent.futures import ThreadPoolExecutor
 
-    from pytest_llmprof.rundir import begin_run_dir, begun_run_dir
+    from pytest_llmprof.run.directory import begin_run_dir, begun_run_dir
 
     wanted = tmp_path / "some" / "run"
     ids = [str(number % 4) for number in range(16)]

@@ -12,7 +12,7 @@ from plugin_bench import clean, files
 
 from pytest_llmprof.errors import StageError
 from pytest_llmprof.models.base import Costs, PhaseCost
-from pytest_llmprof.stages import static_analysis
+from pytest_llmprof.stages.static_analysis import stage as static_analysis
 
 STAGE = ["--llmprof-stage=static_analysis"]
 RANDOM = ("model.weights=random", "infer.max_new_tokens=5")

@@ -13,7 +13,7 @@ import termios
 import pytest
 from plugin_bench import OUTPUT
 
-from pytest_llmprof.terminal import summary
+from pytest_llmprof.plugin.terminal import summary
 
 ECHO = ("model=echo", "dataset=blank", "infer.prompt='hello world'")
 STAGE = ["--llmprof-stage=direct_inference"]
@@ -91,7 +91,7 @@ def test_lines_off_a_terminal_are_throttled(bench, monkeypatch):
     bench.test()
     quiet = bench.passed(*ECHO, args=STAGE).stdout.str()
     assert "page 1 of 1" not in quiet
-    monkeypatch.setattr("pytest_llmprof.terminal._EVERY_S", 0.0)
+    monkeypatch.setattr("pytest_llmprof.plugin.terminal._EVERY_S", 0.0)
     result = bench.passed(*ECHO, args=STAGE)
     result.stdout.fnmatch_lines(["llmprof: test_it.py::test_pages: direct_inference: round 1, page 1 of 1"])
     assert "page 1 of 1" not in bench.passed(*ECHO, args=[*STAGE, "-q"]).stdout.str()
@@ -99,7 +99,7 @@ def test_lines_off_a_terminal_are_throttled(bench, monkeypatch):
 
 @pytest.mark.parametrize("args", [[], ["-v"], ["-q"], ["-s"], ["-p", "no:capture"], ["-p", "no:terminal"]])
 def test_however_pytest_is_asked_to_talk(bench, args, monkeypatch):
-    monkeypatch.setattr("pytest_llmprof.terminal._EVERY_S", 0.0)
+    monkeypatch.setattr("pytest_llmprof.plugin.terminal._EVERY_S", 0.0)
     bench.echo()
     bench.test()
     assert bench.run(*ECHO, args=[*STAGE, *args]).ret == 0

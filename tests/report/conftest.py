@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pytest_llmprof.artifacts import write_json, write_text
+from pytest_llmprof.records.files import write_json, write_text
 
 FIGURES = {
     "ttft_ms": 63.4,

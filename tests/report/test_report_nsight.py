@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llmprof.analysis.nsys_report import read_report
-from pytest_llmprof.analysis.nsys_summary import summary
 from pytest_llmprof.report.stage_report import render
+from pytest_llmprof.stages.nsys.export import read_report
+from pytest_llmprof.stages.nsys.summary import summary
 
 TOOL = {"path": "/opt/nsys", "version": "2025.3.1"}
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from pytest_llmprof.artifacts import read_json, write_json
+from pytest_llmprof.records.files import read_json, write_json
 from pytest_llmprof.report import write_report
 from pytest_llmprof.report.findings import findings, warnings
-from pytest_llmprof.report.roofline import roofline_section, roofline_svg
+from pytest_llmprof.stages.static_analysis.section import roofline_section, roofline_svg
 
 
 def phase(flops: float, moved: float, ms: float | None, *, parent: str | None = None) -> dict[str, Any]:

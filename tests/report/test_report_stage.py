@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from pytest_llmprof.artifacts import write_json
 from pytest_llmprof.errors import ArtifactError
+from pytest_llmprof.records.files import write_json
 from pytest_llmprof.report import write_report
 from pytest_llmprof.report.stage_report import render
-from pytest_llmprof.report.values import number
+from pytest_llmprof.text.numbers import number
 
 
 def _sections(text: str) -> list[str]:

@@ -13,9 +13,11 @@ from pytest_llmprof.config.compose import Composer, ConfigSources
 from pytest_llmprof.config.registry import Registry
 from pytest_llmprof.datasets import builtin
 from pytest_llmprof.models.deepseek_ocr import plugin
-from pytest_llmprof.stages import ncu, nsys, packaged_stages
+from pytest_llmprof.stages import packaged_stages
 from pytest_llmprof.stages.base import ToolContext
 from pytest_llmprof.stages.child import Child
+from pytest_llmprof.stages.ncu import stage as ncu
+from pytest_llmprof.stages.nsys import stage as nsys
 
 HERE = Path(__file__).parent
 STAGES = {"nsys": nsys.plugin(), "ncu": ncu.plugin()}

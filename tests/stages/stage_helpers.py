@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from pytest_llmprof.config.schema import InferSettings
-from pytest_llmprof.config.stages import TorchProfilerOptions, Window
 from pytest_llmprof.datasets.base import Page
 from pytest_llmprof.measure.phases import PhaseRecorder
+from pytest_llmprof.stages.base import Window
+from pytest_llmprof.stages.torch_profiler.options import TorchProfilerOptions
 from pytest_llmprof.stages.workloads import PagesWorkload
 
 

@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 from stage_helpers import context, pages
 
-from pytest_llmprof.artifacts import GzipWriter
 from pytest_llmprof.config.schema import InferSettings, ModelSettings
-from pytest_llmprof.config.stages import Window
 from pytest_llmprof.errors import StageError
 from pytest_llmprof.measure.phases import PhaseRecorder
-from pytest_llmprof.stages import cupti, torch_profiler
+from pytest_llmprof.stages.base import Window
+from pytest_llmprof.stages.torch_profiler import cupti
+from pytest_llmprof.stages.torch_profiler import stage as torch_profiler
+from pytest_llmprof.stages.torch_profiler.compress import GzipWriter
 from pytest_llmprof.stages.workloads import CallableWorkload
 
 START = "WARNING:2026-01-01 00:00:00 1:1 init.cpp:155] function cbapi->getCuptiStatus() failed with error "

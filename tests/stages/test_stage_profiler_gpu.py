@@ -11,10 +11,10 @@ import pytest
 from stage_helpers import context, pages
 
 from pytest_llmprof.config.schema import InferSettings, ModelSettings
-from pytest_llmprof.config.stages import Window
 from pytest_llmprof.measure.phases import PhaseRecorder
 from pytest_llmprof.models.deepseek_ocr.loader import load
-from pytest_llmprof.stages import torch_profiler
+from pytest_llmprof.stages.base import Window
+from pytest_llmprof.stages.torch_profiler import stage as torch_profiler
 from pytest_llmprof.stages.workloads import CallableWorkload
 
 pytestmark = pytest.mark.gpu
@@ -34,10 +34,10 @@ assert library.cuptiSubscribe(ctypes.byref(subscriber), callback, None) == 0
 
 sys.path.insert(0, sys.argv[1])
 from stage_helpers import context
-from pytest_llmprof.config.stages import Window
+from pytest_llmprof.stages.base import Window
 from pytest_llmprof.errors import StageError
 from pytest_llmprof.models.deepseek_ocr.loader import load
-from pytest_llmprof.stages import torch_profiler
+from pytest_llmprof.stages.torch_profiler import stage as torch_profiler
 from pytest_llmprof.stages.workloads import CallableWorkload
 
 workload = CallableWorkload(lambda: torch.ones(99, device="cuda").sum(), "sum", "cuda:0", lambda text: None)

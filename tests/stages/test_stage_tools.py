@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llmprof.config.stages import NcuOptions
 from pytest_llmprof.errors import StageError
 from pytest_llmprof.stages.child import Child, ToolFailed
-from pytest_llmprof.stages.ncu import choose
+from pytest_llmprof.stages.ncu.options import NcuOptions
+from pytest_llmprof.stages.ncu.stage import choose
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "analysis"))
 from nsys_tables import Export, one_round
@@ -146,7 +146,7 @@ def test_a_tool_that_is_not_there(stage, exported, tmp_path, monkeypatch):
 
 
 def test_an_importer_that_debian_puts_elsewhere(stage, tmp_path, monkeypatch):
-    monkeypatch.setattr("pytest_llmprof.stages.nsys._DEBIAN", tmp_path)
+    monkeypatch.setattr("pytest_llmprof.stages.nsys.stage._DEBIAN", tmp_path)
     for mode in ("importer", "noexport"):
         assert f"ln -s /usr/lib/nsight-systems/host-linux-x64 {tmp_path}/" in str(failure(stage, "nsys", mode))
     (tmp_path / "host-linux-x64").mkdir()

@@ -1,0 +1,95 @@
+"""Whole files: a file appears under its final name only when it is complete.
+
+It is written beside it under a temporary name and renamed. Line files (`.jsonl`) grow by whole lines instead.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from pytest_llmprof.errors import ArtifactError
+
+__all__ = ["atomic_path", "decode_record", "read_bytes", "read_json", "write_bytes", "write_json", "write_text"]
+
+_Record = TypeVar("_Record")
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside *path*; rename it to *path* when the block ends well, else remove it.
+
+    The temporary name keeps the suffix, so libraries that look at it still work.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix="".join(path.suffixes[-2:]))
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write *data* to *path* as a whole file."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write *text* to *path* in UTF-8 as a whole file (a lone surrogate becomes "?")."""
+    write_bytes(path, text.encode("utf-8", "replace"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write *value* to *path* as indented JSON. Not-a-number floats become null."""
+    write_bytes(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a file. Raises `ArtifactError` naming it where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file as plain data. Raises `ArtifactError` naming the file where it is missing or not JSON."""
+    return _decode(read_bytes(path), path, Any)
+
+
+class _Version(msgspec.Struct):
+    schema: int
+
+
+def decode_record(data: bytes, kind: type[_Record], newest: int, path: Path) -> _Record:
+    """Decode *data*, the content of *path*, as a *kind*.
+
+    Raises `ArtifactError` with one line where it is no JSON, is of a schema newer than *newest*, or has another shape.
+    """
+    schema = _decode(data, path, _Version).schema
+    if schema > newest:
+        raise ArtifactError(
+            f"{path} has schema {schema}, and this pytest-llmprof reads up to {newest}: install a newer pytest-llmprof"
+        )
+    return _decode(data, path, kind)
+
+
+def _decode(data: bytes, path: Path, kind: type[_Record]) -> _Record:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError as error:
+        raise ArtifactError(f"{path} is not a file of this kind: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path} is not JSON: {error}") from error

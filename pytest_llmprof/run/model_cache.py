@@ -1,0 +1,54 @@
+"""The one model that is kept loaded between tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from pytest_llmprof.config.schema import Settings
+from pytest_llmprof.errors import ModelError, error_line
+from pytest_llmprof.models.base import LoadedModel, ModelPlugin
+
+__all__ = ["ModelCache"]
+
+
+@dataclass
+class ModelCache:
+    """The one model that is kept, keyed by its configuration; another one's load frees it first."""
+
+    plugins: Mapping[str, ModelPlugin]
+    close_errors: list[str] = field(default_factory=list)
+    """What models could not be closed, a line each: no test's fault, so no test fails for it."""
+    _key: object = None
+    _model: LoadedModel | None = None
+
+    def get(self, settings: Settings, progress: Callable[[str], None]) -> LoadedModel:
+        """The model of *settings*, loaded where it is not the one at hand."""
+        key = (replace(settings.model, max_new_tokens=0), settings.infer.engine)
+        if self._model is None or self._key != key:
+            self.close()
+            progress(f"loading {settings.choices.get('model', settings.model.name)}")
+            self._model = self._load(settings)
+            self._key = key
+        return self._model
+
+    def _load(self, settings: Settings) -> LoadedModel:
+        from pytest_llmprof.stages.runner import let_go, out_of_memory
+
+        try:
+            return self.plugins[settings.model.name].load(settings.model, settings.infer)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            text = " ".join(str(error).split())
+            let_go(error, "cuda")
+            raise ModelError(f"out of device memory while the model was loaded: {text[:300]}") from None
+
+    def close(self) -> None:
+        """Free the model at hand. A failure of its own `close` is kept in `close_errors`: the session goes on."""
+        model, self._model, self._key = self._model, None, None
+        if model is not None:
+            try:
+                model.close()
+            except Exception as error:  # noqa: BLE001 - what a plugin raises is not known
+                self.close_errors.append(f"model {model.info.name} could not be closed: {error_line(error)}")

@@ -1,0 +1,145 @@
+"""One session's state: what is registered, the configuration, the run directory and the model at hand.
+
+Nothing here is made before a test (or an option) asks for it, and nothing here knows pytest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_llmprof.run.artifacts import Artifacts
+from pytest_llmprof.run.directory import begin_run_dir, begun_run_dir
+
+if TYPE_CHECKING:
+    from pytest_llmprof.config.compose import Composer, ConfigSources
+    from pytest_llmprof.config.schema import DatasetSettings, Settings
+    from pytest_llmprof.datasets.base import DatasetPlugin, Page
+    from pytest_llmprof.models.base import ModelPlugin
+    from pytest_llmprof.run.model_cache import ModelCache
+    from pytest_llmprof.stages.base import StagePlugin, ToolStagePlugin
+
+__all__ = ["Session"]
+
+
+@dataclass
+class Session:
+    """What tests share. *models*, *stages* and *datasets* are all that are registered."""
+
+    sources: ConfigSources
+    models: Sequence[ModelPlugin]
+    stages: Sequence[StagePlugin | ToolStagePlugin]
+    datasets: Sequence[DatasetPlugin]
+    choose_run_dir: Callable[[], Path]
+    """Names the run directory, once; raises `ArtifactError`."""
+    id: str
+    """Of the whole session: its processes have one, no other session has it."""
+    explicit: bool
+    """Whether the user named the run directory: then it is that one or none."""
+    profiler_ran: bool = False
+    """Whether a profiler ran in this process already."""
+    _pages: dict[DatasetSettings, tuple[Page, ...]] = field(default_factory=dict)
+    _digests: dict[int, tuple[Sequence[Page], str]] = field(default_factory=dict)
+    _begun: bool = False
+
+    @cached_property
+    def composer(self) -> Composer:
+        """Composes when first asked; its methods raise `ConfigError`."""
+        from pytest_llmprof.config.compose import Composer
+        from pytest_llmprof.config.registry import Registry
+
+        registry = Registry.of(self.models, self.stages, self.datasets)
+        if self.sources.frozen is not None:
+            from pytest_llmprof.config.frozen import FrozenComposer
+
+            return FrozenComposer(self.sources, registry, self.sources.frozen)
+        return Composer(self.sources, registry)
+
+    @cached_property
+    def run_dir(self) -> Path:
+        """This run's directory; it is there once the run has begun, which may give it another name."""
+        return self.choose_run_dir()
+
+    @cached_property
+    def model_cache(self) -> ModelCache:
+        """Holds the loaded model."""
+        from pytest_llmprof.run.model_cache import ModelCache
+
+        return ModelCache({plugin.name: plugin for plugin in self.models})
+
+    def check(self) -> Settings:
+        """Check all that can be checked before tests are collected. Raises `LlmprofError`."""
+        from pytest_llmprof.run.artifacts import output_dirs
+
+        settings = self.composer.session()
+        for stage in settings.stages:
+            output_dirs(replace(settings, stage=stage), self.artifacts("test"))
+        return settings
+
+    @property
+    def legacy_keys(self) -> tuple[str, ...]:
+        """Legacy keys met so far, by what was composed."""
+        return self.composer.legacy_keys if "composer" in vars(self) else ()
+
+    @property
+    def timed(self) -> bool:
+        """Whether times taken in this process mean anything: not in a child that a tool watches."""
+        return self.sources.frozen is None
+
+    def stage(self, name: str) -> StagePlugin | ToolStagePlugin:
+        """A registered stage."""
+        return next(stage for stage in self.stages if stage.name == name)
+
+    def runs_in_child(self, stage: str) -> bool:
+        """Whether tests of the stage *stage* run in a child process, under a tool."""
+        from pytest_llmprof.stages.base import ToolStagePlugin
+
+        return isinstance(self.stage(stage), ToolStagePlugin)
+
+    def pages(self, settings: DatasetSettings) -> tuple[Page, ...]:
+        """A dataset's pages, found once. Raises `DatasetError`."""
+        if settings not in self._pages:
+            from pytest_llmprof.datasets import load_pages
+
+            plugin = next(plugin for plugin in self.datasets if plugin.name == settings.name)
+            self._pages[settings] = load_pages(plugin, settings)
+        return self._pages[settings]
+
+    def digest(self, pages: Sequence[Page]) -> str:
+        """The digest of *pages*, computed once for each list of them."""
+        from pytest_llmprof.datasets import dataset_digest
+
+        known = self._digests.get(id(pages))
+        if known is None:
+            known = self._digests[id(pages)] = (pages, dataset_digest(pages))
+        return known[1]
+
+    def artifacts(self, test: str) -> Artifacts:
+        """The directories of the test *test* (`llmprof.test`)."""
+        return Artifacts(self.run_dir / test)
+
+    def begin(self) -> None:
+        """Make the run directory, once. Raises `ArtifactError`."""
+        if not self._begun:
+            self.run_dir = begin_run_dir(self.run_dir, self.composer.show(), self.id, explicit=self.explicit)
+            self._begun = True
+
+    def begun(self) -> bool:
+        """Whether this or another process of the session has made the run directory; takes over its name."""
+        if not self._begun and (found := begun_run_dir(self.run_dir, self.id, explicit=self.explicit)):
+            self.run_dir = found
+            self._begun = True
+        return self._begun
+
+    def close(self) -> None:
+        """Free the model; another is loaded when one is asked for."""
+        if "model_cache" in vars(self):
+            self.model_cache.close()
+
+    @property
+    def close_errors(self) -> Sequence[str]:
+        """What models could not be closed so far, a line each."""
+        return self.model_cache.close_errors if "model_cache" in vars(self) else ()

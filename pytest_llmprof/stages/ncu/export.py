@@ -1,0 +1,225 @@
+"""Read what `ncu --csv --page raw` prints: one row a profiled launch, below a row of units.
+
+ncu chooses a unit for each column by the size of its values ("us" in one report, "ms" in the next), so every
+figure here is converted by its unit, and a unit that is not known is an error.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pytest_llmprof.analysis.kernel_names import short_name
+from pytest_llmprof.analysis.tables import csv_text
+from pytest_llmprof.errors import ArtifactError
+from pytest_llmprof.records.files import write_text
+from pytest_llmprof.text.markdown import code, table
+
+__all__ = [
+    "METRICS",
+    "NcuKernelRow",
+    "NcuLaunch",
+    "bound_of",
+    "kernel_rows",
+    "kernels_table",
+    "read_csv",
+    "write_ncu_tables",
+]
+
+LATENCY_BELOW = 60.0
+"""Per cent of peak: where no unit reaches it, nothing is saturated."""
+
+_DURATION = "gpu__time_duration.sum"
+_SM = "sm__throughput.avg.pct_of_peak_sustained_elapsed"
+_DRAM = "gpu__dram_throughput.avg.pct_of_peak_sustained_elapsed"
+_DRAM_OLD = "dram__throughput.avg.pct_of_peak_sustained_elapsed"
+_L2 = "lts__throughput.avg.pct_of_peak_sustained_elapsed"
+_OCCUPANCY = "sm__warps_active.avg.pct_of_peak_sustained_active"
+_DRAM_RATE = "dram__bytes.sum.per_second"
+_REGISTERS = "launch__registers_per_thread"
+METRICS = (_DURATION, _SM, _DRAM, _L2, _OCCUPANCY, _DRAM_RATE, _REGISTERS)
+"""Asked for beside the sections, so that the table is whole whatever the sections are."""
+
+_PER_CENT = {"%": 1.0}
+_MICROSECONDS = {
+    **dict.fromkeys(("ns", "nsecond", "nanosecond"), 1e-3),
+    **dict.fromkeys(("us", "usecond", "microsecond", "µs"), 1.0),
+    **dict.fromkeys(("ms", "msecond", "millisecond"), 1e3),
+    **dict.fromkeys(("s", "second", "sec"), 1e6),
+}
+_GB_PER_S = {
+    f"{prefix}{unit}/{second}": factor
+    for prefix, factor in (("", 1e-9), ("k", 1e-6), ("m", 1e-3), ("g", 1.0), ("t", 1e3))
+    for unit in ("byte", "b")
+    for second in ("s", "second")
+}
+_COUNT = {"": 1.0, "register/thread": 1.0}
+
+
+@dataclass(frozen=True)
+class NcuLaunch:
+    """One profiled launch; a figure is None where the report has none."""
+
+    kernel: str
+    grid: str
+    block: str
+    duration_us: float
+    sm_percent: float | None
+    """SM throughput, of its peak (0..100)."""
+    dram_percent: float | None
+    l2_percent: float | None
+    occupancy_percent: float | None
+    """Achieved: active warps of the most that fit, while the SM is active (0..100)."""
+    dram_gb_per_s: float | None
+    registers: float | None
+    """Registers a thread."""
+
+
+@dataclass(frozen=True)
+class NcuKernelRow:
+    """All profiled launches of one kernel. Shares of peak are means weighted by time (0..100)."""
+
+    kernel: str
+    launches: int
+    total_us: float
+    duration_us: float
+    """Mean of a launch."""
+    sm_percent: float | None
+    dram_percent: float | None
+    l2_percent: float | None
+    occupancy_percent: float | None
+    dram_gb_per_s: float | None
+    registers: float | None
+    bound: str | None
+    """See `bound_of`."""
+
+
+def bound_of(sm: float | None, dram: float | None, l2: float | None) -> str | None:
+    """What bounds a kernel: the unit nearest to its peak, "compute", "DRAM" or "L2"; "latency" where none
+    reaches 60 % of it (the threshold of Nsight Compute's own speed-of-light rule). None where one is unknown."""
+    if sm is None or dram is None or l2 is None:
+        return None
+    share, name = max((sm, "compute"), (dram, "DRAM"), (l2, "L2"), key=lambda pair: pair[0])
+    return name if share >= LATENCY_BELOW else "latency"
+
+
+def read_csv(text: str, where: str = "the report") -> list[NcuLaunch]:
+    """The launches of *text* in their order; none where it holds no table. Raises `ArtifactError`."""
+    lines = text.splitlines(keepends=True)
+    start = next((index for index, line in enumerate(lines) if line.startswith('"ID"')), None)
+    if start is None:
+        return []
+    rows = list(csv.reader(io.StringIO("".join(lines[start:]))))
+    if len(rows) < 2:
+        raise ArtifactError(f"{where} has no row of units below its heading")
+    head, units = rows[0], rows[1]
+    if len(units) != len(head) or units[0].strip():
+        raise ArtifactError(f"{where} has no row of units below its heading: {','.join(units)[:80]!r}")
+    unit = dict(zip(head, units, strict=True))
+    if _DURATION not in unit or "Kernel Name" not in unit:
+        raise ArtifactError(f"{where} has no column {_DURATION if 'Kernel Name' in unit else 'Kernel Name'}")
+    launches = []
+    for row in rows[2:]:
+        if len(row) != len(head):
+            continue  # a line of the tool's own after the table
+        launches.append(_launch(dict(zip(head, row, strict=True)), unit, where))
+    return launches
+
+
+def _launch(row: Mapping[str, str], unit: Mapping[str, str], where: str) -> NcuLaunch:
+    def value(name: str, units: Mapping[str, float]) -> float | None:
+        text = row.get(name, "").strip().replace(",", "")
+        if not text or text.lower() in ("n/a", "nan", "-nan"):
+            return None
+        factor = units.get(unit[name].strip().lower())
+        if factor is None:
+            raise ArtifactError(f"{where}: {name} is in {unit[name]!r}, a unit that is not known")
+        try:
+            return float(text) * factor
+        except ValueError:
+            raise ArtifactError(f"{where}: {name} is {text!r}, no number") from None
+
+    duration = value(_DURATION, _MICROSECONDS)
+    if duration is None:
+        raise ArtifactError(f"{where}: {row['Kernel Name']} has no {_DURATION}")
+    dram = value(_DRAM, _PER_CENT)
+    return NcuLaunch(
+        kernel=row["Kernel Name"],
+        grid=row.get("Grid Size", ""),
+        block=row.get("Block Size", ""),
+        duration_us=duration,
+        sm_percent=value(_SM, _PER_CENT),
+        dram_percent=dram if dram is not None else value(_DRAM_OLD, _PER_CENT),
+        l2_percent=value(_L2, _PER_CENT),
+        occupancy_percent=value(_OCCUPANCY, _PER_CENT),
+        dram_gb_per_s=value(_DRAM_RATE, _GB_PER_S),
+        registers=value(_REGISTERS, _COUNT),
+    )
+
+
+def kernel_rows(launches: Sequence[NcuLaunch]) -> list[NcuKernelRow]:
+    """Launches by kernel, longest total first."""
+    found: dict[str, list[NcuLaunch]] = {}
+    for launch in launches:
+        found.setdefault(launch.kernel, []).append(launch)
+    rows = []
+    for kernel, ones in found.items():
+        total = sum(one.duration_us for one in ones)
+
+        def mean(name: str, ones: Sequence[NcuLaunch] = ones) -> float | None:
+            known = [(getattr(one, name), one.duration_us) for one in ones if getattr(one, name) is not None]
+            weight = sum(duration for _, duration in known)
+            return sum(value * duration for value, duration in known) / weight if weight else None
+
+        figures = {
+            name: mean(name)
+            for name in ("sm_percent", "dram_percent", "l2_percent", "occupancy_percent", "dram_gb_per_s", "registers")
+        }
+        rows.append(
+            NcuKernelRow(
+                kernel=kernel,
+                launches=len(ones),
+                total_us=total,
+                duration_us=total / len(ones),
+                **figures,
+                bound=bound_of(figures["sm_percent"], figures["dram_percent"], figures["l2_percent"]),
+            )
+        )
+    return sorted(rows, key=lambda row: (-row.total_us, row.kernel))
+
+
+def kernels_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """*rows* (the fields of `NcuKernelRow`) as a Markdown table."""
+
+    def number(value: float | None, form: str = ".1f") -> str:
+        return "" if value is None else format(value, form)
+
+    head = ["Kernel", "Bound", "Launches", "Mean µs", "SM %", "DRAM %", "L2 %", "Occupancy %", "DRAM GB/s", "Registers"]
+    cells = [
+        [
+            code(short_name(str(row["kernel"]))),
+            str(row["bound"] or ""),
+            f"{row['launches']}",
+            number(row["duration_us"], ".2f"),
+            *(number(row[name]) for name in ("sm_percent", "dram_percent", "l2_percent", "occupancy_percent")),
+            number(row["dram_gb_per_s"], ".0f"),
+            number(row["registers"], ".0f"),
+        ]
+        for row in rows
+    ]
+    return table(head, cells, 2)
+
+
+def write_ncu_tables(out_dir: Path, rows: Sequence[NcuKernelRow], launches: Sequence[NcuLaunch]) -> None:
+    """Write kernels.csv, kernels.md and launches.csv to *out_dir*."""
+    write_text(out_dir / "launches.csv", csv_text(NcuLaunch, launches))
+    write_text(out_dir / "kernels.csv", csv_text(NcuKernelRow, rows))
+    text = (
+        "# Kernels under Nsight Compute\n\nPer cent of peak, weighted by time; bound is the unit nearest to its peak, "
+        f"or latency where none reaches {LATENCY_BELOW:g} %. Names are whole in [kernels.csv](kernels.csv).\n\n"
+    )
+    write_text(out_dir / "kernels.md", text + kernels_table([asdict(row) for row in rows]))

@@ -1,0 +1,191 @@
+"""The stage `ncu`: the test again in a child under Nsight Compute, a few kernels of one NVTX range.
+
+Each profiled launch is replayed several times, so nothing here is a time of the model; the durations are those
+of single launches. Without `clock_control=base` the clocks are as in the other stages.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pytest_llmprof.errors import ArtifactError, StageError
+from pytest_llmprof.measure.phases import DOMAIN, STEP
+from pytest_llmprof.records.files import write_text
+from pytest_llmprof.stages.base import ToolContext, ToolStagePlugin
+from pytest_llmprof.stages.child import Ended, ToolFailed
+from pytest_llmprof.stages.ncu.options import NcuOptions, check_ncu
+from pytest_llmprof.stages.nsys.stage import check_ended, check_nvtx, opened_ranges, range_of
+from pytest_llmprof.stages.tools import Tool, find_tool, tail
+
+__all__ = ["Chosen", "choose", "ncu_command", "plugin"]
+
+_NAME = "ncu"
+_SOURCES = ("torch_profiler", "nsys")
+"""Stages whose kernels.csv says which kernels are the longest, the first that has one."""
+_PARTS = {"vision": ("vision", "sam", "clip", "projector"), STEP: ("decode",)}
+"""Range -> the phases whose kernels lie in it, where it is not the one of its name."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Which launches are profiled."""
+
+    source: str
+    """torch_profiler or nsys (their longest kernels), first (no result in this run), all, or regex."""
+    kernels: tuple[str, ...]
+    """Function names, the longest first."""
+    pattern: str | None
+    """Regular expression for function names; None takes any."""
+    count: int
+    """Launches at most."""
+
+
+def _longest(path: Path, capture: str, number: int) -> list[str]:
+    """The *number* functions with the most time in *capture*, of a kernels.csv."""
+    from pytest_llmprof.analysis.kernel_names import function_name
+
+    totals: dict[str, float] = {}
+    phases = _PARTS.get(capture, (capture,))
+    with path.open(encoding="utf-8", newline="") as stream:
+        for row in csv.DictReader(stream):
+            if row["kind"] == "kernel" and (capture == "all" or row["phase"] in phases):
+                name = function_name(row["name"])
+                totals[name] = totals.get(name, 0.0) + float(row["busy_ms"])
+    return sorted(totals, key=lambda name: -totals[name])[:number]
+
+
+def choose(options: NcuOptions, results: Sequence[tuple[str, Path]]) -> Chosen:
+    """What `kernels` means here; *results* are other stages' kernels.csv by stage, where they are there."""
+    if options.kernels == "all":
+        return Chosen("all", (), None, options.launch_count)
+    if not options.kernels.startswith("top:"):
+        return Chosen("regex", (), options.kernels, options.launch_count)
+    number = int(options.kernels.removeprefix("top:"))
+    for stage, path in results:
+        names = _longest(path, options.capture, number) if path.is_file() else []
+        if names:
+            pattern = f"^({'|'.join(map(re.escape, names))})$"
+            return Chosen(stage, tuple(names), pattern, options.launch_count)
+    return Chosen("first", (), None, min(number, options.launch_count))
+
+
+def ncu_command(tool: Tool, options: NcuOptions, chosen: Chosen, report: Path) -> list[str]:
+    """The command up to the program that it runs. A push/pop range's name ends in a slash."""
+    from pytest_llmprof.stages.ncu.export import METRICS
+
+    sections = [word for name in options.sections for word in ("--section", name)] or ["--set", options.set]
+    kernels = ["--kernel-name-base", "function", "--kernel-name", f"regex:{chosen.pattern}"] if chosen.pattern else []
+    return [
+        *(str(tool.path), "--target-processes", "all"),
+        *("--nvtx", "--nvtx-include", f"{DOMAIN}@{range_of(options.capture)}/"),
+        *kernels,
+        *("--launch-skip", str(options.launch_skip), "--launch-count", str(chosen.count)),
+        *("--clock-control", options.clock_control),
+        *sections,
+        *("--metrics", ",".join(METRICS)),
+        *("--force-overwrite", "-o", str(report.with_suffix(""))),
+        *options.args,
+    ]
+
+
+def _run(context: ToolContext) -> None:
+    options: NcuOptions = context.options
+    if not context.settings.current.enable:
+        context.child.run([], options.env, "pytest").check("pytest")
+        return
+    if not context.device.startswith("cuda"):
+        raise StageError(
+            f"ncu profiles CUDA kernels, and this test runs on {context.device} "
+            f"(model.device={context.settings.model.device}): leave ncu out of --llmprof-stage here"
+        )
+    tool = find_tool(_NAME, options.path, options.env)
+    chosen = choose(options, [(stage, context.results(stage) / "kernels.csv") for stage in _SOURCES])
+    report = context.out_dir / f"{_NAME}.ncu-rep"
+    context.figures.update(
+        tool={"path": str(tool.path), "version": tool.version},
+        capture=options.capture,
+        chosen_by=chosen.source,
+        chosen=list(chosen.kernels),
+        launch_skip=options.launch_skip,
+        launch_count=chosen.count,
+        clock_control=options.clock_control,
+    )
+    ended = context.child.run(ncu_command(tool, options, chosen, report), options.env, _NAME)
+    if "ERR_NVGPUCTRPERM" in ended.output:
+        raise ToolFailed(
+            "ncu may not read the card's performance counters (ERR_NVGPUCTRPERM): run as root or with CAP_SYS_ADMIN, "
+            "or load the driver with NVreg_RestrictProfilingToAdminUsers=0",
+            ended.last_lines,
+        )
+    check_ended(ended, tool)
+    if not report.exists():
+        _captured_nothing(context, chosen, tool, ended)
+    text = _export(tool, report)
+    write_text(context.out_dir / "raw.csv", text)
+    _summarise(context, chosen, tool, ended, text)
+
+
+def _captured_nothing(context: ToolContext, chosen: Chosen, tool: Tool, ended: Ended) -> None:
+    """Raise why no kernel was profiled."""
+    check_nvtx(ended, tool)
+    capture = context.options.capture
+    opened = opened_ranges(ended)
+    name = f"{DOMAIN}@{range_of(capture)}/ (pipeline.ncu.capture={capture})"
+    if capture not in opened.split(", "):
+        raise ToolFailed(f"ncu profiled no kernel: the range {name} never opened; this test opens {opened}")
+    matching = f" whose function matches {chosen.pattern}" if chosen.pattern else ""
+    skipped = f" after the first {context.options.launch_skip}" if context.options.launch_skip else ""
+    raise ToolFailed(f"ncu profiled no kernel: the range {name} launches none{matching}{skipped}", ended.last_lines)
+
+
+def _export(tool: Tool, report: Path) -> str:
+    command = [str(tool.path), "--import", str(report), "--csv", "--page", "raw"]
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=300,
+            check=False,
+            env={**os.environ, **tool.env},
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ToolFailed(f"{report.name} was written, but its export to CSV failed: {error}") from error
+    if done.returncode:
+        raise ToolFailed(
+            f"{report.name} was written, but its export to CSV ended with exit code {done.returncode}",
+            tail(done.stdout + done.stderr),
+        )
+    return done.stdout
+
+
+def _summarise(context: ToolContext, chosen: Chosen, tool: Tool, ended: Ended, text: str) -> None:
+    from pytest_llmprof.analysis.kernel_names import function_name
+    from pytest_llmprof.stages.ncu.export import kernel_rows, read_csv, write_ncu_tables
+
+    try:
+        launches = read_csv(text, "raw.csv")
+    except ArtifactError as error:
+        raise ToolFailed(f"ncu {tool.version} exported what cannot be read: {error}") from error
+    if not launches:
+        _captured_nothing(context, chosen, tool, ended)
+    rows = kernel_rows(launches)
+    write_ncu_tables(context.out_dir, rows, launches)
+    seen = {function_name(row.kernel) for row in rows}
+    context.figures.update(
+        launches=len(launches),
+        missing=[name for name in chosen.kernels if name not in seen],
+        kernels=[asdict(row) for row in rows],
+    )
+
+
+def plugin() -> ToolStagePlugin:
+    """The stage as it is registered."""
+    return ToolStagePlugin(_NAME, options=NcuOptions, check=check_ncu, outputs=False, run=_run)

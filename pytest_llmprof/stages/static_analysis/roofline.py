@@ -1,0 +1,107 @@
+"""Costs and times to a roofline: how near a phase comes to what the card allows.
+
+    compute floor = FLOPs / peak FLOP/s        MFU = compute floor / time
+    memory floor  = bytes / bandwidth          MBU = memory floor / time
+    floor         = the longer of the two, which is the phase's bound
+    intensity     = FLOPs / bytes
+
+A phase's FLOPs, bytes and time are sums over the batches of a round; a batch's time is its median over rounds.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pytest_llmprof.measure.hardware import Peaks
+from pytest_llmprof.models.base import Costs
+from pytest_llmprof.stages.runner import Sample
+
+__all__ = ["FIGURE_PHASES", "PhaseRoof", "figures", "phase_roofs"]
+
+FIGURE_PHASES = ("vision", "prefill", "decode")
+"""Phases whose MFU and MBU are figures of a test."""
+
+
+@dataclass(frozen=True)
+class PhaseRoof:
+    """One phase of a round against the card."""
+
+    flops: int
+    bytes: int
+    parts: dict[str, int]
+    """What the bytes consist of."""
+    intensity: float | None
+    """FLOPs a byte; None where no byte is counted."""
+    ms: float | None
+    """Measured; None where the phase was not."""
+    compute_floor_ms: float | None
+    memory_floor_ms: float | None
+    floor_ms: float | None
+    bound: str | None
+    """"compute" or "memory": which floor is the longer one."""
+    mfu: float | None
+    mbu: float | None
+    of_floor: float | None
+    """floor / time: the larger of MFU and MBU."""
+
+
+def phase_roofs(costs: Mapping[int, Costs], samples: Sequence[Sample], peaks: Peaks) -> dict[str, PhaseRoof]:
+    """The roofs of each phase that *costs* (by batch number) name, in their order."""
+    names = dict.fromkeys(name for one in costs.values() for name in one.phases)
+    return {name: _roof(name, costs, samples, peaks) for name in names}
+
+
+def _roof(name: str, costs: Mapping[int, Costs], samples: Sequence[Sample], peaks: Peaks) -> PhaseRoof:
+    found = {batch: one.phases[name] for batch, one in costs.items() if name in one.phases}
+    flops = sum(one.flops for one in found.values())
+    moved = sum(one.bytes for one in found.values())
+    parts: dict[str, int] = {}
+    for one in found.values():
+        for part, amount in one.parts.items():
+            parts[part] = parts.get(part, 0) + amount
+    times = [_median(name, batch, samples) for batch in found]
+    ms = None if None in times else sum(time for time in times if time is not None)
+    compute = None if peaks.flops is None else 1e3 * flops / peaks.flops
+    memory = None if peaks.bandwidth is None else 1e3 * moved / peaks.bandwidth
+    floor = bound = None
+    if compute is not None and memory is not None:
+        floor, bound = (compute, "compute") if compute > memory else (memory, "memory")
+
+    def share(least: float | None) -> float | None:
+        return least / ms if least is not None and ms else None
+
+    return PhaseRoof(
+        flops=flops,
+        bytes=moved,
+        parts=parts,
+        intensity=flops / moved if moved else None,
+        ms=ms,
+        compute_floor_ms=compute,
+        memory_floor_ms=memory,
+        floor_ms=floor,
+        bound=bound,
+        mfu=share(compute),
+        mbu=share(memory),
+        of_floor=share(floor),
+    )
+
+
+def _median(name: str, batch: int, samples: Sequence[Sample]) -> float | None:
+    """A batch's time in a phase, in ms: all its pages' samples of a round carry the same one."""
+    rounds = {sample.round: sample.phases[name] for sample in samples if _in(sample, batch, name)}
+    return statistics.median(rounds.values()) if rounds else None
+
+
+def _in(sample: Sample, batch: int, name: str) -> bool:
+    return sample.batch_id == batch and name in sample.phases
+
+
+def figures(roofs: Mapping[str, PhaseRoof]) -> dict[str, float | None]:
+    """`vision_mfu`, `vision_mbu` and so on: the figures of a test."""
+    return {
+        f"{name}_{kind}": getattr(roofs[name], kind) if name in roofs else None
+        for kind in ("mfu", "mbu")
+        for name in FIGURE_PHASES
+    }

@@ -1,0 +1,35 @@
+"""The keys of `pipeline.torch_profiler`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pytest_llmprof.stages.base import Window
+
+__all__ = ["TorchProfilerOptions", "check_torch_profiler"]
+
+
+@dataclass(frozen=True)
+class TorchProfilerOptions:
+    """`pipeline.torch_profiler.*` beside `enable` and `output`."""
+
+    window: Window = Window()  # noqa: RUF009 - frozen
+    record_shapes: bool = False
+    """Record the operators' input shapes."""
+    profile_memory: bool = False
+    """Record memory allocations."""
+    with_stack: bool = False
+    """Record Python stacks (slow, large traces)."""
+
+
+def check_torch_profiler(options: TorchProfilerOptions) -> Iterator[tuple[str, object, str]]:
+    """Yield (key below the stage's block, value, what is allowed) for each value out of range."""
+    window = options.window
+    for name, value, least in (
+        ("pages", window.pages, 1),
+        ("start_token", window.start_token, 0),
+        ("decode_tokens", window.decode_tokens, 1),
+    ):
+        if value < least:
+            yield f"window.{name}", value, f"an integer >= {least}"
