@@ -21,7 +21,7 @@ from pytest_llmprof.errors import DatasetError
 if TYPE_CHECKING:
     from pytest_llmprof.config.schema import DatasetSettings
 
-__all__ = ["DatasetPlugin", "Page", "builtin", "dataset_digest", "load_pages", "picture_digest"]
+__all__ = ["DatasetPlugin", "Page", "builtin", "dataset_digest", "image_digest", "load_pages"]
 
 
 def builtin() -> list[DatasetPlugin]:
@@ -32,7 +32,7 @@ def builtin() -> list[DatasetPlugin]:
 def load_pages(plugin: DatasetPlugin, settings: DatasetSettings) -> tuple[Page, ...]:
     """The pages of *plugin* that *settings* choose, at least one, with distinct names.
 
-    Pictures are not decoded yet (`Page.load` does that, page by page). Raises `DatasetError` with one line.
+    Images are not decoded yet (`Page.load` does that, page by page). Raises `DatasetError` with one line.
     """
     pages = tuple(plugin.load(settings))
     if not pages:
@@ -45,8 +45,8 @@ def load_pages(plugin: DatasetPlugin, settings: DatasetSettings) -> tuple[Page, 
     return pages
 
 
-def picture_digest(page: Page) -> str | None:
-    """sha256 of the picture's file as it lies on disk (hexadecimal), or None where it cannot be opened."""
+def image_digest(page: Page) -> str | None:
+    """sha256 of the image's file as it lies on disk (hexadecimal), or None where it cannot be opened."""
     try:
         with page.path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -55,15 +55,15 @@ def picture_digest(page: Page) -> str | None:
 
 
 def dataset_digest(pages: Sequence[Page]) -> str:
-    """``"sha256:..."`` over the names, picture bytes and truths of *pages*, in their order.
+    """``"sha256:..."`` over the names, image bytes and truths of *pages*, in their order.
 
-    Two runs with equal digests read the same pages. A picture that cannot be opened counts as such; the page
+    Two runs with equal digests read the same pages. An image that cannot be opened counts as such; the page
     itself fails when it is loaded.
     """
     whole = hashlib.sha256()
     for page in pages:
-        picture = picture_digest(page) or "unreadable"
-        facts = (page.name, picture, page.truth_free, page.truth_markdown, page.truth_boxes)
+        image = image_digest(page) or "unreadable"
+        facts = (page.name, image, page.truth_free, page.truth_markdown, page.truth_boxes)
         # One JSON line a page: no two different lists of pages give the same bytes.
         whole.update(msgspec.json.encode(facts) + b"\n")
     return f"sha256:{whole.hexdigest()}"

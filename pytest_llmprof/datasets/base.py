@@ -24,19 +24,19 @@ class Page:
     name: str
     """Unique in its dataset; a relative POSIX path without suffix ("letters/a"), not safe as a file name."""
     source: str
-    """Where the picture came from, as the user gave it (written to predictions.jsonl as `image`)."""
+    """Where the image came from, as the user gave it (written to predictions.jsonl as `image`)."""
     path: Path
-    """The picture's file."""
+    """The image's file."""
     truth_free: str | None = None
     """Plain text in reading order (for the free prompt)."""
     truth_markdown: str | None = None
     """Markdown without grounding tags (for the markdown prompt)."""
     truth_boxes: tuple[Box, ...] | None = None
-    """Grounded blocks in pixels of the picture; None where unknown."""
+    """Grounded blocks in pixels of the image; None where unknown."""
     license: str | None = None
 
     def load(self) -> Image:
-        """Decode the picture: RGB, EXIF orientation applied, transparency over white.
+        """Decode the image: RGB, EXIF orientation applied, transparency over white.
 
         Raises `PageError` naming the page and the cause where Pillow cannot read it.
         """

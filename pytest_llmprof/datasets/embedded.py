@@ -1,6 +1,6 @@
 """The datasets that come with the package: `sample_pages` (the default) and `documents`.
 
-Each is a directory of pictures with a `pages.json`, made by the scripts in tools/render_pages::
+Each is a directory of images with a `pages.json`, made by the scripts in tools/render_pages::
 
     {"schema": 1, "pages": [{"name", "file", "size": [w, h], "license", "free", "markdown",
                              "blocks": [{"label", "box": [x1, y1, x2, y2], "text"}] or null}]}
@@ -34,7 +34,7 @@ def _load(name: str, settings: DatasetSettings) -> Sequence[Page]:
     if settings.root is not None:
         raise DatasetError(
             f"dataset.root={settings.root} has no meaning for the embedded dataset {name!r}: "
-            "choose dataset=image_folder for pictures of your own"
+            "choose dataset=image_folder for images of your own"
         )
     directory = Path(__file__).resolve().parent / name
     facts = {entry["name"]: entry for entry in read_json(directory / "pages.json")["pages"]}

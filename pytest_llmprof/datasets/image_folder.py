@@ -1,7 +1,7 @@
-"""`image_folder`: the pictures below a directory, with their truth beside them.
+"""`image_folder`: the images below a directory, with their truth beside them.
 
-A picture `letters/a.png` is page `letters/a`. Its truth is `letters/a.md` (for the markdown prompt) and
-`letters/a.txt` (for free OCR), both optional, UTF-8. Two pictures that differ in the suffix alone (`a.png`,
+An image `letters/a.png` is page `letters/a`. Its truth is `letters/a.md` (for the markdown prompt) and
+`letters/a.txt` (for free OCR), both optional, UTF-8. Two images that differ in the suffix alone (`a.png`,
 `a.jpg`) are the pages `a.png` and `a.jpg`; the truth of one of them is `a.png.md`, else the shared `a.md`.
 """
 
@@ -29,16 +29,16 @@ def image_folder_dataset() -> DatasetPlugin:
 
 
 def _load(settings: DatasetSettings) -> Sequence[Page]:
-    from pytest_llmprof.datasets.images import picture_suffixes
+    from pytest_llmprof.datasets.images import image_suffixes
 
     root = _root(settings.root)
     files = _walk(root)
-    known = picture_suffixes()
-    pictures = [file for file in files if _suffix(file) in known]
-    names = _page_names(pictures)
-    paths = {names[file]: file for file in pictures}
-    entries = [Entry(names[file], _printable(file)) for file in pictures]
-    chosen = select(entries, settings, str(root), _seen(files, pictures))
+    known = image_suffixes()
+    images = [file for file in files if _suffix(file) in known]
+    names = _page_names(images)
+    paths = {names[file]: file for file in images}
+    entries = [Entry(names[file], _printable(file)) for file in images]
+    chosen = select(entries, settings, str(root), _seen(files, images))
     # Suffixes of truth files in any case (A.MD); an exact spelling, which sorts later, wins.
     truths = {_stem(file) + _suffix(file): file for file in sorted(files)}
     return [_page(root, paths[entry.name], entry.name, truths) for entry in chosen]
@@ -54,7 +54,7 @@ def _root(root: str | None) -> Path:
         raise DatasetError(f"dataset.root={root}: no such directory")
     if not path.is_dir():
         raise DatasetError(
-            f"dataset.root={root} is not a directory: give the one that holds the pictures"
+            f"dataset.root={root} is not a directory: give the one that holds the images"
         )
     return path
 
@@ -106,23 +106,23 @@ def _printable(text: str) -> str:
     )
 
 
-def _page_names(pictures: list[str]) -> dict[str, str]:
-    """Picture -> page name: its path without suffix; with suffix where two pictures would share a name."""
-    names = {file: _printable(_stem(file)) for file in pictures}
+def _page_names(images: list[str]) -> dict[str, str]:
+    """Image -> page name: its path without suffix; with suffix where two images would share a name."""
+    names = {file: _printable(_stem(file)) for file in images}
     while True:
         counts = Counter(names.values())
-        clashing = [file for file in pictures if counts[names[file]] > 1 and names[file] != _printable(file)]
+        clashing = [file for file in images if counts[names[file]] > 1 and names[file] != _printable(file)]
         if not clashing:
             return names
         names.update({file: _printable(file) for file in clashing})
 
 
-def _seen(files: list[str], pictures: list[str]) -> str:
+def _seen(files: list[str], images: list[str]) -> str:
     """What was looked at, for the message when nothing matches."""
-    text = f"files seen: {len(files)}, pictures among them: {len(pictures)}"
+    text = f"files seen: {len(files)}, images among them: {len(images)}"
     documents = sum(1 for file in files if _suffix(file) == ".pdf")
     if documents:
-        text += f"; PDF files are not pictures ({documents} seen): render their pages to PNG first"
+        text += f"; PDF files are not images ({documents} seen): render their pages to PNG first"
     return text
 
 

@@ -1,4 +1,4 @@
-"""Decode one page picture to RGB, whatever Pillow can read, or say in one line why not."""
+"""Decode one page image to RGB, whatever Pillow can read, or say in one line why not."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pytest_llmprof.errors import PageError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["MAX_PIXELS", "load_image", "picture_suffixes"]
+__all__ = ["MAX_PIXELS", "image_suffixes", "load_image"]
 
 MAX_PIXELS = 178_956_970
-"""Largest picture that is decoded, in pixels (width times height; about 13,377 squared, 512 MiB of RGB).
+"""Largest image that is decoded, in pixels (width times height; about 13,377 squared, 512 MiB of RGB).
 
-It is the size from which Pillow, as installed, refuses a picture as a decompression bomb. A 20,000x100
-picture is read, a 20,000x20,000 one is not. Pillow's own limit is left as the process has set it; where that
+It is the size from which Pillow, as installed, refuses an image as a decompression bomb. A 20,000x100
+image is read, a 20,000x20,000 one is not. Pillow's own limit is left as the process has set it; where that
 is lower, it decides.
 """
 
@@ -33,7 +33,7 @@ _SPACE = re.compile(r"\s+")
 
 
 def load_image(path: Path, name: str) -> Image:
-    """Decode the picture at *path* as an RGB picture of page *name*.
+    """Decode the image at *path* as an RGB image of page *name*.
 
     EXIF orientation is applied; transparency is laid over white; 16-bit, 32-bit and float samples are scaled
     to 8 bits instead of clipped; of an animation or a multi-page file the first frame is taken. No global
@@ -42,7 +42,7 @@ def load_image(path: Path, name: str) -> Image:
     Raises `PageError` with one line that names the page, the file and the cause.
     """
     with warnings.catch_warnings():
-        # A picture that decodes is good: oversize is checked below, corrupt metadata does not matter here.
+        # An image that decodes is good: oversize is checked below, corrupt metadata does not matter here.
         warnings.simplefilter("ignore")
         try:
             return _decode(path)
@@ -53,8 +53,8 @@ def load_image(path: Path, name: str) -> Image:
 
 
 @cache
-def picture_suffixes() -> frozenset[str]:
-    """File name suffixes (lower case, with the dot) of the formats that Pillow can read as a picture here."""
+def image_suffixes() -> frozenset[str]:
+    """File name suffixes (lower case, with the dot) of the formats that Pillow can read as an image here."""
     from PIL import Image
 
     known = Image.registered_extensions()
@@ -76,18 +76,18 @@ def _decode(path: Path) -> Image:
     try:
         opened = Image.open(path, formats=_readable_formats())
     except UnidentifiedImageError as error:
-        raise PageError(f"not a picture in a format that Pillow reads{_hint(path)}") from error
+        raise PageError(f"not an image in a format that Pillow reads{_hint(path)}") from error
     except Image.DecompressionBombError as error:
         size = _declared_size(path)
         if size is None or size[0] * size[1] <= MAX_PIXELS:  # the process has set a lower limit than ours
             raise
         raise PageError(_too_large(size)) from error
-    with opened as picture:
-        if picture.width * picture.height > MAX_PIXELS:
-            raise PageError(_too_large(picture.size))
-        picture.load()
-        orientation = _orientation(picture)
-        page = _transpose(_to_rgb(picture), orientation)
+    with opened as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise PageError(_too_large(image.size))
+        image.load()
+        orientation = _orientation(image)
+        page = _transpose(_to_rgb(image), orientation)
     page.info = {}  # else the orientation, still in there, would be applied again by who saves and reads it
     return page
 
@@ -96,7 +96,7 @@ def _too_large(size: tuple[int, int]) -> str:
     width, height = size
     return (
         f"{width}x{height} = {width * height:,} pixels is over the limit of {MAX_PIXELS:,}: "
-        "scale the picture down or cut it up"
+        "scale the image down or cut it up"
     )
 
 
@@ -111,7 +111,7 @@ def _hint(path: Path) -> str:
 
 
 def _declared_size(path: Path) -> tuple[int, int] | None:
-    """(width, height) that the header of a refused picture claims; None where no reader tells it."""
+    """(width, height) that the header of a refused image claims; None where no reader tells it."""
     from PIL import Image
 
     with path.open("rb") as stream:
@@ -135,16 +135,16 @@ def _cause(error: Exception) -> str:
     return text or type(error).__name__
 
 
-def _orientation(picture: Image) -> int:
+def _orientation(image: Image) -> int:
     """EXIF orientation, 1 to 8; 1 where there is none or the EXIF block is broken."""
     try:
-        value = picture.getexif().get(_ORIENTATION, 1)
+        value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # noqa: BLE001 - a broken EXIF block fails in many ways and says nothing about the pixels
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _transpose(picture: Image, orientation: int) -> Image:
+def _transpose(image: Image, orientation: int) -> Image:
     from PIL.Image import Transpose
 
     method = {
@@ -156,43 +156,43 @@ def _transpose(picture: Image, orientation: int) -> Image:
         7: Transpose.TRANSVERSE,
         8: Transpose.ROTATE_90,
     }.get(orientation)
-    return picture if method is None else picture.transpose(method)
+    return image if method is None else image.transpose(method)
 
 
-def _to_rgb(picture: Image) -> Image:
+def _to_rgb(image: Image) -> Image:
     from PIL import Image
 
-    if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
-        return _deep_to_rgb(picture)
-    if picture.mode in _ALPHA_MODES or "transparency" in picture.info:
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        return _deep_to_rgb(image)
+    if image.mode in _ALPHA_MODES or "transparency" in image.info:
         # "La" (premultiplied grey) has no direct way to RGBA.
-        layer = picture.convert("LA").convert("RGBA") if picture.mode == "La" else picture.convert("RGBA")
+        layer = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, layer).convert("RGB")
-    if picture.mode == "RGB":
-        return picture.copy()  # out of the file object, which is closed after this
-    return picture.convert("RGB")
+    if image.mode == "RGB":
+        return image.copy()  # out of the file object, which is closed after this
+    return image.convert("RGB")
 
 
-def _deep_to_rgb(picture: Image) -> Image:
+def _deep_to_rgb(image: Image) -> Image:
     """Scale samples of more than 8 bits: `convert("RGB")` would clip them at 255."""
     import numpy as np
     from PIL import Image
 
-    samples: Any = np.asarray(picture)
+    samples: Any = np.asarray(image)
     # Floats carry no range, "I" is 16 bits in older Pillow and else 32 signed: the brightest sample tells.
     highest = float(np.max(samples, initial=0.0, where=np.isfinite(samples)))
-    if picture.mode.startswith("I;"):
+    if image.mode.startswith("I;"):
         white = 65535.0
-    elif picture.mode == "I":
+    elif image.mode == "I":
         white = 65535.0 if highest <= 65535 else 2.0**31 - 1
     else:
         white = next((top for top in (1.0, 255.0, 65535.0) if highest <= top), highest)
     # Pillow inverts such TIFF files itself up to 8 bits only.
-    white_is_zero = getattr(picture, "tag_v2", {}).get(_PHOTOMETRIC) == 0
-    clear = picture.info.get("transparency")
+    white_is_zero = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
+    clear = image.info.get("transparency")
     grey = np.empty(samples.shape, np.uint8)
-    for top in range(0, len(samples), _STRIP):  # in strips, so that a huge picture needs no huge float copy
+    for top in range(0, len(samples), _STRIP):  # in strips, so that a huge image needs no huge float copy
         strip = samples[top : top + _STRIP]
         scaled = np.nan_to_num(strip.astype(np.float64), posinf=0.0, neginf=0.0) * (255.0 / white)
         part = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)

@@ -28,7 +28,7 @@ class Entry(NamedTuple):
     name: str
     """The page's name, unique in its dataset."""
     file: str
-    """Its picture, a POSIX path relative to the dataset's root, with suffix."""
+    """Its image, a POSIX path relative to the dataset's root, with suffix."""
 
 
 def select(entries: Sequence[Entry], settings: DatasetSettings, place: str, seen: str) -> list[Entry]:

@@ -6,7 +6,7 @@
     pages/<page>/thumbnail.jpg boxes.jpg result.md info.json crops/<number>.jpg
 
 Links are relative, so the directory can be moved. `pages/` is built under a temporary name and renamed when
-whole; what an earlier run left is replaced, a `pages` directory of anything else is refused. One picture at
+whole; what an earlier run left is replaced, a `pages` directory of anything else is refused. One image at
 a time is in memory.
 """
 
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llmprof.datasets.base import Page
 from pytest_llmprof.errors import ArtifactError, LlmprofError
-from pytest_llmprof.outputs.images import boxes_picture, crop, place_boxes, thumbnail
+from pytest_llmprof.outputs.images import boxes_image, crop, place_boxes, thumbnail
 from pytest_llmprof.outputs.markdown import PageFiles, document, result
 from pytest_llmprof.outputs.predictions import prediction_dict
 from pytest_llmprof.records.files import write_json, write_text
@@ -49,9 +49,9 @@ class Gallery:
     sections: int
     """Pages with a section of their own."""
     skipped_boxes: int
-    """Boxes in those sections that were not drawn: malformed, empty or outside the picture."""
+    """Boxes in those sections that were not drawn: malformed, empty or outside the image."""
     unreadable: int
-    """Pages in those sections whose picture could not be read."""
+    """Pages in those sections whose image could not be read."""
 
 
 def check_gallery(directory: Path, key: str = "save_dir") -> None:
@@ -110,7 +110,7 @@ def write_gallery(
         for record in shown:
             name = names[record.page]
             page = pages.get(record.page)
-            files = _write_pictures(temporary / name, record, page, thumbnail_width)
+            files = _write_images(temporary / name, record, page, thumbnail_width)
             files.truth = None if page is None else page.truth(prompt_kind)
             files.answer = (plain or {}).get(record.page, record.text_clean)
             write_text(temporary / name / "result.md", result(files))
@@ -126,37 +126,37 @@ def write_gallery(
         path=directory / "predictions.md",
         sections=len(written),
         skipped_boxes=sum(files.skipped_boxes for files in written),
-        unreadable=sum(files.picture_error is not None for files in written),
+        unreadable=sum(files.image_error is not None for files in written),
     )
 
 
-def _write_pictures(
+def _write_images(
     directory: Path, record: Prediction, page: Page | None, thumbnail_width: int
 ) -> PageFiles:
-    """Write thumbnail, boxes and crops of one page, or note why its picture cannot be read."""
+    """Write thumbnail, boxes and crops of one page, or note why its image cannot be read."""
     directory.mkdir()
     files = PageFiles(name=directory.name, record=record, skipped_boxes=record.bad_boxes)
     if page is None:
-        files.picture_error = "the dataset has no such page"
+        files.image_error = "the dataset has no such page"
         return files
     try:
         image = page.load()
     except (LlmprofError, OSError, ValueError, MemoryError) as error:
-        files.picture_error = str(error) or type(error).__name__
+        files.image_error = str(error) or type(error).__name__
         return files
     try:
-        _save_pictures(directory, image, files, thumbnail_width)
+        _save_images(directory, image, files, thumbnail_width)
     finally:
         image.close()
     return files
 
 
-def _save_pictures(directory: Path, image: Image, files: PageFiles, thumbnail_width: int) -> None:
+def _save_images(directory: Path, image: Image, files: PageFiles, thumbnail_width: int) -> None:
     files.size = image.size
     files.boxes, skipped = place_boxes(files.record.boxes, image.size)
     files.skipped_boxes += skipped
     _save(thumbnail(image, thumbnail_width), directory / "thumbnail.jpg")
-    _save(boxes_picture(image, files.boxes), directory / "boxes.jpg")
+    _save(boxes_image(image, files.boxes), directory / "boxes.jpg")
     files.crops = [box for box in files.boxes if box.label.strip().casefold() == _CROPPED]
     files.left_out_crops = max(0, len(files.crops) - MAX_CROPS)
     del files.crops[MAX_CROPS:]
@@ -172,12 +172,12 @@ def _save(image: Image, path: Path) -> None:
 
 
 def _info(files: PageFiles) -> dict[str, Any]:
-    """The page's line of predictions.jsonl without its texts, and what is known of the pictures."""
+    """The page's line of predictions.jsonl without its texts, and what is known of the images."""
     info = prediction_dict(files.record)
     del info["text_raw"], info["text_clean"]
     return info | {
         "picture": None if files.size is None else {"width": files.size[0], "height": files.size[1]},
-        "picture_error": None if files.picture_error is None else whole(files.picture_error),
+        "picture_error": None if files.image_error is None else whole(files.image_error),
         "drawn_boxes": len(files.boxes),
         "skipped_boxes": files.skipped_boxes,
         "crops": [{"file": f"crops/{box.number}.jpg", "box": list(box.corners)} for box in files.crops],

@@ -1,4 +1,4 @@
-"""The pictures of a page's section: thumbnail, labelled boxes, crops.
+"""The images of a page's section: thumbnail, labelled boxes, crops.
 
 Labels come from the model and are only ever drawn. Pillow is imported where it is used.
 """
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
     from PIL.ImageFont import FreeTypeFont, ImageFont
 
-__all__ = ["PlacedBox", "boxes_picture", "colour", "crop", "place_boxes", "thumbnail"]
+__all__ = ["PlacedBox", "boxes_image", "colour", "crop", "place_boxes", "thumbnail"]
 
 MAX_SIDE = 2048
-"""Longest side of boxes.jpg in pixels; a larger picture is scaled down."""
+"""Longest side of boxes.jpg in pixels; a larger image is scaled down."""
 MAX_JPEG_SIDE = 16_384
 """Longest side of a thumbnail or a crop (JPEG ends at 65,535)."""
 
@@ -68,13 +68,13 @@ _REST: tuple[Colour, ...] = (
 
 @dataclass(frozen=True)
 class PlacedBox:
-    """A box that lies in its picture at least in part."""
+    """A box that lies in its image at least in part."""
 
     number: int
     """Counted from 1 in the answer's order; drawn beside the label, and the name of its crop."""
     label: str
     corners: tuple[int, int, int, int]
-    """x1, y1, x2, y2 in pixels of the source picture, cut at its edges."""
+    """x1, y1, x2, y2 in pixels of the source image, cut at its edges."""
 
 
 def colour(label: str) -> Colour:
@@ -87,7 +87,7 @@ def colour(label: str) -> Colour:
 
 
 def place_boxes(boxes: Sequence[Box], size: tuple[int, int]) -> tuple[list[PlacedBox], int]:
-    """Cut *boxes* at the edges of a picture of *size* (width, height); also tell how many were skipped.
+    """Cut *boxes* at the edges of an image of *size* (width, height); also tell how many were skipped.
 
     Skipped are boxes without area, wholly outside, or with corners that are not finite numbers.
     """
@@ -114,7 +114,7 @@ def crop(image: Image, box: PlacedBox) -> Image:
     return _scaled(part, min(1.0, MAX_JPEG_SIDE / max(part.size)))
 
 
-def boxes_picture(image: Image, boxes: Sequence[PlacedBox]) -> Image:
+def boxes_image(image: Image, boxes: Sequence[PlacedBox]) -> Image:
     """*image* with each box outlined in its label's colour and its number and label beside it.
 
     At most `MAX_SIDE` pixels on its longer side; *image* itself stays clean.

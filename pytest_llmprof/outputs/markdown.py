@@ -26,8 +26,8 @@ class PageFiles:
     name: str
     record: Prediction
     size: tuple[int, int] | None = None
-    """Width and height of the source picture; None where it could not be read."""
-    picture_error: str | None = None
+    """Width and height of the source image; None where it could not be read."""
+    image_error: str | None = None
     boxes: list[PlacedBox] = field(default_factory=list)
     skipped_boxes: int = 0
     crops: list[PlacedBox] = field(default_factory=list)
@@ -65,7 +65,7 @@ def _count_line(records: Sequence[Prediction], sections: int) -> str:
     line = _count(len(records), "page") + (f", {failed} failed" if failed else "")
     if sections < len(records):
         # Not "the first 0 pages": with no section at all the table is all there is.
-        line += f"; the first {sections} of them below" if sections else "; no pictures (`max_images` is 0)"
+        line += f"; the first {sections} of them below" if sections else "; no images (`max_images` is 0)"
     return f"{line}.\n"
 
 
@@ -98,9 +98,9 @@ def _section(files: PageFiles, base: str, limit: int | None) -> list[str]:
     if record.error is not None:
         parts += ["**Error**\n", fenced(_cut(record.error, limit))]
     alt = inline(record.page, 80)
-    if files.picture_error is not None:
-        if files.picture_error != record.error:
-            parts += ["**The picture could not be read**\n", fenced(_cut(files.picture_error, limit))]
+    if files.image_error is not None:
+        if files.image_error != record.error:
+            parts += ["**The image could not be read**\n", fenced(_cut(files.image_error, limit))]
     else:
         parts.append(f"![{alt}, thumbnail]({base}thumbnail.jpg) ![{alt}, boxes]({base}boxes.jpg)\n")
     if files.boxes or files.skipped_boxes:
@@ -143,7 +143,7 @@ def _facts(files: PageFiles) -> str:
     ]
     if record.status == "ok":
         facts.insert(2, f"{_count(record.tokens, 'token')} ({_end(record)})")
-    facts.append(f"picture {inline(record.image)}")
+    facts.append(f"image {inline(record.image)}")
     return " · ".join(facts) + "\n"
 
 

@@ -27,9 +27,9 @@ class VisualizationOptions:
     """`extra.<model>.visualization.*`"""
 
     max_images: int | None = 16
-    """At most this many pages get a section with pictures; None = all, 0 = the table alone."""
+    """At most this many pages get a section with images; None = all, 0 = the table alone."""
     thumbnail_width: int = 480
-    """Width of the thumbnails in pixels; a narrower picture is not enlarged."""
+    """Width of the thumbnails in pixels; a narrower image is not enlarged."""
 
 
 @dataclass(frozen=True)

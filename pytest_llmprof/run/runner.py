@@ -285,12 +285,12 @@ def _failed_pages(failures: Sequence[Failure]) -> str:
 def _input_line(page: Page) -> str:
     import msgspec
 
-    from pytest_llmprof.datasets import picture_digest
+    from pytest_llmprof.datasets import image_digest
 
     line = {
         "page": page.name,
         "image": page.source,
-        "sha256": picture_digest(page),
+        "sha256": image_digest(page),
         "truth": [
             kind
             for kind, there in (

@@ -32,7 +32,7 @@ def whole(text: str) -> str:
 def visible(text: str) -> str:
     """*text* with line ends as line feeds, and hidden characters shown.
 
-    C0 controls become their pictures (U+2400 and on), the others are written as ``<U+202E>``.
+    C0 controls become their symbols (U+2400 and on), the others are written as ``<U+202E>``.
     """
     return _HIDDEN.sub(_show, whole(text).replace("\r\n", "\n"))
 
@@ -64,7 +64,7 @@ def preformatted(text: str) -> str:
     """*text* as an HTML `<pre>` block that it cannot close, safe inside `<details>` too.
 
     Markdown ends other HTML blocks at an empty line, `<pre>` only at its closing tag; where a viewer shows
-    no HTML at all, brackets and backticks are still not read as links, pictures or fences.
+    no HTML at all, brackets and backticks are still not read as links, images or fences.
     """
     return f"<pre>\n{html.escape(visible(text)).translate(_INERT)}\n</pre>\n"
 

@@ -1,4 +1,4 @@
-"""The embedded datasets: what ships is what the sources in tools/render_pages say; boxes fit the pictures."""
+"""The embedded datasets: what ships is what the sources in tools/render_pages say; boxes fit the images."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def test_pages(dataset: str, expected: tuple[str, ...]) -> None:
         facts = shipped(dataset)[page.name]
         assert page.source == f"{dataset}/{facts['file']}"
         assert page.license in ("Apache-2.0", "public-domain")
-        picture = page.load()
-        assert list(picture.size) == facts["size"]
+        image = page.load()
+        assert list(image.size) == facts["size"]
         assert page.truth("free") == page.truth_free
         assert page.truth("markdown") == page.truth_markdown
         assert page.truth_markdown.startswith("# ") or "\n# " in page.truth_markdown
@@ -64,15 +64,15 @@ def test_boxes_hold_the_ink_and_nothing_else_does(dataset: str) -> None:
         if page.truth_boxes is None:
             assert page.name == "scan"
             continue
-        picture = page.load().convert("L")
+        image = page.load().convert("L")
         # Ink is what is much darker than the paper: thin grey rules, tint and noise are not.
-        paper = int(np.median(np.asarray(picture)))
-        ink = np.asarray(ImageChops.subtract(Image.new("L", picture.size, paper), picture)) > 120
+        paper = int(np.median(np.asarray(image)))
+        ink = np.asarray(ImageChops.subtract(Image.new("L", image.size, paper), image)) > 120
         covered = np.zeros_like(ink)
         for box in page.truth_boxes:
             x1, y1, x2, y2 = box.box
-            assert 0 <= x1 < x2 <= picture.width
-            assert 0 <= y1 < y2 <= picture.height
+            assert 0 <= x1 < x2 <= image.width
+            assert 0 <= y1 < y2 <= image.height
             inside = ink[y1:y2, x1:x2]
             assert inside.any(), (page.name, box)
             assert not covered[y1:y2, x1:x2].any(), f"{page.name}: boxes overlap at {box}"
@@ -104,15 +104,15 @@ def test_sample_truth_comes_from_its_source(tools: None) -> None:
         assert without_boxes(entry) == truth(sheet)
         if not fonts.has(sheet):
             continue  # a machine without these fonts still checks the truth, here and above
-        picture, boxes = render(sheet, fonts)
+        image, boxes = render(sheet, fonts)
         # Another FreeType may round otherwise by a pixel.
         for got, block in zip(boxes, entry["blocks"], strict=True):
             assert np.abs(np.subtract(got, block["box"])).max() <= 2
         stored = Image.open(SHIPPED / "sample_pages" / entry["file"]).convert("RGB")
-        assert np.asarray(ImageChops.difference(picture, stored)).mean() < 4
+        assert np.asarray(ImageChops.difference(image, stored)).mean() < 4
 
 
-def test_document_truth_and_pictures_come_from_their_source(tools: None) -> None:
+def test_document_truth_and_images_come_from_their_source(tools: None) -> None:
     from document_source import DOCUMENTS
     from render_documents import render, truth
     from scan_source import SCAN
@@ -123,11 +123,11 @@ def test_document_truth_and_pictures_come_from_their_source(tools: None) -> None
     for document in DOCUMENTS:
         assert without_boxes(entries[document.name]) == truth(document)
     document = DOCUMENTS[0]
-    picture, boxes = render(document)
+    image, boxes = render(document)
     for got, block in zip(boxes, entries[document.name]["blocks"], strict=True):
         assert np.abs(np.subtract(got, block["box"])).max() <= 2
     stored = Image.open(SHIPPED / "documents" / "paper.png").convert("RGB")
-    assert np.asarray(ImageChops.difference(picture, stored)).mean() < 2
+    assert np.asarray(ImageChops.difference(image, stored)).mean() < 2
 
 
 def test_documents_hold_what_they_promise() -> None:

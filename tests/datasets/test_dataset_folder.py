@@ -16,7 +16,7 @@ from pytest_llmprof.errors import DatasetError, PageError
 PLUGIN = {plugin.name: plugin for plugin in builtin()}["image_folder"]
 
 
-def picture(path: Path) -> None:
+def white_image(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (4, 3), "white").save(path, format="PNG")
 
@@ -41,7 +41,7 @@ def error(root: Path, **settings: Any) -> str:
 def root(tmp_path: Path) -> Path:
     folder = tmp_path / "pages"
     for name in ("page10.png", "page2.png", "letters/b.jpg", "letters/a.PNG", "Zoo.png"):
-        picture(folder / name)
+        white_image(folder / name)
     return folder
 
 
@@ -60,8 +60,8 @@ def test_other_files_are_left_out(root: Path) -> None:
     (root / "page2.txt").write_text("two")
     (root / "scan.pdf").write_bytes(b"%PDF")
     (root / "README").write_text("hello")
-    picture(root / ".cache/x.png")
-    picture(root / "._page2.png")
+    white_image(root / ".cache/x.png")
+    white_image(root / "._page2.png")
     assert names(root) == ["letters/a", "letters/b", "page2", "page10", "Zoo"]
 
 
@@ -87,7 +87,7 @@ def test_several_patterns_give_each_page_once(root: Path) -> None:
 
 
 def test_hidden_files_by_their_dot(root: Path) -> None:
-    picture(root / ".hidden/x.png")
+    white_image(root / ".hidden/x.png")
     assert names(root, pattern=(".hidden/*",)) == [".hidden/x"]
 
 
@@ -103,15 +103,15 @@ def test_no_match_says_what_was_seen(root: Path) -> None:
     text = error(root, pattern=("*.webp", "x/*"))
     assert str(root) in text
     assert "'*.webp'" in text
-    assert "files seen: 6, pictures among them: 5" in text
+    assert "files seen: 6, images among them: 5" in text
     assert "dataset.pattern is empty" in error(root, pattern=())
 
 
 def test_no_match_where_there_are_only_pdfs(tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_bytes(b"%PDF")
     text = error(tmp_path)
-    assert "files seen: 1, pictures among them: 0" in text
-    assert "PDF files are not pictures" in text
+    assert "files seen: 1, images among them: 0" in text
+    assert "PDF files are not images" in text
 
 
 def test_bad_roots(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_bad_roots(tmp_path: Path) -> None:
         load_pages(PLUGIN, DatasetSettings(name="image_folder"))
 
 
-def test_truth_beside_the_picture(root: Path) -> None:
+def test_truth_beside_the_image(root: Path) -> None:
     (root / "page2.md").write_text("# Two\n\ntext\n")
     (root / "page2.txt").write_bytes(b"\xef\xbb\xbfTwo\r\ntext\r\n")
     (root / "letters/a.TXT").write_text("upper case suffix")
@@ -149,9 +149,9 @@ def test_truth_that_is_not_utf8(root: Path) -> None:
     assert "page2" not in names(root, pattern=("letters/*",))  # only the truth of chosen pages is read
 
 
-def test_pictures_of_one_stem(tmp_path: Path) -> None:
+def test_images_of_one_stem(tmp_path: Path) -> None:
     for name in ("a.png", "a.jpg", "b.png", "a.png.jpg"):
-        picture(tmp_path / name)
+        white_image(tmp_path / name)
     (tmp_path / "a.md").write_text("shared")
     (tmp_path / "a.png.md").write_text("its own")
     pages = {page.name: page for page in load(tmp_path)}
@@ -165,13 +165,13 @@ def test_pictures_of_one_stem(tmp_path: Path) -> None:
 
 
 def test_names_that_differ_in_case_only(tmp_path: Path) -> None:
-    picture(tmp_path / "A.png")
-    picture(tmp_path / "a.png")
+    white_image(tmp_path / "A.png")
+    white_image(tmp_path / "a.png")
     assert names(tmp_path) == ["A", "a"]
 
 
 def test_links(root: Path, tmp_path: Path) -> None:
-    picture(tmp_path / "elsewhere/x.png")
+    white_image(tmp_path / "elsewhere/x.png")
     (root / "linked").symlink_to(tmp_path / "elsewhere")
     (root / "letters/loop").symlink_to(root)
     (tmp_path / "elsewhere/back").symlink_to(root / "letters")
@@ -192,7 +192,7 @@ def test_pipe_is_no_page(root: Path) -> None:
 
 
 def test_odd_file_names(tmp_path: Path) -> None:
-    picture(tmp_path / "two words & \u00fcmlaut.png")
+    white_image(tmp_path / "two words & \u00fcmlaut.png")
     Image.new("L", (1, 1)).save(tmp_path / "x.png")
     os.rename(tmp_path / "x.png", os.fsencode(tmp_path) + b"/bad\xff\n.png")
     pages = load(tmp_path)
@@ -228,7 +228,7 @@ def test_subset_errors(root: Path, tmp_path: Path) -> None:
 
 
 def test_name_with_hash_sign(tmp_path: Path) -> None:
-    picture(tmp_path / "a#1.png")
+    white_image(tmp_path / "a#1.png")
     chosen = tmp_path / "subset.txt"
     chosen.write_text("a#1 # the hash sign inside a name begins no comment\n")
     assert names(tmp_path, subset=str(chosen)) == ["a#1"]
@@ -245,7 +245,7 @@ def test_limit_shuffle_seed(root: Path) -> None:
     assert names(root, shuffle=True, seed=0) == names(root, shuffle=True)
     first = names(root, shuffle=True, seed=1)
     assert names(root, shuffle=True, seed=1, limit=3) == first[:3]
-    picture(root / "new.png")
+    white_image(root / "new.png")
     assert [name for name in names(root, shuffle=True, seed=1) if name != "new"] == first
     assert "dataset.limit=0" in error(root, limit=0)
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from pytest_llmprof.datasets.images import MAX_PIXELS, load_image, picture_suffixes
+from pytest_llmprof.datasets.images import MAX_PIXELS, image_suffixes, load_image
 from pytest_llmprof.errors import PageError
 
 
 def pixels(path: Path) -> np.ndarray:
-    picture = load_image(path, "page")
-    assert picture.mode == "RGB"
-    return np.asarray(picture)
+    image = load_image(path, "page")
+    assert image.mode == "RGB"
+    return np.asarray(image)
 
 
 def error_of(path: Path) -> str:
@@ -125,12 +125,12 @@ def test_transparency_lies_over_white(tmp_path: Path) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation(tmp_path: Path, suffix: str, orientation: int) -> None:
     # Left half black, right half white, 32x16; where the black half must come out says the EXIF standard.
-    picture = Image.new("RGB", (32, 16), "white")
-    picture.paste((0, 0, 0), (0, 0, 16, 16))
+    image = Image.new("RGB", (32, 16), "white")
+    image.paste((0, 0, 0), (0, 0, 16, 16))
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / f"turned.{suffix}"
-    picture.save(path, exif=exif)
+    image.save(path, exif=exif)
     got = load_image(path, "page")
     assert got.size == ((32, 16) if orientation <= 4 else (16, 32))
     black = {1: "left", 2: "right", 3: "right", 4: "left", 5: "top", 6: "top", 7: "bottom", 8: "bottom"}
@@ -165,7 +165,7 @@ def test_unreadable_files_name_page_path_and_cause(tmp_path: Path) -> None:
     (tmp_path / "empty.png").write_bytes(b"")
     assert "empty" in error_of(tmp_path / "empty.png")
     (tmp_path / "text.png").write_text("I am a text")
-    assert "not a picture" in error_of(tmp_path / "text.png")
+    assert "not an image" in error_of(tmp_path / "text.png")
     assert "No such file" in error_of(tmp_path / "missing.png")
     (tmp_path / "folder.png").mkdir()
     assert "directory" in error_of(tmp_path / "folder.png")
@@ -174,7 +174,7 @@ def test_unreadable_files_name_page_path_and_cause(tmp_path: Path) -> None:
     (tmp_path / "lfs.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     assert "git lfs pull" in error_of(tmp_path / "lfs.png")
     (tmp_path / "script.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")
-    assert "not a picture" in error_of(tmp_path / "script.eps")
+    assert "not an image" in error_of(tmp_path / "script.eps")
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "tif", "webp"])
@@ -198,7 +198,7 @@ def test_corrupt_data_in_a_png(tmp_path: Path) -> None:
     error_of(path)
 
 
-def test_long_picture_is_read(tmp_path: Path) -> None:
+def test_long_image_is_read(tmp_path: Path) -> None:
     Image.new("L", (20_000, 100), 255).save(tmp_path / "long.png")
     assert pixels(tmp_path / "long.png").shape == (100, 20_000, 3)
 
@@ -242,14 +242,14 @@ def test_no_warning_gets_out_and_no_state_changes(tmp_path: Path, monkeypatch: p
     assert ImageFile.LOAD_TRUNCATED_IMAGES is False
 
 
-def test_picture_is_whole_after_the_file_is_gone(tmp_path: Path) -> None:
+def test_image_is_whole_after_the_file_is_gone(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.new("RGB", (3, 3), "red").save(path)
-    picture = load_image(path, "a")
+    image = load_image(path, "a")
     path.unlink()
-    assert picture.getpixel((2, 2)) == (255, 0, 0)
+    assert image.getpixel((2, 2)) == (255, 0, 0)
 
 
 def test_suffixes() -> None:
-    assert {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".gif", ".bmp"} <= picture_suffixes()
-    assert not {".pdf", ".md", ".txt", ".json", ".eps", ".ps", ".mpg", ".h5"} & picture_suffixes()
+    assert {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".gif", ".bmp"} <= image_suffixes()
+    assert not {".pdf", ".md", ".txt", ".json", ".eps", ".ps", ".mpg", ".h5"} & image_suffixes()

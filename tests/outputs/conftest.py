@@ -52,7 +52,7 @@ def make_record() -> MakeRecord:
 
 @pytest.fixture
 def make_page(tmp_path: Path) -> MakePage:
-    """A page with a drawn picture on disk."""
+    """A page with a drawn image on disk."""
 
     def make(name: str, size: tuple[int, int] = (120, 80), **changes: Any) -> Page:
         image = Image.new("RGB", size, "white")

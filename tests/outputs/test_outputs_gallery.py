@@ -183,7 +183,7 @@ def test_hostile_text_stays_text(tmp_path: Path, make_record, make_page, text: s
         allowed = ["details", "summary", "/summary", "/details"]
         opened = [tag for tag in tags.tags if tag not in ("a", "/a")]
         assert opened == allowed * (len(opened) // 4)
-        # The only links and pictures are ours.
+        # The only links and images are ours.
         targets = re.findall(r"(?<!\\)\]\(([^)]*)\)", markdown)
         assert all(
             re.fullmatch(r"#page-\d+|(pages/[^/()\s]+/)?(thumbnail|boxes|crops/\d+)\.(jpg)", target)
@@ -213,7 +213,7 @@ def test_links_lead_to_files(tmp_path: Path, make_record, make_page) -> None:
     assert sorted(os.listdir(tmp_path)) == ["source", "there"]
 
 
-def test_pictures_that_cannot_be_read(tmp_path: Path, make_record, make_page) -> None:
+def test_images_that_cannot_be_read(tmp_path: Path, make_record, make_page) -> None:
     broken = make_page("broken", truth_free="x")
     broken.path.write_bytes(b"\x89PNG\r\n\x1a\n truncated")
     gallery = write(
@@ -223,7 +223,7 @@ def test_pictures_that_cannot_be_read(tmp_path: Path, make_record, make_page) ->
     )
     assert (gallery.sections, gallery.unreadable) == (3, 2)
     text = gallery.path.read_text()
-    assert text.count("**The picture could not be read**") == 2
+    assert text.count("**The image could not be read**") == 2
     assert "page 'broken': cannot read" in text
     assert "the dataset has no such page" in text
     assert text.count("thumbnail.jpg") == 1

@@ -155,7 +155,7 @@ def test_dataset_root(bench):
     (bench.path / "empty" / "notes.txt").touch()
     result = bench.run(*folder, "dataset.root=empty")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*empty*files seen: 1, pictures among them: 0*"])
+    result.stdout.fnmatch_lines(["*empty*files seen: 1, images among them: 0*"])
     clean(result)
 
 

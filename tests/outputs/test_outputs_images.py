@@ -5,7 +5,7 @@ from PIL import Image
 
 from pytest_llmprof.models.base import Box
 from pytest_llmprof.outputs import images
-from pytest_llmprof.outputs.images import boxes_picture, colour, crop, place_boxes, thumbnail
+from pytest_llmprof.outputs.images import boxes_image, colour, crop, place_boxes, thumbnail
 
 
 def test_boxes_are_cut_at_the_edges_and_bad_ones_skipped() -> None:
@@ -50,12 +50,12 @@ def test_colours_are_stable_and_apart() -> None:
     assert colour("\ud800") == colour("\ud800")
 
 
-def test_boxes_picture_draws_in_the_labels_colour_and_leaves_the_picture_clean() -> None:
+def test_boxes_image_draws_in_the_labels_colour_and_leaves_the_image_clean() -> None:
     image = Image.new("RGB", (400, 300), "white")
     placed, _ = place_boxes(
         [Box("title", (100, 100, 200, 150)), Box("image", (0, 0, 400, 300))], image.size
     )
-    drawn = boxes_picture(image, placed)
+    drawn = boxes_image(image, placed)
     assert drawn.size == (400, 300)
     assert drawn.getpixel((150, 149)) == colour("title")
     assert drawn.getpixel((399, 299)) == colour("image")
@@ -63,10 +63,10 @@ def test_boxes_picture_draws_in_the_labels_colour_and_leaves_the_picture_clean()
     assert image.getcolors() == [(120_000, (255, 255, 255))]
 
 
-def test_a_large_picture_is_scaled_with_its_boxes() -> None:
+def test_a_large_image_is_scaled_with_its_boxes() -> None:
     image = Image.new("RGB", (8192, 4096), "white")
     placed, _ = place_boxes([Box("title", (4096, 2048, 8192, 4096))], image.size)
-    drawn = boxes_picture(image, placed)
+    drawn = boxes_image(image, placed)
     assert drawn.size == (2048, 1024)
     assert drawn.getpixel((1024, 800)) == colour("title")
     assert drawn.getpixel((1500, 700)) == (255, 255, 255)
@@ -74,11 +74,11 @@ def test_a_large_picture_is_scaled_with_its_boxes() -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 700), (512, 512)])
 @pytest.mark.parametrize("label", ["", "text", "表格 جدول 👩‍🔬", "\ud800\x00\n\x1b[31m", "long " * 99])
-def test_any_label_on_any_picture(size: tuple[int, int], label: str) -> None:
+def test_any_label_on_any_image(size: tuple[int, int], label: str) -> None:
     image = Image.new("RGB", size, "white")
     placed, skipped = place_boxes([Box(label, (0, 0, *size))] * 3, size)
     assert skipped == 0
-    assert boxes_picture(image, placed).size == size
+    assert boxes_image(image, placed).size == size
 
 
 def test_pillow_without_freetype(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +87,7 @@ def test_pillow_without_freetype(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "_font", lambda size: ImageFont.load_default_imagefont())
     image = Image.new("RGB", (200, 200), "white")
     placed, _ = place_boxes([Box("表格", (20, 50, 150, 150))], image.size)
-    assert boxes_picture(image, placed).getpixel((149, 149)) == colour("表格")
+    assert boxes_image(image, placed).getpixel((149, 149)) == colour("表格")
 
 
 def test_three_hundred_labels_do_not_hide_each_other() -> None:
@@ -98,13 +98,13 @@ def test_three_hundred_labels_do_not_hide_each_other() -> None:
     image = Image.new("RGB", (1400, 1000), "white")
     placed, skipped = place_boxes(boxes, image.size)
     assert (len(placed), skipped) == (300, 0)
-    drawn = boxes_picture(image, placed)
+    drawn = boxes_image(image, placed)
     assert all(
         drawn.getpixel((box.corners[2] - 1, box.corners[3] - 1)) != (255, 255, 255) for box in placed
     )
 
 
-def test_crop_is_cut_from_the_picture() -> None:
+def test_crop_is_cut_from_the_image() -> None:
     image = Image.new("RGB", (100, 80), "white")
     image.paste("red", (10, 10, 30, 20))
     (box,), _ = place_boxes([Box("image", (10, 10, 30, 20))], image.size)
