@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 from pytest_llmprof.quality.text import normalise
 from pytest_llmprof.text.escape import shorten, visible
+from pytest_llmprof.text.numbers import count
 
 __all__ = ["Differences", "differences"]
 
@@ -71,16 +72,16 @@ def differences(truth: str, answer: str) -> Differences:
     for index, row in enumerate(rows):
         if index in marked or (row.equal and index in context):
             if equal:
-                lines.append(f"  … {_count(equal, 'equal row')} …")
+                lines.append(f"  … {count(equal, 'equal row')} …")
                 equal = 0
             lines += [f"  {_cut(' '.join(row.truth))}"] if row.equal else _marked(row)
         elif row.equal:
             equal += 1
     hidden = len(differing) - len(marked)
     if hidden:
-        lines.append(f"  … {_count(hidden, 'more row')} with differences …")
+        lines.append(f"  … {count(hidden, 'more row')} with differences …")
     elif equal:
-        lines.append(f"  … {_count(equal, 'equal row')} …")
+        lines.append(f"  … {count(equal, 'equal row')} …")
     return Differences(tuple(lines), len(differing))
 
 
@@ -167,7 +168,3 @@ def _columns(character: str) -> int:
     if unicodedata.combining(character):
         return 0
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

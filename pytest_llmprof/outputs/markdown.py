@@ -11,6 +11,8 @@ from pytest_llmprof.outputs.differences import differences
 from pytest_llmprof.outputs.images import PlacedBox
 from pytest_llmprof.records.predictions import Prediction
 from pytest_llmprof.text.escape import fenced, inline, preformatted
+from pytest_llmprof.text.markdown import table
+from pytest_llmprof.text.numbers import count, fixed
 
 __all__ = ["MAX_TEXT", "PageFiles", "document", "result"]
 
@@ -62,7 +64,7 @@ def result(files: PageFiles) -> str:
 
 def _count_line(records: Sequence[Prediction], sections: int) -> str:
     failed = sum(record.status != "ok" for record in records)
-    line = _count(len(records), "page") + (f", {failed} failed" if failed else "")
+    line = count(len(records), "page") + (f", {failed} failed" if failed else "")
     if sections < len(records):
         # Not "the first 0 pages": with no section at all the table is all there is.
         line += f"; the first {sections} of them below" if sections else "; no images (`max_images` is 0)"
@@ -70,25 +72,14 @@ def _count_line(records: Sequence[Prediction], sections: int) -> str:
 
 
 def _table(records: Sequence[Prediction], anchors: Mapping[str, str]) -> str:
-    lines = [
-        "| Page | Status | Time (ms) | Tokens | Tokens/s | CER | End |",
-        "|:--|:--|--:|--:|--:|--:|:--|",
-    ]
+    rows = []
     for record in records:
         name = inline(record.page)
         if record.page in anchors:
             name = f"[{name}](#{anchors[record.page]})"
-        cells = (
-            name,
-            _status(record),
-            _number(record.total_ms, 1),
-            str(record.tokens),
-            _number(record.tokens_per_s, 1),
-            _number(record.cer, 4),
-            _end(record),
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        times = fixed(record.total_ms, ".1f", _NONE), str(record.tokens), fixed(record.tokens_per_s, ".1f", _NONE)
+        rows.append((name, _status(record), *times, fixed(record.cer, ".4f", _NONE), _end(record)))
+    return table(["Page", "Status", "Time (ms)", "Tokens", "Tokens/s", "CER", "End"], rows, left=(0, 1, 6))
 
 
 def _section(files: PageFiles, base: str, limit: int | None) -> list[str]:
@@ -127,22 +118,18 @@ def _facts(files: PageFiles) -> str:
     facts = [_status(record)]
     if files.size is not None:
         facts.append(f"{files.size[0]} × {files.size[1]} pixels")
-    figures = (
-        ("", record.total_ms, 1, " ms"),
-        ("TTFT ", record.ttft_ms, 1, " ms"),
-        ("", record.tokens_per_s, 1, " tokens/s"),
-        ("CER ", record.cer, 4, ""),
-        ("WER ", record.wer, 4, ""),
-        ("box IoU ", record.box_iou, 3, ""),
-        ("repetition ", record.repetition, 3, ""),
+    metrics = (
+        ("", record.total_ms, ".1f", " ms"),
+        ("TTFT ", record.ttft_ms, ".1f", " ms"),
+        ("", record.tokens_per_s, ".1f", " tokens/s"),
+        ("CER ", record.cer, ".4f", ""),
+        ("WER ", record.wer, ".4f", ""),
+        ("box IoU ", record.box_iou, ".3f", ""),
+        ("repetition ", record.repetition, ".3f", ""),
     )
-    facts += [
-        f"{before}{_number(value, digits)}{after}"
-        for before, value, digits, after in figures
-        if value is not None
-    ]
+    facts += [before + format(value, form) + after for before, value, form, after in metrics if value is not None]
     if record.status == "ok":
-        facts.insert(2, f"{_count(record.tokens, 'token')} ({_end(record)})")
+        facts.insert(2, f"{count(record.tokens, 'token')} ({_end(record)})")
     facts.append(f"image {inline(record.image)}")
     return " · ".join(facts) + "\n"
 
@@ -162,7 +149,7 @@ def _differences(files: PageFiles) -> list[str]:
     found = differences(files.truth or "", files.answer)
     if not found.lines:
         return ["**Differences**: none (white space and heading marks don't count).\n"]
-    rows = _count(found.differing, "row")
+    rows = count(found.differing, "row")
     return [
         f"**Differences** in {rows} (`-` truth, `+` answer; white space and heading marks don't count)\n",
         fenced("\n".join(found.lines), "diff"),
@@ -195,11 +182,3 @@ def _status(record: Prediction) -> str:
 def _end(record: Prediction) -> str:
     end = inline(record.finish_reason) if record.finish_reason else _NONE
     return f"{end}, in a loop" if record.runaway else end
-
-
-def _number(value: float | None, digits: int) -> str:
-    return _NONE if value is None else f"{value:.{digits}f}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -1,6 +1,6 @@
-"""Model output made harmless: whole Unicode, visible control characters, HTML and Markdown that stays text.
+"""Make untrusted text safe to show: valid Unicode, visible control characters, no live HTML or Markdown.
 
-Everything that a model, a dataset or a file system says goes through here before it is shown.
+All text from a model, a dataset or a file system goes through here before it is shown.
 """
 
 from __future__ import annotations
@@ -10,17 +10,16 @@ import re
 
 __all__ = ["fenced", "inline", "one_line", "preformatted", "shorten", "visible", "whole"]
 
-# Controls (C0 without tab and line feed, DEL, C1), marks that change the direction or hide, and separators
-# that some programs take for line ends. Zero-width joiners stay: Persian, Indic scripts and emoji
-# need them.
+# Control characters (C0 without tab and line feed, DEL, C1), invisible or direction-changing marks, and separators that
+# some programs read as line ends. Zero-width joiners stay: Persian, Indic scripts and emoji need them.
 _HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u2028-\u202e"
     "\u2060-\u206f\u3164\ufe00-\ufe0e\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff]"
 )
-# An underscore inside a word is no emphasis: names stay readable (and can be searched for) in the source.
+# An underscore inside a word is no emphasis, so it is not escaped: names stay readable in the source.
 _MARKDOWN = re.compile(r"([\\`*\[\]#|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
 _FENCE_RUN = re.compile(r"`+")
-# Inside <pre> these are HTML's own; the others would be read as Markdown where HTML is switched off.
+# HTML entities for what would be Markdown inside <pre> where a viewer has switched HTML off.
 _INERT = str.maketrans({"[": "&#91;", "]": "&#93;", "`": "&#96;", "~": "&#126;"})
 
 
@@ -30,10 +29,7 @@ def whole(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """*text* with line ends as line feeds, and hidden characters shown.
-
-    C0 controls become their symbols (U+2400 and on), the others are written as ``<U+202E>``.
-    """
+    """*text* with line feeds as line ends, and hidden characters shown: U+2400 and on for C0, else ``<U+202E>``."""
     return _HIDDEN.sub(_show, whole(text).replace("\r\n", "\n"))
 
 
@@ -48,7 +44,7 @@ def one_line(text: str, limit: int = 300) -> str:
 
 
 def inline(text: str, limit: int = 300) -> str:
-    """*text* as one line of plain words for Markdown: a heading, a table cell, the text of a link."""
+    """*text* as one line of plain text in Markdown: a heading, a table cell, the text of a link."""
     return _MARKDOWN.sub(r"\\\1", html.escape(one_line(text, limit), quote=False))
 
 
@@ -61,10 +57,10 @@ def fenced(text: str, language: str = "text") -> str:
 
 
 def preformatted(text: str) -> str:
-    """*text* as an HTML `<pre>` block that it cannot close, safe inside `<details>` too.
+    """*text* as an HTML `<pre>` block that it cannot close, also inside `<details>`.
 
-    Markdown ends other HTML blocks at an empty line, `<pre>` only at its closing tag; where a viewer shows
-    no HTML at all, brackets and backticks are still not read as links, images or fences.
+    Markdown ends other HTML blocks at an empty line, `<pre>` only at its closing tag. Where a viewer shows no HTML,
+    brackets and backticks still make no links, images or fences.
     """
     return f"<pre>\n{html.escape(visible(text)).translate(_INERT)}\n</pre>\n"
 

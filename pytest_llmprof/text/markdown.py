@@ -1,8 +1,8 @@
-"""Small pieces of Markdown that tables and reports share."""
+"""Pieces of Markdown that tables and reports share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from pytest_llmprof.text.escape import one_line
 
@@ -10,10 +10,7 @@ __all__ = ["code", "percent", "table"]
 
 
 def code(text: str, limit: int = 120, *, cell: bool = True) -> str:
-    """*text* as a code span that it cannot leave, for a table cell or (not *cell*) elsewhere.
-
-    An empty text is a dash.
-    """
+    """*text* as a code span that it cannot leave, in a table cell or (not *cell*) elsewhere. Empty text is a dash."""
     shown = one_line(text, limit).replace("`", "'")
     if cell:
         shown = shown.replace("|", "\\|")
@@ -25,8 +22,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A table whose first *left* columns are texts and the others numbers. Cells must be safe already."""
-    lines = [" | ".join(head), " | ".join("---" if index < left else "---:" for index in range(len(head)))]
-    lines += [" | ".join(row) for row in rows]
-    return "\n".join(f"| {line} |" for line in lines) + "\n"
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int | Container[int] = 1) -> str:
+    """A table. The first *left* columns (or those whose indexes it holds) are aligned left, the others right.
+
+    Cells must be safe already.
+    """
+    texts = range(left) if isinstance(left, int) else left
+    lines = [head, ["---" if index in texts else "---:" for index in range(len(head))], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["NOT_APPLICABLE", "at", "count", "number", "numeric", "share"]
+__all__ = ["NOT_APPLICABLE", "at", "count", "fixed", "number", "numeric", "share"]
 
 NOT_APPLICABLE = "n/a"
 
@@ -42,6 +42,11 @@ def number(value: Any) -> str:
     while digits < 9 and size < 9.995 * 10 ** (1 - digits):
         digits += 1
     return f"{found:.{digits}f}"
+
+
+def fixed(value: float | None, form: str = ".1f", missing: str = "") -> str:
+    """*value* in the format *form*; *missing* for None."""
+    return missing if value is None else format(value, form)
 
 
 def count(amount: int, thing: str, plural: str | None = None) -> str:

@@ -73,7 +73,7 @@ def test_many_differences_are_counted_not_shown() -> None:
     found = differences(truth, truth.replace("long", "wrong"))
     assert found.differing == 3000
     assert sum(line.startswith("- ") for line in found.lines) == MAX_ROWS
-    assert found.lines[-1] == f"  … {3000 - MAX_ROWS} more rows with differences …"
+    assert found.lines[-1] == f"  … {3000 - MAX_ROWS:,} more rows with differences …"
     # A runaway answer of a megabyte.
     assert differences("a few words", "loop and " * 100_000).lines
     assert time.perf_counter() - start < 5.0

@@ -18,6 +18,7 @@ from pytest_llmprof.analysis.tables import csv_text
 from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.records.files import write_text
 from pytest_llmprof.text.markdown import code, table
+from pytest_llmprof.text.numbers import fixed
 
 __all__ = [
     "METRICS",
@@ -194,20 +195,16 @@ def kernel_rows(launches: Sequence[NcuLaunch]) -> list[NcuKernelRow]:
 
 def kernels_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """*rows* (the fields of `NcuKernelRow`) as a Markdown table."""
-
-    def number(value: float | None, form: str = ".1f") -> str:
-        return "" if value is None else format(value, form)
-
     head = ["Kernel", "Bound", "Launches", "Mean µs", "SM %", "DRAM %", "L2 %", "Occupancy %", "DRAM GB/s", "Registers"]
     cells = [
         [
             code(short_name(str(row["kernel"]))),
             str(row["bound"] or ""),
             f"{row['launches']}",
-            number(row["duration_us"], ".2f"),
-            *(number(row[name]) for name in ("sm_percent", "dram_percent", "l2_percent", "occupancy_percent")),
-            number(row["dram_gb_per_s"], ".0f"),
-            number(row["registers"], ".0f"),
+            fixed(row["duration_us"], ".2f"),
+            *(fixed(row[name]) for name in ("sm_percent", "dram_percent", "l2_percent", "occupancy_percent")),
+            fixed(row["dram_gb_per_s"], ".0f"),
+            fixed(row["registers"], ".0f"),
         ]
         for row in rows
     ]
