@@ -19,7 +19,7 @@ from statistics import median
 import pytest
 from sweep import markdown, publish
 
-import pytest_llmprof.analysis  # noqa: F401 - loaded here, so that it is not in the stage's cost and memory
+import pytest_llmprof.stages.torch_profiler.kineto  # noqa: F401 - not in the stage's cost and memory
 from pytest_llmprof.measure.collector import settled
 from pytest_llmprof.measure.phases import DOMAIN, WARMUP_DOMAIN, PhaseRecorder
 from pytest_llmprof.models.base import NoPhases
@@ -42,7 +42,7 @@ ORDER = (SHORT, LONG, LONG, SHORT) * 2
 READ_ALONE = """
 import gzip, json, sys, time
 from pathlib import Path
-from pytest_llmprof.analysis import read_trace
+from pytest_llmprof.stages.torch_profiler.kineto import read_trace
 from pytest_llmprof.stages.torch_profiler.summary import profile_summary
 def memory(name):
     return int(Path("/proc/self/status").read_text().split(name + ":")[1].split()[0]) * 1024

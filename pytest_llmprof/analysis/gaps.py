@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pytest_llmprof.analysis.columns import Ints
-from pytest_llmprof.analysis.events import DeviceEvents
+from pytest_llmprof.analysis.events import DeviceEvents, Ints
 
 __all__ = ["DEVICE", "HOST_LATE", "IDLE_CAUSES", "WAITED", "added_ns", "gaps", "union_ns"]
 

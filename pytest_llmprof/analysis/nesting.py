@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pytest_llmprof.analysis.columns import RANGE, Ints
-from pytest_llmprof.analysis.events import HostEvents
+from pytest_llmprof.analysis.events import RANGE, HostEvents, Ints
 
 __all__ = ["NO_PHASE", "WINDOW_END", "Phase", "Timeline", "parents"]
 

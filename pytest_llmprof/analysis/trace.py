@@ -17,10 +17,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from pytest_llmprof.analysis.calls import (
     GRAPH_LAUNCH,
@@ -30,22 +28,19 @@ from pytest_llmprof.analysis.calls import (
     copy_direction,
     matching,
 )
-from pytest_llmprof.analysis.columns import KERNEL, MEMCPY, OP, RUNTIME, Ints
-from pytest_llmprof.analysis.events import RawTrace, decode
+from pytest_llmprof.analysis.events import KERNEL, MEMCPY, OP, RUNTIME, Ints, Mask, RawTrace
 from pytest_llmprof.analysis.gaps import DEVICE, HOST_LATE, WAITED, added_ns, gaps, union_ns
 from pytest_llmprof.analysis.nesting import WINDOW_END, Timeline, parents
 from pytest_llmprof.analysis.rows import KernelRow, OperatorRow, PhaseRow, StepFigures
 
-__all__ = ["Trace", "read_trace"]
-
-Mask = npt.NDArray[np.bool_]
+__all__ = ["Trace"]
 
 HOST_KINDS = ("op", "range", "runtime")
 DEVICE_KINDS = ("kernel", "memcpy", "memset")
 
 
 class Trace:
-    """A profiled window. Made by `read_trace`."""
+    """A profiled window."""
 
     def __init__(self, raw: RawTrace) -> None:
         self.names = raw.names
@@ -55,8 +50,6 @@ class Trace:
         """Events in the file."""
         self.windows = raw.windows
         """When each profile began; between two nothing was seen."""
-        self.size = raw.size
-        """Bytes of the trace's JSON."""
         self.timeline = Timeline(raw.host, raw.names)
         self._parent = parents(raw.host)
         self._phase, self._step = self.timeline.at(raw.host.thread, raw.host.start)
@@ -374,14 +367,6 @@ class Trace:
         return int(self._is(GRAPH_LAUNCH).sum())
 
 
-def read_trace(source: Path | str | bytes) -> Trace:
-    """Read a torch.profiler trace: a path (`.json`, `.json.gz`) or its bytes.
-
-    Raises `ArtifactError` where it cannot be read.
-    """
-    return Trace(decode(source))
-
-
 def _first_of_each(values: Ints) -> Mask:
     """Which entries are the first of their value."""
     first = np.zeros(len(values), dtype=bool)
@@ -410,7 +395,7 @@ class _Groups:
             code = code * (int(column.max()) - low + 1) + (column - low)
         _, self._first, self._group = np.unique(code, return_index=True, return_inverse=True)
 
-    def sum(self, values: Ints) -> npt.NDArray[np.int64]:
+    def sum(self, values: Ints) -> Ints:
         # Whole numbers below 2**53 stay exact in bincount's doubles.
         return np.bincount(self._group, values, len(self._first)).astype(np.int64)
 

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 from traces import one_page
 
-from pytest_llmprof.analysis import Trace, read_trace
+from pytest_llmprof.analysis.trace import Trace
+from pytest_llmprof.stages.torch_profiler.kineto import read_trace
 
 
 @pytest.fixture

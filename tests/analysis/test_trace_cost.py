@@ -8,7 +8,7 @@ import tracemalloc
 import pytest
 from traces import GEMM, Kineto
 
-from pytest_llmprof.analysis import read_trace
+from pytest_llmprof.stages.torch_profiler.kineto import read_trace
 from pytest_llmprof.stages.torch_profiler.summary import profile_summary
 
 

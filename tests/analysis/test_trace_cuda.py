@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from traces import GEMM, SCALE, TO_HOST, Kineto, one_page
 
-from pytest_llmprof.analysis import Trace, merged, read_trace
-from pytest_llmprof.analysis import events as event_reader
+from pytest_llmprof.analysis.trace import Trace
 from pytest_llmprof.errors import ArtifactError
+from pytest_llmprof.stages.torch_profiler import kineto
+from pytest_llmprof.stages.torch_profiler.kineto import merged, read_trace
 from pytest_llmprof.stages.torch_profiler.summary import profile_summary
 
 
@@ -239,7 +240,7 @@ def test_host_events_are_in_order_whatever_the_files_is() -> None:
     for _ in range(300):
         start, length, thread = random.integers(0, 40), random.integers(1, 9), int(random.integers(1, 4))
         trace.host("aten::mm", float(start), float(start + length), thread=thread)
-    host = event_reader.decode(trace.text().encode()).host
+    host = kineto.decode(trace.text().encode()).host
     order = np.lexsort((-host.dur, host.start, host.thread))
     assert (order == np.arange(len(host))).all()
 
@@ -281,8 +282,8 @@ def test_late_windows_of_two_pages_add_up(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [1, 300, 1 << 20])
 def test_slices_give_what_the_whole_gives(page: Trace, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(event_reader, "SLICE", size)
-    monkeypatch.setattr(event_reader, "TAIL", 32)
+    monkeypatch.setattr(kineto, "SLICE", size)
+    monkeypatch.setattr(kineto, "TAIL", 32)
     again = read_trace(one_page().text().encode())
     assert again.events == page.events
     assert again.operators() == page.operators()
@@ -290,8 +291,8 @@ def test_slices_give_what_the_whole_gives(page: Trace, size: int, monkeypatch: p
 
 
 def test_a_cut_inside_a_text_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(event_reader, "SLICE", 1)
-    monkeypatch.setattr(event_reader, "TAIL", 32)
+    monkeypatch.setattr(kineto, "SLICE", 1)
+    monkeypatch.setattr(kineto, "TAIL", 32)
     trace = Kineto()
     trace.host("odd }, { name", 0, 10)
     trace.host("aten::mm", 20, 30)

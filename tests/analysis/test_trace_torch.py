@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pytest_llmprof.analysis import read_trace
+from pytest_llmprof.stages.torch_profiler.kineto import read_trace
 from pytest_llmprof.stages.torch_profiler.summary import profile_summary
 
 

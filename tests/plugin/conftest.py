@@ -20,7 +20,6 @@ def warm() -> None:
     import xdist.plugin  # noqa: F401
     from PIL import Image
 
-    from pytest_llmprof.analysis import read_trace  # noqa: F401
     from pytest_llmprof.config.compose import Composer, ConfigSources
     from pytest_llmprof.config.registry import Registry
     from pytest_llmprof.config.schema import InferSettings, ModelSettings
@@ -30,6 +29,7 @@ def warm() -> None:
     from pytest_llmprof.report import write_report  # noqa: F401
     from pytest_llmprof.run.runner import Runner  # noqa: F401
     from pytest_llmprof.stages import packaged_stages
+    from pytest_llmprof.stages.torch_profiler.kineto import read_trace  # noqa: F401
     from pytest_llmprof.stages.workloads import PagesWorkload  # noqa: F401
 
     Composer(ConfigSources(Path(), Path()), Registry.of([plugin()], packaged_stages(), builtin())).show()

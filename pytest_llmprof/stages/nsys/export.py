@@ -17,8 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from pytest_llmprof.analysis.columns import KERNEL, MEMCPY, MEMSET, RANGE, RUNTIME, Ints
-from pytest_llmprof.analysis.events import DeviceEvents, HostEvents, RawTrace
+from pytest_llmprof.analysis.events import (
+    KERNEL,
+    MEMCPY,
+    MEMSET,
+    RANGE,
+    RUNTIME,
+    DeviceEvents,
+    HostEvents,
+    Ints,
+    RawTrace,
+)
 from pytest_llmprof.analysis.nesting import PREFIX
 from pytest_llmprof.analysis.trace import Trace
 from pytest_llmprof.errors import ArtifactError
@@ -143,7 +152,6 @@ def _read(database: _Database, domain: str) -> NsysReport:
         host=_host_events(host, origin),
         device=_device_events(device, origin),
         events=len(host) + len(device),
-        size=database.path.stat().st_size,
     )
     kernels = sum(row[1] == KERNEL for row in device)
     return NsysReport(Trace(raw), len(ranges), kernels, graph_kernels, _copies(database))

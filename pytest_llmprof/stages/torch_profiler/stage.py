@@ -23,7 +23,7 @@ from pytest_llmprof.stages.torch_profiler.cupti import Cupti, heard, release, sy
 from pytest_llmprof.stages.torch_profiler.options import TorchProfilerOptions, check_torch_profiler
 
 if TYPE_CHECKING:
-    from pytest_llmprof.analysis import Trace
+    from pytest_llmprof.analysis.trace import Trace
 
 __all__ = ["plugin", "profile_window"]
 
@@ -145,8 +145,9 @@ def profile_window(context: StageContext) -> dict[str, Any]:
     Raises `StageError` where the trace holds no kernel (CUDA) or no operator (CPU), with the cause where the profiler
     gave one.
     """
-    from pytest_llmprof.analysis import merged, read_trace, write_tables
+    from pytest_llmprof.stages.torch_profiler.kineto import merged, read_trace
     from pytest_llmprof.stages.torch_profiler.summary import profile_summary
+    from pytest_llmprof.stages.torch_profiler.tables import write_tables
 
     window: Window = context.stage.options.window
     device = context.workload.device
