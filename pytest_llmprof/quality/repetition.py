@@ -1,4 +1,4 @@
-"""Does an answer repeat itself, and did it end in an endless loop?
+"""Does an answer repeat itself, and did it end in a loop?
 
 Repetition is seq-rep-n of Welleck et al., "Neural Text Generation with Unlikelihood Training" (2019):
 1 - (distinct n-grams / n-grams), with n = 4; the share of distinct n-grams goes back to distinct-n of Li et
@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 from pytest_llmprof.quality.text import words
 
-__all__ = ["distinct", "repetition", "runaway"]
+__all__ = ["repetition", "runaway"]
 
-# The loop rules, see `runaway`. A cut table repeats a few times; a loop fills the token budget.
+# The rules of `runaway`: a table that is cut off repeats a few times, a loop fills the token budget.
 _LOOP_REPEATS = 6
 _LOOP_CHARACTERS = 200
 _LOOP_TAIL = 16_384
@@ -24,33 +24,27 @@ _NEAR_REPETITION = 0.9
 _NEAR_END = 24
 
 
-def distinct(text: str, n: int = 4) -> float:
-    """Share of distinct n-grams among the n-grams of *text*, 0.0 to 1.0; 1.0 for a text shorter than n.
+def repetition(text: str) -> float:
+    """Share of repeated 4-grams, 0.0 to 1.0; 0.0 for a text shorter than four words.
 
-    The n-grams are over words (`quality.text.words`), over characters in a text without spaces.
+    The 4-grams are over words (`quality.text.words`), over characters in a text without spaces.
     """
-    if n < 1:
-        raise ValueError(f"n must be at least 1, not {n}")
     units: Sequence[str] = words(text)
     if len(units) <= 1:
         units = text.strip()
-    return _distinct(units, n)
-
-
-def repetition(text: str) -> float:
-    """Share of repeated 4-grams: 1 - distinct-4."""
-    return 1.0 - distinct(text, 4)
+    grams = _grams(units)
+    return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def runaway(text: str, finish_reason: str | None) -> bool:
-    """Whether the answer ran into its token limit inside a loop. Linear in the text's length.
+    """Whether the answer reached its token limit (finish_reason "length") in a loop. Time is linear in the text's length.
 
-    Only an answer that ended by "length" can be one. Its end must be
+    The end of the text must be
 
     - one unit repeated six times or more over at least 200 characters (the last one may be cut), or
-    - almost the same again and again ("Figure 7: ...", "Figure 8: ..."), which a ban on repeated n-grams lets
-      through: with numbers left out, nine of ten 4-grams near the end are repeats. A table of figures
-      doesn't count, it is what such a page looks like: most of the end must be words.
+    - nearly the same text again and again ("Figure 7: ...", "Figure 8: ..."), which a ban on repeated n-grams lets
+      through: with numbers left out, nine of ten 4-grams near the end are repeats. Most of the end must be words, so
+      that a table of numbers doesn't count.
     """
     if finish_reason != "length":
         return False
@@ -58,18 +52,15 @@ def runaway(text: str, finish_reason: str | None) -> bool:
     return _ends_in_cycle(tail) or _ends_in_near_cycle(tail[-_NEAR_TAIL:])
 
 
-def _distinct(units: Sequence[str], n: int) -> float:
-    total = len(units) - n + 1
-    if total <= 0:
-        return 1.0
-    return len({tuple(units[start : start + n]) for start in range(total)}) / total
+def _grams(units: Sequence[str]) -> list[tuple[str, ...]]:
+    return [tuple(units[start : start + 4]) for start in range(len(units) - 3)]
 
 
 def _ends_in_cycle(tail: str) -> bool:
-    """Whether *tail* ends in a unit repeated often enough.
+    """Whether *tail* ends in a unit that is repeated often enough.
 
-    The Z function of the reversed text (Gusfield, "Algorithms on Strings, Trees and Sequences", 1997) gives
-    for each period how far back it holds: `z[p] + p` characters.
+    The Z function of the reversed text (Gusfield, "Algorithms on Strings, Trees and Sequences", 1997) gives for
+    each period `p` how far back it holds: `z[p] + p` characters.
     """
     backwards = tail[::-1]
     size = len(backwards)
@@ -95,8 +86,8 @@ def _ends_in_near_cycle(tail: str) -> bool:
     solid = sum(not character.isspace() for character in tail)
     if len(spoken) < _NEAR_WORDS or 2 * letters < solid:
         return False
-    grams = [tuple(spoken[start : start + 4]) for start in range(len(spoken) - 3)]
-    # The very end counts by itself: an answer that came out of its loop goes on with words of its own.
+    grams = _grams(spoken)
+    # The last 4-grams are also checked alone: an answer that left its loop goes on with new words.
     earlier, last = set(grams[:-_NEAR_END]), grams[-_NEAR_END:]
     repeats = len(grams) - len(set(grams)), sum(gram in earlier for gram in last)
     return repeats[0] >= _NEAR_REPETITION * len(grams) and repeats[1] >= _NEAR_REPETITION * len(last)

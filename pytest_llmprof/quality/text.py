@@ -1,23 +1,21 @@
 """Character and word error rates.
 
-An answer is scored as its parser left it (`ParsedOutput.plain`: no special tokens, no grounding spans), and
-both texts are normalised first, so that layout doesn't count: NFC, heading marks removed, white space
-collapsed.
+The answer comes from its parser (`ParsedOutput.plain`: no special tokens, no grounding spans). Both texts are
+normalised first, so that layout doesn't count: NFC, heading marks removed, white space collapsed.
 
-Sources: the character (word) error rate is the Levenshtein distance in characters (words) over the truth's
-length (V. I. Levenshtein, "Binary codes capable of correcting deletions, insertions, and reversals", 1966;
-used for OCR by S. V. Rice, "Measuring the accuracy of page-reading systems", UNLV 1996). Both can be over
-1: an answer that goes on and on has more edits than the truth has characters.
+The character (word) error rate is the Levenshtein distance in characters (words) over the truth's length
+(V. I. Levenshtein, "Binary codes capable of correcting deletions, insertions, and reversals", 1966; used for OCR by
+S. V. Rice, "Measuring the accuracy of page-reading systems", UNLV 1996). Both rates can exceed 1: a long answer
+can have more edits than the truth has characters.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["EditCount", "cer", "character_edits", "corpus_cer", "normalise", "wer", "word_edits", "words"]
+__all__ = ["EditCount", "character_edits", "normalise", "word_edits", "words"]
 
 # A heading as CommonMark defines it: at most three spaces, one to six marks, then white space or the line's
 # end. "#1" and "#tag" are text.
@@ -76,23 +74,3 @@ def word_edits(truth: str, answer: str) -> EditCount:
 
     truth_words, answer_words = words(normalise(truth)), words(normalise(answer))
     return EditCount(Levenshtein.distance(truth_words, answer_words), len(truth_words))
-
-
-def cer(truth: str, answer: str) -> float:
-    """Character error rate: edits / characters of the truth. For an empty truth see `EditCount.rate`."""
-    return character_edits(truth, answer).rate
-
-
-def wer(truth: str, answer: str) -> float:
-    """Word error rate: word edits / words of the truth. For an empty truth see `EditCount.rate`."""
-    return word_edits(truth, answer).rate
-
-
-def corpus_cer(pairs: Iterable[tuple[str, str]]) -> float | None:
-    """CER of (truth, answer) pairs together: the sum of edits over the sum of truth characters.
-
-    A long page weighs more than a short one, so one bad two-word page doesn't spoil the figure.
-    None for no pair.
-    """
-    counts = [character_edits(truth, answer) for truth, answer in pairs]
-    return sum(counts, EditCount(0, 0)).rate if counts else None

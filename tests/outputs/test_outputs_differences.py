@@ -4,7 +4,7 @@ import random
 import time
 
 from pytest_llmprof.outputs.differences import MAX_ROWS, differences
-from pytest_llmprof.quality.text import cer
+from pytest_llmprof.quality.text import character_edits
 
 
 def test_equal_texts_have_no_line() -> None:
@@ -56,8 +56,8 @@ def test_marks_agree_with_the_error_rate() -> None:
     answer = "".join(letter if rng.random() > 0.05 else "x" for letter in truth.replace("\n", " "))
     found = differences(truth, answer)
     marks = sum(line.count("^") for line in found.lines if line.startswith("? ")) / 2
-    assert cer(truth, answer) > 0
-    assert marks >= cer(truth, answer) * len(truth) * 0.5
+    assert character_edits(truth, answer).rate > 0
+    assert marks >= character_edits(truth, answer).rate * len(truth) * 0.5
 
 
 def test_hidden_characters_and_long_words_stay_bounded() -> None:

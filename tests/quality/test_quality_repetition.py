@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from pytest_llmprof.quality.repetition import distinct, repetition, runaway
+from pytest_llmprof.quality.repetition import repetition, runaway
 
 PROSE = (
     "The ferry leaves the old harbour at seven in the morning and again at noon. Tickets are sold on board; "
@@ -18,15 +18,13 @@ OTHER = (
 )
 
 
-def test_distinct_by_hand() -> None:
-    assert distinct("a b a b a", 2) == pytest.approx(2 / 4)  # ab ba ab ba
-    assert distinct("a b c d e", 4) == 1.0
+def test_repetition_by_hand() -> None:
+    assert repetition("a b a b a b a") == pytest.approx(1 - 2 / 4)  # abab baba abab baba
+    assert repetition("a b c d e") == 0.0
     assert repetition("a b c d a b c d") == pytest.approx(1 - 4 / 5)
-    assert distinct("abababab", 4) == pytest.approx(2 / 5)  # no spaces: characters
-    assert distinct("", 4) == 1.0
-    assert distinct("one two", 4) == 1.0
-    with pytest.raises(ValueError, match="at least 1"):
-        distinct("a", 0)
+    assert repetition("abababab") == pytest.approx(1 - 2 / 5)  # no spaces: characters
+    assert repetition("") == 0.0
+    assert repetition("one two") == 0.0
 
 
 def test_repetition_of_prose_and_of_a_loop() -> None:

@@ -4,7 +4,15 @@ import unicodedata
 
 import pytest
 
-from pytest_llmprof.quality.text import EditCount, cer, character_edits, corpus_cer, normalise, wer, words
+from pytest_llmprof.quality.text import EditCount, character_edits, normalise, word_edits, words
+
+
+def cer(truth: str, answer: str) -> float:
+    return character_edits(truth, answer).rate
+
+
+def wer(truth: str, answer: str) -> float:
+    return word_edits(truth, answer).rate
 
 
 def test_normalise_collapses_white_space_and_drops_heading_marks() -> None:
@@ -61,8 +69,7 @@ def test_words_of_scripts_without_spaces() -> None:
     assert words("第3章 Tokyo タワー, ok") == ["第", "3", "章", "Tokyo", "タ", "ワ", "ー", ",", "ok"]
 
 
-def test_corpus_cer_weighs_by_length() -> None:
+def test_added_up_a_long_text_weighs_more() -> None:
     # 1 of 2 and 1 of 8 characters: 2 of 10, not the mean of 0.5 and 0.125.
-    assert corpus_cer([("ab", "xb"), ("abcdefgh", "abcdefg")]) == pytest.approx(0.2)
-    assert corpus_cer([("", "x"), ("abcd", "abcd")]) == pytest.approx(0.25)
-    assert corpus_cer([]) is None
+    assert (character_edits("ab", "xb") + character_edits("abcdefgh", "abcdefg")).rate == pytest.approx(0.2)
+    assert (character_edits("", "x") + character_edits("abcd", "abcd")).rate == pytest.approx(0.25)

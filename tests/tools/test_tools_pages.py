@@ -68,12 +68,12 @@ def test_pages_stay_in_their_limits(painter: Painter) -> None:
 
 def test_both_truths_hold_the_same_text(painter: Painter) -> None:
     from pytest_llmprof.models.deepseek_ocr.parsing import parse
-    from pytest_llmprof.quality.text import cer
+    from pytest_llmprof.quality.text import character_edits
 
     for seed in range(30):
         page, _ = drawn(painter, seed)
         parsed = parse(page.grounded, (SIZE, SIZE))
-        assert cer(page.free, parsed.plain) == 0
+        assert character_edits(page.free, parsed.plain).rate == 0
         assert parsed.bad_boxes == 0
         assert [box.label for box in parsed.boxes] == [block.label for block in page.blocks]
         for box, block in zip(parsed.boxes, page.blocks, strict=True):
