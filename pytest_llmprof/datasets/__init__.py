@@ -1,7 +1,7 @@
 """Datasets: pages with their truth.
 
-`builtin` lists the ones that come with the package; others register through the hook
-``pytest_llmprof_datasets``. Importing this package imports neither Pillow nor numpy.
+Third parties register theirs through the hook ``pytest_llmprof_datasets``. Importing this package loads neither Pillow
+nor numpy.
 """
 
 from __future__ import annotations
@@ -39,14 +39,12 @@ def load_pages(plugin: DatasetPlugin, settings: DatasetSettings) -> tuple[Page, 
         raise DatasetError(f"the dataset {plugin.name!r} gave no page")
     twice = [name for name, count in Counter(page.name for page in pages).items() if count > 1]
     if twice:
-        raise DatasetError(
-            f"the dataset {plugin.name!r} gave two pages named {twice[0]!r}: names must differ"
-        )
+        raise DatasetError(f"the dataset {plugin.name!r} gave two pages named {twice[0]!r}: names must differ")
     return pages
 
 
 def image_digest(page: Page) -> str | None:
-    """sha256 of the image's file as it lies on disk (hexadecimal), or None where it cannot be opened."""
+    """Hexadecimal sha256 of the image file's bytes; None where it cannot be opened."""
     try:
         with page.path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -55,10 +53,9 @@ def image_digest(page: Page) -> str | None:
 
 
 def dataset_digest(pages: Sequence[Page]) -> str:
-    """``"sha256:..."`` over the names, image bytes and truths of *pages*, in their order.
+    """``"sha256:..."`` over the names, image bytes and truths of *pages*, in their order: equal for equal pages.
 
-    Two runs with equal digests read the same pages. An image that cannot be opened counts as such; the page
-    itself fails when it is loaded.
+    An image that cannot be opened counts as "unreadable"; its page fails when it is loaded.
     """
     whole = hashlib.sha256()
     for page in pages:

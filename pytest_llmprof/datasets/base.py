@@ -1,4 +1,4 @@
-"""Pages with their truth, and how a dataset is registered."""
+"""A page with its truth, and a dataset."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ __all__ = ["DatasetPlugin", "Page"]
 
 @dataclass(frozen=True)
 class Page:
-    """One page image and what is known of it."""
+    """One page's image and its truth."""
 
     name: str
     """Unique in its dataset; a relative POSIX path without suffix ("letters/a"), not safe as a file name."""
     source: str
-    """Where the image came from, as the user gave it (written to predictions.jsonl as `image`)."""
+    """The image's path as the user gave it; `image` in predictions.jsonl."""
     path: Path
     """The image's file."""
     truth_free: str | None = None
@@ -45,10 +45,11 @@ class Page:
         return load_image(self.path, self.name)
 
     def truth(self, prompt_kind: str) -> str | None:
-        """The text an answer is held against: the kind's own truth, else whichever is there."""
+        """The text that an answer is compared with: the prompt kind's own truth, else the other one."""
+        first, other = self.truth_markdown, self.truth_free
         if prompt_kind == "free":
-            return self.truth_free if self.truth_free is not None else self.truth_markdown
-        return self.truth_markdown if self.truth_markdown is not None else self.truth_free
+            first, other = other, first
+        return other if first is None else first
 
 
 @dataclass(frozen=True)

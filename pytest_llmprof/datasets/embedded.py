@@ -1,9 +1,6 @@
 """The datasets that come with the package: `sample_pages` (the default) and `documents`.
 
-Each is a directory of images with a `pages.json`, made by the scripts in tools/render_pages::
-
-    {"schema": 1, "pages": [{"name", "file", "size": [w, h], "license", "free", "markdown",
-                             "blocks": [{"label", "box": [x1, y1, x2, y2], "text"}] or null}]}
+Each is a directory of images with a `pages.json`, made by the scripts in tools/render_pages.
 """
 
 from __future__ import annotations
@@ -11,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from pytest_llmprof.datasets.base import DatasetPlugin, Page
 from pytest_llmprof.datasets.select import Entry, select
@@ -25,8 +24,19 @@ if TYPE_CHECKING:
 __all__ = ["embedded_dataset"]
 
 
+class _Facts(msgspec.Struct):
+    """A page in pages.json."""
+
+    name: str
+    file: str
+    license: str
+    free: str
+    markdown: str
+    blocks: tuple[Box, ...] | None
+
+
 def embedded_dataset(name: str) -> DatasetPlugin:
-    """The plugin of the dataset whose files lie in the directory *name* beside this module."""
+    """The dataset whose files lie in the directory *name* beside this module."""
     return DatasetPlugin(name=name, load=partial(_load, name))
 
 
@@ -37,28 +47,20 @@ def _load(name: str, settings: DatasetSettings) -> Sequence[Page]:
             "choose dataset=image_folder for images of your own"
         )
     directory = Path(__file__).resolve().parent / name
-    facts = {entry["name"]: entry for entry in read_json(directory / "pages.json")["pages"]}
-    entries = [Entry(page, entry["file"]) for page, entry in facts.items()]
+    pages = msgspec.convert(read_json(directory / "pages.json")["pages"], list[_Facts])
+    facts = {page.name: page for page in pages}
+    entries = [Entry(page.name, page.file) for page in pages]
     chosen = select(entries, settings, f"the dataset {name!r}", f"its pages are {', '.join(facts)}")
     return [_page(name, directory, facts[entry.name]) for entry in chosen]
 
 
-def _page(dataset: str, directory: Path, facts: dict[str, Any]) -> Page:
-    blocks = facts["blocks"]
-    boxes = None
-    if blocks is not None:
-        boxes = tuple(Box(block["label"], _corners(block["box"]), block["text"]) for block in blocks)
+def _page(dataset: str, directory: Path, facts: _Facts) -> Page:
     return Page(
-        name=facts["name"],
-        source=f"{dataset}/{facts['file']}",
-        path=directory / facts["file"],
-        truth_free=facts["free"],
-        truth_markdown=facts["markdown"],
-        truth_boxes=boxes,
-        license=facts["license"],
+        name=facts.name,
+        source=f"{dataset}/{facts.file}",
+        path=directory / facts.file,
+        truth_free=facts.free,
+        truth_markdown=facts.markdown,
+        truth_boxes=facts.blocks,
+        license=facts.license,
     )
-
-
-def _corners(box: Sequence[int]) -> tuple[int, int, int, int]:
-    x1, y1, x2, y2 = box
-    return (x1, y1, x2, y2)

@@ -1,8 +1,8 @@
 """`image_folder`: the images below a directory, with their truth beside them.
 
-An image `letters/a.png` is page `letters/a`. Its truth is `letters/a.md` (for the markdown prompt) and
-`letters/a.txt` (for free OCR), both optional, UTF-8. Two images that differ in the suffix alone (`a.png`,
-`a.jpg`) are the pages `a.png` and `a.jpg`; the truth of one of them is `a.png.md`, else the shared `a.md`.
+The image `letters/a.png` is the page `letters/a`. Its truth is `letters/a.md` (for the markdown prompt) and
+`letters/a.txt` (for free OCR), both optional, UTF-8. Two images that differ only in the suffix (`a.png`, `a.jpg`) are
+the pages `a.png` and `a.jpg`; the truth of the first is `a.png.md`, else the shared `a.md`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["image_folder_dataset"]
 
 
 def image_folder_dataset() -> DatasetPlugin:
-    """The plugin of the dataset `image_folder`."""
+    """The dataset `image_folder`."""
     return DatasetPlugin(name="image_folder", load=_load)
 
 
@@ -39,31 +39,27 @@ def _load(settings: DatasetSettings) -> Sequence[Page]:
     paths = {names[file]: file for file in images}
     entries = [Entry(names[file], _printable(file)) for file in images]
     chosen = select(entries, settings, str(root), _seen(files, images))
-    # Suffixes of truth files in any case (A.MD); an exact spelling, which sorts later, wins.
+    # A truth file's suffix may be in any case (a.MD). Where there are two, the lower case, which sorts later, wins.
     truths = {_stem(file) + _suffix(file): file for file in sorted(files)}
     return [_page(root, paths[entry.name], entry.name, truths) for entry in chosen]
 
 
 def _root(root: str | None) -> Path:
     if not root:
-        raise DatasetError(
-            "dataset.root is not set: image_folder needs dataset.root=DIR"
-        )
+        raise DatasetError("dataset.root is not set: image_folder needs dataset.root=DIR")
     path = Path(root)
     if not path.exists():
         raise DatasetError(f"dataset.root={root}: no such directory")
     if not path.is_dir():
-        raise DatasetError(
-            f"dataset.root={root} is not a directory: give the one that holds the images"
-        )
+        raise DatasetError(f"dataset.root={root} is not a directory: give the one that holds the images")
     return path
 
 
 def _walk(root: Path) -> list[str]:
     """All files below *root* as relative POSIX paths.
 
-    Links to directories are followed; a directory that is reached twice (a loop, an alias) is read once, by
-    its real place where that lies below *root*.
+    Links to directories are followed. A directory that is reached twice (by a loop or an alias) is read once, at its
+    real path where that lies below *root*.
     """
     files: list[str] = []
     visited: set[tuple[int, int]] = set()
@@ -85,7 +81,7 @@ def _walk(root: Path) -> list[str]:
             if os.path.isdir(item.path):
                 (linked if item.is_symlink() else own).append(relative)
             elif os.path.isfile(item.path) or item.is_symlink():
-                # A dangling link counts: its page fails by name instead of being left out unseen.
+                # A broken link counts too: its page fails by name, and is not silently left out.
                 files.append(relative)
     return files
 
@@ -101,13 +97,11 @@ def _stem(file: str) -> str:
 def _printable(text: str) -> str:
     """*text* without bytes that are not UTF-8 and without control characters (both as escapes)."""
     readable = os.fsencode(text).decode("utf-8", "backslashreplace")
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in readable
-    )
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in readable)
 
 
 def _page_names(images: list[str]) -> dict[str, str]:
-    """Image -> page name: its path without suffix; with suffix where two images would share a name."""
+    """The page name of each image: its path without suffix; with suffix where two images would share a name."""
     names = {file: _printable(_stem(file)) for file in images}
     while True:
         counts = Counter(names.values())
@@ -118,9 +112,9 @@ def _page_names(images: list[str]) -> dict[str, str]:
 
 
 def _seen(files: list[str], images: list[str]) -> str:
-    """What was looked at, for the message when nothing matches."""
+    """What was found, for the message when nothing matches."""
     text = f"files seen: {len(files)}, images among them: {len(images)}"
-    documents = sum(1 for file in files if _suffix(file) == ".pdf")
+    documents = sum(_suffix(file) == ".pdf" for file in files)
     if documents:
         text += f"; PDF files are not images ({documents} seen): render their pages to PNG first"
     return text

@@ -1,8 +1,7 @@
-"""Decode one page image to RGB, whatever Pillow can read, or say in one line why not."""
+"""Decode one page image to RGB: any format that Pillow can read."""
 
 from __future__ import annotations
 
-import re
 import warnings
 from functools import cache
 from pathlib import Path
@@ -18,31 +17,29 @@ __all__ = ["MAX_PIXELS", "image_suffixes", "load_image"]
 MAX_PIXELS = 178_956_970
 """Largest image that is decoded, in pixels (width times height; about 13,377 squared, 512 MiB of RGB).
 
-It is the size from which Pillow, as installed, refuses an image as a decompression bomb. A 20,000x100
-image is read, a 20,000x20,000 one is not. Pillow's own limit is left as the process has set it; where that
-is lower, it decides.
+Pillow refuses larger images as decompression bombs (twice its `Image.MAX_IMAGE_PIXELS`). Where the process has set a
+lower limit, that one applies.
 """
 
 # EPS would start Ghostscript on an untrusted file; of the others Pillow knows the name but has no reader.
-_NO_PICTURES = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
+_NOT_READ = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 _ORIENTATION = 0x0112
 _PHOTOMETRIC = 262
 _ALPHA_MODES = frozenset({"RGBA", "RGBa", "LA", "La", "PA"})
 _STRIP = 256
-_SPACE = re.compile(r"\s+")
 
 
 def load_image(path: Path, name: str) -> Image:
     """Decode the image at *path* as an RGB image of page *name*.
 
-    EXIF orientation is applied; transparency is laid over white; 16-bit, 32-bit and float samples are scaled
-    to 8 bits instead of clipped; of an animation or a multi-page file the first frame is taken. No global
-    state of Pillow is changed and none of its warnings gets out.
+    EXIF orientation is applied. Transparency is laid over white. 16-bit, 32-bit and float samples are scaled to 8 bits,
+    not clipped. Of an animation or a multi-page file the first frame is taken. Pillow's global state stays as
+    it is, and its warnings are not shown.
 
     Raises `PageError` with one line that names the page, the file and the cause.
     """
     with warnings.catch_warnings():
-        # An image that decodes is good: oversize is checked below, corrupt metadata does not matter here.
+        # Pillow warns of size, which is checked below, and of corrupt metadata, which doesn't matter here.
         warnings.simplefilter("ignore")
         try:
             return _decode(path)
@@ -54,7 +51,7 @@ def load_image(path: Path, name: str) -> Image:
 
 @cache
 def image_suffixes() -> frozenset[str]:
-    """File name suffixes (lower case, with the dot) of the formats that Pillow can read as an image here."""
+    """File name suffixes (lower case, with the dot) of the image formats that Pillow can read here."""
     from PIL import Image
 
     known = Image.registered_extensions()
@@ -65,7 +62,7 @@ def _readable_formats() -> tuple[str, ...]:
     from PIL import Image
 
     Image.init()
-    return tuple(kind for kind in Image.ID if kind not in _NO_PICTURES)
+    return tuple(kind for kind in Image.ID if kind not in _NOT_READ)
 
 
 def _decode(path: Path) -> Image:
@@ -79,7 +76,7 @@ def _decode(path: Path) -> Image:
         raise PageError(f"not an image in a format that Pillow reads{_hint(path)}") from error
     except Image.DecompressionBombError as error:
         size = _declared_size(path)
-        if size is None or size[0] * size[1] <= MAX_PIXELS:  # the process has set a lower limit than ours
+        if size is None or size[0] * size[1] <= MAX_PIXELS:  # the process has set a lower limit
             raise
         raise PageError(_too_large(size)) from error
     with opened as image:
@@ -88,7 +85,7 @@ def _decode(path: Path) -> Image:
         image.load()
         orientation = _orientation(image)
         page = _transpose(_to_rgb(image), orientation)
-    page.info = {}  # else the orientation, still in there, would be applied again by who saves and reads it
+    page.info = {}  # it still holds the orientation: who saves the page and reads it would apply it again
     return page
 
 
@@ -111,7 +108,7 @@ def _hint(path: Path) -> str:
 
 
 def _declared_size(path: Path) -> tuple[int, int] | None:
-    """(width, height) that the header of a refused image claims; None where no reader tells it."""
+    """(width, height) in the header of a refused image; None where no reader finds it."""
     from PIL import Image
 
     with path.open("rb") as stream:
@@ -131,8 +128,7 @@ def _declared_size(path: Path) -> tuple[int, int] | None:
 def _cause(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    text = _SPACE.sub(" ", str(error)).strip()
-    return text or type(error).__name__
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _orientation(image: Image) -> int:
@@ -180,7 +176,7 @@ def _deep_to_rgb(image: Image) -> Image:
     from PIL import Image
 
     samples: Any = np.asarray(image)
-    # Floats carry no range, "I" is 16 bits in older Pillow and else 32 signed: the brightest sample tells.
+    # Floats have no fixed range, and "I" is 16 bits in older Pillow, else 32 signed: the brightest sample decides.
     highest = float(np.max(samples, initial=0.0, where=np.isfinite(samples)))
     if image.mode.startswith("I;"):
         white = 65535.0
@@ -188,7 +184,7 @@ def _deep_to_rgb(image: Image) -> Image:
         white = 65535.0 if highest <= 65535 else 2.0**31 - 1
     else:
         white = next((top for top in (1.0, 255.0, 65535.0) if highest <= top), highest)
-    # Pillow inverts such TIFF files itself up to 8 bits only.
+    # Pillow inverts such TIFF files itself only up to 8 bits.
     white_is_zero = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
     clear = image.info.get("transparency")
     grey = np.empty(samples.shape, np.uint8)

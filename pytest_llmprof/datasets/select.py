@@ -1,6 +1,6 @@
-"""Which pages of a dataset are run, and in what order: one rule for every dataset.
+"""Choose the pages of a dataset and their order: pattern, subset, natural order, seeded shuffle, limit.
 
-pattern -> subset -> natural order -> seeded shuffle -> limit. A third party's dataset can call `select` too.
+A third party's dataset can call `select` too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pytest_llmprof.errors import DatasetError, nearest
 if TYPE_CHECKING:
     from pytest_llmprof.config.schema import DatasetSettings
 
-__all__ = ["Entry", "natural_key", "read_text", "select"]
+__all__ = ["Entry", "read_text", "select"]
 
 _DIGITS = re.compile(r"([0-9]+)")
 
@@ -28,15 +28,15 @@ class Entry(NamedTuple):
     name: str
     """The page's name, unique in its dataset."""
     file: str
-    """Its image, a POSIX path relative to the dataset's root, with suffix."""
+    """Its image: a POSIX path relative to the dataset's root, with suffix."""
 
 
 def select(entries: Sequence[Entry], settings: DatasetSettings, place: str, seen: str) -> list[Entry]:
     """Choose from *entries* as `dataset.{pattern,subset,shuffle,seed,limit}` say.
 
-    *place* names the dataset in messages, *seen* says what was looked at when no page matches a pattern.
-    Raises `DatasetError` with one line where nothing matches, a pattern or limit is not usable, or the subset
-    is missing, empty, not UTF-8, or names an unknown page.
+    *place* names the dataset in messages, *seen* says what was found there when no page matches a pattern. Raises
+    `DatasetError` with one line where nothing matches, a pattern or limit is not allowed, or the subset is missing,
+    empty, not UTF-8, or names an unknown page.
     """
     patterns = [(pattern, _pattern_parts(pattern)) for pattern in settings.pattern]
     if not patterns:
@@ -47,33 +47,26 @@ def select(entries: Sequence[Entry], settings: DatasetSettings, place: str, seen
         raise DatasetError(f"dataset.pattern={wanted} matches no page of {place} ({seen})")
     if settings.subset is not None:
         chosen = _subset(chosen, settings.subset, place)
-    chosen.sort(key=lambda entry: natural_key(entry.file))
+    chosen.sort(key=lambda entry: _natural_key(entry.file))
     if settings.shuffle:
         chosen.sort(key=lambda entry: _shuffle_key(entry.name, settings.seed))
     if settings.limit is not None:
         if settings.limit < 1:
-            raise DatasetError(
-                f"dataset.limit={settings.limit} is not allowed: give a number >= 1, or null for all"
-            )
+            raise DatasetError(f"dataset.limit={settings.limit} is not allowed: give a number >= 1, or null for all")
         chosen = chosen[: settings.limit]
     return chosen
 
 
-def natural_key(path: str) -> tuple[tuple[tuple[str | int, ...], ...], str]:
-    """Sort key for relative POSIX paths: by directory, numbers by value, case as a tie-break only."""
-    parts = tuple(
-        tuple(
-            int(piece) if index % 2 else piece for index, piece in enumerate(_DIGITS.split(part.casefold()))
-        )
-        for part in PurePosixPath(path).parts
-    )
-    return parts, path
+def _natural_key(path: str) -> tuple[list[list[str | int]], str]:
+    """Sort key for relative POSIX paths: by directory, numbers by value, case only between paths else equal."""
+    parts = [_DIGITS.split(part.casefold()) for part in PurePosixPath(path).parts]
+    return [[int(piece) if index % 2 else piece for index, piece in enumerate(part)] for part in parts], path
 
 
 def read_text(path: Path, what: str) -> str:
     """Read a UTF-8 text file (a byte order mark is dropped, line ends become newlines).
 
-    *what* says what the file is, for the message. Raises `DatasetError` where it cannot be read or decoded.
+    *what* names the file's purpose in messages. Raises `DatasetError` where it cannot be read or decoded.
     """
     try:
         data = path.read_bytes()
@@ -88,8 +81,7 @@ def read_text(path: Path, what: str) -> str:
 
 
 def _shuffle_key(name: str, seed: int) -> bytes:
-    # A digest, not random.shuffle: the order is the same on every Python, and one page more or less leaves
-    # the order of the others as it was.
+    # A digest, not random.shuffle: the order is the same on every Python, and does not change when a page is added.
     return hashlib.sha256(f"{seed}\n{name}".encode("utf-8", "replace")).digest()
 
 
@@ -120,11 +112,10 @@ def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
 
 
 def _subset(entries: list[Entry], subset: str | tuple[str, ...], place: str) -> list[Entry]:
-    wanted = (
-        _subset_file(Path(subset))
-        if isinstance(subset, str)
-        else [(n.strip(), "dataset.subset") for n in subset]
-    )
+    if isinstance(subset, str):
+        wanted = _subset_file(Path(subset))
+    else:
+        wanted = [(name.strip(), "dataset.subset") for name in subset]
     if not wanted:
         raise DatasetError("dataset.subset is an empty list: name at least one page, or null for all")
     by_name: dict[str, list[Entry]] = {}
@@ -140,10 +131,8 @@ def _subset(entries: list[Entry], subset: str | tuple[str, ...], place: str) -> 
         exact = [entry for entry in by_name.get(key, []) if key in (entry.name, entry.file)]
         found = exact or by_name.get(key, [])
         if not found:
-            # A page of that file name in another directory is nearer than one that is spelled alike.
-            same = [
-                entry.name for entry in entries if PurePosixPath(entry.name).name == PurePosixPath(key).name
-            ]
+            # The same name in another directory is a better hint than a similar spelling.
+            same = [entry.name for entry in entries if PurePosixPath(entry.name).name == PurePosixPath(key).name]
             hint = f" (did you mean {same[0]!r}?)" if same else nearest(key, by_name)
             raise DatasetError(
                 f"{where} names {name!r}, which is none of the {len(entries)} pages of {place} "
@@ -151,29 +140,21 @@ def _subset(entries: list[Entry], subset: str | tuple[str, ...], place: str) -> 
             )
         if len(found) > 1:
             both = ", ".join(repr(entry.file) for entry in found)
-            raise DatasetError(
-                f"{where} names {name!r}, which is more than one page of {place}: give one of {both}"
-            )
+            raise DatasetError(f"{where} names {name!r}, which is more than one page of {place}: give one of {both}")
         chosen.add(found[0])
     return [entry for entry in entries if entry in chosen]
 
 
 def _subset_file(path: Path) -> list[tuple[str, str]]:
     if path.is_dir():
-        raise DatasetError(
-            f"dataset.subset={path} is a directory: give a file with one page name a line"
-        )
+        raise DatasetError(f"dataset.subset={path} is a directory: give a file with one page name a line")
     if not path.exists():
-        raise DatasetError(
-            f"dataset.subset={path}: no such file (to give the names themselves: dataset.subset=[a,b])"
-        )
+        raise DatasetError(f"dataset.subset={path}: no such file (to give the names themselves: dataset.subset=[a,b])")
     wanted = []
     for number, line in enumerate(read_text(path, "the subset list").split("\n"), 1):
         name = re.split(r"(?:^|\s)#", line, maxsplit=1)[0].strip()
         if name:
             wanted.append((name, f"{path}:{number}"))
     if not wanted:
-        raise DatasetError(
-            f"dataset.subset={path} names no page: give one page name a line (# begins a comment)"
-        )
+        raise DatasetError(f"dataset.subset={path} names no page: give one page name a line (# begins a comment)")
     return wanted
