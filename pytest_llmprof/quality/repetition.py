@@ -37,7 +37,7 @@ def repetition(text: str) -> float:
 
 
 def runaway(text: str, finish_reason: str | None) -> bool:
-    """Whether the answer reached its token limit (finish_reason "length") in a loop. Time is linear in the text's length.
+    """Whether the answer reached its token limit (finish_reason "length") in a loop. Linear in the text's length.
 
     The end of the text must be
 
