@@ -14,12 +14,12 @@ import pytest
 from pytest_llmprof.errors import ConfigError, EngineUnavailable, StageError
 from pytest_llmprof.plugin.items import ITEM, ItemState
 from pytest_llmprof.plugin.results import row
+from pytest_llmprof.plugin.shared import SHARED, SharedState
 
 if TYPE_CHECKING:
     from pytest_llmprof.config.schema import Settings
     from pytest_llmprof.datasets.base import Page
     from pytest_llmprof.models.base import LoadedModel
-    from pytest_llmprof.plugin.manager import Manager
     from pytest_llmprof.run.artifacts import Artifacts
     from pytest_llmprof.run.runner import RunResult
 
@@ -48,7 +48,7 @@ class Output:
 class LlmProf:
     """Runs one workload in this test's stage: `run()` the dataset's pages, or `measure()` a callable."""
 
-    def __init__(self, request: pytest.FixtureRequest, state: ItemState, manager: Manager) -> None:
+    def __init__(self, request: pytest.FixtureRequest, state: ItemState, manager: SharedState) -> None:
         self._request = request
         self._state = state
         self._manager = manager
@@ -106,7 +106,7 @@ class LlmProf:
         manager, state = self._manager, self._state
         stage = manager.session.stage(state.stage)
         assert isinstance(stage, StagePlugin)  # under a tool no test's body runs here
-        runner = state.runner = Runner(
+        runner = Runner(
             settings=self.settings,
             stage=stage,
             artifacts=manager.session.artifacts(state.test),
@@ -147,10 +147,8 @@ def _state(request: pytest.FixtureRequest) -> ItemState:
     return state
 
 
-def _manager(request: pytest.FixtureRequest) -> Manager:
-    from pytest_llmprof.plugin.manager import MANAGER
-
-    return request.config.stash[MANAGER]
+def _manager(request: pytest.FixtureRequest) -> SharedState:
+    return request.config.stash[SHARED]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from pytest_llmprof.plugin.items import ITEM
 from pytest_llmprof.stages.child import OUTCOME
 
 if TYPE_CHECKING:
-    from pytest_llmprof.plugin.manager import Manager
+    from pytest_llmprof.plugin.shared import SharedState
 
 __all__ = ["InChild"]
 
@@ -23,8 +23,8 @@ __all__ = ["InChild"]
 class InChild:
     """Hooks of the child; registered beside the manager."""
 
-    def __init__(self, manager: Manager) -> None:
-        self._manager = manager
+    def __init__(self, shared: SharedState) -> None:
+        self._shared = shared
         self._notes: list[str] = []
         self._told: dict[str, Any] = {"outcome": "passed", "error": None, "measured": False, "dir": None}
 
@@ -55,11 +55,11 @@ class InChild:
             mine["error"] = told["error"] or _reason(report)
         if told["row"] is not None:
             mine["measured"] = True
-            mine["dir"] = str(self._manager.session.run_dir / told["dir"])
+            mine["dir"] = str(self._shared.session.run_dir / told["dir"])
         if report.when == "teardown":
             from pytest_llmprof.records.files import write_json
 
-            write_json(self._manager.session.run_dir / OUTCOME, {**mine, "notes": self._notes, "nvtx": _nvtx()})
+            write_json(self._shared.session.run_dir / OUTCOME, {**mine, "notes": self._notes, "nvtx": _nvtx()})
 
 
 def _reason(report: pytest.TestReport) -> str:

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from pytest_llmprof.compare.gates import Gate, Verdict
     from pytest_llmprof.config.schema import Settings
     from pytest_llmprof.run.directory import TestKey
-    from pytest_llmprof.run.runner import Runner
     from pytest_llmprof.run.session import Session
 
 __all__ = [
@@ -49,7 +48,6 @@ class ItemState:
         self.test = ""
         """Its directory under the run directory."""
         self.stage = ""
-        self.runner: Runner | None = None
         self.row: dict[str, Any] | None = None
         """What it came to, as plain data for the controller."""
         self.verdicts: Sequence[Verdict] = ()

@@ -5,10 +5,8 @@ Importing this module is cheap, and nothing is composed or imported before an op
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Generator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -16,14 +14,10 @@ from pytest_llmprof.errors import LlmprofError
 from pytest_llmprof.plugin import options
 from pytest_llmprof.plugin.items import ITEM, STAGE_FIXTURE, ItemState, asks, needs_sink, settle, stage_of, stray_gates
 from pytest_llmprof.plugin.results import Results, failure, judge, one_line
-from pytest_llmprof.plugin.terminal import Progress, gate_lines, header, relative, summary
-
-if TYPE_CHECKING:
-    from pytest_llmprof.run.session import Session
+from pytest_llmprof.plugin.shared import SHARED, SharedState
+from pytest_llmprof.plugin.terminal import gate_lines, header, relative, summary
 
 pytest_plugins = ("pytest_llmprof.plugin.fixtures",)
-
-MANAGER = pytest.StashKey["Manager"]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,7 +35,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     if not config.getoption("llmprof_show_config"):
         return None
     try:
-        print(Manager(config).session.composer.show(), end="")
+        print(SharedState(config).session.composer.show(), end="")
     except LlmprofError as error:
         raise pytest.UsageError(str(error)) from None
     return 0
@@ -50,80 +44,45 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
 def pytest_configure(config: pytest.Config) -> None:
     for line in options.MARKERS:
         config.addinivalue_line("markers", line)
-    manager = Manager(config)
-    config.stash[MANAGER] = manager
+    shared = config.stash[SHARED] = SharedState(config)
+    manager = Manager(shared)
     config.pluginmanager.register(manager, "llmprof-manager")
     if config.getoption("llmprof_frozen") is not None:
         from pytest_llmprof.plugin.in_child import InChild
 
-        config.pluginmanager.register(InChild(manager), "llmprof-in-child")
-    if options.given_on_command_line(config) or (manager.controller and options.given_in_ini(config)):
+        config.pluginmanager.register(InChild(shared), "llmprof-in-child")
+    if options.given_on_command_line(config) or (shared.controller and options.given_in_ini(config)):
         manager.check_early()
 
 
 class Manager:
     """One session's hooks; every hook is a method, and state lives here."""
 
-    def __init__(self, config: pytest.Config) -> None:
-        self.config = config
-        self.worker = hasattr(config, "workerinput")
-        self.controller = not self.worker and bool(
-            getattr(config.option, "tx", None) or getattr(config.option, "numprocesses", None)
-        )
+    def __init__(self, shared: SharedState) -> None:
+        self._shared = shared
+        self._config = config = shared.config
         self._dry = bool(config.option.collectonly or config.option.setupplan)
         """Whether no test will run."""
-        self.progress = Progress(config)
-        self._session: Session | None = None
         self._fatal: str | None = None
         """Why no test of ours can run."""
         self._header: str | None = None
         self._header_shown = False
         self._asked = False
-        self.results = Results(config)
+        self._results = Results(config)
         self._interrupted = False
 
     # -- the session's configuration --------------------------------------------------------------------
 
-    @property
-    def session(self) -> Session:
-        """Made on first use, of what plugins register."""
-        if self._session is None:
-            from pytest_llmprof.datasets import builtin
-            from pytest_llmprof.models import packaged_models
-            from pytest_llmprof.run.directory import choose_run_dir
-            from pytest_llmprof.run.session import Session
-            from pytest_llmprof.stages import packaged_stages
-
-            explicit = options.directory(self.config, "llmprof_run_dir")
-            given = getattr(self.config, "workerinput", {})
-
-            def run_dir() -> Path:
-                if self.worker:  # chosen once, by the controller
-                    return Path(given["llmprof_run_dir"])
-                return choose_run_dir(explicit, self.config.rootpath)
-
-            hook = self.config.hook
-            self._session = Session(
-                sources=options.sources(self.config),
-                models=[*packaged_models(), *_flat(hook.pytest_llmprof_models(config=self.config))],
-                stages=[*packaged_stages(), *_flat(hook.pytest_llmprof_stages(config=self.config))],
-                datasets=[*builtin(), *_flat(hook.pytest_llmprof_datasets(config=self.config))],
-                choose_run_dir=run_dir,
-                id=given.get("llmprof_session") or uuid.uuid4().hex,
-                explicit=explicit is not None,
-            )
-        return self._session
-
     def check(self) -> tuple[str, ...]:
         """Check the session's configuration and name its run directory; give its stages. Raises `LlmprofError`."""
         if self._header is None:
-            settings = self.session.check()
-            self._header = header(settings, self.session.run_dir, self.config.invocation_params.dir)
-        return self.session.composer.session().stages
+            settings = self._shared.session.check()
+            self._header = header(settings, self._shared.session.run_dir, self._config.invocation_params.dir)
+        return self._shared.session.composer.session().stages
 
     def check_early(self) -> None:
         """Check what the command line says before anything is collected; a worker's controller has done it."""
-        if self.worker:
+        if self._shared.worker:
             return
         try:
             self.check()
@@ -146,9 +105,9 @@ class Manager:
 
     def pytest_itemcollected(self, item: pytest.Item) -> None:
         """Ask for pytest-benchmark's fixture where rounds will be measured, before it looks for its tests."""
-        if not asks(item) or self._fatal is not None or self.session.runs_in_child(stage_of(item)):
+        if not asks(item) or self._fatal is not None or self._shared.session.runs_in_child(stage_of(item)):
             return
-        if needs_sink(item, self.config):
+        if needs_sink(item, self._config):
             # A copy: the list is shared between the stages' items.
             item.fixturenames = [*item.fixturenames, "benchmark"]  # type: ignore[attr-defined]
             item.stash.setdefault(ITEM, ItemState()).sink = True
@@ -163,11 +122,11 @@ class Manager:
         if self._fatal is not None:
             self._refuse(mine, self._fatal)
         else:
-            settle(mine, self.session, self._refuse)
+            settle(mine, self._shared.session, self._refuse)
 
     def _refuse(self, items: Sequence[pytest.Item], text: str) -> None:
         """Stop with a usage error; in an xdist worker, where that would be an internal error, fail the tests."""
-        if not self.worker:
+        if not self._shared.worker:
             raise pytest.UsageError(text)
         for item in items:
             item.stash.setdefault(ITEM, ItemState()).error = text
@@ -187,41 +146,41 @@ class Manager:
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """A worker makes the run directory before it tells its tests, so that the controller knows of the run."""
-        if not (self.worker and self._asked) or self._dry:
+        if not (self._shared.worker and self._asked) or self._dry:
             return
         try:
-            self.session.begin()
+            self._shared.session.begin()
         except LlmprofError as error:
             text = str(error)
             self._refuse([item for item in session.items if asks(item)], text)
             report = pytest.CollectReport(session.nodeid, "failed", text, [], llmprof_refused=text)
-            self.config.hook.pytest_collectreport(report=report)
+            self._config.hook.pytest_collectreport(report=report)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """In the controller: what a worker could not begin is a usage error, as it is without workers."""
         text: str | None = getattr(report, "llmprof_refused", None)
-        if text is not None and not self.worker:
+        if text is not None and not self._shared.worker:
             raise pytest.UsageError(text)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self) -> None:
-        if self.session.begun():
-            self.results.begin(self.session.run_dir)
+        if self._shared.session.begun():
+            self._results.begin(self._shared.session.run_dir)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> None:
         """Begin the run, where a test asked and none will be kept from running."""
-        stopped = session.testsfailed and not self.config.option.continue_on_collection_errors
-        if not self._asked or self.worker or self._dry or stopped:
+        stopped = session.testsfailed and not self._config.option.continue_on_collection_errors
+        if not self._asked or self._shared.worker or self._dry or stopped:
             return
-        self.results.legacy(self.session.legacy_keys)
-        self.results.log_legacy()
+        self._results.legacy(self._shared.session.legacy_keys)
+        self._results.log_legacy()
         try:
-            self.session.begin()
+            self._shared.session.begin()
         except LlmprofError as error:
             raise pytest.UsageError(str(error)) from None
-        self.results.begin(self.session.run_dir)
+        self._results.begin(self._shared.session.run_dir)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
@@ -230,8 +189,8 @@ class Manager:
             return
         if state.error is not None:
             raise LlmprofError(state.error)
-        if not self.worker:
-            self.results.running(item, state, self.session.run_dir)
+        if not self._shared.worker:
+            self._results.running(item, state, self._shared.session.run_dir)
         if state.tool:
             # The test and its fixtures run in the child alone.
             item.fixturenames = [STAGE_FIXTURE]  # type: ignore[attr-defined]
@@ -244,14 +203,14 @@ class Manager:
             return None
         from pytest_llmprof.plugin.tool_items import run_tool_item
 
-        run_tool_item(pyfuncitem, state, self)
+        run_tool_item(pyfuncitem, state, self._shared)
         return True
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        self.progress.clear()
+        self._shared.progress.clear()
         state = item.stash.get(ITEM, None)
         if state is not None and call.when == "call" and call.excinfo is None:
             call.excinfo = judge(state)
@@ -261,7 +220,7 @@ class Manager:
             details = getattr(error, "details", None)
             if details:
                 report.sections.append(("llmprof: where it failed", details))
-            if report.failed and not self.config.option.fulltrace:
+            if report.failed and not self._config.option.fulltrace:
                 report.longrepr = item.repr_failure(failure(str(error)))
         if state is None or not asks(item):
             return report
@@ -271,7 +230,7 @@ class Manager:
             "stage": state.stage,
             "dir": state.directory,
             "error": one_line(error) if error is not None and report.failed else None,
-            "legacy": self.session.legacy_keys,
+            "legacy": self._shared.session.legacy_keys,
             "row": state.row if call.when == "call" else None,
         }
         return report
@@ -280,35 +239,35 @@ class Manager:
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """In xdist's controller, which has no items: a test begins in a worker."""
-        if self.controller and self.results.log is not None and (stage := self._stage_in(nodeid)):
-            self.results.log.test(nodeid, stage=stage, outcome="running", directory=None, kind=None, error=None)
+        if self._shared.controller and self._results.log is not None and (stage := self._stage_in(nodeid)):
+            self._results.log.test(nodeid, stage=stage, outcome="running", directory=None, kind=None, error=None)
 
     def _stage_in(self, nodeid: str) -> str | None:
         """The stage that a test's id names; a test that is not ours may have a parameter that reads the same."""
         return next((stage for stage in self.check() if f"[{stage}]" in nodeid or f"-{stage}]" in nodeid), None)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if self.worker or self._dry:
+        if self._shared.worker or self._dry:
             return
         told: dict[str, Any] | None = getattr(report, "llmprof", None)
         if told is not None:
-            self.results.take(report, told, self.session.run_dir)
-        elif self.controller and self.results.log is not None and (stage := self._stage_in(report.nodeid)):
-            self.results.take_foreign(report, stage)
+            self._results.take(report, told, self._shared.session.run_dir)
+        elif self._shared.controller and self._results.log is not None and (stage := self._stage_in(report.nodeid)):
+            self._results.take_foreign(report, stage)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
         from pytest_llmprof.plugin.tool_items import handed_on
 
-        node.workerinput["llmprof_run_dir"] = str(self.session.run_dir)
-        node.workerinput["llmprof_session"] = self.session.id
-        node.workerinput["llmprof_args"] = handed_on(self.config)
-        node.workerinput["llmprof_cwd"] = str(self.config.invocation_params.dir)
+        node.workerinput["llmprof_run_dir"] = str(self._shared.session.run_dir)
+        node.workerinput["llmprof_session"] = self._shared.session.id
+        node.workerinput["llmprof_args"] = handed_on(self._config)
+        node.workerinput["llmprof_cwd"] = str(self._config.invocation_params.dir)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
         """A worker has ended; one that crashed tells nothing."""
-        self.results.close_errors += getattr(node, "workeroutput", {}).get("llmprof_close_errors", ())
+        self._results.close_errors += getattr(node, "workeroutput", {}).get("llmprof_close_errors", ())
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         """Tell Ctrl-C, SIGTERM and pytest.exit from the kinds that pytest and xdist raise to stop by themselves."""
@@ -326,26 +285,27 @@ class Manager:
     def pytest_sessionfinish(
         self, session: pytest.Session, exitstatus: int | pytest.ExitCode
     ) -> Generator[None, None, None]:
-        self.progress.clear()
-        if self._session is not None:
-            self._session.close()
-            self.results.legacy(self._session.legacy_keys)
-            self.results.close_errors += self._session.close_errors
-        if self.worker:
-            self.config.workeroutput["llmprof_close_errors"] = self.results.close_errors  # type: ignore[attr-defined]
-        self.results.finish(self._status(session, exitstatus))
-        if self.results.trouble and exitstatus == pytest.ExitCode.OK:
+        self._shared.progress.clear()
+        if self._shared.has_session:
+            ours = self._shared.session
+            ours.close()
+            self._results.legacy(ours.legacy_keys)
+            self._results.close_errors += ours.close_errors
+        if self._shared.worker:
+            self._config.workeroutput["llmprof_close_errors"] = self._results.close_errors  # type: ignore[attr-defined]
+        self._results.finish(self._status(session, exitstatus))
+        if self._results.trouble and exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         yield
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        results = self.results
+        results = self._results
         lines = summary(list(results.rows.values()), terminalreporter._tw.fullwidth)
         if results.log is not None:
             if not self._header_shown:  # under xdist nobody asked before the header's time
                 self.check()
                 lines.insert(0, str(self._header))
-            lines.append(f"run directory: {relative(results.log.path, self.config.invocation_params.dir)}")
+            lines.append(f"run directory: {relative(results.log.path, self._config.invocation_params.dir)}")
             lines += [f"ERROR: {results.trouble}"] if results.trouble else []
         lines += [f"WARNING: {text}" for text in results.close_errors]
         lines += [f"INFO: {results.legacy_message}"] if results.legacy_message else []
@@ -353,7 +313,3 @@ class Manager:
             terminalreporter.write_sep("=", "llmprof")
             for line in lines:
                 terminalreporter.write_line(line)
-
-
-def _flat(lists: Sequence[Any]) -> list[Any]:
-    return [plugin for plugins in lists for plugin in plugins or ()]

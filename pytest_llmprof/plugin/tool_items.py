@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import argparse
 
     from pytest_llmprof.plugin.items import ItemState
-    from pytest_llmprof.plugin.manager import Manager
+    from pytest_llmprof.plugin.shared import SharedState
 
 __all__ = ["CHILD_STAGE", "handed_on", "run_tool_item"]
 
@@ -91,12 +91,12 @@ def _arguments(action: argparse.Action, rest: Sequence[str]) -> int:
 
 
 def _command(
-    item: pytest.Function, state: ItemState, manager: Manager, frozen: str, run_dir: str, temp: str
+    item: pytest.Function, state: ItemState, shared: SharedState, frozen: str, run_dir: str, temp: str
 ) -> list[str]:
     """Pytest on the same test, as this run was started, in the stage that only measures."""
     config = item.config
     given = getattr(config, "workerinput", {})
-    args: list[str] = given["llmprof_args"] if manager.worker else handed_on(config)
+    args: list[str] = given["llmprof_args"] if shared.worker else handed_on(config)
     here = str(config.invocation_params.dir)
     safe = [] if "" in sys.path or here in sys.path else ["-P"]  # python -m adds the directory it is started in
     benchmark = ["--benchmark-disable"] if config.pluginmanager.hasplugin("benchmark") else []
@@ -119,28 +119,28 @@ def _node_id(item: pytest.Function, state: ItemState) -> str:
     return "::".join([str(item.path), *classes, f"{item.originalname}[{parameters}]"])
 
 
-def run_tool_item(item: pytest.Function, state: ItemState, manager: Manager) -> None:
+def run_tool_item(item: pytest.Function, state: ItemState, shared: SharedState) -> None:
     """Run *item* in a child under its stage's tool. Raises what came of it; a skip there is a skip here."""
     from pytest_llmprof.compare.gates import Verdict
     from pytest_llmprof.run.tool_runner import ToolRunner
     from pytest_llmprof.stages.base import ToolStagePlugin
     from pytest_llmprof.stages.child import ChildSkipped
 
-    session = manager.session
+    session = shared.session
     session.close()  # the child needs the card's memory
     stage = session.stage(state.stage)
     assert isinstance(stage, ToolStagePlugin)
     assert state.settings is not None
     config = item.config
-    cwd: Any = config.workerinput["llmprof_cwd"] if manager.worker else config.invocation_params.dir  # type: ignore[attr-defined]
+    cwd: Any = config.workerinput["llmprof_cwd"] if shared.worker else config.invocation_params.dir  # type: ignore[attr-defined]
     runner = ToolRunner(
         settings=state.settings,
         stage=stage,
         artifacts=session.artifacts(state.test),
         test_id=item.nodeid,
-        command=lambda frozen, run_dir, temp: _command(item, state, manager, frozen, run_dir, temp),
+        command=lambda frozen, run_dir, temp: _command(item, state, shared, frozen, run_dir, temp),
         cwd=cwd,
-        progress=lambda text: manager.progress.show(f"{state.stage}: {text}", state.name),
+        progress=lambda text: shared.progress.show(f"{state.stage}: {text}", state.name),
     )
     try:
         runner.run()

@@ -18,8 +18,8 @@ def test_plain():
 def test_nothing_was_composed(request):
     from hydra.core.global_hydra import GlobalHydra
     assert not GlobalHydra.instance().is_initialized()
-    manager = request.config.pluginmanager.getplugin("llmprof-manager")
-    assert manager._session is None
+    from pytest_llmprof.plugin.shared import SHARED
+    assert not request.config.stash[SHARED].has_session
 """
 
 

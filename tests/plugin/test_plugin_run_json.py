@@ -321,10 +321,10 @@ def test_a_model_that_cannot_be_closed_is_told_and_costs_nothing_else(bench, wor
 
 ANOTHER_SESSION = """
 import pytest
-from pytest_llmprof.plugin.manager import MANAGER
+from pytest_llmprof.plugin.shared import SHARED
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config):
-    run_dir = config.stash[MANAGER].session.run_dir
+    run_dir = config.stash[SHARED].session.run_dir
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text("# The session of someone else\\n")
 """

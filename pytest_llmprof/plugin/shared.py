@@ -1,0 +1,79 @@
+"""What the hooks, the fixtures and the items under a tool share in one pytest session."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_llmprof.plugin import options
+from pytest_llmprof.plugin.terminal import Progress
+
+if TYPE_CHECKING:
+    from pytest_llmprof.run.session import Session
+
+__all__ = ["SHARED", "SharedState"]
+
+
+class SharedState:
+    """One process of a pytest session. Cheap to make: `session` is built on first use."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.worker = hasattr(config, "workerinput")
+        """Whether this process is a worker of pytest-xdist."""
+        self.controller = not self.worker and bool(
+            getattr(config.option, "tx", None) or getattr(config.option, "numprocesses", None)
+        )
+        """Whether it starts such workers."""
+        self.progress = Progress(config)
+
+    @property
+    def from_controller(self) -> Mapping[str, Any]:
+        """What the controller sent to this worker; empty in other processes."""
+        return getattr(self.config, "workerinput", {})
+
+    @property
+    def has_session(self) -> bool:
+        """Whether anything asked for `session` yet."""
+        return "session" in vars(self)
+
+    @cached_property
+    def session(self) -> Session:
+        """The run's session, made of all that plugins register."""
+        from pytest_llmprof.datasets import builtin
+        from pytest_llmprof.models import packaged_models
+        from pytest_llmprof.run.directory import choose_run_dir
+        from pytest_llmprof.run.session import Session
+        from pytest_llmprof.stages import packaged_stages
+
+        explicit = options.directory(self.config, "llmprof_run_dir")
+        sent = self.from_controller
+
+        def run_dir() -> Path:
+            if self.worker:  # the controller has chosen it
+                return Path(sent["llmprof_run_dir"])
+            return choose_run_dir(explicit, self.config.rootpath)
+
+        hook = self.config.hook
+        return Session(
+            sources=options.sources(self.config),
+            models=[*packaged_models(), *_flat(hook.pytest_llmprof_models(config=self.config))],
+            stages=[*packaged_stages(), *_flat(hook.pytest_llmprof_stages(config=self.config))],
+            datasets=[*builtin(), *_flat(hook.pytest_llmprof_datasets(config=self.config))],
+            choose_run_dir=run_dir,
+            id=sent.get("llmprof_session") or uuid.uuid4().hex,
+            explicit=explicit is not None,
+        )
+
+
+SHARED = pytest.StashKey[SharedState]()
+"""Where `config.stash` holds it."""
+
+
+def _flat(results: Iterable[Iterable[Any] | None]) -> list[Any]:
+    return [plugin for plugins in results for plugin in plugins or ()]
