@@ -16,10 +16,13 @@ __all__ = [
     "InferSettings",
     "MeasureSettings",
     "ModelSettings",
+    "OutputExtra",
     "OutputSettings",
+    "PredictionExtra",
     "PredictionSettings",
     "Settings",
     "StageSettings",
+    "VisualizationExtra",
     "VisualizationSettings",
 ]
 
@@ -126,6 +129,32 @@ class OutputSettings:
     visualization: VisualizationSettings = VisualizationSettings()
     extra: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     """Per model: an instance of the model's own frozen `extra` dataclass."""
+
+
+@dataclass(frozen=True)
+class PredictionExtra:
+    """`extra.<model>.prediction.*`"""
+
+    strip_special_tokens: bool = False
+    """Whether `text_clean` is without the end token and without whole grounding spans; off, it is `text_raw`."""
+
+
+@dataclass(frozen=True)
+class VisualizationExtra:
+    """`extra.<model>.visualization.*`"""
+
+    max_images: int | None = 16
+    """Pages with images in the gallery (>= 0); None = all, 0 = the table alone."""
+    thumbnail_width: int = 480
+    """Width of the thumbnails in pixels (>= 1); an image is never enlarged."""
+
+
+@dataclass(frozen=True)
+class OutputExtra:
+    """What this package reads of any model's `extra` block: DeepSeek-OCR's whole block."""
+
+    prediction: PredictionExtra = PredictionExtra()
+    visualization: VisualizationExtra = VisualizationExtra()
 
 
 @dataclass(frozen=True)

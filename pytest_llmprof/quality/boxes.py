@@ -3,36 +3,18 @@
 IoU is the area of the intersection over the area of the union (P. Jaccard, 1912; as in Everingham et al.,
 "The PASCAL Visual Object Classes (VOC) Challenge", 2010). Boxes are matched one to one, and only where the
 labels are equal (case aside): the pair with the highest IoU first, as PASCAL VOC and COCO match, then the
-next among those still free. Ties go to the earlier true box, then to the earlier answered one. A true box
-without a partner has IoU 0, so both a missing box and a wrong label cost.
+next among those still free. Ties go to the earlier true box, then to the earlier answered one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from pytest_llmprof.models.base import Box
 
-__all__ = ["BoxScore", "iou", "score_boxes"]
+__all__ = ["iou", "mean_iou"]
 
 Corners = tuple[int, int, int, int]
-
-
-@dataclass(frozen=True)
-class BoxScore:
-    """The boxes of one page against the truth."""
-
-    mean_iou: float
-    """Mean over the true boxes of the IoU with their partner (0 without one)."""
-    precision: float
-    """Share of answered boxes whose partner has IoU >= the threshold; 0.0 where none was answered."""
-    recall: float
-    """Share of true boxes whose partner has IoU >= the threshold."""
-    truth: int
-    """Number of true boxes."""
-    answered: int
-    """Number of answered boxes."""
 
 
 def iou(one: Corners, other: Corners) -> float:
@@ -46,12 +28,11 @@ def iou(one: Corners, other: Corners) -> float:
     return shared / (areas - shared)
 
 
-def score_boxes(
-    truth: Sequence[Box] | None, answer: Sequence[Box], threshold: float = 0.5
-) -> BoxScore | None:
-    """Match *answer* to *truth* and score it; precision and recall count pairs of IoU >= *threshold*.
+def mean_iou(truth: Sequence[Box] | None, answer: Sequence[Box]) -> float | None:
+    """Mean over the boxes of *truth* of the IoU with their partner in *answer*.
 
-    None where there is no truth (unknown, or a page without boxes).
+    A true box without a partner counts as 0, so a missing box and a wrong label both lower the mean. None where there
+    is no truth (unknown, or a page without boxes).
     """
     if not truth:
         return None
@@ -67,20 +48,13 @@ def score_boxes(
     pairs.sort()
     rows: set[int] = set()
     columns: set[int] = set()
-    matched: list[float] = []
+    total = 0.0
     for negative, row, column in pairs:
         if row not in rows and column not in columns:
             rows.add(row)
             columns.add(column)
-            matched.append(-negative)
-    hits = sum(value >= threshold for value in matched)
-    return BoxScore(
-        mean_iou=sum(matched) / len(truth),
-        precision=hits / len(answer) if answer else 0.0,
-        recall=hits / len(truth),
-        truth=len(truth),
-        answered=len(answer),
-    )
+            total -= negative
+    return total / len(truth)
 
 
 def _label(box: Box) -> str:

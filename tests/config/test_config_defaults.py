@@ -16,7 +16,6 @@ import yaml
 
 from pytest_llmprof.config import schema
 from pytest_llmprof.config.paths import conf_dir
-from pytest_llmprof.models.deepseek_ocr.extra import DeepSeekOcrExtra
 from pytest_llmprof.stages.ncu.options import NcuOptions
 from pytest_llmprof.stages.nsys.options import NsysOptions
 from pytest_llmprof.stages.static_analysis.options import StaticAnalysisOptions
@@ -36,7 +35,7 @@ def test_defaults_of_presets_are_those_of_the_schema(bench):
     assert settings.measure == schema.MeasureSettings()
     assert settings.dataset == schema.DatasetSettings()
     for name in ("torch_profiler", "direct_inference"):
-        assert settings.pipeline[name].output == schema.OutputSettings(extra={"deepseek_ocr": DeepSeekOcrExtra()})
+        assert settings.pipeline[name].output == schema.OutputSettings(extra={"deepseek_ocr": schema.OutputExtra()})
     assert settings.pipeline["static_analysis"] == schema.StageSettings(options=StaticAnalysisOptions())
     for name, options in (("nsys", NsysOptions()), ("ncu", NcuOptions())):
         assert settings.pipeline[name] == schema.StageSettings(options=options)

@@ -7,9 +7,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from pytest_llmprof.config.schema import OutputExtra
 from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.models.base import Box
-from pytest_llmprof.outputs.options import OutputOptions, output_options
+from pytest_llmprof.outputs.options import output_options
 from pytest_llmprof.outputs.predictions import read_predictions
 from pytest_llmprof.outputs.writer import Outputs, check_writable
 
@@ -33,7 +34,7 @@ class _Other:
 
 
 def test_options_of_any_model() -> None:
-    defaults = OutputOptions()
+    defaults = OutputExtra()
     assert (defaults.visualization.max_images, defaults.visualization.thumbnail_width) == (16, 480)
     assert not defaults.prediction.strip_special_tokens
     assert output_options(None) == output_options(_Other()) == output_options({}) == defaults

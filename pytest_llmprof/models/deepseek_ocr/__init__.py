@@ -44,13 +44,14 @@ def _load(model: ModelSettings, infer: InferSettings) -> LoadedModel:
 
 def plugin() -> ModelPlugin:
     """Describe this adapter to the harness."""
-    from pytest_llmprof.models.deepseek_ocr.extra import DeepSeekOcrExtra, check_extra
+    from pytest_llmprof.config.schema import OutputExtra
+    from pytest_llmprof.models.deepseek_ocr.extra import check_extra
 
     return ModelPlugin(
         name="deepseek_ocr",
         load=_load,
         modes=MODES,
         engines=ENGINES,
-        extra=DeepSeekOcrExtra,
+        extra=OutputExtra,
         check_extra=check_extra,
     )
