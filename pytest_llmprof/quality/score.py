@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pytest_llmprof.datasets.base import Page
 from pytest_llmprof.models.base import ParsedOutput
-from pytest_llmprof.quality.boxes import score_boxes
+from pytest_llmprof.quality.boxes import mean_iou
 from pytest_llmprof.quality.repetition import repetition, runaway
 from pytest_llmprof.quality.text import EditCount, character_edits, normalise, word_edits
 
@@ -72,18 +72,18 @@ def score_page(
     truth = page.truth(prompt_kind)
     characters = None if truth is None else character_edits(truth, parsed.plain)
     words = None if truth is None else word_edits(truth, parsed.plain)
-    boxes = None
+    box_iou = None
     if prompt_kind == "markdown" or (prompt_kind == "other" and parsed.boxes):
-        boxes = score_boxes(page.truth_boxes, parsed.boxes)
+        box_iou = mean_iou(page.truth_boxes, parsed.boxes)
     return PageQuality(
         cer=None if characters is None else characters.rate,
         wer=None if words is None else words.rate,
-        box_iou=None if boxes is None else boxes.mean_iou,
+        box_iou=box_iou,
         repetition=repetition(normalise(parsed.plain)),
         runaway=runaway(parsed.plain, finish_reason),
         characters=characters,
         words=words,
-        truth_boxes=0 if boxes is None else boxes.truth,
+        truth_boxes=0 if box_iou is None else len(page.truth_boxes or ()),
     )
 
 
