@@ -1,9 +1,8 @@
-"""Where an answer and its truth differ, for a human who looks for the wrong character.
+"""Where an answer and its truth differ, for a reader who looks for the wrong character.
 
-The texts are compared as the character error rate compares them: heading marks, white space and line breaks
-don't count. Words are aligned first (as many equal ones as there can be), then the rows follow the truth's
-own lines, and inside a row that differs the characters are aligned, with marks below as `difflib.ndiff` (and
-so pytest) shows them::
+The texts are compared as for the character error rate: heading marks, white space and line breaks don't count. Words
+are aligned first, as many equal ones as possible. The rows follow the truth's own lines. In a row that differs the
+characters are aligned, with marks below them as `difflib.ndiff` (and so pytest) has them::
 
       Total due by 12 March
     - Amount: 12.30 EUR
@@ -64,9 +63,7 @@ def differences(truth: str, answer: str) -> Differences:
     if not differing:
         return Differences((), 0)
     marked = set(differing[:MAX_ROWS])
-    context = {
-        near for index in marked for near in range(index - CONTEXT_ROWS, index + CONTEXT_ROWS + 1)
-    }
+    context = {near for index in marked for near in range(index - CONTEXT_ROWS, index + CONTEXT_ROWS + 1)}
     lines: list[str] = []
     equal = 0
     for index, row in enumerate(rows):
@@ -118,8 +115,8 @@ def _rows(truth: str, answer: str) -> Iterator[_Row]:
 def _blocks(truth: list[str], answer: list[str]) -> Iterator[tuple[int, int, int, int]]:
     """Ranges of words that belong together, equal or different: start and end in *truth*, then in *answer*.
 
-    They lie along the longest common subsequence. The fewest word edits would do worse: where one word is
-    missing they replace each later one by its neighbour.
+    They follow the longest common subsequence. A Levenshtein alignment is worse here: where one word is missing, it may
+    replace each later word by its neighbour.
     """
     from rapidfuzz.distance import Indel
 
@@ -152,9 +149,7 @@ def _marked(row: _Row) -> list[str]:
         if text:
             lines.append(f"{sign} {text}")
             if truth and answer:
-                below = "".join(
-                    mark * _columns(character) for character, mark in zip(text, marks, strict=True)
-                )
+                below = "".join(mark * _columns(letter) for letter, mark in zip(text, marks, strict=True))
                 lines.append(f"? {below.rstrip()}")
     return [line for line in lines if line != "? "]
 

@@ -9,7 +9,6 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from pytest_llmprof.models.base import Box
@@ -27,16 +26,16 @@ MAX_SIDE = 2048
 MAX_JPEG_SIDE = 16_384
 """Longest side of a thumbnail or a crop (JPEG ends at 65,535)."""
 
-# A runaway answer can hold thousands of boxes. All are outlined, but only so many are labelled, and labels
-# keep clear of only so many boxes: on a fuller page there is no free place anyway.
+# An answer in a loop can hold thousands of boxes. All are outlined; only the first _LABELLED get a label, and labels
+# avoid only the first _AVOIDED boxes: on a fuller page there is no free place anyway.
 _LABELLED = 500
 _AVOIDED = 200
 
 Rectangle = tuple[float, float, float, float]
 Colour = tuple[int, int, int]
 
-# Twenty colours that stay apart on white paper. The labels of DeepSeek-OCR have their own, so that no two
-# of them meet; any other label takes one of the rest by its digest: the same on every page, in every run.
+# Colours that are easy to tell apart on white paper. Each label of DeepSeek-OCR has its own; any other label takes one
+# of the rest by its digest, so it has the same colour on every page and in every run.
 _OWN: dict[str, Colour] = {
     "title": (214, 39, 40),
     "text": (31, 119, 180),
@@ -52,26 +51,17 @@ _OWN: dict[str, Colour] = {
     "page_number": (200, 160, 0),
 }
 _REST: tuple[Colour, ...] = (
-    (0, 128, 128),
-    (220, 20, 120),
-    (85, 60, 180),
-    (180, 90, 0),
-    (0, 100, 0),
-    (128, 0, 128),
-    (178, 34, 34),
-    (0, 60, 130),
-    (110, 110, 0),
-    (255, 99, 71),
-    (0, 160, 110),
+    *((0, 128, 128), (220, 20, 120), (85, 60, 180), (180, 90, 0), (0, 100, 0), (128, 0, 128)),
+    *((178, 34, 34), (0, 60, 130), (110, 110, 0), (255, 99, 71), (0, 160, 110)),
 )
 
 
 @dataclass(frozen=True)
 class PlacedBox:
-    """A box that lies in its image at least in part."""
+    """A box that lies at least partly inside its image."""
 
     number: int
-    """Counted from 1 in the answer's order; drawn beside the label, and the name of its crop."""
+    """Counted from 1 in the answer's order; drawn beside the label, and its crop's file name."""
     label: str
     corners: tuple[int, int, int, int]
     """x1, y1, x2, y2 in pixels of the source image, cut at its edges."""
@@ -87,9 +77,9 @@ def colour(label: str) -> Colour:
 
 
 def place_boxes(boxes: Sequence[Box], size: tuple[int, int]) -> tuple[list[PlacedBox], int]:
-    """Cut *boxes* at the edges of an image of *size* (width, height); also tell how many were skipped.
+    """*boxes* cut at the edges of an image of *size* (width, height), and how many were skipped.
 
-    Skipped are boxes without area, wholly outside, or with corners that are not finite numbers.
+    Boxes are skipped that have no area, lie outside, or have corners that are not finite numbers.
     """
     placed = []
     for number, box in enumerate(boxes, 1):
@@ -119,7 +109,7 @@ def boxes_image(image: Image, boxes: Sequence[PlacedBox]) -> Image:
 
     At most `MAX_SIDE` pixels on its longer side; *image* itself stays clean.
     """
-    from PIL import ImageDraw
+    from PIL import ImageDraw, ImageFont
 
     scale = min(1.0, MAX_SIDE / max(image.size))
     canvas = _scaled(image, scale)
@@ -128,10 +118,10 @@ def boxes_image(image: Image, boxes: Sequence[PlacedBox]) -> Image:
     draw = ImageDraw.Draw(canvas)
     side = max(canvas.size)
     line = max(2, min(6, round(side / 400)))
-    # Many boxes need small labels, or the labels are all that can be seen.
-    font = _font(max(10, min(26, round(side / (48 if len(boxes) <= 20 else 90)))))
+    # Many boxes need small labels, or the labels hide the page.
+    font = ImageFont.load_default(max(10, min(26, round(side / (48 if len(boxes) <= 20 else 90)))))
     outlined = [(box, _on_canvas(box.corners, scale, canvas.size)) for box in boxes]
-    # Large boxes first: a small one inside a large one stays visible.
+    # Large boxes first, so that a small one inside a large one stays visible.
     for box, (x1, y1, x2, y2) in sorted(outlined, key=lambda pair: -_area(pair[1])):
         draw.rectangle((x1, y1, x2, y2), outline=colour(box.label), width=line)
     taken: list[Rectangle] = []
@@ -170,10 +160,9 @@ def _draw_label(
     taken: Sequence[Rectangle],
     others: Sequence[Rectangle],
 ) -> Rectangle:
-    """Write number and label on a ground of the box's colour; returns the ground.
+    """Draw number and label on a background of the box's colour; return the background's rectangle.
 
-    Of the places around the box it takes the one that covers the fewest labels (*taken*), then boxes
-    (*others*).
+    Of the places around the box it takes the one that covers the fewest labels (*taken*), then boxes (*others*).
     """
     from PIL.ImageFont import FreeTypeFont
 
@@ -192,30 +181,23 @@ def _draw_label(
         (x2, y1),
         (x1, y1),
     )
-    best, ground = None, (x1, y1, x1, y1)
+    best, background = None, (x1, y1, x1, y1)
     for x, y in places:
         x, y = max(0.0, min(x, size[0] - width)), max(0.0, min(y, size[1] - height))
         place = x, y, x + width, y + height
         cost = sum(_meet(place, other) for other in taken), sum(_meet(place, other) for other in others)
         if best is None or cost < best:
-            best, ground = cost, place
+            best, background = cost, place
         if best == (0, 0):
             break
     fill = colour(box.label)
-    draw.rectangle(ground, fill=fill)
+    draw.rectangle(background, fill=fill)
     # Relative luminance (ITU-R BT.709) decides between black and white letters.
     light = 0.2126 * fill[0] + 0.7152 * fill[1] + 0.0722 * fill[2] > 140
-    at = ground[0] + pad - left, ground[1] + pad - top
+    at = background[0] + pad - left, background[1] + pad - top
     draw.text(at, text, font=font, fill="black" if light else "white")
-    return ground
+    return background
 
 
 def _meet(one: Rectangle, other: Rectangle) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
-
-
-@lru_cache(maxsize=32)
-def _font(size: int) -> FreeTypeFont | ImageFont:
-    from PIL import ImageFont
-
-    return ImageFont.load_default(size)

@@ -1,10 +1,9 @@
 from __future__ import annotations
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from pytest_llmprof.models.base import Box
-from pytest_llmprof.outputs import images
 from pytest_llmprof.outputs.images import boxes_image, colour, crop, place_boxes, thumbnail
 
 
@@ -82,9 +81,7 @@ def test_any_label_on_any_image(size: tuple[int, int], label: str) -> None:
 
 
 def test_pillow_without_freetype(monkeypatch: pytest.MonkeyPatch) -> None:
-    from PIL import ImageFont
-
-    monkeypatch.setattr(images, "_font", lambda size: ImageFont.load_default_imagefont())
+    monkeypatch.setattr(ImageFont, "load_default", lambda size: ImageFont.load_default_imagefont())
     image = Image.new("RGB", (200, 200), "white")
     placed, _ = place_boxes([Box("表格", (20, 50, 150, 150))], image.size)
     assert boxes_image(image, placed).getpixel((149, 149)) == colour("表格")
