@@ -11,7 +11,7 @@ from traces import GEMM, MAIN, STREAM, TO_HOST, Kineto, one_page
 
 from pytest_llmprof.analysis.events import RawTrace
 from pytest_llmprof.stages.torch_profiler import kineto
-from pytest_llmprof.stages.torch_profiler.columns import Labels, Numbering
+from pytest_llmprof.stages.torch_profiler.columns import Heads
 from pytest_llmprof.stages.torch_profiler.kineto import decode
 from pytest_llmprof.stages.torch_profiler.text_reader import TextReader
 
@@ -32,7 +32,7 @@ def in_bulk(events: list[str], lines: bool = False) -> int | None:
     """How many events are read in bulk; None where they are left to the decoder."""
     text = ",\n".join(events)
     data = ("[\n" + (in_lines(text) if lines else text) + ",\n" + " " * 32).encode()
-    found = TextReader(data, Labels(), Numbering()).read(1, len(data) - 34)
+    found = TextReader(data, Heads()).read(1, len(data) - 34)
     return None if found is None else found[1]
 
 
@@ -76,7 +76,7 @@ def test_both_layouts_give_what_the_decoder_gives(lines: bool, monkeypatch: pyte
     text = mixed().text()
     data = (in_lines(text) if lines else text).encode()
     at_once = decode(data)  # less than a stretch: msgspec reads it all
-    monkeypatch.setattr(kineto, "SLICE", 2000)
+    monkeypatch.setattr(TextReader, "slice_bytes", 2000)
     monkeypatch.setattr(kineto, "TAIL", 32)
     assert_equal(decode(data), at_once)
 
@@ -128,10 +128,10 @@ def test_torch_as_installed_is_read_in_bulk(tmp_path: Path) -> None:
     data = path.read_bytes()
     begin, end = data.index(b'"aten::ones"'), data.rindex(b'"aten::add"')
     begin, end = data.rindex(b"{", 0, begin), data.rindex(b"{", 0, end)
-    found = TextReader(data, Labels(), Numbering()).read(begin, end)
+    found = TextReader(data, Heads()).read(begin, end)
     assert found is not None
     columns, events = found
-    assert len(columns.label) == events >= 100
+    assert len(columns.head) == events >= 100
     assert (columns.external >= 0).all()
 
 

@@ -14,8 +14,10 @@ from traces import GEMM, SCALE, TO_HOST, Kineto, one_page
 from pytest_llmprof.analysis.trace import Trace
 from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.stages.torch_profiler import kineto
+from pytest_llmprof.stages.torch_profiler.json_reader import JsonReader
 from pytest_llmprof.stages.torch_profiler.kineto import merged, read_trace
 from pytest_llmprof.stages.torch_profiler.summary import profile_summary
+from pytest_llmprof.stages.torch_profiler.text_reader import TextReader
 
 
 def test_kernels_carry_phase_launcher_and_times(page: Trace) -> None:
@@ -280,23 +282,45 @@ def test_late_windows_of_two_pages_add_up(tmp_path: Path) -> None:
         merged(paths)
 
 
-@pytest.mark.parametrize("size", [1, 300, 1 << 20])
-def test_slices_give_what_the_whole_gives(page: Trace, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kineto, "SLICE", size)
+@pytest.fixture(params=["text", "json"])
+def by_text(request: pytest.FixtureRequest) -> bool:
+    """Whether `TextReader` reads, or `JsonReader` alone."""
+    return request.param == "text"
+
+
+def cut_into(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for reader in (TextReader, JsonReader):
+        monkeypatch.setattr(reader, "slice_bytes", size)
     monkeypatch.setattr(kineto, "TAIL", 32)
-    again = read_trace(one_page().text().encode())
+
+
+@pytest.mark.parametrize("size", [1, 300, 1 << 20])
+def test_slices_give_what_the_whole_gives(
+    page: Trace, size: int, by_text: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_into(size, monkeypatch)
+    again = read_trace(one_page().text().encode(), text=by_text)
     assert again.events == page.events
     assert again.operators() == page.operators()
     assert again.kernels() == page.kernels()
 
 
-def test_a_cut_inside_a_text_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kineto, "SLICE", 1)
-    monkeypatch.setattr(kineto, "TAIL", 32)
+def test_a_cut_inside_a_text_is_noticed(by_text: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut_into(1, monkeypatch)
     trace = Kineto()
     trace.host("odd }, { name", 0, 10)
     trace.host("aten::mm", 20, 30)
-    assert {row.name for row in read_trace(trace.text().encode()).operators()} == {"odd }, { name", "aten::mm"}
+    found = read_trace(trace.text().encode(), text=by_text)
+    assert {row.name for row in found.operators()} == {"odd }, { name", "aten::mm"}
+
+
+def test_infinities_do_not_end_the_reading_in_slices(
+    page: Trace, by_text: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_into(300, monkeypatch)
+    monkeypatch.setattr(JsonReader, "read_file", lambda self: pytest.fail("read at once"))
+    text = one_page().text().replace('"queued": 0', '"memory bandwidth (GB/s)": inf')
+    assert read_trace(text.encode(), text=by_text).kernels() == page.kernels()
 
 
 def test_packed_files_compact_json_and_infinities_are_read(tmp_path: Path, page: Trace) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from pytest_llmprof.analysis.events import KERNEL, MEMCPY, MEMSET, OP, RANGE, RUNTIME, Ints, Mask
 
-__all__ = ["FIRST_DEVICE", "Columns", "Labels", "Numbering"]
+__all__ = ["FIRST_DEVICE", "Columns", "Heads"]
 
 FIRST_DEVICE = 3
 """Added to the kinds of device events, so that one array can hold them and the host's."""
@@ -25,7 +25,7 @@ _KINDS = {
 }
 
 
-class Numbering(dict[Any, int]):
+class _Numbers(dict[Any, int]):
     """Numbers values 0, 1, ... in the order in which they are first looked up."""
 
     def __missing__(self, value: Any) -> int:
@@ -33,32 +33,35 @@ class Numbering(dict[Any, int]):
         return number
 
 
-class Labels(Numbering):
-    """Numbers pairs (category, name)."""
+class Heads(_Numbers):
+    """Numbers the triples (category, name, thread) of events, which repeat."""
 
     def kinds(self) -> Ints:
-        """The kind of each label; -1 for a category that is not kept."""
-        return np.array([_KINDS.get(category, -1) for category, _ in self], dtype=np.int64)
+        """The kind of each head; -1 for a category that is not kept."""
+        return np.array([_KINDS.get(category, -1) for category, _, _ in self], dtype=np.int64)
 
     def of(self, category: str) -> Mask:
-        """Which labels are of *category*."""
-        return np.array([one == category for one, _ in self], dtype=bool)
+        """Which heads are of *category*."""
+        return np.array([one == category for one, _, _ in self], dtype=bool)
 
     def names(self) -> tuple[list[str], Ints]:
-        """The distinct names, and for each label the index of its name."""
-        numbers = Numbering()
-        index = np.array([numbers[name] for _, name in self], dtype=np.int64)
+        """The distinct names, and for each head the index of its name."""
+        numbers = _Numbers()
+        index = np.array([numbers[name] for _, name, _ in self], dtype=np.int64)
         return list(numbers), index
+
+    def threads(self) -> Ints:
+        """For each head the number 0, 1, ... of its thread."""
+        numbers = _Numbers()
+        return np.array([numbers[thread] for _, _, thread in self], dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class Columns:
     """Complete events, one entry for each in every array."""
 
-    label: Ints
-    """The event's number in `Labels`."""
-    thread: Ints
-    """The thread's number in a `Numbering`."""
+    head: Ints
+    """The event's number in `Heads`."""
     start: Ints
     """Nanoseconds on the file's own clock."""
     dur: Ints

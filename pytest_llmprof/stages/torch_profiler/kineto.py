@@ -21,7 +21,7 @@ from pytest_llmprof.analysis.events import DeviceEvents, HostEvents, Ints, RawTr
 from pytest_llmprof.analysis.trace import Trace
 from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.records.files import read_bytes
-from pytest_llmprof.stages.torch_profiler.columns import FIRST_DEVICE, Columns, Labels, Numbering
+from pytest_llmprof.stages.torch_profiler.columns import FIRST_DEVICE, Columns, Heads
 from pytest_llmprof.stages.torch_profiler.json_reader import JsonReader, decode_finite
 from pytest_llmprof.stages.torch_profiler.text_reader import TextReader
 
@@ -29,8 +29,6 @@ __all__ = ["decode", "merged", "read_trace"]
 
 _OPENING = re.compile(rb'"traceEvents"\s*:\s*\[')
 _BETWEEN_EVENTS = re.compile(rb'\}(\s*,)\s*\{\s*"ph"')
-SLICE = 1 << 21
-"""Bytes that are read at a time, so that what is made of them stays in the processor's cache."""
 TAIL = 1 << 14
 """Bytes at the end, where threads get their names, that `json_reader` reads."""
 
@@ -47,16 +45,16 @@ def read_trace(source: Path | str | bytes, *, text: bool = True) -> Trace:
 def decode(source: Path | str | bytes, *, text: bool = True) -> RawTrace:
     """The events of a trace; arguments and errors as those of `read_trace`."""
     data, where = _unpacked(source)
-    labels, threads = Labels(), Numbering()
+    heads = Heads()
     try:
         try:
-            columns, events = _read_slices(data, labels, threads, text=text)
-        except msgspec.DecodeError:  # a cut inside a name, or a number that is no JSON
-            labels, threads = Labels(), Numbering()
-            columns, events = JsonReader(data, labels, threads).read_file()
+            columns, events = _read_slices(data, heads, text=text)
+        except msgspec.DecodeError:  # a cut inside a name
+            heads = Heads()
+            columns, events = JsonReader(data, heads).read_file()
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _not_whole(where, error) from error
-    return _sorted(columns, labels, events)
+    return _sorted(columns, heads, events)
 
 
 def merged(paths: Sequence[Path]) -> bytes:
@@ -92,16 +90,17 @@ def _not_whole(where: str, error: Exception) -> ArtifactError:
     return ArtifactError(f"{where} is not a whole torch.profiler trace: {error}")
 
 
-def _read_slices(data: bytes, labels: Labels, threads: Numbering, *, text: bool) -> tuple[Columns, int]:
+def _read_slices(data: bytes, heads: Heads, *, text: bool) -> tuple[Columns, int]:
     """All events slice by slice, so that no more than one slice is in memory as objects; and their number."""
     opening = _OPENING.search(data)
-    json_reader = JsonReader(data, labels, threads)
+    json_reader = JsonReader(data, heads)
     if opening is None:
         return json_reader.read_file()
-    text_reader = TextReader(data, labels, threads) if text else None
+    text_reader = TextReader(data, heads) if text else None
+    size = (text_reader or json_reader).slice_bytes
     begin, last = opening.end(), len(data) - TAIL
     parts: list[tuple[Columns, int]] = []
-    while begin < last and (cut := _BETWEEN_EVENTS.search(data, min(begin + SLICE, last))):
+    while begin < last and (cut := _BETWEEN_EVENTS.search(data, min(begin + size, last))):
         end = cut.start(1)
         part = text_reader.read(begin, end) if text_reader else None
         parts.append(part or json_reader.read(begin, end))
@@ -110,11 +109,11 @@ def _read_slices(data: bytes, labels: Labels, threads: Numbering, *, text: bool)
     return Columns.joined([columns for columns, _ in parts]), sum(number for _, number in parts)
 
 
-def _sorted(columns: Columns, labels: Labels, events: int) -> RawTrace:
+def _sorted(columns: Columns, heads: Heads, events: int) -> RawTrace:
     """The kept events of host and device in the order of `HostEvents` and `DeviceEvents`."""
-    kind = labels.kinds()[columns.label]
-    names, index = labels.names()
-    name = index[columns.label]
+    kind, thread = heads.kinds()[columns.head], heads.threads()[columns.head]
+    names, index = heads.names()
+    name = index[columns.head]
     kept = kind >= 0
     start = columns.start - (columns.start[kept].min() if kept.any() else 0)
 
@@ -129,15 +128,15 @@ def _sorted(columns: Columns, labels: Labels, events: int) -> RawTrace:
         }
 
     host = np.flatnonzero(kept & (kind < FIRST_DEVICE))
-    host = host[_outer_first(columns.thread[host], start[host], columns.dur[host])]
+    host = host[_outer_first(thread[host], start[host], columns.dur[host])]
     device = np.flatnonzero(kind >= FIRST_DEVICE)
     device = device[np.argsort(start[device], kind="stable")]
     return RawTrace(
         names=names,
-        host=HostEvents(**take(host, 0), thread=columns.thread[host]),
+        host=HostEvents(**take(host, 0), thread=thread[host]),
         device=DeviceEvents(**take(device, FIRST_DEVICE)),
         events=events,
-        windows=np.sort(start[labels.of("Trace")[columns.label]]),
+        windows=np.sort(start[heads.of("Trace")[columns.head]]),
     )
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pytest_llmprof.analysis.events import Ints, Mask
-from pytest_llmprof.stages.torch_profiler.columns import Columns, Labels, Numbering
+from pytest_llmprof.stages.torch_profiler.columns import Columns, Heads
 
 __all__ = ["TextReader"]
 
@@ -46,13 +46,13 @@ class _LayoutError(Exception):
     """The text is not laid out as kineto's."""
 
 
-class _Heads(dict[bytes, int]):
+class _HeadTexts(dict[bytes, int]):
     """Numbers the texts between an event's phase and its start."""
 
-    def __init__(self, labels: Labels, threads: Numbering) -> None:
-        self._labels, self._threads = labels, threads
-        self.parsed: list[tuple[int, int, bool]] = []
-        """For each number: label, thread, and whether such an event may have a correlation id."""
+    def __init__(self, heads: Heads) -> None:
+        self._heads = heads
+        self.parsed: list[tuple[int, bool]] = []
+        """For each number: that in `Heads`, and whether such an event may have a correlation id."""
 
     def __missing__(self, text: bytes) -> int:
         found = _HEAD.fullmatch(text)
@@ -60,20 +60,23 @@ class _Heads(dict[bytes, int]):
             raise _LayoutError
         category, name = found[1].decode(), msgspec.json.decode(b'"' + found[2] + b'"')
         may_correlate = category not in ("cpu_op", "user_annotation")
-        self.parsed.append((self._labels[category, name], self._threads[int(found[3])], may_correlate))
+        self.parsed.append((self._heads[category, name, int(found[3])], may_correlate))
         number = self[text] = len(self)
         return number
 
 
 class TextReader:
-    """Reads slices of *data*. Categories with names and threads get their numbers in *labels* and *threads*."""
+    """Reads slices of *data*. *heads* numbers their categories, names and threads."""
 
-    def __init__(self, data: bytes, labels: Labels, threads: Numbering) -> None:
+    slice_bytes = 1 << 21
+    """How much to read at a time, so that the arrays made of it stay in the processor's cache."""
+
+    def __init__(self, data: bytes, heads: Heads) -> None:
         self._data = data
         self._bytes = np.frombuffer(data, np.uint8)
         # The eight bytes from each place on, the first one lowest, without a copy: the stride is one byte.
         self._words: _Words = np.ndarray((max(len(data) - 7, 0),), "<u8", data, strides=(1,))
-        self._heads = _Heads(labels, threads)
+        self._head_texts = _HeadTexts(heads)
 
     def read(self, begin: int, end: int) -> tuple[Columns, int] | None:
         """The complete events between two places, and the number of events of every kind.
@@ -111,7 +114,7 @@ class TextReader:
         place = self._before(args + 1, _BEFORE_ARGS)
         dur, place = self._thousandths(place)
         start, place = self._thousandths(self._before(place, _BEFORE_DUR))
-        label, thread, may_correlate = self._parse_heads(braces[complete] + 1 + len(_PHASE + _COMPLETE), place)
+        head, may_correlate = self._parse_heads(braces[complete] + 1 + len(_PHASE + _COMPLETE), place)
         external, correlation = np.full((2, len(args)), -1, dtype=np.int64)
         # kineto writes the external id first, where there is one.
         rows = np.flatnonzero(self._is(args + 1, _EXTERNAL))
@@ -120,7 +123,7 @@ class TextReader:
         places = self._find(_CORRELATION, args[rows], limits[rows])
         rows, places = rows[places >= 0], places[places >= 0]
         correlation[rows] = self._digits_after(places + len(_CORRELATION))
-        return Columns(label, thread, start, dur, external, correlation), len(events)
+        return Columns(head, start, dur, external, correlation), len(events)
 
     def _is(self, places: Ints, text: bytes) -> Mask:
         """At which places *text* stands."""
@@ -142,12 +145,12 @@ class TextReader:
         found = map(self._data.find, repeat(text), begins.tolist(), ends.tolist())
         return np.fromiter(found, dtype=np.int64, count=len(begins))
 
-    def _parse_heads(self, begins: Ints, ends: Ints) -> tuple[Ints, Ints, Ints]:
-        """The arrays of `_Heads.parsed` for the heads between *begins* and *ends*."""
-        data, heads = self._data, self._heads
-        numbers = [heads[data[begin:end]] for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
-        label, thread, may_correlate = np.array(heads.parsed, dtype=np.int64)[numbers].T
-        return label, thread, may_correlate
+    def _parse_heads(self, begins: Ints, ends: Ints) -> tuple[Ints, Ints]:
+        """The columns of `_HeadTexts.parsed` for the texts between *begins* and *ends*."""
+        data, texts = self._data, self._head_texts
+        numbers = [texts[data[begin:end]] for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
+        head, may_correlate = np.array(texts.parsed, dtype=np.int64)[numbers].T
+        return head, may_correlate
 
     def _thousandths(self, ends: Ints) -> tuple[Ints, Ints]:
         """The numbers with three decimals that end before each place, times 1,000; and their begins."""
