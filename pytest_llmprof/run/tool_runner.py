@@ -25,7 +25,6 @@ from pytest_llmprof.stages.child import OUTCOME, Child, ChildSkipped
 
 __all__ = ["ToolRunner"]
 
-_WORKLOAD_STAGE = "torch_profiler"
 _FROM_CHILD = ("model", "prompt", "dataset", "callable")
 
 
@@ -91,7 +90,7 @@ class ToolRunner:
             yield
 
     def _child(self, out_dir: Path) -> Child:
-        run_dir, temp, outputs = (self.workload / name for name in ("run", "temp", _WORKLOAD_STAGE))
+        run_dir, temp, outputs = (self.workload / name for name in ("run", "temp", self.stage.workload))
         for directory in (run_dir, temp, *([outputs] if self.stage.outputs else [])):
             shutil.rmtree(directory, ignore_errors=True)
         temp.mkdir()
@@ -109,10 +108,10 @@ class ToolRunner:
 
     def _changes(self, outputs: Path) -> Mapping[str, Any]:
         """What the child's configuration has otherwise: it measures once, without a profiler of its own."""
-        block = f"pipeline.{_WORKLOAD_STAGE}"
+        block = f"pipeline.{self.stage.workload}"
         changes: dict[str, Any] = {
-            "stages": [_WORKLOAD_STAGE],
-            "llmprof.stage": _WORKLOAD_STAGE,
+            "stages": [self.stage.workload],
+            "llmprof.stage": self.stage.workload,
             "measure.rounds": 1,
             "measure.warmup": 1,
             f"{block}.enable": False,

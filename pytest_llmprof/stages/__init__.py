@@ -18,10 +18,11 @@ def packaged_stages() -> tuple[StagePlugin | ToolStagePlugin, ...]:
     from pytest_llmprof.stages.static_analysis import stage as static_analysis
     from pytest_llmprof.stages.torch_profiler import stage as torch_profiler
 
+    profiler = torch_profiler.plugin()
     return (
         direct_inference.plugin(),
-        torch_profiler.plugin(),
+        profiler,
         static_analysis.plugin(),
-        nsys.plugin(),
-        ncu.plugin(),
+        nsys.plugin(profiler.name),
+        ncu.plugin(profiler.name),
     )

@@ -145,6 +145,8 @@ class ToolStagePlugin(StageSpec):
     """A registered stage whose test runs in a child process, under a tool."""
 
     outputs: bool = field(kw_only=True)
-    """Whether the child writes its outputs, into `tmp/workload/torch_profiler` of the test's directory."""
+    """Whether the child writes its outputs, into `tmp/workload/<workload>` of the test's directory."""
+    workload: str = field(kw_only=True)
+    """The stage that the child runs, with its own tool off."""
     run: Callable[[ToolContext], None] = field(kw_only=True)
     """Run the child once and fill in `context.figures`. Raises `StageError` with one line where it cannot."""

@@ -20,7 +20,7 @@ from pytest_llmprof.stages.ncu import stage as ncu
 from pytest_llmprof.stages.nsys import stage as nsys
 
 HERE = Path(__file__).parent
-STAGES = {"nsys": nsys.plugin(), "ncu": ncu.plugin()}
+STAGES = {"nsys": nsys.plugin("torch_profiler"), "ncu": ncu.plugin("torch_profiler")}
 
 
 def install(name: str, directory: Path) -> Path:

@@ -186,6 +186,6 @@ def _summarise(context: ToolContext, chosen: Chosen, tool: Tool, ended: Ended, t
     )
 
 
-def plugin() -> ToolStagePlugin:
-    """The stage as it is registered."""
-    return ToolStagePlugin(_NAME, options=NcuOptions, check=check_ncu, outputs=False, run=_run)
+def plugin(workload: str) -> ToolStagePlugin:
+    """The stage as it is registered; its child runs the stage *workload*."""
+    return ToolStagePlugin(_NAME, options=NcuOptions, check=check_ncu, outputs=False, workload=workload, run=_run)

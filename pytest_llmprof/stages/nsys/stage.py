@@ -165,6 +165,6 @@ def _summarise(context: ToolContext, tool: Tool, ended: Ended, paths: list[Path]
     context.figures.update(summary(reports, card=cuda))
 
 
-def plugin() -> ToolStagePlugin:
-    """The stage as it is registered."""
-    return ToolStagePlugin(_NAME, options=NsysOptions, check=check_nsys, outputs=True, run=_run)
+def plugin(workload: str) -> ToolStagePlugin:
+    """The stage as it is registered; its child runs the stage *workload*."""
+    return ToolStagePlugin(_NAME, options=NsysOptions, check=check_nsys, outputs=True, workload=workload, run=_run)
