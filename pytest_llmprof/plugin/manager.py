@@ -257,11 +257,11 @@ class Manager:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
-        from pytest_llmprof.plugin.tool_items import handed_on
+        from pytest_llmprof.plugin.tool_items import child_options
 
         node.workerinput["llmprof_run_dir"] = str(self._shared.session.run_dir)
         node.workerinput["llmprof_session"] = self._shared.session.id
-        node.workerinput["llmprof_args"] = handed_on(self._config)
+        node.workerinput["llmprof_args"] = child_options(self._config)
         node.workerinput["llmprof_cwd"] = str(self._config.invocation_params.dir)
 
     @pytest.hookimpl(optionalhook=True)

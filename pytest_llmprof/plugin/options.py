@@ -11,10 +11,22 @@ import pytest
 if TYPE_CHECKING:
     from pytest_llmprof.config.compose import ConfigSources
 
-__all__ = ["FROZEN", "MARKERS", "add_options", "directory", "given_in_ini", "given_on_command_line", "sources"]
+__all__ = [
+    "CHILD_OPTIONS",
+    "FROZEN",
+    "MARKERS",
+    "OPTIONS",
+    "add_options",
+    "directory",
+    "given_in_ini",
+    "given_on_command_line",
+    "sources",
+]
 
 FROZEN = "--llmprof-frozen"
-"""Internal: the configuration that a child process is handed by the stage that started it."""
+"""Internal: the file of the configuration that a stage gives to the child process it starts."""
+CHILD_OPTIONS = "llmprof_child_options"
+"""The ini key of options to pass on to such a child."""
 
 MARKERS = (
     "llmprof(overrides=['key=value', ...]): Hydra overrides for this test alone; "
@@ -23,7 +35,7 @@ MARKERS = (
     "is broken. A figure that is not applicable (no truth, random weights, a CPU) does not fail.",
 )
 
-_OPTIONS: tuple[tuple[str, str, str, str], ...] = (
+OPTIONS: tuple[tuple[str, str, str, str], ...] = (
     # name, metavar, ini type, help
     (
         "stage",
@@ -50,7 +62,7 @@ _OPTIONS: tuple[tuple[str, str, str, str], ...] = (
 def add_options(parser: pytest.Parser) -> None:
     """Register the group `llmprof` and its ini twins."""
     group = parser.getgroup("llmprof", "benchmark and profile document-OCR and multimodal models")
-    for name, metavar, kind, text in _OPTIONS:
+    for name, metavar, kind, text in OPTIONS:
         dest = "llmprof_" + name.replace("-", "_")
         many = kind == "linelist"
         group.addoption(
@@ -72,17 +84,24 @@ def add_options(parser: pytest.Parser) -> None:
         default=False,
         help="print the session's resolved configuration as YAML and exit without collecting",
     )
+    parser.addini(
+        CHILD_OPTIONS,
+        "options of other plugins that the child process of a tool (nsys, ncu) gets too where they are given, such as "
+        "--asyncio-mode (one a line); it always gets those that conftest files define",
+        type="linelist",
+        default=[],
+    )
     group.addoption(FROZEN, dest="llmprof_frozen", default=None, help=argparse.SUPPRESS)
 
 
 def given_on_command_line(config: pytest.Config) -> bool:
     """Whether any option of ours was given there (pytest's `addopts` counts as given)."""
-    return any(config.getoption("llmprof_" + name.replace("-", "_")) is not None for name, _, _, _ in _OPTIONS)
+    return any(config.getoption("llmprof_" + name.replace("-", "_")) is not None for name, _, _, _ in OPTIONS)
 
 
 def given_in_ini(config: pytest.Config) -> bool:
     """Whether any ini value of ours is set."""
-    return any(config.getini("llmprof_" + name.replace("-", "_")) for name, _, _, _ in _OPTIONS)
+    return any(config.getini("llmprof_" + name.replace("-", "_")) for name, _, _, _ in OPTIONS)
 
 
 def directory(config: pytest.Config, name: str) -> Path | None:

@@ -123,7 +123,7 @@ def test_keys_of_the_plan_are_shown():
 
 @ALL
 def test_options_exist(document, pytestconfig):
-    known = {f"--llmprof-{name}" for name, *_ in options._OPTIONS} | {"--llmprof-show-config"}
+    known = {f"--llmprof-{name}" for name, *_ in options.OPTIONS} | {"--llmprof-show-config"}
     named = set(re.findall(r"--llmprof-[a-z-]+", document.read_text(encoding="utf-8")))
     assert named <= known
     if document == CONFIGURATION:
