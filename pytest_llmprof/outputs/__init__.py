@@ -1,16 +1,7 @@
 """What a test leaves for people and programs: predictions.jsonl and the gallery."""
 
-from pytest_llmprof.outputs.gallery import check_gallery, write_gallery
+from pytest_llmprof.outputs.gallery import check_gallery
 from pytest_llmprof.outputs.options import output_options
-from pytest_llmprof.outputs.predictions import PredictionWriter, read_predictions
 from pytest_llmprof.outputs.writer import Outputs, check_writable
 
-__all__ = [
-    "Outputs",
-    "PredictionWriter",
-    "check_gallery",
-    "check_writable",
-    "output_options",
-    "read_predictions",
-    "write_gallery",
-]
+__all__ = ["Outputs", "check_gallery", "check_writable", "output_options"]

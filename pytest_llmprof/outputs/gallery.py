@@ -5,9 +5,8 @@
     predictions.md
     pages/<page>/thumbnail.jpg boxes.jpg result.md info.json crops/<number>.jpg
 
-Links are relative, so the directory can be moved. `pages/` is built under a temporary name and renamed when
-whole; what an earlier run left is replaced, a `pages` directory of anything else is refused. One image at
-a time is in memory.
+Links are relative, so the directory can be moved. `pages/` is built under a temporary name and renamed when it is
+complete. It replaces an earlier gallery's; any other `pages` directory is refused. One image at a time is in memory.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from __future__ import annotations
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +30,7 @@ from pytest_llmprof.text.names import unique_names
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["MAX_CROPS", "Gallery", "check_gallery", "write_gallery"]
+__all__ = ["MAX_CROPS", "check_gallery", "write_gallery"]
 
 MAX_CROPS = 100
 """At most this many crops a page are written."""
@@ -40,24 +38,10 @@ _TEMPORARY = ".tmp-pages-"
 _CROPPED = "image"
 
 
-@dataclass(frozen=True)
-class Gallery:
-    """What `write_gallery` wrote."""
-
-    path: Path
-    """predictions.md"""
-    sections: int
-    """Pages with a section of their own."""
-    skipped_boxes: int
-    """Boxes in those sections that were not drawn: malformed, empty or outside the image."""
-    unreadable: int
-    """Pages in those sections whose image could not be read."""
-
-
 def check_gallery(directory: Path, key: str = "save_dir") -> None:
-    """Refuse a *directory* whose `pages` is not an earlier gallery's, since writing one would replace it.
+    """Raise `ArtifactError` where *directory* has a `pages` that no gallery wrote: writing one would replace it.
 
-    *key* is the setting that names the directory, for the message. Raises `ArtifactError`.
+    *key* is the setting that names the directory, for the message.
     """
     pages = directory / "pages"
     if pages.is_symlink() or (pages.exists() and not pages.is_dir()):
@@ -82,19 +66,18 @@ def write_gallery(
     records: Sequence[Prediction],
     pages: Mapping[str, Page],
     prompt_kind: str,
-    max_images: int | None = 16,
-    thumbnail_width: int = 480,
-    plain: Mapping[str, str] | None = None,
-    facts: Mapping[str, str] | None = None,
-) -> Gallery:
+    max_images: int | None,
+    thumbnail_width: int,
+    plain: Mapping[str, str],
+    facts: Mapping[str, str],
+) -> None:
     """Write the gallery of *records* into *directory*, which is made where it is missing.
 
-    *records* holds one record a page (the last counts where there are more), in the order of the table;
-    *pages* the pages by name. *prompt_kind* ("markdown", "free" or "other") chooses the truth. The first
-    *max_images* pages get a section (None = all, 0 = the table alone), with thumbnails *thumbnail_width*
-    pixels wide. *plain* is each page's answer as it was scored (`ParsedOutput.plain`), for the differences;
-    `text_clean` stands in where it is missing. *facts* is shown below the title. Raises `ArtifactError`
-    where the directory cannot be written.
+    *records* holds one record a page (the last counts where there are more), in the order of the table; *pages* the
+    pages by name. *prompt_kind* ("markdown", "free" or "other") chooses the truth. The first *max_images* pages get a
+    section (None = all, 0 = the table alone), with thumbnails *thumbnail_width* pixels wide. *plain* holds the answers
+    of these pages as they were scored (`ParsedOutput.plain`), for the differences. *facts* is shown below the title.
+    Raises `ArtifactError` where the directory cannot be written.
     """
     records = list({record.page: record for record in records}.values())
     shown = records if max_images is None else records[:max_images]
@@ -112,27 +95,19 @@ def write_gallery(
             page = pages.get(record.page)
             files = _write_images(temporary / name, record, page, thumbnail_width)
             files.truth = None if page is None else page.truth(prompt_kind)
-            files.answer = (plain or {}).get(record.page, record.text_clean)
+            files.answer = plain[record.page]
             write_text(temporary / name / "result.md", result(files))
             write_json(temporary / name / "info.json", _info(files))
             written.append(files)
         _replace(directory / "pages", temporary if shown else None)
-        write_text(directory / "predictions.md", document(title, facts or {}, records, written))
+        write_text(directory / "predictions.md", document(title, facts, records, written))
     except OSError as error:
         raise ArtifactError(f"cannot write the gallery in {directory}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return Gallery(
-        path=directory / "predictions.md",
-        sections=len(written),
-        skipped_boxes=sum(files.skipped_boxes for files in written),
-        unreadable=sum(files.image_error is not None for files in written),
-    )
 
 
-def _write_images(
-    directory: Path, record: Prediction, page: Page | None, thumbnail_width: int
-) -> PageFiles:
+def _write_images(directory: Path, record: Prediction, page: Page | None, thumbnail_width: int) -> PageFiles:
     """Write thumbnail, boxes and crops of one page, or note why its image cannot be read."""
     directory.mkdir()
     files = PageFiles(name=directory.name, record=record, skipped_boxes=record.bad_boxes)
@@ -144,10 +119,8 @@ def _write_images(
     except (LlmprofError, OSError, ValueError, MemoryError) as error:
         files.image_error = str(error) or type(error).__name__
         return files
-    try:
+    with image:
         _save_images(directory, image, files, thumbnail_width)
-    finally:
-        image.close()
     return files
 
 
@@ -172,7 +145,7 @@ def _save(image: Image, path: Path) -> None:
 
 
 def _info(files: PageFiles) -> dict[str, Any]:
-    """The page's line of predictions.jsonl without its texts, and what is known of the images."""
+    """The page's line of predictions.jsonl without its texts, and facts of its image."""
     info = prediction_dict(files.record)
     del info["text_raw"], info["text_clean"]
     return info | {
@@ -186,11 +159,10 @@ def _info(files: PageFiles) -> dict[str, Any]:
 
 def _replace(pages: Path, new: Path | None) -> None:
     """Put the directory *new* (None = nothing) in the place of *pages*."""
+    old = pages.with_name(f"{_TEMPORARY}{secrets.token_hex(4)}")
     if pages.exists():
-        old = pages.with_name(f"{_TEMPORARY}{secrets.token_hex(4)}")
         pages.rename(old)
-        if new is not None:
-            new.rename(pages)
-        shutil.rmtree(old)
-    elif new is not None:
+    if new is not None:
         new.rename(pages)
+    if old.exists():
+        shutil.rmtree(old)

@@ -1,4 +1,4 @@
-"""The words of the gallery: predictions.md and each page's result.md."""
+"""The gallery's Markdown: predictions.md and each page's result.md."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pytest_llmprof.text.numbers import count, fixed
 __all__ = ["MAX_TEXT", "PageFiles", "document", "result"]
 
 MAX_TEXT = 40_000
-"""A longer text is cut in predictions.md; result.md has the whole."""
+"""A longer text is cut at this many characters in predictions.md, but not in result.md."""
 _NONE = "–"
 
 
@@ -39,9 +39,7 @@ class PageFiles:
     """The answer as it was scored."""
 
 
-def document(
-    title: str, facts: Mapping[str, str], records: Sequence[Prediction], sections: Sequence[PageFiles]
-) -> str:
+def document(title: str, facts: Mapping[str, str], records: Sequence[Prediction], sections: Sequence[PageFiles]) -> str:
     """predictions.md: the table of all *records* and a section for each of *sections*."""
     parts = [f"# {inline(title)}\n"]
     if facts:
@@ -66,7 +64,6 @@ def _count_line(records: Sequence[Prediction], sections: int) -> str:
     failed = sum(record.status != "ok" for record in records)
     line = count(len(records), "page") + (f", {failed} failed" if failed else "")
     if sections < len(records):
-        # Not "the first 0 pages": with no section at all the table is all there is.
         line += f"; the first {sections} of them below" if sections else "; no images (`max_images` is 0)"
     return f"{line}.\n"
 
@@ -83,15 +80,15 @@ def _table(records: Sequence[Prediction], anchors: Mapping[str, str]) -> str:
 
 
 def _section(files: PageFiles, base: str, limit: int | None) -> list[str]:
-    """The parts of a page's section; *base* leads to its files, texts are cut at *limit* characters."""
+    """The parts of a page's section: *base* is the path to its files, *limit* the longest text (None = any)."""
     record = files.record
     parts = [_facts(files)]
     if record.error is not None:
-        parts += ["**Error**\n", fenced(_cut(record.error, limit))]
+        parts += ["**Error**\n", fenced(record.error[:limit])]
     alt = inline(record.page, 80)
     if files.image_error is not None:
         if files.image_error != record.error:
-            parts += ["**The image could not be read**\n", fenced(_cut(files.image_error, limit))]
+            parts += ["**The image could not be read**\n", fenced(files.image_error[:limit])]
     else:
         parts.append(f"![{alt}, thumbnail]({base}thumbnail.jpg) ![{alt}, boxes]({base}boxes.jpg)\n")
     if files.boxes or files.skipped_boxes:
@@ -157,16 +154,12 @@ def _differences(files: PageFiles) -> list[str]:
 
 
 def _text(text: str, limit: int | None) -> str:
-    return fenced(_cut(text, limit), "markdown") + _note(text, limit)
+    return fenced(text[:limit], "markdown") + _note(text, limit)
 
 
 def _folded(summary: str, text: str, limit: int | None) -> str:
-    shown = preformatted(_cut(text, limit))
+    shown = preformatted(text[:limit])
     return f"<details>\n<summary>{summary}</summary>\n\n{shown}\n</details>\n{_note(text, limit)}"
-
-
-def _cut(text: str, limit: int | None) -> str:
-    return text if limit is None else text[:limit]
 
 
 def _note(text: str, limit: int | None) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pytest_llmprof.datasets.base import Page
 from pytest_llmprof.errors import ArtifactError
-from pytest_llmprof.outputs.gallery import Gallery, check_gallery, write_gallery
+from pytest_llmprof.outputs.gallery import check_gallery, write_gallery
 from pytest_llmprof.outputs.options import output_options
 from pytest_llmprof.outputs.predictions import PredictionWriter
 from pytest_llmprof.records.predictions import Prediction
@@ -94,19 +94,16 @@ class Outputs:
             record = replace(record, text_raw="", text_clean="", boxes=())
         self._records[record.page] = record
 
-    def close(self, pages: Iterable[Page], facts: Mapping[str, str] | None = None) -> Gallery | None:
-        """Close predictions.jsonl and write the gallery; *facts* is shown below its title.
-
-        None where the gallery is off. A second call does nothing.
-        """
+    def close(self, pages: Iterable[Page], facts: Mapping[str, str] | None = None) -> None:
+        """Close predictions.jsonl and write the gallery; *facts* is shown below its title. Once only."""
         if self._closed:
-            return None
+            return
         self._closed = True
         if self._predictions is not None:
             self._predictions.close()
         if self._visualization_dir is None:
-            return None
-        return write_gallery(
+            return
+        write_gallery(
             self._visualization_dir,
             title=self._title,
             records=list(self._records.values()),
@@ -115,5 +112,5 @@ class Outputs:
             max_images=self._options.max_images,
             thumbnail_width=self._options.thumbnail_width,
             plain=self._plain,
-            facts=facts,
+            facts=facts or {},
         )

@@ -50,9 +50,7 @@ def test_both_outputs_in_one_directory(tmp_path: Path, make_record, make_page) -
     outputs = Outputs(tmp_path / "out", tmp_path / "out", title="t", prompt_kind="free", extra=_Extra())
     for page in pages:
         outputs.add(make_record(page.name, "raw", boxes=(Box("text", (1, 1, 5, 5)),), cer=0.2), "Hallo")
-    gallery = outputs.close(pages, {"Model": "tiny"})
-    assert gallery is not None
-    assert (gallery.sections, gallery.skipped_boxes) == (1, 0)
+    outputs.close(pages, {"Model": "tiny"})
     assert sorted(os.listdir(tmp_path / "out")) == ["pages", "predictions.jsonl", "predictions.md"]
     assert os.listdir(tmp_path / "out/pages") == ["a"]
     # The line of a page without a section is whole all the same.
@@ -67,7 +65,8 @@ def test_both_outputs_in_one_directory(tmp_path: Path, make_record, make_page) -
     assert "- Model: tiny\n" in text
     assert "- Hello\n" in text  # compared with what was scored, not with the raw text
     assert "+ Hallo\n" in text
-    assert outputs.close(pages) is None
+    outputs.close(pages)  # does nothing
+    assert (tmp_path / "out/predictions.md").read_text() == text
 
 
 def test_each_output_alone_and_none(tmp_path: Path, make_record, make_page) -> None:
