@@ -43,10 +43,11 @@ def _leave_out(config: pytest.Config, items: list[pytest.Item], marker: str, why
 
 def _no_nsys() -> str | None:
     from pytest_llmprof.errors import StageError
+    from pytest_llmprof.stages.nsys.stage import NSYS
     from pytest_llmprof.stages.tools import find_tool
 
     try:
-        find_tool("nsys", None, {})
+        find_tool(NSYS, None, {})
     except StageError as error:
         return str(error)
     return None

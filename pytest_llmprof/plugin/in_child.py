@@ -1,4 +1,4 @@
-"""The child's side of a test that runs under a tool: what came of it, for the process that started it."""
+"""The child's side of a test that runs under a tool: report its outcome to the process that started it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from pytest_llmprof.measure.phases import DOMAIN
 from pytest_llmprof.plugin.items import ITEM
-from pytest_llmprof.stages.child import OUTCOME
+from pytest_llmprof.stages.child import Nvtx, Outcome
 
 if TYPE_CHECKING:
     from pytest_llmprof.plugin.shared import SharedState
@@ -25,8 +25,7 @@ class InChild:
 
     def __init__(self, shared: SharedState) -> None:
         self._shared = shared
-        self._notes: list[str] = []
-        self._told: dict[str, Any] = {"outcome": "passed", "error": None, "measured": False, "dir": None}
+        self._outcome = Outcome()
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> Generator[None, object, object]:
@@ -40,26 +39,25 @@ class InChild:
             if state is None or state.row is None or not in_test or "NoneType" not in str(error):
                 raise
             line = linecache.getline(frame.filename, frame.lineno or 0).strip()
-            self._notes.append(f"{pyfuncitem.path.name}:{frame.lineno}: {line}")
+            self._outcome.notes.append(f"{pyfuncitem.path.name}:{frame.lineno}: {line}")
             return True
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Keep the worst of setup, call and teardown; write it when the test has ended."""
-        told: dict[str, Any] | None = getattr(report, "llmprof", None)
-        if told is None:
+        """Keep the first of setup, call and teardown that did not pass; write the outcome when the test has ended."""
+        entry: dict[str, Any] | None = getattr(report, "llmprof", None)
+        if entry is None:
             return
-        mine = self._told
-        if mine["outcome"] == "passed" and not report.passed:
-            mine["outcome"] = report.outcome
-            mine["error"] = told["error"] or _reason(report)
-        if told["row"] is not None:
-            mine["measured"] = True
-            mine["dir"] = str(self._shared.session.run_dir / told["dir"])
+        outcome, run_dir = self._outcome, self._shared.session.run_dir
+        if outcome.outcome == "passed" and not report.passed:
+            outcome.outcome = report.outcome
+            outcome.error = entry["error"] or _reason(report)
+        if entry["row"] is not None:
+            outcome.measured = True
+            outcome.dir = str(run_dir / entry["dir"])
         if report.when == "teardown":
-            from pytest_llmprof.records.files import write_json
-
-            write_json(self._shared.session.run_dir / OUTCOME, {**mine, "notes": self._notes, "nvtx": _nvtx()})
+            outcome.nvtx = _nvtx()
+            outcome.write(run_dir)
 
 
 def _reason(report: pytest.TestReport) -> str:
@@ -68,8 +66,8 @@ def _reason(report: pytest.TestReport) -> str:
     return report.longreprtext
 
 
-def _nvtx() -> dict[str, object]:
-    """Whether nvtx has something to record with: it gives a silent stand-in for a domain that nobody listens to."""
+def _nvtx() -> Nvtx:
     import nvtx
 
-    return {"version": version("nvtx"), "records": type(nvtx.get_domain(DOMAIN)).__name__ != "DummyDomain"}
+    # Without a tool that listens, nvtx returns a domain that does nothing.
+    return Nvtx(version("nvtx"), type(nvtx.get_domain(DOMAIN)).__name__ != "DummyDomain")

@@ -21,7 +21,7 @@ from pytest_llmprof.measure.figures import Figures, as_dict
 from pytest_llmprof.records.files import read_json, write_json, write_text
 from pytest_llmprof.run.artifacts import Artifacts
 from pytest_llmprof.stages.base import ToolContext, ToolStagePlugin
-from pytest_llmprof.stages.child import OUTCOME, Child, ChildSkipped
+from pytest_llmprof.stages.child import Child, ChildSkipped, Outcome
 
 __all__ = ["ToolRunner"]
 
@@ -62,7 +62,11 @@ class ToolRunner:
                 out_dir=out_dir,
                 device=device,
                 child=child,
-                results=self.artifacts.out_dir,
+                other_stages=[
+                    (stage, self.artifacts.out_dir(stage))
+                    for stage in self.settings.stages
+                    if stage != self.settings.stage
+                ],
                 progress=self.progress,
                 figures={},
             )
@@ -126,11 +130,10 @@ class ToolRunner:
     def _write(self, context: ToolContext, error: LlmprofError | None) -> None:
         from pytest_llmprof.report import write_report
 
-        told = self.workload / "run" / OUTCOME
-        outcome: Mapping[str, Any] = read_json(told) if told.exists() else {}
+        outcome = Outcome.read(self.workload / "run") or Outcome()
         ran: Mapping[str, Any] = {}
-        if outcome.get("dir"):
-            directory = Path(outcome["dir"])
+        if outcome.dir:
+            directory = Path(outcome.dir)
             ran = read_json(directory / "metrics.json")
             for name in ("environment.json", "inputs.jsonl"):
                 if (directory / name).exists():
@@ -162,7 +165,7 @@ class ToolRunner:
             "profiler_ran_before": False,
             **{name: ran[name] for name in _FROM_CHILD if name in ran},
             "fingerprint": {**ran.get("fingerprint", {}), "config": self.settings.digest},
-            self.settings.stage: {**context.figures, "not_applied": outcome.get("notes", [])},
+            self.settings.stage: {**context.figures, "not_applied": outcome.notes},
         }
         write_json(context.out_dir / "metrics.json", self.metrics)
         write_report(context.out_dir)

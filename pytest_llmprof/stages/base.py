@@ -5,7 +5,7 @@ A third party registers a `StagePlugin` through the hook ``pytest_llmprof_stages
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -127,8 +127,8 @@ class ToolContext:
     """"cpu" or "cuda:0": where the child's model will run."""
     child: Child
     """Starts the test in a process of its own."""
-    results: Callable[[str], Path]
-    """The directory of another stage of this test in this run; it may not be there."""
+    other_stages: Sequence[tuple[str, Path]]
+    """The other stages of this run in their order, each with its directory for this test; it may not exist."""
     progress: Callable[[str], None]
     """Shows one line of progress."""
     figures: dict[str, Any]

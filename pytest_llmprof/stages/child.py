@@ -1,7 +1,7 @@
-"""The same test again, in a process of its own: what the stages that run under a tool share.
+"""Run the same test again in a child process, under a tool.
 
 The child is pytest on the same node id, with the parent's configuration as a file. It leaves `outcome.json` in
-its run directory; this module starts it, waits, ends it where it must, and says what came of it.
+its run directory. This module starts it, waits for its end, or ends it, and reports the outcome.
 """
 
 from __future__ import annotations
@@ -16,22 +16,23 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from pytest_llmprof.errors import LlmprofError, StageError
-from pytest_llmprof.records.files import read_json, write_text
-from pytest_llmprof.stages.tools import tail
+from pytest_llmprof.records.files import read_json, write_json, write_text
+from pytest_llmprof.stages.tools import Tool, tail
 
 if TYPE_CHECKING:
     import psutil
 
-__all__ = ["OUTCOME", "Child", "ChildSkipped", "Ended", "ToolFailed"]
+__all__ = ["Child", "ChildSkipped", "Ended", "Nvtx", "Outcome", "ToolFailed"]
 
-OUTCOME = "outcome.json"
-"""In the child's run directory: what came of its test."""
+_OUTCOME = "outcome.json"
 _GRACE_S = 5.0
 _MARK = "LLMPROF_CHILD"
-"""In the environment of all that a child starts, by which those are found that have left its family (nsys's agent)."""
+"""Environment variable of every process that a child starts: finds those that left its group (nsys's agent)."""
 
 
 class ToolFailed(StageError):
@@ -46,6 +47,41 @@ class ChildSkipped(LlmprofError):
     """The test skipped itself in the child; the text is its reason."""
 
 
+class Nvtx(msgspec.Struct, frozen=True):
+    """The package nvtx in the child."""
+
+    version: str
+    records: bool
+    """Whether a tool records its ranges; if not, nvtx does nothing and reports no error."""
+
+
+class Outcome(msgspec.Struct):
+    """outcome.json in the child's run directory: the result of its test."""
+
+    outcome: str = "passed"
+    """passed, failed or skipped: the first of setup, call and teardown that did not pass."""
+    error: str | None = None
+    """Why it did not pass; null where it did."""
+    measured: bool = False
+    """Whether the test called `llmprof.run()` or `llmprof.measure()`."""
+    dir: str | None = None
+    """The child's stage directory; null where it measured nothing."""
+    notes: list[str] = []
+    """Lines at which the test ended because a time is null in the child."""
+    nvtx: Nvtx | None = None
+    """Set when the test has ended."""
+
+    @classmethod
+    def read(cls, run_dir: Path) -> Outcome | None:
+        """Read it from the child's run directory; None where no test has ended there."""
+        path = run_dir / _OUTCOME
+        return msgspec.convert(read_json(path), cls) if path.exists() else None
+
+    def write(self, run_dir: Path) -> None:
+        """Write it to the child's run directory."""
+        write_json(run_dir / _OUTCOME, self)
+
+
 @dataclass(frozen=True)
 class Ended:
     """A child that has ended."""
@@ -54,8 +90,8 @@ class Ended:
     """Exit code of the command; negative for a signal."""
     output: str
     """What the tool and the child wrote."""
-    outcome: Mapping[str, Any] | None
-    """outcome.json; None where the child ended no test."""
+    outcome: Outcome | None
+    """None where the child ended no test."""
 
     @property
     def last_lines(self) -> str:
@@ -63,9 +99,9 @@ class Ended:
         return tail(self.output)
 
     def check(self, tool: str) -> None:
-        """Raise what came of the child where it did not pass: `ChildSkipped` or `ToolFailed`.
+        """Raise `ChildSkipped` or `ToolFailed` where the child did not pass.
 
-        The child's own verdict comes first: a tool hands its exit code on, and may end badly because of it.
+        Its own outcome comes before the exit code, which a tool passes on.
         """
         if self.outcome is None:
             raise ToolFailed(
@@ -73,23 +109,50 @@ class Ended:
                 f"last line: {_last(self.output)}",
                 self.last_lines,
             )
-        if self.outcome["outcome"] == "skipped":
-            raise ChildSkipped(str(self.outcome["error"]))
-        if self.outcome["outcome"] != "passed":
-            raise ToolFailed(
-                f"the test failed in its child under {tool}: {self.outcome['error']}",
-                self.last_lines,
-            )
+        if self.outcome.outcome == "skipped":
+            raise ChildSkipped(str(self.outcome.error))
+        if self.outcome.outcome != "passed":
+            raise ToolFailed(f"the test failed in its child under {tool}: {self.outcome.error}", self.last_lines)
         if self.code:
             raise ToolFailed(
                 f"{tool} ended with {_code(self.code)} although the test passed under it; "
                 f"last line: {_last(self.output)}",
                 self.last_lines,
             )
-        if not self.outcome["measured"]:
+        if not self.outcome.measured:
             raise ToolFailed(
                 f"the test called neither llmprof.run() nor llmprof.measure() under {tool}: there is nothing to capture"
             )
+
+    def check_under(self, tool: Tool) -> None:
+        """As `check`. An nvtx that does not record, on which the next run would fail, is reported too."""
+        try:
+            self.check(tool.name)
+        except ToolFailed as error:
+            if problem := self._nvtx_problem(tool):
+                raise ToolFailed(f"{error}. Besides, {problem}", error.details) from None
+            raise
+
+    def check_nvtx(self, tool: Tool) -> None:
+        """Raise `ToolFailed` where the child's nvtx did not record, which it does not report itself."""
+        if problem := self._nvtx_problem(tool):
+            raise ToolFailed(problem)
+
+    def _nvtx_problem(self, tool: Tool) -> str | None:
+        nvtx = self.outcome.nvtx if self.outcome is not None else None
+        if nvtx is None or nvtx.records:
+            return None
+        return (
+            f"NVTX recorded nothing under {tool.name} {tool.version}: the package nvtx {nvtx.version} needs a newer "
+            f"{tool.name}, and reports no error; pip install nvtx==0.2.11, or use a newer {tool.name}"
+        )
+
+    def opened_ranges(self) -> list[str]:
+        """The values of `capture` that this test's measured pass could have had."""
+        assert self.outcome is not None
+        metrics = read_json(Path(str(self.outcome.dir)) / "metrics.json")
+        names = dict.fromkeys(name for sample in metrics["samples"] for name in sample["phases"])
+        return ["all", *names, *(["step"] if "decode" in names else [])]
 
 
 @dataclass
@@ -113,17 +176,17 @@ class Child:
         """What the tool and the child write."""
         return self.out_dir / "output.log"
 
-    def run(self, prefix: Sequence[str], env: Mapping[str, str], what: str) -> Ended:
-        """Run it once behind *prefix*, the tool's own command (empty: without a tool), and wait for its end.
+    def run(self, prefix: Sequence[str], env: Mapping[str, str], tool: str) -> Ended:
+        """Run it once behind *prefix*, the command of *tool* (empty: without a tool), and wait for its end.
 
-        *env* goes over this process's environment; *what* names the tool. Raises `ToolFailed` where it cannot
-        be started or takes too long. However this ends, no process of the child's group is left.
+        *env* is added to this process's environment. Raises `ToolFailed` where it cannot be started or takes too
+        long. However this ends, no process of the child's group is left.
         """
         command = [*prefix, *self.command]
         assignments = [f"{name}={value}" for name, value in env.items()]
         shown = shlex.join(["env", "-u", "PYTEST_ADDOPTS", *assignments, *command])
         write_text(self.out_dir / "command.txt", f"cd {shlex.quote(str(self.cwd))}\n{shown}\n")
-        surroundings = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
         mark = uuid.uuid4().hex
         begin = time.monotonic()
         with self.log.open("wb") as log:
@@ -131,7 +194,7 @@ class Child:
                 process = subprocess.Popen(
                     command,
                     cwd=self.cwd,
-                    env={**surroundings, **_kept(), **env, _MARK: mark},
+                    env={**inherited, **_kept(), **env, _MARK: mark},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -140,17 +203,16 @@ class Child:
             except OSError as error:
                 raise ToolFailed(f"{command[0]} cannot be run: {error.strerror}") from error
             try:
-                code = self._wait(process, mark, begin, what)
+                code = self._wait(process, mark, begin, tool)
             finally:
                 _end_group(process, mark)
-        path = self.run_dir / OUTCOME
-        return Ended(code, self._output(), read_json(path) if path.exists() else None)
+        return Ended(code, self._output(), Outcome.read(self.run_dir))
 
     def _output(self) -> str:
         # Bytes: reading as text would make lines of the carriage returns of progress bars.
         return self.log.read_bytes().decode("utf-8", "replace")
 
-    def _wait(self, process: subprocess.Popen[bytes], mark: str, begin: float, what: str) -> int:
+    def _wait(self, process: subprocess.Popen[bytes], mark: str, begin: float, tool: str) -> int:
         while True:
             seconds = time.monotonic() - begin
             left = self.timeout_s - seconds
@@ -158,13 +220,13 @@ class Child:
                 _end_group(process, mark)
                 text = self._output()
                 raise ToolFailed(
-                    f"the test under {what} did not end in {self.timeout_s:g} s ({self.key}); last line: {_last(text)}",
+                    f"the test under {tool} did not end in {self.timeout_s:g} s ({self.key}); last line: {_last(text)}",
                     tail(text),
                 )
             try:
                 return process.wait(min(left, 1.0))
             except subprocess.TimeoutExpired:
-                self.progress(f"the test under {what}, {seconds:.0f} s")
+                self.progress(f"the test under {tool}, {seconds:.0f} s")
 
 
 def _kept() -> dict[str, str]:
@@ -178,19 +240,19 @@ def _code(code: int) -> str:
 
 
 def _last(text: str) -> str:
-    """The line that says most: the tool's last error, else the last one."""
+    """The tool's last error line, else the last line."""
     lines = [line.strip() for line in tail(text).split("\n") if line.strip(" =-\t")]
     errors = [line for line in lines if line.startswith(("==ERROR==", "ERROR:"))]
     return (errors or lines or ["none, nothing was written"])[-1][:300]
 
 
 def _end_group(process: subprocess.Popen[bytes], mark: str) -> None:
-    """End the process, its group and whatever it started in a group of its own: first gently, then at once."""
+    """End the process, its group and whatever it started in a group of its own: SIGTERM first, then SIGKILL."""
     import psutil
 
     if process.poll() is None:
         _signal_group(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):  # the next signal can't be refused
+        with contextlib.suppress(subprocess.TimeoutExpired):  # SIGKILL follows
             process.wait(_GRACE_S)
     psutil.wait_procs(_marked(mark), timeout=1.0)
     _signal_group(process.pid, signal.SIGKILL)
@@ -201,12 +263,12 @@ def _end_group(process: subprocess.Popen[bytes], mark: str) -> None:
         except psutil.NoSuchProcess:
             continue
     psutil.wait_procs(family, timeout=1.0)
-    with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may hold a killed process for as long as it likes
+    with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may hold a killed process
         process.wait(_GRACE_S)
 
 
 def _marked(mark: str) -> list[psutil.Process]:
-    """The processes that a child started, and those that these started."""
+    """All processes that a child has started, directly or not."""
     import psutil
 
     found = []

@@ -1,4 +1,4 @@
-"""NVIDIA's command line tools: where they lie, which version they are, and their log files."""
+"""Command line tools under which a stage runs a test: finding the program, its version, its options and its log."""
 
 from __future__ import annotations
 
@@ -12,74 +12,78 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llmprof.errors import StageError
+from pytest_llmprof.measure.phases import ROUND
 
-__all__ = ["Tool", "check_tool_options", "find_tool", "tail"]
+__all__ = ["Program", "Tool", "check_tool_options", "find_tool", "range_of", "tail"]
 
 _RANGE = re.compile(r"[A-Za-z_][\w.-]*")
-
-_PLACES = {
-    "nsys": (
-        "/opt/nvidia/nsight-systems/*/bin/nsys",
-        "/opt/nvidia/nsight-systems/*/target-linux-x64/nsys",
-        "/opt/nvidia/nsight-compute/*/host/target-linux-x64/nsys",
-        "/usr/local/cuda*/bin/nsys",
-    ),
-    "ncu": ("/opt/nvidia/nsight-compute/*/ncu", "/usr/local/cuda*/bin/ncu"),
-}
-_NAMES = {"nsys": "Nsight Systems", "ncu": "Nsight Compute"}
-_LEAST = {"nsys": (2022, 4), "ncu": (2022, 3)}
-"""The oldest versions whose options are all there."""
 _VERSION = re.compile(r"\bVersion\s+(\d{4}(?:\.\d+)+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
+class Program:
+    """What a stage knows of its program before it is found."""
+
+    name: str
+    """On PATH; also the name of the stage."""
+    title: str
+    """In the output of `--version`: "Nsight Systems"."""
+    oldest: tuple[int, int]
+    """The oldest version that has all options that are used."""
+    places: tuple[str, ...]
+    """Absolute patterns of the usual places beside PATH."""
+
+    def installed(self) -> Iterator[Path]:
+        """What is in the usual places, the newest version of each first."""
+        for pattern in self.places:
+            yield from sorted(Path("/").glob(pattern.removeprefix("/")), key=_numbers, reverse=True)
+
+
+@dataclass(frozen=True)
 class Tool:
-    """One program."""
+    """A program that was found."""
 
     name: str
     path: Path
     version: str
-    """As it says itself, "2025.3.1"."""
+    """As it prints it, "2025.3.1"."""
     env: Mapping[str, str]
     """Environment of the tool and of what runs under it."""
 
 
-def _usual_places(name: str) -> Iterator[Path]:
-    """What the usual places hold, the newest version of each first."""
-    for pattern in _PLACES[name]:
-        found = Path("/").glob(pattern.removeprefix("/"))
-        yield from sorted(found, key=lambda path: [int(part) for part in re.findall(r"\d+", str(path))], reverse=True)
+def _numbers(path: Path) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", str(path))]
 
 
-def _find(name: str, given: str | None) -> Path:
-    key = f"pipeline.{name}.path"
+def _find(program: Program, given: str | None) -> Path:
+    name, key = program.name, f"pipeline.{program.name}.path"
     if given is not None:
         wanted = str(Path(given).expanduser())
         found = shutil.which(wanted)
         if found is None:
-            there = "is not a program that can be run" if Path(wanted).exists() else "does not exist"
+            reason = "is not a program that can be run" if Path(wanted).exists() else "does not exist"
             if "/" not in wanted:
-                there = "is not on PATH"
-            raise StageError(f"{key}={given} {there}: name the program {name} of {_NAMES[name]}")
+                reason = "is not on PATH"
+            raise StageError(f"{key}={given} {reason}: name the program {name} of {program.title}")
         return Path(found)
     on_path = shutil.which(name)
     if on_path is not None:
         return Path(on_path)
-    for path in _usual_places(name):
+    for path in program.installed():
         if path.is_file() and os.access(path, os.X_OK):
             return path
     raise StageError(
-        f"the program {name} ({_NAMES[name]}) was not found on PATH or in {', '.join(_PLACES[name])}: "
+        f"the program {name} ({program.title}) was not found on PATH or in {', '.join(program.places)}: "
         f"install it, or name it with --llmprof-override {key}=/path/to/{name}"
     )
 
 
-def find_tool(name: str, given: str | None, env: Mapping[str, str]) -> Tool:
-    """Find nsys or ncu: *given* (a path or name), else on PATH, else in the usual places; ask its version.
+def find_tool(program: Program, given: str | None, env: Mapping[str, str]) -> Tool:
+    """Find a program: *given* (a path or name), else on PATH, else in the usual places; ask its version.
 
     Raises `StageError` where it is not there, cannot be run, is another program, or is too old.
     """
-    path = _find(name, given)
+    path = _find(program, given)
     try:
         done = subprocess.run(
             [str(path), "--version"],
@@ -95,26 +99,30 @@ def find_tool(name: str, given: str | None, env: Mapping[str, str]) -> Tool:
     except subprocess.TimeoutExpired:
         raise StageError(f"{path} --version gave no answer in 60 s") from None
     text = done.stdout + done.stderr
-    said = " ".join(text.split())[:300] or "nothing"
+    printed = " ".join(text.split())[:300] or "nothing"
     if done.returncode:
         raise StageError(
-            f"{path} --version ended with exit code {done.returncode} and said: {said} "
-            f"(a missing library can be named with pipeline.{name}.env={{LD_LIBRARY_PATH: /path}})"
+            f"{path} --version ended with exit code {done.returncode} and printed: {printed} "
+            f"(a missing library can be named with pipeline.{program.name}.env={{LD_LIBRARY_PATH: /path}})"
         )
     match = _VERSION.search(text)
-    if match is None or (_NAMES[name] not in text and name not in text.lower()):
-        raise StageError(f"{path} is not {_NAMES[name]}: --version said: {said}")
-    least = _LEAST[name]
-    if tuple(int(part) for part in match[1].split(".")[:2]) < least:
+    if match is None or (program.title not in text and program.name not in text.lower()):
+        raise StageError(f"{path} is not {program.title}: --version printed: {printed}")
+    if tuple(int(part) for part in match[1].split(".")[:2]) < program.oldest:
         raise StageError(
-            f"{path} is {_NAMES[name]} {match[1]}; at least {'.'.join(map(str, least))} is needed: install a newer "
-            f"one, or name it with pipeline.{name}.path"
+            f"{path} is {program.title} {match[1]}; at least {'.'.join(map(str, program.oldest))} is needed: install "
+            f"a newer one, or name it with pipeline.{program.name}.path"
         )
-    return Tool(name, path, match[1], dict(env))
+    return Tool(program.name, path, match[1], dict(env))
+
+
+def range_of(capture: str) -> str:
+    """The NVTX range that the option `capture` means."""
+    return ROUND if capture == "all" else capture
 
 
 def tail(text: str, lines: int = 60) -> str:
-    """The last *lines* of a log, each as a terminal would have left it: what follows its last carriage return."""
+    """The last *lines* of a log, each as a terminal would show it: what follows its last carriage return."""
     kept = [line.rstrip("\r").rpartition("\r")[2] for line in text.rstrip("\n").split("\n")]
     return "\n".join(kept[-lines:])
 

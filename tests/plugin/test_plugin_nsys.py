@@ -13,6 +13,7 @@ from importlib.metadata import version
 
 import pytest
 
+from pytest_llmprof.stages.nsys.stage import NSYS
 from pytest_llmprof.stages.tools import find_tool
 
 pytestmark = [pytest.mark.nsys, pytest.mark.slow]
@@ -26,7 +27,7 @@ def records(tmp_path_factory):
     """Whether this nvtx finds this nsys: newer ones stay silent under an old one."""
     directory = tmp_path_factory.mktemp("probe")
     code = "import nvtx; print('domain', type(nvtx.get_domain('probe')).__name__)"
-    nsys = str(find_tool("nsys", None, {}).path)
+    nsys = str(find_tool(NSYS, None, {}).path)
     command = [nsys, "profile", "--trace=nvtx", "--sample=none", "--cpuctxsw=none", "-o", str(directory / "r")]
     done = subprocess.run([*command, sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "domain " in done.stdout, done.stdout + done.stderr

@@ -64,7 +64,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tool
             out_dir=out_dir,
             device=device,
             child=child,
-            results=lambda other: out_dir.parent / other,
+            other_stages=[(other, out_dir.parent / other) for other in ("torch_profiler", "nsys")],
             progress=lambda text: None,
             figures={},
         )

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ import pytest
 from pytest_llmprof.errors import StageError
 from pytest_llmprof.stages.child import Child, ToolFailed
 from pytest_llmprof.stages.ncu.options import NcuOptions
-from pytest_llmprof.stages.ncu.stage import choose
+from pytest_llmprof.stages.ncu.stage import NCU, Chosen, choose
+from pytest_llmprof.stages.nsys.stage import NSYS
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "analysis"))
 from nsys_tables import Export, one_round
@@ -117,6 +119,13 @@ def test_nsys_without_kernels_or_ranges(stage, tmp_path):
     assert "no range of the domain llmprof" in text
 
 
+def places(monkeypatch: pytest.MonkeyPatch, name: str, *patterns: str) -> None:
+    """Look for a program in other places than the usual ones."""
+    program = {"nsys": NSYS, "ncu": NCU}[name]
+    target = f"pytest_llmprof.stages.{name}.stage.{name.upper()}"
+    monkeypatch.setattr(target, replace(program, places=patterns))
+
+
 def test_a_tool_that_is_not_there(stage, exported, tmp_path, monkeypatch):
     text = str(failure(stage, "nsys", "pass", "pipeline.nsys.path=/no/such/nsys"))
     assert text.startswith("pipeline.nsys.path=/no/such/nsys does not exist")
@@ -126,12 +135,12 @@ def test_a_tool_that_is_not_there(stage, exported, tmp_path, monkeypatch):
     plain.write_text("no program")
     assert "is not a program" in str(failure(stage, "nsys", "pass", f"pipeline.nsys.path={plain}"))
     monkeypatch.setattr("pytest_llmprof.stages.tools.shutil.which", lambda name: None)
-    monkeypatch.setattr("pytest_llmprof.stages.tools._PLACES", {"nsys": (f"{tmp_path}/nowhere/*/nsys",)})
+    places(monkeypatch, "nsys", f"{tmp_path}/nowhere/*/nsys")
     text = str(failure(stage, "nsys", "pass"))
     assert "was not found on PATH" in text
     assert "--llmprof-override pipeline.nsys.path=" in text
     # The newest of the usual places, by its number.
-    monkeypatch.setattr("pytest_llmprof.stages.tools._PLACES", {"nsys": (f"{tmp_path}/opt/*/nsys",)})
+    places(monkeypatch, "nsys", f"{tmp_path}/opt/*/nsys")
     for version in ("2024.9", "2025.10", "2025.9"):
         path = tmp_path / "opt" / version / "nsys"
         path.parent.mkdir(parents=True)
@@ -139,7 +148,7 @@ def test_a_tool_that_is_not_there(stage, exported, tmp_path, monkeypatch):
         path.chmod(0o755)
     context = stage("nsys", "pass", report=exported)
     assert context.figures["tool"]["path"] == f"{tmp_path}/opt/2025.10/nsys"
-    monkeypatch.setattr("pytest_llmprof.stages.tools._PLACES", {"ncu": (f"{tmp_path}/nowhere/*/ncu",)})
+    places(monkeypatch, "ncu", f"{tmp_path}/nowhere/*/ncu")
     text = str(failure(stage, "ncu", "pass"))
     assert "the program ncu (Nsight Compute) was not found on PATH" in text
     assert "--llmprof-override pipeline.ncu.path=" in text
@@ -248,12 +257,19 @@ def test_ncu_takes_the_longest_kernels_of_this_run(stage, printed, tmp_path):
     (tmp_path / "mod" / "test_a" / "torch_profiler").mkdir()
     first = tmp_path / "mod" / "test_a" / "torch_profiler" / "kernels.csv"
     first.write_text("name,kind,phase,busy_ms\nmine,kernel,decode,1\n")
-    results = [("torch_profiler", first), ("nsys", other / "kernels.csv")]
+    results = [("torch_profiler", first.parent), ("nsys", other)]
     assert choose(NcuOptions(), results).kernels == ("mine",)
     assert choose(NcuOptions(capture="prefill"), results).kernels == ("softmax",)
     assert choose(NcuOptions(capture="all", kernels="top:1"), results[1:]).kernels == ("softmax",)
     assert choose(NcuOptions(kernels="gemv.*"), results).pattern == "gemv.*"
     assert choose(NcuOptions(kernels="all"), results).pattern is None
+    # Any stage's kernels.csv will do, in the order of the run's stages; one of other columns will not.
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "kernels.csv").write_text("kernel,launches\nother,1\n")
+    assert choose(NcuOptions(), [("theirs", theirs), *reversed(results)]).source == "nsys"
+    (theirs / "kernels.csv").write_text("name,kind,phase,busy_ms\nown,kernel,decode,1\n")
+    assert choose(NcuOptions(), [("theirs", theirs), *results]) == Chosen("theirs", ("own",), "^(own)$", 50)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ class NcuOptions:
     capture: str = "decode"
     """The NVTX range whose kernels are profiled: `all` (measured passes), decode, prefill, step, vision ..."""
     kernels: str = "top:5"
-    """`top:N` (of this test's torch_profiler or nsys result in this run), `all`, or a regular expression."""
+    """`top:N` (the longest in the kernels.csv of another stage of this run), `all`, or a regular expression."""
     launch_skip: int = 0
     """Matching launches passed over first (>= 0)."""
     launch_count: int = 50

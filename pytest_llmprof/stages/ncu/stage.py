@@ -1,7 +1,7 @@
-"""The stage `ncu`: the test again in a child under Nsight Compute, a few kernels of one NVTX range.
+"""The stage `ncu`: run the test again in a child under Nsight Compute and profile a few kernels of one NVTX range.
 
-Each profiled launch is replayed several times, so nothing here is a time of the model; the durations are those
-of single launches. Without `clock_control=base` the clocks are as in the other stages.
+Each profiled launch is replayed several times, so no time here is one of the model: durations are those of single
+launches. Without `clock_control=base` the clocks are as in the other stages.
 """
 
 from __future__ import annotations
@@ -15,21 +15,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pytest_llmprof.errors import ArtifactError, StageError
-from pytest_llmprof.measure.phases import DOMAIN, STEP
+from pytest_llmprof.measure.phases import DOMAIN, STEP, SUB_PHASES
 from pytest_llmprof.records.files import write_text
 from pytest_llmprof.stages.base import ToolContext, ToolStagePlugin
 from pytest_llmprof.stages.child import Ended, ToolFailed
 from pytest_llmprof.stages.ncu.options import NcuOptions, check_ncu
-from pytest_llmprof.stages.nsys.stage import check_ended, check_nvtx, opened_ranges, range_of
-from pytest_llmprof.stages.tools import Tool, find_tool, tail
+from pytest_llmprof.stages.tools import Program, Tool, find_tool, range_of, tail
 
-__all__ = ["Chosen", "choose", "ncu_command", "plugin"]
+__all__ = ["NCU", "Chosen", "choose", "plugin"]
 
-_NAME = "ncu"
-_SOURCES = ("torch_profiler", "nsys")
-"""Stages whose kernels.csv says which kernels are the longest, the first that has one."""
-_PARTS = {"vision": ("vision", "sam", "clip", "projector"), STEP: ("decode",)}
-"""Range -> the phases whose kernels lie in it, where it is not the one of its name."""
+NCU = Program(
+    name="ncu",
+    title="Nsight Compute",
+    oldest=(2022, 3),
+    places=("/opt/nvidia/nsight-compute/*/ncu", "/usr/local/cuda*/bin/ncu"),
+)
+_NAME = NCU.name
+_PHASES = {"vision": ("vision", *SUB_PHASES), STEP: ("decode",)}
+"""Range -> the phases of its kernels, where these are not just the phase of its name."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Chosen:
     """Which launches are profiled."""
 
     source: str
-    """torch_profiler or nsys (their longest kernels), first (no result in this run), all, or regex."""
+    """The stage whose longest kernels these are, first (no stage of this run has such kernels), all, or regex."""
     kernels: tuple[str, ...]
     """Function names, the longest first."""
     pattern: str | None
@@ -47,27 +50,31 @@ class Chosen:
 
 
 def _longest(path: Path, capture: str, number: int) -> list[str]:
-    """The *number* functions with the most time in *capture*, of a kernels.csv."""
+    """The *number* functions with the most time in *capture*, of a kernels.csv; none of one with other columns."""
     from pytest_llmprof.analysis.kernel_names import function_name
 
     totals: dict[str, float] = {}
-    phases = _PARTS.get(capture, (capture,))
+    phases = _PHASES.get(capture, (capture,))
     with path.open(encoding="utf-8", newline="") as stream:
-        for row in csv.DictReader(stream):
+        rows = csv.DictReader(stream)
+        if not {"name", "kind", "phase", "busy_ms"} <= set(rows.fieldnames or ()):
+            return []
+        for row in rows:
             if row["kind"] == "kernel" and (capture == "all" or row["phase"] in phases):
                 name = function_name(row["name"])
                 totals[name] = totals.get(name, 0.0) + float(row["busy_ms"])
     return sorted(totals, key=lambda name: -totals[name])[:number]
 
 
-def choose(options: NcuOptions, results: Sequence[tuple[str, Path]]) -> Chosen:
-    """What `kernels` means here; *results* are other stages' kernels.csv by stage, where they are there."""
+def choose(options: NcuOptions, other_stages: Sequence[tuple[str, Path]]) -> Chosen:
+    """What `kernels` means: `top:N` takes the first of *other_stages* whose kernels.csv has kernels of the range."""
     if options.kernels == "all":
         return Chosen("all", (), None, options.launch_count)
     if not options.kernels.startswith("top:"):
         return Chosen("regex", (), options.kernels, options.launch_count)
     number = int(options.kernels.removeprefix("top:"))
-    for stage, path in results:
+    for stage, directory in other_stages:
+        path = directory / "kernels.csv"
         names = _longest(path, options.capture, number) if path.is_file() else []
         if names:
             pattern = f"^({'|'.join(map(re.escape, names))})$"
@@ -75,8 +82,8 @@ def choose(options: NcuOptions, results: Sequence[tuple[str, Path]]) -> Chosen:
     return Chosen("first", (), None, min(number, options.launch_count))
 
 
-def ncu_command(tool: Tool, options: NcuOptions, chosen: Chosen, report: Path) -> list[str]:
-    """The command up to the program that it runs. A push/pop range's name ends in a slash."""
+def _command(tool: Tool, options: NcuOptions, chosen: Chosen, report: Path) -> list[str]:
+    """ncu's part of the command. The name of a push/pop range ends in a slash."""
     from pytest_llmprof.stages.ncu.export import METRICS
 
     sections = [word for name in options.sections for word in ("--section", name)] or ["--set", options.set]
@@ -104,8 +111,8 @@ def _run(context: ToolContext) -> None:
             f"ncu profiles CUDA kernels, and this test runs on {context.device} "
             f"(model.device={context.settings.model.device}): leave ncu out of --llmprof-stage here"
         )
-    tool = find_tool(_NAME, options.path, options.env)
-    chosen = choose(options, [(stage, context.results(stage) / "kernels.csv") for stage in _SOURCES])
+    tool = find_tool(NCU, options.path, options.env)
+    chosen = choose(options, context.other_stages)
     report = context.out_dir / f"{_NAME}.ncu-rep"
     context.figures.update(
         tool={"path": str(tool.path), "version": tool.version},
@@ -116,14 +123,14 @@ def _run(context: ToolContext) -> None:
         launch_count=chosen.count,
         clock_control=options.clock_control,
     )
-    ended = context.child.run(ncu_command(tool, options, chosen, report), options.env, _NAME)
+    ended = context.child.run(_command(tool, options, chosen, report), options.env, _NAME)
     if "ERR_NVGPUCTRPERM" in ended.output:
         raise ToolFailed(
-            "ncu may not read the card's performance counters (ERR_NVGPUCTRPERM): run as root or with CAP_SYS_ADMIN, "
+            "ncu may not read the GPU's performance counters (ERR_NVGPUCTRPERM): run as root or with CAP_SYS_ADMIN, "
             "or load the driver with NVreg_RestrictProfilingToAdminUsers=0",
             ended.last_lines,
         )
-    check_ended(ended, tool)
+    ended.check_under(tool)
     if not report.exists():
         _captured_nothing(context, chosen, tool, ended)
     text = _export(tool, report)
@@ -132,13 +139,13 @@ def _run(context: ToolContext) -> None:
 
 
 def _captured_nothing(context: ToolContext, chosen: Chosen, tool: Tool, ended: Ended) -> None:
-    """Raise why no kernel was profiled."""
-    check_nvtx(ended, tool)
+    """Raise the reason why no kernel was profiled."""
+    ended.check_nvtx(tool)
     capture = context.options.capture
-    opened = opened_ranges(ended)
+    opened = ended.opened_ranges()
     name = f"{DOMAIN}@{range_of(capture)}/ (pipeline.ncu.capture={capture})"
-    if capture not in opened.split(", "):
-        raise ToolFailed(f"ncu profiled no kernel: the range {name} never opened; this test opens {opened}")
+    if capture not in opened:
+        raise ToolFailed(f"ncu profiled no kernel: the range {name} never opened; this test opens {', '.join(opened)}")
     matching = f" whose function matches {chosen.pattern}" if chosen.pattern else ""
     skipped = f" after the first {context.options.launch_skip}" if context.options.launch_skip else ""
     raise ToolFailed(f"ncu profiled no kernel: the range {name} launches none{matching}{skipped}", ended.last_lines)
@@ -173,7 +180,7 @@ def _summarise(context: ToolContext, chosen: Chosen, tool: Tool, ended: Ended, t
     try:
         launches = read_csv(text, "raw.csv")
     except ArtifactError as error:
-        raise ToolFailed(f"ncu {tool.version} exported what cannot be read: {error}") from error
+        raise ToolFailed(f"the export of ncu {tool.version} cannot be read: {error}") from error
     if not launches:
         _captured_nothing(context, chosen, tool, ended)
     rows = kernel_rows(launches)
