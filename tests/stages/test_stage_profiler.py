@@ -39,7 +39,7 @@ def tiny() -> Iterator[Any]:
 @pytest.fixture
 def complaints(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     fresh: list[str] = []
-    monkeypatch.setattr(cupti, "_complaints", fresh)
+    monkeypatch.setattr(cupti, "_messages", fresh)
     return fresh
 
 
@@ -102,7 +102,7 @@ def test_a_trace_without_a_kernel_fails_where_cupti_was_silent(
 def test_kinetos_words_are_kept_and_passed_on_without_its_noise(
     capfd: pytest.CaptureFixture[str], complaints: list[str]
 ) -> None:
-    with cupti.heard():
+    with cupti.capture_messages():
         os.write(2, b"USDT:2026-01-01 handler.cpp:52] profiler_start\nWARNING: about CUPTI\nsomething else\n")
     os.write(2, b"after\n")
     assert capfd.readouterr().err == "WARNING: about CUPTI\nsomething else\nafter\n"

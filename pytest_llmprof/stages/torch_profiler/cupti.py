@@ -1,10 +1,9 @@
-"""CUPTI, the library through which torch.profiler sees the card: its one start in a process, what it complains
-of, and its end.
+"""Start and end CUPTI, the library through which torch.profiler records the GPU, and read its error messages.
 
-Kineto (torch.profiler's tracer) tells the cause of a failed start on the standard error stream alone, and once a
-process. Once started CUPTI stays, and makes every later launch slower, unless Kineto is told by the environment
-variable TEARDOWN_CUPTI=1 to end it when a profile stops; it is then ended inside a later call into CUDA. Before CUDA
-12.6 that breaks CUDA graphs, so there it is left alone, and so it is where the user has set the variable.
+kineto (torch.profiler's tracer) prints why a start failed to standard error only, and once a process. Once started,
+CUPTI stays and slows down every later launch, unless the environment variable TEARDOWN_CUPTI=1 makes kineto end it
+when a profile stops; it then ends inside a later call into CUDA. Before CUDA 12.6 that breaks CUDA graphs, so there it
+is not ended, nor where the user has set the variable.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["Cupti", "heard", "release", "synchronise", "why_no_kernels"]
+__all__ = ["Cupti", "capture_messages", "free_profiler", "missing_kernels_reason", "synchronise"]
 
-_SWITCH = "TEARDOWN_CUPTI"
-_NOISE = re.compile(r"^USDT:.*\n?", re.MULTILINE)
+_TEARDOWN = "TEARDOWN_CUPTI"
+_IGNORED = re.compile(r"^USDT:.*\n?", re.MULTILINE)
 _ERROR = re.compile(r"CUPTI_ERROR_\w+(?: \(\d+\))?")
 _ADVICE = {
     "CUPTI_ERROR_INSUFFICIENT_PRIVILEGES": "this user may not profile: run as root, or load the driver with "
@@ -30,13 +29,13 @@ _ADVICE = {
 }
 _ENDS_AFTER_S, _ENDS_WITHIN_S = 0.1, 1.0
 
-_complaints: list[str] = []
-"""What Kineto has said of CUPTI in this process. It speaks at the first start only, so later tests need it too."""
+_messages: list[str] = []
+"""kineto's lines on CUPTI in this process. It prints them at the first start only, but later tests need them too."""
 
 
 @contextmanager
-def heard() -> Iterator[None]:
-    """Listen to the process's standard error while the profiler starts or stops, and pass on what is no noise."""
+def capture_messages() -> Iterator[None]:
+    """Read the process's standard error while the profiler starts or stops, and print it again but for USDT lines."""
     import sys
 
     sys.stderr.flush()
@@ -49,46 +48,42 @@ def heard() -> Iterator[None]:
             sys.stderr.flush()
             os.dup2(original, 2)
             stream.seek(0)
-            text = _NOISE.sub("", stream.read().decode("utf-8", "replace"))
-            _complaints.extend(line for line in text.splitlines() if "CUPTI" in line)
+            text = _IGNORED.sub("", stream.read().decode("utf-8", "replace"))
+            _messages.extend(line for line in text.splitlines() if "CUPTI" in line)
             if text:
                 os.write(original, text.encode())
             os.close(original)
 
 
-def why_no_kernels() -> str:
-    """The reason, as far as it is known, why a trace of work on the card has no kernel in it."""
-    said = " ".join(_complaints)
-    errors = list(dict.fromkeys(_ERROR.findall(_without_links(said))))
+def missing_kernels_reason() -> str:
+    """Why a trace of work on the GPU has no kernel in it, as far as it is known."""
+    printed = " ".join(_messages)
+    # "If you see CUPTI_ERROR_INSUFFICIENT_PRIVILEGES, refer to ..." follows every error.
+    errors = list(dict.fromkeys(_ERROR.findall(re.sub(r"If you see CUPTI_ERROR_\w+", "", printed))))
     if errors:
         advice = [text for name, text in _ADVICE.items() if any(error.startswith(name) for error in errors)]
         return f"CUPTI could not start: {', '.join(errors)}" + "".join(f"; {text}" for text in advice)
-    if said:
-        return f"CUPTI said: {said[:300]}"
+    if printed:
+        return f"CUPTI printed: {printed[:300]}"
     return (
-        "the profiler (CUPTI) recorded nothing on the card and gave no reason. Another profiler may hold it, or this "
+        "the profiler (CUPTI) recorded nothing on the GPU and gave no reason. Another profiler may hold it, or this "
         "user may not use it"
     )
 
 
-def _without_links(said: str) -> str:
-    # "If you see CUPTI_ERROR_INSUFFICIENT_PRIVILEGES, refer to ..." follows every error.
-    return re.sub(r"If you see CUPTI_ERROR_\w+", "", said)
-
-
 def synchronise(device: str) -> None:
-    """Wait for the card; nothing on a CPU."""
+    """Wait for the GPU; nothing on a CPU."""
     if device.startswith("cuda"):
         import torch
 
         torch.cuda.synchronize(torch.device(device))
 
 
-def release(profiler: Any) -> None:
+def free_profiler(profiler: Any) -> None:
     """Free a torch profiler and its events, which are hundreds of megabytes.
 
-    It refers to itself in a circle: left alone it stays until Python's next full collection, which then frees it for
-    half a second inside whatever is measured at that time.
+    It refers to itself in a circle, so only Python's next full collection would free it, which takes half a second
+    of whatever is measured at that time.
     """
     vars(profiler).clear()
 
@@ -96,62 +91,62 @@ def release(profiler: Any) -> None:
 class Cupti:
     """CUPTI for one stage on one device: `load` before the profiled window, `unload` after it.
 
-    On a CPU both run the profiler once on next to nothing, and there is nothing to end.
+    On a CPU `load` starts the profiler once and `unload` does nothing.
     """
 
     def __init__(self, device: str, profiler: Callable[[], Any]) -> None:
         self._device = device
         self._profiler = profiler
-        self.ends = device.startswith("cuda") and _SWITCH not in os.environ and _can_end()
+        self.ends = device.startswith("cuda") and _TEARDOWN not in os.environ and _can_end()
         """Whether `unload` ends it."""
 
     @contextmanager
-    def _ending(self) -> Iterator[None]:
-        """Kineto reads the variable when a profile starts (to begin anew after an end) and when it stops."""
+    def _teardown(self) -> Iterator[None]:
+        """kineto reads the variable when a profile starts (to start CUPTI again after an end) and when it stops."""
         if self.ends:
-            os.environ[_SWITCH] = "1"
+            os.environ[_TEARDOWN] = "1"
         try:
             yield
         finally:
             if self.ends:
-                del os.environ[_SWITCH]
+                del os.environ[_TEARDOWN]
 
     def load(self) -> None:
         """Pay the profiler's first start (seconds on CUDA) on one discarded operation."""
         import torch
 
-        with heard():
+        with capture_messages():
             profiler = self._profiler()
-            with self._ending():
+            with self._teardown():
                 profiler.start()
             torch.ones(8, device=self._device).sum()
             synchronise(self._device)
             profiler.stop()
-        release(profiler)
+        free_profiler(profiler)
 
     def unload(self) -> None:
         """End CUPTI, so that what runs later in this process is as fast as before."""
         if not self.ends:
             return
-        with heard():
+        with capture_messages():
             profiler = self._profiler()
             profiler.start()
             threads = _threads()
-            with self._ending():
+            with self._teardown():
                 profiler.stop()
-                # Its end comes inside a call into CUDA, once a thread of Kineto's own has asked for it. That thread
-                # looks at the variable again when all is done: were it gone by then, CUPTI would begin anew.
+                # CUPTI ends inside a call into CUDA, once a thread of kineto's has asked for it. That thread reads the
+                # variable again afterwards: without it, CUPTI would start again.
                 begin = time.perf_counter()
                 while (waited := time.perf_counter() - begin) < _ENDS_WITHIN_S:
                     synchronise(self._device)
                     time.sleep(0.002)
                     if waited > _ENDS_AFTER_S and _threads() <= threads:
                         break
-        release(profiler)
+        free_profiler(profiler)
 
 
 def _threads() -> int:
-    """How many threads the process has, those of libraries too; 0 where the system does not tell."""
+    """The number of threads of the process, those of libraries included; 0 where it is unknown."""
     try:
         return len(os.listdir("/proc/self/task"))
     except OSError:

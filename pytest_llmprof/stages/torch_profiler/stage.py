@@ -19,7 +19,13 @@ from pytest_llmprof.records.files import write_bytes
 from pytest_llmprof.stages.base import StageContext, StagePlugin, Window
 from pytest_llmprof.stages.direct_inference import clean_rounds
 from pytest_llmprof.stages.torch_profiler.compress import GzipWriter
-from pytest_llmprof.stages.torch_profiler.cupti import Cupti, heard, release, synchronise, why_no_kernels
+from pytest_llmprof.stages.torch_profiler.cupti import (
+    Cupti,
+    capture_messages,
+    free_profiler,
+    missing_kernels_reason,
+    synchronise,
+)
 from pytest_llmprof.stages.torch_profiler.options import TorchProfilerOptions, check_torch_profiler
 
 if TYPE_CHECKING:
@@ -93,7 +99,7 @@ def _one_trace(context: StageContext, batch: Iterator[None], path: Path, costs: 
     with closing(batch):  # type: ignore[type-var]
         with costs.of("reach"):
             next(batch)
-        with costs.of("start"), heard():
+        with costs.of("start"), capture_messages():
             profiler = _profiler(context)
             profiler.start()
         try:
@@ -103,12 +109,12 @@ def _one_trace(context: StageContext, batch: Iterator[None], path: Path, costs: 
                 with record_function(WINDOW_END):  # our own waiting is no step's
                     synchronise(context.workload.device)
         finally:
-            with costs.of("stop"), heard():
+            with costs.of("stop"), capture_messages():
                 profiler.stop()
     with costs.of("export"):
         profiler.export_chrome_trace(str(path))
     with costs.of("release"):
-        release(profiler)
+        free_profiler(profiler)
 
 
 def _why_empty(trace: Trace, window: Window, *, cuda: bool) -> str | None:
@@ -123,7 +129,7 @@ def _why_empty(trace: Trace, window: Window, *, cuda: bool) -> str | None:
             "steps earlier"
         )
     if kernels == 0:
-        return f"the profiled window holds no CUDA kernel: {why_no_kernels()}"
+        return f"the profiled window holds no CUDA kernel: {missing_kernels_reason()}"
     return "the profiled window holds no operator: the profiler recorded nothing"
 
 
