@@ -10,11 +10,11 @@ from pytest_llmprof.errors import ModelError, nearest
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["one_of", "pick_device", "pick_dtype"]
+__all__ = ["check_choice", "pick_device", "pick_dtype"]
 
 
-def one_of(key: str, value: str, allowed: Collection[str]) -> None:
-    """Refuse a *value* of *key* that is not allowed, with one line."""
+def check_choice(key: str, value: str, allowed: Collection[str]) -> None:
+    """Raise `ModelError` where the *value* of *key* is not allowed."""
     if value not in allowed:
         raise ModelError(f"{key}={value} is not one of {', '.join(allowed)}{nearest(value, allowed)}")
 
@@ -33,12 +33,10 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cpu")
     if not present:
         build = "" if torch.version.cuda else f" (torch {torch.__version__} is built without CUDA)"
-        raise ModelError(f"model.device={name}, but torch sees no CUDA card{build}; use auto or cpu")
+        raise ModelError(f"model.device={name}, but torch sees no CUDA GPU{build}; use auto or cpu")
     index = int(number or 0)
     if index >= present:
-        raise ModelError(
-            f"model.device={name}, but torch sees {present} CUDA card(s); the last is cuda:{present - 1}"
-        )
+        raise ModelError(f"model.device={name}, but torch sees {present} CUDA GPU(s); the last is cuda:{present - 1}")
     return torch.device("cuda", index)
 
 
@@ -49,5 +47,5 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    one_of("model.dtype", name, ("auto", *dtypes))
+    check_choice("model.dtype", name, ("auto", *dtypes))
     return dtypes[name]

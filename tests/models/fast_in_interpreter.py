@@ -1,5 +1,5 @@
-"""The kernels of `fast` on a CPU, in Triton's interpreter: a process of its own, which must be set before Triton is
-imported. Prints what each case gave, as JSON; `test_model_fast.py` reads it."""
+"""The kernels of `fast` on a CPU, in Triton's interpreter. It is a program of its own, because the interpreter must be
+chosen before Triton is imported. Prints each case's results as JSON for `test_model_fast.py`."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ INFER = InferSettings(max_new_tokens=26, no_repeat_ngram_size=3)
 
 
 class Coarse(TritonStep):
-    """Few programs, each of many rows: the interpreter takes its time for each program."""
+    """Few programs, each of many rows: the interpreter is slow for each program."""
 
-    _PROJECT = _WIDEN = _HEAD = (512, 4)
-    _JOIN = _EXPERTS = _NARROW = (256, 4)
-    _SPLITS, _PLACES, _WINDOWS = 2, 64, 512
+    PROJECT = WIDEN = HEAD = (512, 4)
+    JOIN = EXPERTS = NARROW = (256, 4)
+    SPLITS, PLACES, WINDOWS = 2, 64, 512
 
 
 def answer(generate: Any, *given: Any) -> Any:
@@ -46,7 +46,7 @@ def answer(generate: Any, *given: Any) -> Any:
 
 
 def pages(settings: ModelSettings, infer: InferSettings, images: list[Any]) -> dict[str, Any]:
-    """Each picture's answer by both engines, and the phases that they opened."""
+    """Each image's answer from both engines, and the phases that they opened."""
     found: dict[str, Any] = {}
     for engine in ("reference", "fast"):
         model = load(settings, replace(infer, engine=engine))
@@ -60,13 +60,13 @@ def pages(settings: ModelSettings, infer: InferSettings, images: list[Any]) -> d
 def prompts(
     model: Any, length: int, limits: generation.Limits, ends_with: int | None = None, broken: bool = False
 ) -> dict[str, Any]:
-    """A prompt of random embeddings; with *ends_with* the end token is what the reference says there."""
+    """Answers to a prompt of random embeddings. With *ends_with* the end token is the reference's token there."""
     generator = torch.Generator().manual_seed(5)
-    batch = generation.layout([torch.randint(3, 900, (length,), generator=generator).tolist()], CPU)
+    batch = generation.pad_prompts([torch.randint(3, 900, (length,), generator=generator).tolist()], CPU)
     embeddings = torch.randn(1, length, model.config.text_config.hidden_size, generator=generator)
 
     def run(engine: Any) -> Any:
-        engine._prefill.embeddings = lambda inputs, phases: embeddings
+        engine.prefill.embeddings = lambda inputs, phases: embeddings
         return answer(engine.generate, SimpleNamespace(prompts=batch), limits, Record())
 
     def eager() -> Any:
@@ -80,7 +80,7 @@ def prompts(
             reference = eager()
         fast = FastEngine(model)
         if broken:
-            fast._step._norm = torch.full_like(fast._step._norm, torch.nan)
+            fast.step.norm = torch.full_like(fast.step.norm, torch.nan)
         return {"reference": reference, "fast": run(fast)}
 
 

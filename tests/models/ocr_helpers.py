@@ -51,5 +51,4 @@ class Ids:
 
 def generate(model: Any, prompts: generation.Prompts, embeddings: Any, limits: generation.Limits) -> list[Token]:
     """What the reference engine does after the vision tower."""
-    decoder = generation.EagerDecoder(model, prompts, limits)
-    return list(generation.stream(decoder, prompts, embeddings, limits, Record()))
+    return list(generation.stream(model, prompts, embeddings, limits, Record()))

@@ -1,4 +1,4 @@
-"""The engine `compiled`: the reference engine's tokens, at fixed addresses; what it cannot do is refused."""
+"""The engine `compiled`: it gives the reference engine's tokens, and refuses what it cannot do."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_page_that_is_no_number_leaves_nothing_behind(pair: tuple[Any, Any], p
     """
     _, compiled = pair
     wanted = [token.id for token in compiled.generate([picture(2)], INFER, phases)]
-    cache = next(iter(compiled._engine._caches.values()))
+    cache = next(iter(compiled.engine.caches.values()))
     with torch.inference_mode():
         cache.stored[:] = torch.nan
     assert [token.id for token in compiled.generate([picture(2)], INFER, phases)] == wanted
@@ -83,8 +83,8 @@ def test_a_range_for_each_step_that_is_launched(
     _, compiled = pair
     list(compiled.generate([picture(2)], INFER, phases))  # what is captured for it is no step of an answer
     launched = []
-    advance = compiled._engine._advance
-    monkeypatch.setattr(compiled._engine, "_advance", lambda *given: (launched.append(given), advance(*given)))
+    advance = compiled.engine.advance
+    monkeypatch.setattr(compiled.engine, "advance", lambda *given: (launched.append(given), advance(*given)))
     for taken in (3, 10_000):
         launched.clear()
         phases.events.clear()
@@ -103,21 +103,21 @@ def test_language_model(
 ) -> None:
     """Prompts of random embeddings: rows of different lengths, ends within the batch, a longer look at the cache."""
     reference, compiled = pair
-    device = reference._device
+    device = torch.device(reference.info.device)
     generator = torch.Generator().manual_seed(5)
-    batch = generation.layout(
+    batch = generation.pad_prompts(
         [torch.randint(3, 900, (length,), generator=generator).tolist() for length in lengths], device
     )
     embeddings = torch.randn(len(lengths), max(lengths), 256, generator=generator).to(device)
     limits = generation.Limits(40, 8192, None, 1, 4)
     with torch.inference_mode():
-        wanted = by_row(generate(reference._model, batch, embeddings, limits), len(lengths))
+        wanted = by_row(generate(reference.network, batch, embeddings, limits), len(lengths))
         if ends:
             limits = replace(limits, eos=wanted[0][20][0])
-            wanted = by_row(generate(reference._model, batch, embeddings, limits), len(lengths))
+            wanted = by_row(generate(reference.network, batch, embeddings, limits), len(lengths))
             assert wanted[0][-1][1] == "eos"
-        monkeypatch.setattr(compiled._engine._prefill, "embeddings", lambda *_: embeddings)
-        tokens = compiled._engine.generate(SimpleNamespace(prompts=batch), limits, phases)
+        monkeypatch.setattr(compiled.engine.prefill, "embeddings", lambda *_: embeddings)
+        tokens = compiled.engine.generate(SimpleNamespace(prompts=batch), limits, phases)
         assert by_row(list(tokens), len(lengths)) == wanted
 
 
@@ -128,20 +128,20 @@ def test_crops_come_in_few_shapes(
     """Filled up to 2, 4, 6 or 9 for the vision tower; what they add is left out again."""
     model, prefill, shapes = crops_of
     size = (600, 400) if grid is None else (grid[0] * 640, grid[1] * 640)
-    inputs = model._inputs([picture(3, size)], INFER)
+    inputs = model.preprocess([picture(3, size)], INFER)
     assert inputs.grids == ((1, 1) if grid is None else grid,)
     shapes.clear()
     with torch.inference_mode():
         found = prefill.embeddings(inputs, phases)
-        pages = vision.page_features(model._model, inputs.overviews, inputs.crops, inputs.grids, phases)
-        ids = inputs.prompts.embeddable
-        wanted = vision.merge(model._model.model.language_model.embed_tokens(ids), pages, inputs.places)
+        pages = vision.page_features(model.network, inputs.overviews, inputs.crops, inputs.grids, phases)
+        embeddings = model.network.model.language_model.embed_tokens(inputs.prompts.ids_to_embed)
+        wanted = vision.insert_features(embeddings, pages, inputs.image_starts)
     assert shapes["sam"] == [1] if count is None else [1, count]
     torch.testing.assert_close(found, wanted)
 
 
 def test_crops_of_several_pages() -> None:
-    counts = {count: len(prefill._filled_up(torch.ones(count, 3, 4, 4))) for count in (1, 2, 9, 10, 12, 13)}
+    counts = {count: len(prefill.pad_crops(torch.ones(count, 3, 4, 4))) for count in (1, 2, 9, 10, 12, 13)}
     assert counts == {1: 2, 2: 2, 9: 9, 10: 12, 12: 12, 13: 16}
 
 
@@ -156,7 +156,7 @@ def crops_of() -> Any:
             shapes.setdefault(key, []).append(len(inputs[0]))
             return super().run(key, function, *inputs)
 
-    return model, prefill.Prefill(model._model, Noted(torch.device("cpu")), compiled=False), shapes
+    return model, prefill.Prefill(model.network, Noted(torch.device("cpu")), compiled=False), shapes
 
 
 @pytest.mark.slow
@@ -164,7 +164,7 @@ def test_prefill_that_cannot_be_captured(
     pair: tuple[Any, Any], phases: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, compiled = pair
-    monkeypatch.setattr(compiled._engine._prefill, "captured", False)
+    monkeypatch.setattr(compiled.engine.prefill, "captured", False)
     answers = [by_row(list(model.generate([picture(1)], INFER, phases)), 1) for model in pair]
     assert answers[0] == answers[1]
 
@@ -182,12 +182,12 @@ def test_as_many_experts_asked_as_there_are(pair: tuple[Any, Any], phases: Recor
 @pytest.mark.slow
 def test_scores_that_are_not_numbers(pair: tuple[Any, Any], phases: Record, monkeypatch: pytest.MonkeyPatch) -> None:
     _, compiled = pair
-    embeddings = torch.full((1, 30, 256), torch.nan, device=compiled._device)
-    batch = generation.layout([list(range(3, 33))], compiled._device)
-    monkeypatch.setattr(compiled._engine._prefill, "embeddings", lambda *_: embeddings)
+    embeddings = torch.full((1, 30, 256), torch.nan, device=compiled.info.device)
+    batch = generation.pad_prompts([list(range(3, 33))], embeddings.device)
+    monkeypatch.setattr(compiled.engine.prefill, "embeddings", lambda *_: embeddings)
     limits = generation.Limits(5, 8192, None, 1, 4)
     with torch.inference_mode(), pytest.raises(ModelError, match="scores of token 1 are not numbers"):
-        list(compiled._engine.generate(SimpleNamespace(prompts=batch), limits, phases))
+        list(compiled.engine.generate(SimpleNamespace(prompts=batch), limits, phases))
 
 
 @pytest.mark.gpu
@@ -214,18 +214,18 @@ def test_ban_within_a_longer_buffer(ngram: int) -> None:
         ids[1, : min(length - 1, 5)] = -1
         scores = torch.randn(3, 9, generator=generator)
         wanted = generation.ban_repeats(ids[:, :length], scores, ngram)
-        assert torch.equal(step._ban(scores, ids, torch.tensor([length]), ngram), wanted)
+        assert torch.equal(step.ban_repeats_in_buffer(scores, ids, torch.tensor([length]), ngram), wanted)
 
 
 @pytest.mark.parametrize("vocabulary", [1, 127, 128, 300])
 def test_highest_is_the_first_of_the_highest(vocabulary: int) -> None:
     generator = torch.Generator().manual_seed(vocabulary)
     scores = torch.randint(0, 20, (5, vocabulary), generator=generator).float()
-    best, chosen = step._highest(scores)
+    best, chosen = step.highest_score(scores)
     assert torch.equal(best, scores.max(-1).values)
     assert chosen.tolist() == [row.index(max(row)) for row in scores.tolist()]
     scores[2, vocabulary // 2] = torch.nan
-    assert step._highest(scores)[0].isnan().tolist() == [False, False, True, False, False]
+    assert step.highest_score(scores)[0].isnan().tolist() == [False, False, True, False, False]
 
 
 @pytest.mark.parametrize("key, value", [("hidden_act", "gelu"), ("topk_method", "group_limited_greedy")])

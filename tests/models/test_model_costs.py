@@ -150,7 +150,7 @@ def test_weights_are_counted_in_the_dtypes_they_are_kept_in(dtype: str) -> None:
     """transformers 5.24 keeps routers in float32."""
     model = tiny("tiny", dtype)
     found = model.costs([Image.new("RGB", (300, 200))], INFER, [3])
-    kept = {name: p.nbytes for name, p in model._model.named_parameters()}
+    kept = {name: p.nbytes for name, p in model.network.named_parameters()}
     experts = sum(size for name, size in kept.items() if ".experts." in name)
     text = sum(size for name, size in kept.items() if "language_model" in name or "lm_head" in name)
     read = text - experts - kept["model.language_model.embed_tokens.weight"]
@@ -172,7 +172,7 @@ def test_experts_are_counted_where_they_are_routed() -> None:
     model = tiny("tiny")
     assert isinstance(model, Costed)
     images = [Image.new("RGB", (300, 200), colour) for colour in ("white", "black")]
-    routers = [layer.mlp.gate for layer in model._model.model.language_model.layers[1:]]
+    routers = [layer.mlp.gate for layer in model.network.model.language_model.layers[1:]]
     chosen: list[torch.Tensor] = []
     hooks = [router.register_forward_hook(lambda *given: chosen.append(given[2][2])) for router in routers]
     tokens = list(model.generate(images, INFER, Counter()))
@@ -191,11 +191,11 @@ def test_experts_are_counted_where_they_are_routed() -> None:
 
 def test_without_routers_to_watch_the_expected_number_is_taken_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("tiny")
-    monkeypatch.setattr(model, "_generate", lambda *_: iter(()))  # as an engine that never calls their modules
+    monkeypatch.setattr(model, "generate_with", lambda *_: iter(()))  # as an engine that never calls their modules
     found = model.costs([Image.new("RGB", (300, 200))] * 2, INFER, [5, 3])
     assert found.details["experts_counted"] is False
     assert "expected of even routing" in found.note
-    text = model._model.config.text_config
+    text = model.network.config.text_config
     assert (text.n_routed_experts, text.num_experts_per_tok) == (6, 2)
     assert found.details["experts_decode_step"] == pytest.approx(3 * 6 * (1 - (4 / 6) ** 2))
 

@@ -1,7 +1,7 @@
-"""The engine `fast`: the reference's tokens from kernels of our own; what it cannot run is refused at once.
+"""The engine `fast`: its kernels give the reference's tokens, and what it cannot run is refused at once.
 
 On a CPU the kernels run in Triton's interpreter, in float32 and in a process of their own
-(`fast_in_interpreter.py`). On a card: errors against float32, memory, and what goes wrong.
+(`fast_in_interpreter.py`). On a GPU: errors against float32, memory, and failures.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from pytest_llmprof.errors import EngineUnavailable, ModelError
 from pytest_llmprof.measure.collector import settled
 from pytest_llmprof.models.base import NoPhases
 from pytest_llmprof.models.deepseek_ocr import vision
-from pytest_llmprof.models.deepseek_ocr.engines import fast
-from pytest_llmprof.models.deepseek_ocr.engines.fast import FastEngine, TritonStep, refuse
-from pytest_llmprof.models.deepseek_ocr.engines.prefill import Cache, Prefill
-from pytest_llmprof.models.deepseek_ocr.generation import EagerDecoder, Limits, layout
+from pytest_llmprof.models.deepseek_ocr.engines import prefill
+from pytest_llmprof.models.deepseek_ocr.engines.fast import FastEngine, TritonStep, check_supported
+from pytest_llmprof.models.deepseek_ocr.engines.prefill import Cache, Prefill, cache_places
+from pytest_llmprof.models.deepseek_ocr.generation import EagerDecoder, Limits, pad_prompts
 from pytest_llmprof.models.deepseek_ocr.loader import load
 from pytest_llmprof.models.deepseek_ocr.preprocessing import MODES as SIZES
 from pytest_llmprof.models.deepseek_ocr.random_weights import random_config
@@ -99,7 +99,7 @@ def test_what_goes_wrong_is_said(cases: Any) -> None:
 @pytest.mark.parametrize(
     "device, dtype, batch, kind, text",
     [
-        (CPU, torch.float32, 1, EngineUnavailable, "infer=fast needs an NVIDIA card; on cpu use infer=reference"),
+        (CPU, torch.float32, 1, EngineUnavailable, "infer=fast needs an NVIDIA GPU; on cpu use infer=reference"),
         (CUDA, torch.float32, 1, ModelError, "infer=fast runs in bfloat16 or float16; for model.dtype=float32 use "),
         (CUDA, torch.bfloat16, 4, ModelError, "one page at a time; for infer.batch_size=4 use infer=compiled"),
     ],
@@ -109,7 +109,7 @@ def test_refused_before_anything_is_loaded(
 ) -> None:
     pytest.importorskip("triton")
     with pytest.raises(ModelError) as caught:
-        refuse(device, dtype, batch)
+        check_supported(device, dtype, batch)
     assert type(caught.value) is kind
     assert text in str(caught.value)
 
@@ -123,13 +123,13 @@ def test_refused_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_refused_with_an_old_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pytest.importorskip("triton"), "__version__", "3.4.1+git")
     with pytest.raises(EngineUnavailable, match=r"needs Triton 3\.5 or newer, not 3\.4\.1\+git; use infer=compiled"):
-        refuse(CUDA, torch.bfloat16, 1)
+        check_supported(CUDA, torch.bfloat16, 1)
 
 
 class Recorded(TritonStep):
     """Notes the launches instead of making them."""
 
-    def _launch(self, kernel: Any, grid: Any, warps: int, *values: Any, **constants: Any) -> None:
+    def launch(self, kernel: Any, grid: Any, warps: int, *values: Any, **constants: Any) -> None:
         self.seen: list[tuple[Any, int, tuple[Any, ...], dict[str, Any]]]
         self.seen.append((kernel, warps, values, {**constants, "PDL": self.dependent}))
 
@@ -216,12 +216,13 @@ def read_and_feed(model: Any, embeddings: torch.Tensor, forced: torch.Tensor, at
         hidden = text(inputs_embeds=whole, attention_mask={"full_attention": None}, position_ids=places)
         return head(hidden.last_hidden_state[0, -len(forced) :])
     length = embeddings.shape[1]
-    decoder = EagerDecoder(model, layout([[5] * length], CUDA), Limits(len(forced) + 1, 8192, None, 1, 0))
+    steps = len(forced) + 1
+    decoder = EagerDecoder(model, pad_prompts([[5] * length], CUDA), Limits(steps, 8192, None, 1, 0), steps)
     scores: list[torch.Tensor] = []
     hook = head.register_forward_hook(lambda module, inputs, output: scores.append(output[0].float()))
     decoder.first(embeddings)
     for number, token in enumerate(forced):
-        decoder._ids[0, length + number] = token
+        decoder.ids[0, length + number] = token
         decoder.next()
     hook.remove()
     return torch.stack(scores[1:])
@@ -242,7 +243,7 @@ def test_scores_are_as_near_to_float32_as_eager_bfloat16(
     The vision layers are compiled for the first seed alone, since that takes a minute.
     """
     if seed:
-        monkeypatch.setattr(fast, "Prefill", lambda model, graphs, compiled: Prefill(model, graphs, compiled=False))
+        monkeypatch.setattr(prefill, "Prefill", lambda model, graphs, compiled: Prefill(model, graphs, compiled=False))
     model = load(replace(FULL, seed=seed), InferSettings())
     infer = InferSettings(max_new_tokens=POSITIONS + 1)
     forced = torch.randint(10, 120_000, (POSITIONS,), generator=torch.Generator().manual_seed(seed)).to(CUDA)
@@ -252,13 +253,15 @@ def test_scores_are_as_near_to_float32_as_eager_bfloat16(
         inputs = inputs_of(mode)
         crops = None if inputs.crops is None else inputs.crops.to(dtype)
         pages = vision.page_features(one, inputs.overviews.to(dtype), crops, inputs.grids, NoPhases())
-        return vision.merge(one.model.language_model.embed_tokens(inputs.prompts.embeddable), pages, inputs.places)
+        return vision.insert_features(
+            one.model.language_model.embed_tokens(inputs.prompts.ids_to_embed), pages, inputs.image_starts
+        )
 
     def inputs_of(mode: str) -> Any:
-        model._mode = SIZES[mode]
-        return model._inputs([image], infer)
+        model.mode = SIZES[mode]
+        return model.preprocess([image], infer)
 
-    ours = model._model
+    ours = model.network
     # With the picture in sight of every position, tokens differ too little for the likeliest ones to vary.
     ours.model.language_model.embed_tokens.weight.mul_(2)
     with torch.inference_mode():
@@ -275,16 +278,16 @@ def test_scores_are_as_near_to_float32_as_eager_bfloat16(
         for mode in MODES:
             inputs = inputs_of(mode)
             length = inputs.prompts.ids.shape[1]
-            cache = engine._cache_for(length + POSITIONS)
+            cache = engine.cache_for(1, cache_places(length + POSITIONS))
             cache.begin(inputs.prompts, Limits(POSITIONS, 8192, None, 1, 0))
-            engine._step.begin()
-            engine._prefill.fill(cache, engine._prefill.embeddings(inputs, NoPhases()), inputs.prompts, 0)
+            engine.step.begin()
+            engine.prefill.fill(cache, engine.prefill.embeddings(inputs, NoPhases()), inputs.prompts, 0)
             scores = []
             for number, token in enumerate(forced):
                 cache.last.fill_(token)
                 cache.ids[0, length + number] = token
-                engine._step(cache, 0)
-                scores.append(engine._step.scores.clone())
+                engine.step(cache, 0)
+                scores.append(engine.step.scores.clone())
             found = torch.stack(scores)
             distinct = exact[mode].argmax(-1).unique().numel()
             same = (found.argmax(-1) == exact[mode].argmax(-1)).float().mean().item()
@@ -310,14 +313,14 @@ def test_memory_repeats_and_what_goes_wrong(emptied: None) -> None:
     model = load(FULL, InferSettings(engine="fast"))
     weights = 2 * model.info.parameters
     assert torch.cuda.memory_allocated() - before <= 1.05 * weights
-    model._model.model.language_model.embed_tokens.weight.mul_(2)  # likeliest tokens that vary
+    model.network.model.language_model.embed_tokens.weight.mul_(2)  # likeliest tokens that vary
     infer = InferSettings(engine="fast", max_new_tokens=40)
     first = [token.id for token in model.generate([picture(1)], infer, Record())]
     assert len(set(first)) > 5
     with settled():
         assert [token.id for token in model.generate([picture(1)], infer, Record())] == first
 
-    norm = model._engine._step._norm
+    norm = model.engine.step.norm
     kept = norm.clone()
     norm.fill_(torch.nan)
     with pytest.raises(ModelError, match="scores of token 1 are not numbers"):
@@ -325,14 +328,14 @@ def test_memory_repeats_and_what_goes_wrong(emptied: None) -> None:
     norm.copy_(kept)
     assert [token.id for token in model.generate([picture(1)], infer, Record())] == first
 
-    model._positions = model._inputs([picture(1)], infer).prompts.ids.shape[1] + 37
+    model.positions = model.preprocess([picture(1)], infer).prompts.ids.shape[1] + 37
     last = list(model.generate([picture(1)], InferSettings(engine="fast", max_new_tokens=500), Record()))
     assert last[-1].finish == "length"
     assert [token.id for token in last] == first[:37]
-    model._positions = 200
+    model.positions = 200
     with pytest.raises(ModelError, match=r"the prompt has \d+ tokens; the model has 200 positions"):
         list(model.generate([picture(1)], infer, Record()))
-    model._positions = 8192
+    model.positions = 8192
 
     tiny = load(
         ModelSettings(weights="random", size="tiny", mode="tiny", device="cuda", dtype="bfloat16"),

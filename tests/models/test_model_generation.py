@@ -104,9 +104,9 @@ def test_padding_in_long_answers(tiny: Any) -> None:
     limits = generation.Limits(40, 8192, None, 1, 4)
 
     def answers(ids: list[list[int]], inputs: torch.Tensor) -> list[list[tuple[int | None, str | None]]]:
-        batch = generation.layout(ids, torch.device("cpu"))
+        batch = generation.pad_prompts(ids, torch.device("cpu"))
         with torch.inference_mode():
-            return by_row(generate(tiny._model, batch, inputs, limits), len(ids))
+            return by_row(generate(tiny.network, batch, inputs, limits), len(ids))
 
     alone = [answers(ids.tolist(), inputs)[0] for ids, inputs in zip(prompts, embeddings, strict=True)]
     padded = torch.cat([torch.nn.functional.pad(inputs, (0, 0, 40 - inputs.shape[1], 0)) for inputs in embeddings])
@@ -117,8 +117,8 @@ def test_padding_in_long_answers(tiny: Any) -> None:
 @pytest.fixture
 def cropping(tiny: Any) -> DeepseekOcr:
     """The tiny model with crops, and a small global view to be quick."""
-    model = DeepseekOcr(tiny._model, tiny._tokenizer, mode="gundam", engine="reference", weights="random", digest="")
-    model._mode = Mode(256, pad=True, crops=True)
+    model = DeepseekOcr(tiny.network, tiny.tokenizer, mode="gundam", engine="reference", weights="random", digest="")
+    model.mode = Mode(256, pad=True, crops=True)
     return model
 
 
@@ -129,7 +129,7 @@ def ending(official_weights: Any) -> tuple[DeepseekOcr, list[Image.Image], list[
     model = DeepseekOcr(official_weights, Ids(511), **settings)
     pages = [picture(n) for n in (1, 2, 3)]
     infer = InferSettings(prompt="<image>7 8 9", max_new_tokens=30, no_repeat_ngram_size=2)
-    model._eos = -5
+    model.eos = -5
     answers = [[token.id for token in model.generate([page], infer, Record())] for page in pages]
     return model, pages, answers
 
@@ -137,12 +137,12 @@ def ending(official_weights: Any) -> tuple[DeepseekOcr, list[Image.Image], list[
 def test_rows_end_on_their_own(ending: tuple[DeepseekOcr, list[Image.Image], list[list[int]]], phases: Record) -> None:
     model, pages, answers = ending
     places = {token: [row.index(token) if token in row else 99 for row in answers] for token in set(chain(*answers))}
-    model._eos = next(token for token, at in places.items() if len(set(at)) == 3 and min(at) > 0)
+    model.eos = next(token for token, at in places.items() if len(set(at)) == 3 and min(at) > 0)
     infer = InferSettings(prompt="<image>7 8 9", max_new_tokens=25, no_repeat_ngram_size=2)
 
     rows = by_row(list(model.generate(pages, infer, phases)), 3)
 
-    for row, answer, at in zip(rows, answers, places[model._eos], strict=True):
+    for row, answer, at in zip(rows, answers, places[model.eos], strict=True):
         expected = answer[: min(at + 1, 25)]
         assert [token for token, _ in row] == expected
         assert [finish for _, finish in row] == [None] * (len(expected) - 1) + ["eos" if at < 25 else "length"]
@@ -150,7 +150,7 @@ def test_rows_end_on_their_own(ending: tuple[DeepseekOcr, list[Image.Image], lis
 
 def test_an_answer_of_one_token(ending: tuple[DeepseekOcr, list[Image.Image], list[list[int]]], phases: Record) -> None:
     model, pages, answers = ending
-    model._eos = answers[0][0]
+    model.eos = answers[0][0]
     (token,) = model.generate(pages[:1], InferSettings(prompt="<image>7 8 9"), phases)
     assert token.finish == "eos"
     assert "decode" not in phases.events
@@ -174,9 +174,9 @@ def test_the_encoder_alone_gives_each_pages_features(cropping: DeepseekOcr) -> N
     small, large = picture(1, (100, 100)), picture(2, (500, 700))
     encode = cropping.encoder([small, large])
     first, second = encode(), encode()
-    grids = [crop_grid(page.size, cropping._mode) for page in (small, large)]
+    grids = [crop_grid(page.size, cropping.mode) for page in (small, large)]
     assert grids[0] == (1, 1) != grids[1]
-    assert [len(page) for page in first] == [image_tokens(grid, cropping._mode) for grid in grids]
+    assert [len(page) for page in first] == [image_tokens(grid, cropping.mode) for grid in grids]
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
     (alone,) = cropping.encoder([small])()
     assert torch.allclose(alone, first[0], atol=1e-5)
@@ -211,7 +211,7 @@ def test_a_failing_consumer_of_phases(tiny: Any) -> None:
 
 @pytest.mark.parametrize("tokens", [1, 4])
 def test_scores_that_are_no_numbers_are_no_answer(tiny: Any, phases: Record, tokens: int) -> None:
-    weight = tiny._model.model.language_model.norm.weight
+    weight = tiny.network.model.language_model.norm.weight
     kept = weight.detach().clone()
     try:
         with torch.no_grad():
@@ -233,13 +233,13 @@ def test_nothing_to_read(tiny: Any, phases: Record) -> None:
 
 
 def test_answers_stop_where_the_positions_end(tiny: Any, phases: Record) -> None:
-    prompt = 1 + 73 + len(tiny._tokenizer.encode("\nFree OCR."))
-    model = DeepseekOcr(tiny._model, tiny._tokenizer, mode="tiny", engine="reference", weights="random", digest="")
-    model._positions = prompt + 4
+    prompt = 1 + 73 + len(tiny.tokenizer.encode("\nFree OCR."))
+    model = DeepseekOcr(tiny.network, tiny.tokenizer, mode="tiny", engine="reference", weights="random", digest="")
+    model.positions = prompt + 4
     infer = replace(INFER, prompt="free")
     assert by_row(list(model.generate([picture(1)], infer, phases)), 1)[0][-1][1] == "length"
     assert len(list(model.generate([picture(1)], infer, phases))) == 4
-    model._positions = prompt
+    model.positions = prompt
     with pytest.raises(ModelError, match=f"the prompt has {prompt} tokens; the model has {prompt} positions"):
         next(model.generate([picture(1)], infer, phases))
 
@@ -256,7 +256,7 @@ def test_position_tables_are_kept(official_weights: Any) -> None:
     """Remembered tables equal those that transformers makes, for each layer, direction and size."""
     from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOcrSamVisionAttention
 
-    vision.keep_position_tables(official_weights)
+    vision.cache_position_tables(official_weights)
     for layer in official_weights.model.vision_tower.sam_encoder.layers:
         for table in (layer.attn.rel_pos_h, layer.attn.rel_pos_w):
             for side in (7, 32, 40):
@@ -271,7 +271,7 @@ def test_seeds() -> None:
         load(ModelSettings(weights="random", size="tiny", seed=seed, device="cpu"), InferSettings())
         for seed in (3, 3, 4)
     )
-    weights, equal, different = (dict(model._model.named_parameters()) for model in (one, same, other))
+    weights, equal, different = (dict(model.network.named_parameters()) for model in (one, same, other))
     assert all(torch.equal(weights[name], equal[name]) for name in weights)
     assert not torch.equal(weights["lm_head.weight"], different["lm_head.weight"])
     assert (one.info.digest, other.info.digest) == ("random:tiny:3", "random:tiny:4")

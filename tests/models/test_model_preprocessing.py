@@ -154,6 +154,6 @@ def test_shape_key(tiny: object) -> None:
     small, large = Image.new("RGB", (300, 200)), Image.new("RGB", (1275, 1650))
     assert tiny.shape_key(small, infer) == tiny.shape_key(large, infer)
     assert tiny.shape_key(small, infer) != tiny.shape_key(small, InferSettings(prompt="free"))
-    gundam = DeepseekOcr(tiny._model, tiny._tokenizer, mode="gundam", engine="reference", weights="random", digest="")
+    gundam = DeepseekOcr(tiny.network, tiny.tokenizer, mode="gundam", engine="reference", weights="random", digest="")
     assert gundam.shape_key(small, infer) != gundam.shape_key(large, infer)
     assert hash(gundam.shape_key(large, infer)) == hash(gundam.shape_key(Image.new("RGB", (1270, 1650)), infer))

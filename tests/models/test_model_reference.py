@@ -69,7 +69,7 @@ def logits_of(weights: Any, views: preprocessing.PageViews, ids: list[int], devi
         features = vision.page_features(weights, pixels, crops, [views.grid], Record())
         text = weights.model.language_model
         embeddings = text.embed_tokens(torch.tensor([ids], device=device))
-        embeddings = vision.merge(embeddings, features, [ids.index(IMAGE_TOKEN)])
+        embeddings = vision.insert_features(embeddings, features, [ids.index(IMAGE_TOKEN)])
         return weights.lm_head(text(inputs_embeds=embeddings).last_hidden_state)[0].cpu()
 
 
@@ -154,10 +154,10 @@ def test_ignore_eos_goes_past_the_answers_end(phases: Record) -> None:
 
 def test_limits_can_ignore_the_end_token(official_weights: Any) -> None:
     """`eos=None` goes on to the limit, whatever comes."""
-    prompts = generation.layout([[0, 5, 6]], torch.device("cpu"))
+    prompts = generation.pad_prompts([[0, 5, 6]], torch.device("cpu"))
     limits = generation.Limits(5, 8192, None, 1, 0)
     with torch.inference_mode():
-        embeddings = official_weights.model.language_model.embed_tokens(prompts.embeddable)
+        embeddings = official_weights.model.language_model.embed_tokens(prompts.ids_to_embed)
         free = [token.id for token in generate(official_weights, prompts, embeddings, limits)]
         assert len(free) == 5
         ends = generation.Limits(5, 8192, free[0], 1, 0)

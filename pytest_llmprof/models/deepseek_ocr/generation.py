@@ -1,18 +1,18 @@
-"""Greedy generation, a token at a time: our own loop, so that every token is seen as it comes.
+"""Greedy generation, one token at a time, so that each token is seen as it arrives.
 
-`stream` is the loop, `Decoder` what it drives; `EagerDecoder` calls transformers' modules one by one. On the
-device: the forward passes, the n-gram ban and the choice of the next token. The host waits in one place, where a
-step's tokens arrive.
+`stream` is the loop of the engine `reference`; `EagerDecoder` calls transformers' modules one by one. The forward
+passes, the n-gram ban and the choice of the next token stay on the device. The host waits in one place: where it
+reads the tokens of a step.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,20 +24,19 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NOT_A_TOKEN",
-    "Arrivals",
-    "Decoder",
     "EagerDecoder",
     "Limits",
     "Prompts",
+    "TokenTracker",
     "ban_repeats",
     "causal_mask",
-    "layout",
-    "read",
+    "pad_prompts",
     "stream",
+    "text_forward",
 ]
 
 NOT_A_TOKEN = -1
-"""Fills the places before a shorter prompt: equal to no token, so no n-gram with padding in it repeats."""
+"""Padding before a shorter prompt. It equals no token, so no n-gram with padding in it repeats."""
 
 
 @dataclass(frozen=True)
@@ -47,32 +46,32 @@ class Prompts:
     ids: torch.Tensor
     """int64 [rows, length]; -1 where padded."""
     starts: torch.Tensor
-    """int64 [rows, 1]: where each row's prompt begins. Uploaded here: later it would wait for the vision tower."""
+    """int64 [rows, 1]: where each row's prompt begins. Uploaded early: later it would wait for the vision tower."""
     padding: tuple[int, ...]
     """Padded places of each row."""
 
     @property
-    def embeddable(self) -> torch.Tensor:
-        """The ids with 0 where padded: the embedding needs a token there, and attention leaves it out."""
+    def ids_to_embed(self) -> torch.Tensor:
+        """The ids with 0 where padded: the embedding needs a valid id there, and attention ignores the place."""
         return self.ids.clamp_min(0)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When to stop, and what not to say."""
+    """When an answer stops, and which repeats are banned."""
 
     max_new_tokens: int
     positions: int
-    """The model's positions: a prompt and its answer fit in them."""
+    """The model's positions: a prompt and its answer must fit in them."""
     eos: int | None
-    """End of an answer; None = go on to the limit."""
+    """Token that ends an answer; None = go on to the limit."""
     pad: int
-    """What ended rows are fed."""
+    """Token fed to rows that have ended."""
     ngram: int
-    """No n-gram of this size twice; 0 = no ban."""
+    """No n-gram of this size occurs twice; 0 = no ban."""
 
-    def of(self, prompt_tokens: int) -> int:
-        """How many tokens may follow a prompt of this length. Raises `ModelError` where it doesn't fit."""
+    def answer_tokens(self, prompt_tokens: int) -> int:
+        """Most tokens that may follow a prompt of this length. Raises `ModelError` where the prompt does not fit."""
         if prompt_tokens >= self.positions:
             raise ModelError(
                 f"the prompt has {prompt_tokens} tokens; the model has {self.positions} positions"
@@ -80,8 +79,8 @@ class Limits:
         return min(self.max_new_tokens, self.positions - prompt_tokens)
 
 
-def layout(rows: Sequence[Sequence[int]], device: torch.device) -> Prompts:
-    """Pad the token ids of several prompts on the left and put them on the device."""
+def pad_prompts(rows: Sequence[Sequence[int]], device: torch.device) -> Prompts:
+    """Pad the token ids of several prompts on the left and upload them."""
     length = max(map(len, rows))
     padding = tuple(length - len(row) for row in rows)
     padded = [[NOT_A_TOKEN] * left + list(row) for left, row in zip(padding, rows, strict=True)]
@@ -89,69 +88,56 @@ def layout(rows: Sequence[Sequence[int]], device: torch.device) -> Prompts:
     return Prompts(torch.tensor(padded).to(device), starts.to(device), padding)
 
 
-class Decoder(Protocol):
-    """Chooses one batch's tokens, all on the device."""
-
-    def first(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """Read the prompts, [rows, length, hidden] with the pictures' features merged in; return the first tokens
-        [rows]."""
-
-    def next(self) -> torch.Tensor:
-        """Feed the tokens chosen last; return the next ones [rows]."""
-
-    def check(self) -> None:
-        """Raise `ModelError` where the last scores were not numbers."""
-
-
 def stream(
-    decoder: Decoder, prompts: Prompts, embeddings: torch.Tensor, limits: Limits, phases: Phases
+    model: Any, prompts: Prompts, embeddings: torch.Tensor, limits: Limits, phases: Phases
 ) -> Iterator[Token]:
     """Yield the answers' tokens, greedily chosen, each as it arrives on the host.
 
-    *embeddings* is [rows, length, hidden], the pictures' features merged in. Call it in inference mode.
+    *embeddings* is [rows, length, hidden] with the images' features merged in. Call it in inference mode.
     """
-    arrivals = Arrivals(prompts, limits)
+    tracker = TokenTracker(prompts, limits)
+    decoder = EagerDecoder(model, prompts, limits, tracker.max_tokens)
     with phases.phase("prefill"):
         chosen = decoder.first(embeddings)
-    arrived = arrivals.take(chosen.tolist())
-    if arrivals.rows:
+    arrived = tracker.add(chosen.tolist())
+    if tracker.active:
         yield from arrived
         with phases.phase("decode"):
             while True:
                 with phases.step():
-                    arrived = arrivals.take(decoder.next().tolist())
-                if not arrivals.rows:
+                    arrived = tracker.add(decoder.next().tolist())
+                if not tracker.active:
                     break
                 yield from arrived
     decoder.check()
     yield from arrived
 
 
-class Arrivals:
-    """The rows that go on, and what the host knows of them."""
+class TokenTracker:
+    """Turns the ids of each step into `Token`s and knows which rows have ended."""
 
     def __init__(self, prompts: Prompts, limits: Limits) -> None:
         """Raises `ModelError` where a prompt does not fit."""
         length = prompts.ids.shape[1]
-        self._allowed = [limits.of(length - padding) for padding in prompts.padding]
+        self._allowed = [limits.answer_tokens(length - padding) for padding in prompts.padding]
         self._eos = limits.eos
         self._count = 0
-        self.rows = list(range(len(self._allowed)))
+        self.active = list(range(len(self._allowed)))
         """Rows whose answers have not ended."""
-        self.steps = max(self._allowed)
-        """The most tokens that any row may have."""
+        self.max_tokens = max(self._allowed)
+        """Most tokens that any row may have."""
 
-    def take(self, ids: Sequence[int]) -> list[Token]:
-        """The tokens of one step, one id a row, which are on the host just now; none of a row that has ended.
+    def add(self, ids: Sequence[int]) -> list[Token]:
+        """The tokens of one step, without rows that have ended. *ids* has one id a row and has just reached the host.
 
-        Raises `ModelError` where an engine gave -1: the scores of that row were not numbers.
+        Raises `ModelError` for an id of -1: an engine's sign that the scores of a row were not numbers.
         """
         now = perf_counter_ns()
         self._count += 1
-        if any(ids[row] == NOT_A_TOKEN for row in self.rows):
+        if any(ids[row] == NOT_A_TOKEN for row in self.active):
             raise ModelError(f"the scores of token {self._count} are not numbers (NaN): model.dtype=float32 may help")
-        tokens = [Token(row, ids[row], None, now, self._finish(row, ids[row])) for row in self.rows]
-        self.rows = [token.row for token in tokens if token.finish is None]
+        tokens = [Token(row, ids[row], None, now, self._finish(row, ids[row])) for row in self.active]
+        self.active = [token.row for token in tokens if token.finish is None]
         return tokens
 
     def _finish(self, row: int, token: int) -> str | None:
@@ -161,67 +147,71 @@ class Arrivals:
 
 
 class EagerDecoder:
-    """The forward passes over one batch: cache, positions, masks and every id so far, all on the device."""
+    """Chooses one batch's tokens with transformers' modules; cache, positions, masks and ids stay on the device."""
 
-    def __init__(self, model: Any, prompts: Prompts, limits: Limits) -> None:
+    def __init__(self, model: Any, prompts: Prompts, limits: Limits, max_tokens: int) -> None:
+        """*max_tokens* is the most that any row's answer may have."""
         from transformers import DynamicCache
 
         rows, length = prompts.ids.shape
         device = prompts.ids.device
-        steps = max(limits.of(length - padding) for padding in prompts.padding)
         self._text, self._head = model.model.language_model, model.lm_head
         self._limits = limits
         self._cache = DynamicCache(config=model.config.text_config)
         self._length = length
-        self._ids = torch.full((rows, length + steps), NOT_A_TOKEN, device=device)
-        self._ids[:, :length] = prompts.ids
+        self.ids = torch.full((rows, length + max_tokens), NOT_A_TOKEN, device=device)
+        """int64 [rows, places]: prompts and answers so far, -1 elsewhere."""
+        self.ids[:, :length] = prompts.ids
         self._padded = any(prompts.padding)
         self._starts = prompts.starts
-        places = torch.arange(length + steps, device=device)
+        places = torch.arange(length + max_tokens, device=device)
         self._positions = (places - prompts.starts).clamp_min_(0)
         self._visible = places >= prompts.starts
         self._ended = torch.zeros(rows, dtype=torch.bool, device=device)
         self._track_ends = rows > 1 and limits.eos is not None
 
     def first(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """Read the prompts; return the first tokens [rows]."""
-        mask = None
-        if self._padded:
-            mask = causal_mask(self._starts, self._length)
+        """Read the prompts, [rows, length, hidden] with the images' features merged in; return the first tokens
+        [rows]."""
+        mask = causal_mask(self._starts, self._length) if self._padded else None
         return self._forward(embeddings, self._positions[:, : self._length], mask)
 
     def next(self) -> torch.Tensor:
         """Feed the tokens chosen last; return the next ones [rows]."""
         at = self._length - 1
-        embeddings = self._text.embed_tokens(self._ids[:, at : at + 1])
+        embeddings = self._text.embed_tokens(self.ids[:, at : at + 1])
         mask = self._visible[:, None, None, : self._length] if self._padded else None
         return self._forward(embeddings, self._positions[:, at : at + 1], mask)
 
     def check(self) -> None:
-        """Once an answer, as it takes launches that the released loop does not have: what is no number stays in the
-        cache, and all later scores are none either."""
+        """Raise `ModelError` where the last scores were not numbers.
+
+        Once an answer, because the check takes launches that the released loop does not have. That is enough: a NaN
+        stays in the cache and makes all later scores NaN.
+        """
         if self._scores.isnan().any():
             raise ModelError("the scores of the last token are not numbers (NaN): model.dtype=float32 may help")
 
     def _forward(
         self, embeddings: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
-        self._scores = scores = self._head(read(self._text, embeddings, positions, mask, self._cache)[:, -1])
-        chosen = ban_repeats(self._ids[:, : self._length], scores, self._limits.ngram).argmax(-1)
+        scores = self._head(text_forward(self._text, embeddings, positions, mask, self._cache)[:, -1])
+        self._scores = scores
+        chosen = ban_repeats(self.ids[:, : self._length], scores, self._limits.ngram).argmax(-1)
         if self._track_ends:
             chosen = chosen.masked_fill(self._ended, self._limits.pad)
             self._ended = self._ended | (chosen == self._limits.eos)
-        self._ids[:, self._length] = chosen
+        self.ids[:, self._length] = chosen
         self._length += 1
         return chosen
 
 
-def read(
-    text: Any, embeddings: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, kept: Any
+def text_forward(
+    text: Any, embeddings: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, cache: Any
 ) -> torch.Tensor:
-    """Run transformers' text model over *embeddings*, [rows, places, hidden]; return its last hidden states.
+    """Run transformers' text model over *embeddings* [rows, places, hidden]; return its last hidden states.
 
-    *kept* is asked to `update` with each layer's keys and values. A mask is bool, [rows, 1, places, places seen].
+    Each layer calls `update` of *cache* with its keys and values. A mask is bool [rows, 1, places, places seen].
     """
     # A ready mask keeps transformers from making one, which waits for the device at every step.
     hidden: torch.Tensor = text(
@@ -229,22 +219,23 @@ def read(
         attention_mask={"full_attention": mask},
         position_ids=positions,
         use_cache=True,
-        **{_cache_keyword(type(text).forward): kept},
+        **{_cache_keyword(type(text).forward): cache},
     ).last_hidden_state
     return hidden
 
 
-@cache
+@functools.cache
 def _cache_keyword(forward: Callable[..., Any]) -> str:
-    """What *forward* calls its cache: transformers 5.24 renamed it."""
+    """The name of *forward*'s cache parameter: transformers 5.24 renamed it."""
     return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
 def causal_mask(starts: torch.Tensor, length: int) -> torch.Tensor:
-    """What each place of prompts that begin at *starts* [rows, 1] sees: bool [rows, 1, length, length]."""
+    """Which places each place of a padded prompt attends to: bool [rows, 1, length, length]. Prompts begin at *starts*
+    [rows, 1]."""
     places = torch.arange(length, device=starts.device)
     causal = places[:, None] >= places
-    # A padded place sees itself: with nothing to see its softmax would be NaN, and NaN spreads.
+    # A padded place attends to itself: with nothing to attend to its softmax would be NaN, and NaN spreads.
     itself = places[:, None] == places
     return (causal & ((places >= starts)[:, None] | itself))[:, None]
 
@@ -252,7 +243,7 @@ def causal_mask(starts: torch.Tensor, length: int) -> torch.Tensor:
 def ban_repeats(ids: torch.Tensor, scores: torch.Tensor, ngram: int) -> torch.Tensor:
     """Return *scores* [rows, vocabulary], -inf where a token would repeat an n-gram of *ids* [rows, length].
 
-    What transformers' `NoRepeatNGramLogitsProcessor` bans, prompt included. All on the device.
+    Bans what transformers' `NoRepeatNGramLogitsProcessor` bans, prompt included, without leaving the device.
     """
     length = ids.shape[1]
     if ngram <= 0 or length < ngram:
@@ -261,7 +252,7 @@ def ban_repeats(ids: torch.Tensor, scores: torch.Tensor, ngram: int) -> torch.Te
     tail = ids[:, length - ngram + 1 :]
     earlier = ids.unfold(1, ngram, 1)
     repeats = (earlier[..., :-1] == tail[:, None]).all(-1)
-    # What is not to be banned lands in a column past the vocabulary.
+    # Tokens that are not banned go into an extra column after the vocabulary.
     last = earlier[..., -1]
     banned = torch.where(repeats & (last >= 0), last, vocabulary)
     mask = scores.new_zeros((scores.shape[0], vocabulary + 1), dtype=torch.bool).scatter_(1, banned, True)

@@ -1,4 +1,4 @@
-"""Load DeepSeek-OCR as the settings say: a checkpoint, the one shipped here, or random weights."""
+"""Load DeepSeek-OCR: a checkpoint, the one in this package, or random weights."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from pytest_llmprof.errors import ModelError
 from pytest_llmprof.models.deepseek_ocr import ENGINES, MODES
 from pytest_llmprof.models.deepseek_ocr.checkpoint import Checkpoint, digest, open_checkpoint, resolve
-from pytest_llmprof.models.deepseek_ocr.engines import refuse_engine
+from pytest_llmprof.models.deepseek_ocr.engines import check_engine
 from pytest_llmprof.models.deepseek_ocr.tokenizers import BuiltInTokenizer, FileTokenizer
-from pytest_llmprof.models.device import one_of, pick_device, pick_dtype
+from pytest_llmprof.models.device import check_choice, pick_device, pick_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -25,18 +25,18 @@ __all__ = ["EMBEDDED", "load", "load_weights"]
 EMBEDDED = Path(__file__).with_name("tiny_reader")
 """The checkpoint shipped with this package."""
 _UNUSED = "model.vision_model.embeddings.patch_embedding.weight"
-"""In every released checkpoint, and used by nothing: SAM's features take its place."""
+"""In every released checkpoint but never used: CLIP's input is SAM's output."""
 _WEIGHTS = ("checkpoint", "embedded", "random")
 
 
 def load(settings: ModelSettings, infer: InferSettings) -> DeepseekOcr:
-    """Load the model. Raises `ModelError` with one line for whatever the user can mend."""
-    one_of("model.weights", settings.weights, _WEIGHTS)
-    one_of("model.mode", settings.mode, MODES)
-    one_of("infer.engine", infer.engine, ENGINES)
+    """Load the model. Raises `ModelError` with one line for all that the user can fix."""
+    check_choice("model.weights", settings.weights, _WEIGHTS)
+    check_choice("model.mode", settings.mode, MODES)
+    check_choice("infer.engine", infer.engine, ENGINES)
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)
-    refuse_engine(infer.engine, device, dtype, infer.batch_size)
+    check_engine(infer.engine, device, dtype, infer.batch_size)
     if settings.weights == "random":
         return _random(settings, infer, device, dtype)
     if settings.weights == "embedded":
@@ -54,11 +54,12 @@ def load(settings: ModelSettings, infer: InferSettings) -> DeepseekOcr:
 
 
 def load_weights(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
-    """Return transformers' model with the weights of *checkpoint*, every key in its place.
+    """Return transformers' model with all weights of *checkpoint*.
 
-    Raises `ModelError` where a key is missing, left over or of another shape: transformers alone would go on
-    with random weights there.
+    Raises `ModelError` where a key is missing, unexpected or of another shape: transformers alone would use random
+    weights there.
     """
+    import torch
     from transformers import UnlimitedOcrForConditionalGeneration
 
     from pytest_llmprof.models.deepseek_ocr.translate import translate
@@ -66,7 +67,7 @@ def load_weights(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtyp
     where = checkpoint.directory / "config.json"
     config = translate(checkpoint.config, str(where))
     try:
-        with _quiet():
+        with _silenced():
             model, found = UnlimitedOcrForConditionalGeneration.from_pretrained(
                 checkpoint.directory,
                 config=config,
@@ -77,29 +78,28 @@ def load_weights(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtyp
                 output_loading_info=True,
             )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        if _out_of_memory(error):
+        if isinstance(error, torch.OutOfMemoryError):
             raise
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise ModelError(f"{checkpoint.directory}: the weights cannot be loaded: {reason}") from error
-    _refuse(checkpoint.directory, "lacks {} that config.json asks for", found["missing_keys"])
-    left_over = found["unexpected_keys"] | _dropped(checkpoint.keys)
-    _refuse(checkpoint.directory, "has {} that config.json has no place for", left_over)
-    _refuse(
-        checkpoint.directory,
-        "has {} of another shape than config.json gives",
-        [
-            f"{name} {list(has)} instead of {list(wants)}"
-            for name, has, wants in sorted(found["mismatched_keys"], key=str)
-        ],
-    )
+    unexpected = found["unexpected_keys"] | _unreported(checkpoint.keys)
+    shapes = [f"{name} {list(has)} instead of {list(wants)}" for name, has, wants in found["mismatched_keys"]]
+    for problem, tensors in (
+        ("lacks {} that config.json asks for", found["missing_keys"]),
+        ("has {} that config.json has no place for", unexpected),
+        ("has {} of another shape than config.json gives", shapes),
+    ):
+        if tensors:
+            count = f"{len(tensors)} tensor{'s' if len(tensors) > 1 else ''}"
+            more = f" and {len(tensors) - 3} more" if len(tensors) > 3 else ""
+            names = ", ".join(sorted(tensors)[:3]) + more
+            raise ModelError(f"{checkpoint.directory}: the checkpoint {problem.format(count)}: {names}")
     if found["error_msgs"]:
         raise ModelError(f"{checkpoint.directory}: {found['error_msgs'][0]}")
     return model.to(device).eval().requires_grad_(False)
 
 
-def _random(
-    settings: ModelSettings, infer: InferSettings, device: torch.device, dtype: torch.dtype
-) -> DeepseekOcr:
+def _random(settings: ModelSettings, infer: InferSettings, device: torch.device, dtype: torch.dtype) -> DeepseekOcr:
     from pytest_llmprof.models.deepseek_ocr.model import DeepseekOcr
     from pytest_llmprof.models.deepseek_ocr.random_weights import random_config, random_model
 
@@ -133,29 +133,15 @@ def _checkpoint(
     )
 
 
-def _refuse(directory: Path, what: str, keys: Collection[str]) -> None:
-    if keys:
-        first = ", ".join(sorted(keys)[:3])
-        more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-        noun = f"{len(keys)} tensor{'s' if len(keys) > 1 else ''}"
-        raise ModelError(f"{directory}: the checkpoint {what.format(noun)}: {first}{more}")
-
-
-def _dropped(keys: Collection[str]) -> set[str]:
-    """Left-over keys that transformers does not report, because DeepSeek-OCR's relatives have them."""
+def _unreported(keys: Collection[str]) -> set[str]:
+    """Unexpected keys that transformers does not report, because relatives of DeepSeek-OCR have them."""
     hidden = {key for key in keys if "lm_head" in key or "patch_embedding" in key}
     return hidden - {"lm_head.weight", _UNUSED}
 
 
-def _out_of_memory(error: BaseException) -> bool:
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError)
-
-
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' progress bar and its table of odd keys off the terminal: we report those."""
+def _silenced() -> Iterator[None]:
+    """Keep transformers' progress bar and its report of keys off the terminal: `load_weights` reports keys."""
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

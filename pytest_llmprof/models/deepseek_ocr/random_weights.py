@@ -1,17 +1,18 @@
-"""Seeded random weights, made on the device they run on: right for speed, meaningless as a reader.
+"""Seeded random weights, made on the device they run on: for timing; the answers mean nothing.
 
-Sizes: "full" is the released model's (3.3 B parameters), "tiny" has 9.2 M for a laptop's CPU. Weights are
-scaled by their fan-in, and embeddings have unit variance, so that answers vary from token to token: with
-the usual 0.02 a greedy decoder repeats one token, and equal tokens would prove nothing. No answer ends
-before its limit: the end token is never the likeliest, so the work measured does not depend on chance.
+Sizes: "full" is the released model's (3.3 B parameters), "tiny" has 9.2 M for a laptop's CPU. Weights are scaled by
+their fan-in and embeddings have unit variance, so that answers vary from token to token: with the usual 0.02 a greedy
+decoder repeats one token, and tests that compare tokens would prove nothing. The end token never has the highest
+score, so each answer runs to its limit and the work measured does not depend on chance.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmprof.errors import ModelError, nearest
+from pytest_llmprof.errors import ModelError
 from pytest_llmprof.models.deepseek_ocr.translate import FULL_ATTENTION, RELEASED_IMAGE_TOKEN
+from pytest_llmprof.models.device import check_choice
 
 if TYPE_CHECKING:
     import torch
@@ -28,11 +29,10 @@ def random_config(size: str) -> UnlimitedOcrConfig:
     """Return the configuration of *size*: "full" or "tiny". Raises `ModelError` for another."""
     from transformers import UnlimitedOcrConfig
 
+    check_choice("model.size", size, SIZES)
     if size == "full":
         text: dict[str, Any] = {"max_position_embeddings": 8192, "layer_types": [FULL_ATTENTION] * 12}
         return UnlimitedOcrConfig(text_config=text, vision_config={}, image_token_id=RELEASED_IMAGE_TOKEN)
-    if size != "tiny":
-        raise ModelError(f"model.size={size} is not one of {', '.join(SIZES)}{nearest(size, SIZES)}")
     sam = {
         "hidden_size": 128,
         "num_hidden_layers": 4,
@@ -78,7 +78,7 @@ def random_model(config: UnlimitedOcrConfig, seed: int, device: torch.device, dt
         for name, owner, key in _owned(model, "_parameters"):
             made = owner._parameters[key]
             drawn = _drawn(name, torch.empty(made.shape, dtype=dtype, device=device), generator)
-            # The class may keep some in another dtype, as transformers 5.24 does with routers.
+            # The class may keep some weights in another dtype, as transformers 5.24 does with routers.
             owner._parameters[key] = torch.nn.Parameter(drawn.to(made.dtype), requires_grad=False)
         model.lm_head.weight[config.text_config.eos_token_id] = 0  # its score is then 0, far from the highest
         _fill_buffers(model, device)
@@ -86,7 +86,7 @@ def random_model(config: UnlimitedOcrConfig, seed: int, device: torch.device, dt
 
 
 def _owned(model: Any, kind: str) -> list[tuple[str, Any, str]]:
-    """Each tensor's full name, the module that owns it and its name there."""
+    """Full name of each tensor, the module that owns it and its name there."""
     return [
         (f"{prefix}.{key}", module, key)
         for prefix, module in model.named_modules()
@@ -113,7 +113,7 @@ def _drawn(name: str, weight: torch.Tensor, generator: torch.Generator) -> torch
 
 
 def _fill_buffers(model: Any, device: torch.device) -> None:
-    """Compute the buffers, which hold no weights, as the class does when it is made on a real device."""
+    """Compute the buffers, which hold no weights, as the class computes them on a real device."""
     import torch
 
     for name, owner, key in _owned(model, "_buffers"):

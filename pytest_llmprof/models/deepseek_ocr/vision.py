@@ -1,8 +1,8 @@
 """The vision tower's phases and the merge of its features into the prompt's embeddings.
 
-The same arithmetic as transformers' `UnlimitedOcrModel.forward`, split where the phases end and without
-the places where that waits for the device: features go where the prompt's layout tells, and SAM's
-relative position tables, which depend on the weights alone, are made once.
+The same arithmetic as transformers' `UnlimitedOcrModel.forward`, split where the phases end. It never waits for the
+device: the prompt's layout says where the features go, and SAM's relative position tables, which depend on the
+weights alone, are computed once.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from pytest_llmprof.models.base import Phases
     from pytest_llmprof.models.deepseek_ocr.preprocessing import CropGrid
 
-__all__ = ["assemble", "keep_position_tables", "merge", "page_features", "project"]
+__all__ = ["arrange_pages", "cache_position_tables", "encode_views", "insert_features", "page_features"]
 
 
-def keep_position_tables(model: Any) -> None:
-    """Make each SAM layer look its relative position tables up once a size instead of at every call.
+def cache_position_tables(model: Any) -> None:
+    """Make each SAM layer compute its relative position tables once for each size instead of at every call.
 
-    The original indexes a device tensor from the CPU, which waits for the device twice a layer. The
-    weights must not change afterwards.
+    The original indexes a device tensor from the CPU, which waits for the device twice a layer. The weights must not
+    change afterwards.
     """
     for layer in model.model.vision_tower.sam_encoder.layers:
         if not isinstance(layer.attn.get_rel_pos, _PositionTables):
@@ -31,7 +31,7 @@ def keep_position_tables(model: Any) -> None:
 
 
 class _PositionTables:
-    """`get_rel_pos` with a memory: [query side, key side, head size] for each table and size."""
+    """`get_rel_pos` with a cache: [query side, key side, head size] for each table and size."""
 
     def __init__(self, make: Any) -> None:
         self._make = make
@@ -55,21 +55,21 @@ def page_features(
 
     *overviews* is [pages, 3, size, size]; *crops* is [all pages' crops, 3, 640, 640] in page order, or None.
     """
-    whole = project(model, overviews, phases)
-    parts = project(model, crops, phases) if crops is not None else None
-    return assemble(model, whole, parts, grids)
+    whole = encode_views(model, overviews, phases)
+    parts = encode_views(model, crops, phases) if crops is not None else None
+    return arrange_pages(model, whole, parts, grids)
 
 
 def _call(part: str, call: Callable[..., Any], *inputs: torch.Tensor) -> Any:
     return call(*inputs)
 
 
-def project(
+def encode_views(
     model: Any, pixels: torch.Tensor, phases: Phases, run: Callable[..., Any] = _call
 ) -> torch.Tensor:
-    """Take views [views, 3, size, size] to features [views, tokens, hidden].
+    """Turn views [views, 3, size, size] into features [views, tokens, hidden]: phases sam, clip and projector.
 
-    *run* is given each part's name, its function and its inputs; engines replay graphs there.
+    *run* gets each part's name, its function and its inputs; an engine can replay a CUDA graph there.
     """
     tower = model.model.vision_tower
 
@@ -81,35 +81,35 @@ def project(
         local = run("sam", lambda views: tower.sam_encoder(views).last_hidden_state, pixels)
     with phases.phase("clip"):
         context = run("clip", lambda features: tower.vision_encoder(features).last_hidden_state, local)
-        # Views: nothing for the card to do, but the host takes longer to make them than the projector runs.
+        # Views cost the GPU nothing, but making them takes the host longer than the projector runs.
         local, context = local.flatten(2).transpose(1, 2), context[:, 1:]
     with phases.phase("projector"):
         features: torch.Tensor = run("projector", join, local, context)
     return features
 
 
-def assemble(
+def arrange_pages(
     model: Any, whole: torch.Tensor, parts: torch.Tensor | None, grids: Sequence[CropGrid]
 ) -> list[torch.Tensor]:
-    """Lay each page's features out, [image tokens, hidden], from those of overviews and crops."""
+    """Put each page's features in the prompt's order, [image tokens, hidden], from those of overviews and crops."""
     newline, separator = model.model.image_newline, model.model.view_separator
     pages: list[torch.Tensor] = []
     taken = 0
     for page, (columns, rows) in enumerate(grids):
         views = []
         if parts is not None and (columns, rows) != (1, 1):
-            views.append(_rows(_mosaic(parts[taken : taken + columns * rows], columns, rows), newline))
+            views.append(_with_newlines(_join_crops(parts[taken : taken + columns * rows], columns, rows), newline))
             taken += columns * rows
-        views.append(_rows(_square(whole[page]), newline))
+        views.append(_with_newlines(_square(whole[page]), newline))
         pages.append(torch.cat([*views, separator[None]]))
     return pages
 
 
-def merge(
-    embeddings: torch.Tensor, features: Sequence[torch.Tensor], positions: Sequence[int]
+def insert_features(
+    embeddings: torch.Tensor, features: Sequence[torch.Tensor], image_starts: Sequence[int]
 ) -> torch.Tensor:
-    """Write each page's *features* into its row of *embeddings* [pages, length, hidden], at its position."""
-    for row, (page, start) in enumerate(zip(features, positions, strict=True)):
+    """Write each page's *features* into its row of *embeddings* [pages, length, hidden], from its image start on."""
+    for row, (page, start) in enumerate(zip(features, image_starts, strict=True)):
         embeddings[row, start : start + page.shape[0]] = page
     return embeddings
 
@@ -119,14 +119,14 @@ def _square(view: torch.Tensor) -> torch.Tensor:
     return view.reshape(side, side, -1)
 
 
-def _mosaic(crops: torch.Tensor, columns: int, rows: int) -> torch.Tensor:
+def _join_crops(crops: torch.Tensor, columns: int, rows: int) -> torch.Tensor:
     """[crops, tokens, hidden] -> [rows * side, columns * side, hidden]"""
     side, hidden = round(crops.shape[1] ** 0.5), crops.shape[2]
     grid = crops.reshape(rows, columns, side, side, hidden).transpose(1, 2)
     return grid.reshape(rows * side, columns * side, hidden)
 
 
-def _rows(grid: torch.Tensor, newline: torch.Tensor) -> torch.Tensor:
+def _with_newlines(grid: torch.Tensor, newline: torch.Tensor) -> torch.Tensor:
     """[rows, columns, hidden] -> [rows * (columns + 1), hidden]: a newline after each row."""
     ends = newline.expand(grid.shape[0], 1, -1)
     return torch.cat([grid, ends], dim=1).flatten(0, 1)

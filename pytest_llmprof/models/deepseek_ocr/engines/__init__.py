@@ -1,9 +1,8 @@
-"""Ways to run the forward passes: one file each behind one small protocol.
+"""Engines: ways to run the forward passes, one file each behind one small protocol.
 
-An engine is given a batch whose tensors are on the device (`Inputs`) and yields its tokens; what happens in
-between - eager calls, compiled code, CUDA graphs, kernels of its own - is its business. Every engine opens the same
-phases, so that the same figures come out. A new one is a file here, its name in `ENGINES` beside a line in
-`make_engine`, and a preset `conf/infer/<name>.yaml`.
+An engine gets a batch whose tensors are on the device (`Inputs`) and yields its tokens. All open the same phases, so
+their metrics can be compared. A new engine needs a file here, its name in `ENGINES`, a line in `make_engine` and a
+preset `conf/infer/<name>.yaml`.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ if TYPE_CHECKING:
     from pytest_llmprof.models.deepseek_ocr.generation import Limits, Prompts
     from pytest_llmprof.models.deepseek_ocr.preprocessing import CropGrid
 
-__all__ = ["Engine", "Inputs", "make_engine", "refuse_engine"]
+__all__ = ["Engine", "Inputs", "check_engine", "make_engine"]
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """A preprocessed batch; its tensors are on the model's device, the pictures in its dtype."""
+    """A preprocessed batch; its tensors are on the model's device, the images in its dtype."""
 
     overviews: torch.Tensor
     """[pages, 3, size, size]: each page's global view."""
@@ -33,17 +32,17 @@ class Inputs:
     grids: tuple[CropGrid, ...]
     """Each page's columns and rows of crops; (1, 1) = none."""
     prompts: Prompts
-    places: tuple[int, ...]
-    """Where in its row each page's features begin."""
+    image_starts: tuple[int, ...]
+    """Where in its row each page's image tokens begin."""
 
 
 class Engine(Protocol):
-    """One way to run the model. Made once a model; it keeps what it compiles and captures until `close`."""
+    """One way to run the model. It keeps what it compiles and captures until `close`."""
 
     block: int
-    """Tokens that it hands over at once: 1, or how many steps lie between two looks of the host."""
+    """Tokens that the host reads at once: 1, or the steps launched between two reads."""
     details: Mapping[str, Any]
-    """What a reader of the report should know of it."""
+    """Facts for the report."""
 
     def generate(self, inputs: Inputs, limits: Limits, phases: Phases) -> Iterator[Token]:
         """Yield the batch's tokens as they come; called in inference mode.
@@ -53,15 +52,15 @@ class Engine(Protocol):
         """
 
     def close(self) -> None:
-        """Let go of the model and of everything made for it."""
+        """Drop the model and everything made for it."""
 
 
-def refuse_engine(name: str, device: torch.device, dtype: torch.dtype, batch_size: int) -> None:
-    """Raise `ModelError`, naming an engine that can, where *name* can't run so: before any weight is loaded."""
+def check_engine(name: str, device: torch.device, dtype: torch.dtype, batch_size: int) -> None:
+    """Before weights are loaded, raise `ModelError` where *name* cannot run with these; it names an engine that can."""
     if name == "fast":
-        from pytest_llmprof.models.deepseek_ocr.engines.fast import refuse
+        from pytest_llmprof.models.deepseek_ocr.engines.fast import check_supported
 
-        refuse(device, dtype, batch_size)
+        check_supported(device, dtype, batch_size)
 
 
 def make_engine(name: str, model: Any) -> Engine:

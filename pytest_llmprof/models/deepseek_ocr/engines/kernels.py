@@ -1,44 +1,44 @@
-"""One decode step of one row in Triton: nine kernels, launched 6 a layer (see `fast.py` for the order).
+"""One decode step of one row in Triton: nine kernels, six of them launched for each layer (`fast.py` has the order).
 
-A step of batch 1 reads each active weight once and does two operations with it, so bytes are the floor and everything
-else must hide behind them. At full size, in bfloat16 (hidden 1280, 12 layers, 10 heads of 128, 6 of 64 experts of 896
-and 1792 shared, vocabulary 129280):
+A step of batch 1 reads each active weight once and does two operations with it, so memory traffic sets the least time
+and everything else must overlap with it. At full size, in bfloat16 (hidden 1280, 12 layers, 10 heads of 128, 6 of 64
+experts of 896 and 1792 shared, vocabulary 129280):
 
 ==========  ==================================================  ================  =====================================
 kernel      reads                                               MB a step         writes
 ==========  ==================================================  ================  =====================================
-`begin`     the last token's embedding, every id                0.003             stream; what may not follow (`banned`)
+`begin`     the last token's embedding, every id                0.003             stream; the tokens banned next
 `project`   norm and [q, k, v] weights, the stream              12 x 9.8          queries, keys, values
 `attend`    the cache: 61 KB a place over all layers            18 at 300 places  this token's key and value, the blend
 `join`      output weights, the blend                           12 x 3.3          stream
 `widen`     router, shared (first layer: all) gate and up       11 x 9.3 + 35     router's scores, inner values
 `experts`   gate and up of the chosen experts                   11 x 27.5         inner values times their shares
-`narrow`    down weights of all of these                        11 x 18.4 + 18    parts of the stream
+`narrow`    down weights of the experts and of the shared MLP   11 x 18.4 + 18    parts of the stream
 `head`      the vocabulary's weights                            331               scores, the best of each program
-`choose`    those                                               0                 the next token
+`choose`    the best of each program                            0                 the next token
 ==========  ==================================================  ================  =====================================
 
-1,146 MB a step beside the cache. How they get near the floor:
+That is 1,146 MB a step plus the cache. "Stream" is the residual stream. How the kernels come close to that least time:
 
-- **Weights before the wait.** With programmatic dependent launch (PDL, compute capability 9) a kernel starts while the
-  one before it runs. It takes its weights into registers, which depend on nothing, and only then waits for that
-  kernel's results. The matrices are cut so that all programs of a kernel fit on the card at once (`head` has too many
-  rows, and `experts` knows its matrices only after the wait).
-- **Released at once.** Most kernels let the next one start as soon as they are all there themselves. So several are on
-  the card, and the matrices of `join` and `widen` arrive while attention waits for the cache.
-- **Or after their own wait.** `begin`, `widen` and `experts` release then. Whoever starts behind them knows that the
-  kernel before them has ended, and reads its results before waiting: `attend` the places of earlier steps, `experts`
-  the stream that `join` left, `narrow` the scores of `widen`. Such reads go past the first-level cache (`.cg`), which
-  may hold older values. What a kernel writes it writes after its wait, and so after everybody who could still read it.
-- **Norms inside products.** x -> W (g * x) * rsqrt(mean(x^2) + eps): the factor comes after the product, and every
+- **Weights are loaded before the wait.** With programmatic dependent launch (PDL, compute capability 9) a kernel starts
+  while the previous one still runs. It loads its weights into registers, since they depend on nothing, and then waits
+  for the previous kernel's results. The matrices are split so that all programs of a kernel fit on the GPU at once
+  (`head` has too many rows, and `experts` knows its matrices only after the wait).
+- **Most kernels release the next one as soon as all of their programs run.** So several kernels are on the GPU, and the
+  matrices of `join` and `widen` arrive while attention waits for the cache.
+- **`begin`, `widen` and `experts` release after their own wait.** The kernel behind them then knows that the kernel
+  before them has ended, and may read its results without waiting: `attend` the places of earlier steps, `experts` the
+  stream that `join` wrote, `narrow` the scores of `widen`. Such reads bypass the L1 cache (`.cg`), which may hold older
+  values. A kernel writes only after its wait, so after every kernel that could still read the old values.
+- **Norms are part of products.** x -> W (g * x) * rsqrt(mean(x^2) + eps): the factor comes after the product, and every
   program computes it from the whole x, which it needs anyway.
-- **No sums across programs.** `narrow` splits its long rows into parts that the next readers add up, always in the same
-  order, so the same inputs give the same bits. `attend` has the last program of a head blend the others' parts.
-- **Experts by themselves.** Each program finds its expert in the router's scores: no kernel in between.
+- **No sums across programs.** `narrow` splits its long rows into parts. The next kernels add them, always in the same
+  order, so the same inputs give the same bits. In `attend` the last program of a head blends the others' parts.
+- **No kernel for routing.** Each program finds its expert in the router's scores.
 
-The stream and all values between kernels are float32, weights and cache the model's type; products are summed in
-float32. Against float32 throughout the scores err by less than eager bfloat16's, which rounds after every operation
-(0.15 to 0.54 of its relative error at full size, see docs/engines.md). In float32 the tokens are the reference's.
+The stream and all values between kernels are float32; weights and cache have the model's dtype; products are summed in
+float32. Measured against float32 throughout, the scores' relative error at full size is 0.15 to 0.54 of that of eager
+bfloat16, which rounds after every operation (docs/engines.md). In float32 the tokens equal the reference's.
 """
 
 from __future__ import annotations
@@ -52,21 +52,21 @@ __all__ = ["attend", "begin", "choose", "experts", "head", "join", "narrow", "pr
 
 @triton.jit
 def _wait(PDL: tl.constexpr):
-    """Wait until the kernel before this one has ended."""
+    """Wait until the previous kernel has ended."""
     if PDL:
         cuda.gdc_wait()
 
 
 @triton.jit
 def _release(PDL: tl.constexpr):
-    """Let the next kernel start, once all programs of this one are here."""
+    """Let the next kernel start once all programs of this one run."""
     if PDL:
         cuda.gdc_launch_dependents()
 
 
 @triton.jit
 def _matrix(weight, rows, live, first, K: tl.constexpr, SPAN: tl.constexpr, BLOCK: tl.constexpr):
-    """Columns first ... first + SPAN of some *rows* of a matrix [., K]: a tuple of tiles [rows, BLOCK]."""
+    """Load columns first ... first + SPAN of some *rows* of a matrix [., K]: a tuple of tiles [rows, BLOCK]."""
     tiles = ()
     for number in tl.static_range((SPAN + BLOCK - 1) // BLOCK):
         column = number * BLOCK + tl.arange(0, BLOCK)
@@ -78,7 +78,7 @@ def _matrix(weight, rows, live, first, K: tl.constexpr, SPAN: tl.constexpr, BLOC
 
 @triton.jit
 def _vector(values, first, K: tl.constexpr, SPAN: tl.constexpr, BLOCK: tl.constexpr):
-    """The same columns of a vector [K], in float32: a tuple of tiles [BLOCK]."""
+    """Load the same columns of a vector [K] as float32: a tuple of tiles [BLOCK]."""
     tiles = ()
     for number in tl.static_range((SPAN + BLOCK - 1) // BLOCK):
         column = number * BLOCK + tl.arange(0, BLOCK)
@@ -126,10 +126,10 @@ def _gated(gate, up):
 
 @triton.jit
 def _chosen(scores, slot, EXPERTS: tl.constexpr, POWER: tl.constexpr):
-    """The expert with the *slot*-highest score, and its share in the softmax over all. POWER: of two, >= EXPERTS.
+    """The expert in *slot*, counted from the highest score, and its probability in the softmax over all experts.
 
-    One after the other: comparing all pairs at once reads the same line of the second-level cache dozens of times in
-    each program, which costs more than a third of a step.
+    POWER is a power of two >= EXPERTS. The slots are found one after the other: comparing all pairs at once reads the
+    same L2 cache line dozens of times in each program, which costs more than a third of a step.
     """
     expert = tl.arange(0, POWER)
     score = tl.load(scores + expert, mask=expert < EXPERTS, other=float("-inf"), cache_modifier=".cg")
@@ -149,8 +149,8 @@ def begin(
 ):  # fmt: skip
     """Start the stream with the last token; mark the tokens that would repeat an n-gram.
 
-    Program 0 copies the embedding; each other one looks at SPAN places of *ids* [places], of which *length* are
-    filled. banned[token] = the place that the token may not fill, so nothing has to be wiped between steps.
+    Program 0 copies the embedding; each other program checks SPAN places of *ids* [places], of which *length* are
+    filled. banned[token] is the place that the token may not fill, so nothing has to be reset between steps.
     """
     _wait(PDL)
     _release(PDL)
@@ -178,7 +178,7 @@ def project(
     N: tl.constexpr, HIDDEN: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Queries, keys and values: out[N] = weight[N, HIDDEN] norm(stream); ROWS rows a program."""
+    """Queries, keys and values: out[N] = weight[N, HIDDEN] norm(stream); each program computes ROWS rows."""
     _release(PDL)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     matrix = _matrix(weight, rows, rows < N, 0, HIDDEN, HIDDEN, BLOCK)
@@ -190,7 +190,7 @@ def project(
 
 @triton.jit
 def _places(keys, values, place, end, SIZE: tl.constexpr):
-    """Of some places of the cache, up to *end*: both halves of the keys, and the values, each [places, .]."""
+    """Load some places of the cache, up to *end*: both halves of the keys, and the values, each [places, .]."""
     half, size = tl.arange(0, SIZE // 2), tl.arange(0, SIZE)
     live = (place < end)[:, None]
     row = keys + place[:, None] * SIZE + half[None, :]
@@ -206,12 +206,12 @@ def attend(
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, SIZE: tl.constexpr,
     SPLITS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One head's share of the cache a program [HEADS, SPLITS]; the last of a head to end blends them into out[HEADS,
-    SIZE].
+    """Attention of one head to one split of the cache in each program [HEADS, SPLITS]. The program of a head that ends
+    last blends the head's splits into out[HEADS, SIZE].
 
-    The new key goes into *keys* [KV_HEADS, places, SIZE], turned, and its value into *values*, at place length - 1.
-    The last split starts with it, so that none has to be read back. Blends are kept as in flash decoding: the highest
-    score, the sum of exponentials below it, the values' sum.
+    The new key is rotated and stored in *keys* [KV_HEADS, places, SIZE], its value in *values*, at place length - 1.
+    The last split starts with them, so that they need not be read back. A split keeps what flash decoding keeps: the
+    highest score, the sum of the exponentials relative to it, and the weighted sum of the values.
     """
     _release(PDL)
     head, split = tl.program_id(0), tl.program_id(1)
@@ -276,7 +276,7 @@ def join(
     K: tl.constexpr, HIDDEN: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Attention's end: the stream's PARTS parts and weight[HIDDEN, K] blend[K] become its one part."""
+    """The output projection: weight[HIDDEN, K] blend[K] is added to the stream, whose PARTS parts become one."""
     _release(PDL)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     matrix = _matrix(weight, rows, rows < HIDDEN, 0, K, K, BLOCK)
@@ -292,7 +292,7 @@ def widen(
     EXPERTS: tl.constexpr, INNER: tl.constexpr, HIDDEN: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """The router's scores [EXPERTS] (first programs), and inner[INNER] of *weight* [gate and up, HIDDEN]."""
+    """The router's scores [EXPERTS] (first programs), and inner[INNER] from *weight* [gate and up, HIDDEN]."""
     program = tl.program_id(0) - (EXPERTS + ROWS - 1) // ROWS
     gains = _vector(norm, 0, HIDDEN, HIDDEN, BLOCK)
     if program < 0:
@@ -319,7 +319,7 @@ def experts(
     EXPERTS: tl.constexpr, POWER: tl.constexpr, INNER: tl.constexpr, HIDDEN: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """inner[slot, INNER] of the expert in each slot, from *weight* [EXPERTS, gate and up, HIDDEN], times its share."""
+    """inner[slot, INNER] of the expert in each slot, weight[EXPERTS, gate and up, HIDDEN], times its probability."""
     slot = tl.program_id(1)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     gains = _vector(norm, 0, HIDDEN, HIDDEN, BLOCK)
@@ -341,7 +341,7 @@ def narrow(
     DENSE: tl.constexpr, SPAN: tl.constexpr, HIDDEN: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Back to the stream, whose parts 1, 2, ... this writes: program [rows, part].
+    """The down projections, written to the stream's parts 1, 2, ...: program [rows, part].
 
     A part is EACH slots of routed[SLOTS, INNER] with *weight* [EXPERTS, HIDDEN, INNER], or SPAN columns of
     inner[DENSE] with *dense_weight* [HIDDEN, DENSE].
@@ -376,9 +376,9 @@ def head(
     VOCABULARY: tl.constexpr, HIDDEN: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """scores[VOCABULARY] of the next token; of each program the highest that is not banned, and its token.
+    """scores[VOCABULARY] of the next token; for each program the highest score that is not banned, and its token.
 
-    A score that is not a number counts as infinite, so that it is found.
+    A NaN counts as infinite, so that `choose` finds it.
     """
     _release(PDL)
     gains = _vector(norm, 0, HIDDEN, HIDDEN, BLOCK)
@@ -406,9 +406,10 @@ def choose(
     peaks, tokens, ids, length, last, ended, eos, pad,
     COUNT: tl.constexpr, POWER: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """The highest of COUNT peaks, the lowest token among equals: into *last*, into *ids* at *length*, which grows.
+    """Choose the token of the highest of COUNT peaks, the lowest among equals: written to *last* and, at *length*, to
+    *ids*; then *length* grows by one.
 
-    -1 where a score was not a number; *pad* where the answer has ended.
+    It is -1 where a score was NaN, and *pad* where the answer has ended.
     """
     _release(PDL)
     at = tl.arange(0, POWER)

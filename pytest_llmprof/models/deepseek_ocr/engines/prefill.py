@@ -1,10 +1,12 @@
-"""Vision and prefill for engines that keep a static cache: layers compiled, phases captured in CUDA graphs.
+"""What engines with a static cache share: the cache, vision and prefill in CUDA graphs, and the start of an answer.
 
-`fill` writes keys and values into a `Cache` and chooses the first token; what follows is the engine's own.
+`Prefill` writes a prompt's keys and values into a `Cache` and chooses the first token. `StaticCacheEngine` runs a batch
+up to there; its subclasses decode.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,52 +15,66 @@ import torch
 
 from pytest_llmprof.models.deepseek_ocr import vision
 from pytest_llmprof.models.deepseek_ocr.engines.graphs import Graphs, compile_whole
-from pytest_llmprof.models.deepseek_ocr.generation import NOT_A_TOKEN, Limits, Prompts, ban_repeats, causal_mask, read
+from pytest_llmprof.models.deepseek_ocr.generation import (
+    NOT_A_TOKEN,
+    Limits,
+    Prompts,
+    TokenTracker,
+    ban_repeats,
+    causal_mask,
+    text_forward,
+)
 
 if TYPE_CHECKING:
-    from pytest_llmprof.models.base import Phases
+    from pytest_llmprof.models.base import Phases, Token
     from pytest_llmprof.models.deepseek_ocr.engines import Inputs
 
-__all__ = ["Cache", "Prefill"]
+__all__ = ["Cache", "Prefill", "StaticCacheEngine", "cache_places", "pad_crops"]
 
 _EXPERTS = "grouped_mm"
-"""transformers' fastest way that can be captured."""
+"""transformers' fastest implementation that can be captured."""
 _CROPS = (2, 4, 6, 9)
-"""Crops of a page are filled up to so many, so that four shapes are compiled and captured instead of eight; those of
-several pages to a multiple of four."""
+"""A page's crops are padded to the next of these counts, so that four shapes are compiled instead of eight. The crops
+of several pages are padded to a multiple of four."""
+_SHORTEST = 512
+"""Places of the smallest cache."""
+
+
+def cache_places(tokens: int) -> int:
+    """Places that hold *tokens* tokens: 512 or a larger power of two."""
+    return max(_SHORTEST, 1 << (tokens - 1).bit_length())
 
 
 class Cache:
-    """One batch's state at fixed addresses: keys and values, every id so far, and how far it has come.
+    """One batch's state at fixed addresses: keys, values and token ids, with a place for each token of a row.
 
-    It takes a prompt's keys and values from transformers' layers.
+    transformers' layers write a prompt's keys and values into it with `update`.
     """
 
     def __init__(self, model: Any, rows: int, places: int) -> None:
-        """For *rows* rows of at most *places* tokens each, padding included."""
+        """Take memory for *rows* rows of at most *places* tokens each, padding included."""
         text, device = model.config.text_config, model.lm_head.weight.device
         size = model.model.language_model.layers[0].self_attn.head_dim
         shape = (text.num_hidden_layers, 2, rows, text.num_key_value_heads, places, size)
         self.rows, self.places = rows, places
         self.stored = torch.zeros(shape, dtype=model.lm_head.weight.dtype, device=device)
-        """Of each layer keys and values, [layers, 2, rows, key-value heads, places, head size]."""
+        """Keys and values of each layer, [layers, 2, rows, key-value heads, places, head size]."""
         self.ids = torch.empty((rows, places), dtype=torch.int64, device=device)
-        """-1 before a shorter prompt."""
+        """[rows, places]; -1 before a shorter prompt."""
         self.starts = torch.empty((rows, 1), dtype=torch.int64, device=device)
         """Where each row's prompt begins."""
         self.length = torch.empty(1, dtype=torch.int64, device=device)
-        """Places filled in `ids`; the last one is not in `keys` and `values` yet."""
+        """[1]: places filled in `ids`; keys and values of the last one are not stored yet."""
         self.last = torch.empty(rows, dtype=torch.int64, device=device)
-        """The tokens chosen last; -1 where the scores were not numbers."""
+        """[rows]: the tokens chosen last; -1 where the scores were not numbers."""
         self.ended = torch.empty(rows, dtype=torch.bool, device=device)
-        """Rows that have ended, and are fed `pad`."""
+        """[rows]: whether a row has ended and is fed `pad`."""
         self.eos, self.pad = (torch.empty((), dtype=torch.int64, device=device) for _ in range(2))
-        """-1: no end token."""
-
+        """[]; eos is -1 where no token ends an answer."""
         self.clear()
 
     def clear(self) -> None:
-        """Be empty rows with one token each, without an end token."""
+        """Reset to rows with one token each and no end token."""
         self.ids.zero_()
         self.starts.zero_()
         self.last.zero_()
@@ -68,7 +84,7 @@ class Cache:
         self.pad.zero_()
 
     def begin(self, prompts: Prompts, limits: Limits) -> None:
-        """Forget the last batch; take the prompts in."""
+        """Drop the last batch and take in the prompts' ids."""
         self.clear()
         self.ids[:, : prompts.ids.shape[1]] = prompts.ids
         self.starts.copy_(prompts.starts)
@@ -78,26 +94,28 @@ class Cache:
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer: int, **_: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keep a prompt's keys and values, [rows, heads, length, head size]; a prompt attends to itself alone."""
+        """Store a prompt's keys and values, [rows, heads, length, head size]; a prompt attends to itself alone."""
         for stored, new in zip(self.stored[layer], (keys, values), strict=True):
             stored[:, :, : new.shape[2]] = new
         return keys, values
 
 
 class Prefill:
-    """One model's vision tower and prefill. It changes the model: its vision layers run compiled from now on, unless
-    *compiled* is False."""
+    """One model's vision tower and prefill, replayed from CUDA graphs.
+
+    Unless *compiled* is False it changes the model: its vision layers run compiled from now on.
+    """
 
     def __init__(self, model: Any, graphs: Graphs, compiled: bool = True) -> None:
         model.set_experts_implementation(_EXPERTS)
-        vision.keep_position_tables(model)
+        vision.cache_position_tables(model)
         self._model, self._graphs = model, graphs
         weight = model.lm_head.weight
-        # In other types than bfloat16 torch's grouped product reads its offsets on the host, which no capture allows.
+        # Except in bfloat16, torch's grouped product reads its offsets on the host, which no capture allows.
         self.captured = not weight.is_cuda or (
             weight.dtype == torch.bfloat16 and torch.cuda.get_device_capability(weight.device) >= (8, 0)
         )
-        """Whether the language model's part is replayed from a graph, too."""
+        """Whether the language model's part is replayed from a graph too."""
         if not compiled:
             return
         tower = model.model.vision_tower
@@ -105,26 +123,29 @@ class Prefill:
         _share_layers(tower.vision_encoder.encoder.layers)
 
     def embeddings(self, inputs: Inputs, phases: Phases) -> torch.Tensor:
-        """The prompts' embeddings, [rows, length, hidden], with the pictures' features merged in: phase vision."""
+        """The prompts' embeddings, [rows, length, hidden], with the images' features merged in: phase vision."""
         model, graphs, prompts = self._model, self._graphs, inputs.prompts
         with phases.phase("vision"):
-            views = [vision.project(model, inputs.overviews, phases, graphs.run)]
+            views = [vision.encode_views(model, inputs.overviews, phases, graphs.run)]
             if inputs.crops is not None:
-                filled = _filled_up(inputs.crops)
-                views.append(vision.project(model, filled, phases, graphs.run)[: len(inputs.crops)])
+                padded = pad_crops(inputs.crops)
+                views.append(vision.encode_views(model, padded, phases, graphs.run)[: len(inputs.crops)])
 
             def merge(ids: torch.Tensor, *views: torch.Tensor) -> torch.Tensor:
                 parts = views[1] if len(views) > 1 else None
-                pages = vision.assemble(model, views[0], parts, inputs.grids)
-                return vision.merge(model.model.language_model.embed_tokens(ids), pages, inputs.places)
+                pages = vision.arrange_pages(model, views[0], parts, inputs.grids)
+                embeddings = model.model.language_model.embed_tokens(ids)
+                return vision.insert_features(embeddings, pages, inputs.image_starts)
 
-            merged = graphs.run(("merge", inputs.grids, inputs.places), merge, prompts.embeddable, *views)
+            merged = graphs.run(("merge", inputs.grids, inputs.image_starts), merge, prompts.ids_to_embed, *views)
         assert merged is not None
         return merged
 
     def fill(self, cache: Cache, embeddings: torch.Tensor, prompts: Prompts, ngram: int) -> torch.Tensor:
-        """Read the prompts into *cache*, which stays the same for its rows and places; return the first tokens
-        [rows]."""
+        """Read the prompts into *cache*; return the first tokens [rows].
+
+        A graph holds the cache's address, so calls with as many rows and places must pass the same cache.
+        """
         padded = any(prompts.padding)
         if not self.captured:
             return self._fill(cache, padded, ngram, embeddings)
@@ -138,7 +159,7 @@ class Prefill:
         places = torch.arange(length, device=embeddings.device)
         positions = (places - cache.starts).clamp_min(0)
         mask = causal_mask(cache.starts, length) if padded else None
-        hidden = read(self._model.model.language_model, embeddings, positions, mask, cache)
+        hidden = text_forward(self._model.model.language_model, embeddings, positions, mask, cache)
         scores = self._model.lm_head(hidden[:, -1])
         best, chosen = ban_repeats(cache.ids[:, :length], scores, ngram).max(-1)
         chosen = chosen.masked_fill(best.isnan(), NOT_A_TOKEN)
@@ -149,15 +170,71 @@ class Prefill:
         return chosen
 
 
-def _filled_up(crops: torch.Tensor) -> torch.Tensor:
-    """*crops* [crops, 3, 640, 640] with grey ones behind them; their features are left out again."""
+class StaticCacheEngine:
+    """An engine that prefills with `Prefill` and decodes with steps of its own over a `Cache`."""
+
+    block = 1
+
+    def __init__(self, model: Any, step: type, details: Mapping[str, Any], *, compiled: bool = True) -> None:
+        """*step* is made of the model. Raises `ModelError` for layers that it does not compute."""
+        self.graphs = Graphs(model.lm_head.weight.device)
+        with torch.inference_mode():
+            self.prefill: Any = Prefill(model, self.graphs, compiled)
+            self.step: Any = step(model)
+        self.caches: dict[tuple[int, int], Cache] = {}
+        """By rows and places. They are kept, since graphs hold their addresses."""
+        self.details: Mapping[str, Any] = {**details, "prefill": "captured" if self.prefill.captured else "eager"}
+        self._model: Any = model
+
+    def generate(self, inputs: Inputs, limits: Limits, phases: Phases) -> Iterator[Token]:
+        """Yield the batch's tokens, `block` at a time; see `Engine.generate`."""
+        prompts = inputs.prompts
+        tracker = TokenTracker(prompts, limits)
+        rows, length = prompts.ids.shape
+        cache = self._prepare(rows, length, tracker.max_tokens, limits.ngram)
+        cache.begin(prompts, limits)
+        embeddings = self.prefill.embeddings(inputs, phases)
+        del inputs
+        with phases.phase("prefill"):
+            chosen = self.prefill.fill(cache, embeddings, prompts, limits.ngram)
+        del embeddings
+        yield from tracker.add(chosen.tolist())
+        if tracker.active:
+            yield from self._decode(cache, tracker, length, limits.ngram, phases)
+
+    def cache_for(self, rows: int, places: int) -> Cache:
+        """The cache of this size, made at the first call."""
+        if (rows, places) not in self.caches:
+            self.caches[rows, places] = Cache(self._model, rows, places)
+        return self.caches[rows, places]
+
+    def close(self) -> None:
+        """Drop the model, the graphs and the caches."""
+        self._model = self.prefill = self.step = None
+        self.graphs.close()
+        self.caches.clear()
+
+    def _prepare(self, rows: int, length: int, max_tokens: int, ngram: int) -> Cache:
+        """Return a cache for prompts of *length* places and *max_tokens* tokens more; compile and capture what their
+        decode steps need, so that this does not happen in the middle of an answer."""
+        raise NotImplementedError
+
+    def _decode(
+        self, cache: Cache, tracker: TokenTracker, length: int, ngram: int, phases: Phases
+    ) -> Iterator[Token]:
+        """The phase decode: yield all tokens behind the first."""
+        raise NotImplementedError
+
+
+def pad_crops(crops: torch.Tensor) -> torch.Tensor:
+    """Add grey crops to *crops* [crops, 3, 640, 640], up to a count that is compiled; callers drop their features."""
     count = len(crops)
     wanted = next((size for size in _CROPS if size >= count), -(-count // 4) * 4)
     return torch.cat([crops, crops.new_zeros((wanted - count, *crops.shape[1:]))]) if wanted > count else crops
 
 
 def _share_layers(layers: Any) -> None:
-    """Let *layers* of one shape run through one compiled function, which takes their weights as inputs."""
+    """Run *layers* of one shape through one compiled function, which takes their weights as inputs."""
     call = _compiled(layers[0])
     for layer in layers:
         weights = dict(layer.named_parameters())
@@ -165,7 +242,7 @@ def _share_layers(layers: Any) -> None:
 
 
 def _share_sam_layers(layers: Any) -> None:
-    """The same for SAM's, windowed and global ones apart; each brings its tables of relative positions."""
+    """The same for SAM's layers, windowed and global ones apart; each passes its tables of relative positions."""
     calls: dict[int, Any] = {}
     for layer in layers:
         if layer.window_size not in calls:
@@ -177,7 +254,7 @@ def _share_sam_layers(layers: Any) -> None:
 def _compiled(layer: Any) -> Any:
     template = deepcopy(layer).to("meta")
     if hasattr(template, "attn"):
-        # The tables come ready, in the place of the weights that they are made of.
+        # The ready tables are passed in place of the weights that they are computed from.
         template.attn.get_rel_pos = lambda queries, keys, table: table
 
     def call(weights: dict[str, torch.Tensor], *inputs: Any) -> Any:

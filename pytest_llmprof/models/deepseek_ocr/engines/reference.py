@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["ReferenceEngine"]
 
 _EXPERTS = "grouped_mm"
-"""The fastest of transformers' ways that reads only the chosen experts, on CUDA and on a CPU."""
+"""transformers' fastest implementation that reads only the chosen experts, on CUDA and on a CPU."""
 
 
 class ReferenceEngine:
@@ -26,7 +26,7 @@ class ReferenceEngine:
     def __init__(self, model: Any) -> None:
         self._model = model
         model.set_experts_implementation(_EXPERTS)
-        vision.keep_position_tables(model)
+        vision.cache_position_tables(model)
         self.details: Mapping[str, Any] = {"attention": model.config._attn_implementation, "experts": _EXPERTS}
 
     def generate(self, inputs: Inputs, limits: Limits, phases: Phases) -> Iterator[Token]:
@@ -34,15 +34,12 @@ class ReferenceEngine:
         model = self._model
         with phases.phase("vision"):
             features = vision.page_features(model, inputs.overviews, inputs.crops, inputs.grids, phases)
-            embeddings = vision.merge(
-                model.model.language_model.embed_tokens(inputs.prompts.embeddable), features, inputs.places
-            )
+            embeddings = model.model.language_model.embed_tokens(inputs.prompts.ids_to_embed)
+            embeddings = vision.insert_features(embeddings, features, inputs.image_starts)
         prompts = inputs.prompts
         del inputs, features
-        yield from generation.stream(
-            generation.EagerDecoder(model, prompts, limits), prompts, embeddings, limits, phases
-        )
+        yield from generation.stream(model, prompts, embeddings, limits, phases)
 
     def close(self) -> None:
-        """Let go of the model."""
+        """Drop the model."""
         self._model = None

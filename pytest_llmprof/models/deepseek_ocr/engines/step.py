@@ -1,8 +1,8 @@
 """One decode step as plain functions of tensors, for torch.compile.
 
-The same arithmetic as transformers' text layers. Weights are inputs, so that all layers of a kind run through one
-compiled function. A step costs what reading its weights costs. With one row, products are written as sums, so that the
-compiler reads an expert's weights where they lie; `torch.matmul` would have them gathered first.
+The same arithmetic as transformers' text layers. Weights are inputs, so that all layers of one kind run through one
+compiled function. Reading weights is what a step costs. With one row, products are written as sums: then the compiled
+code reads an expert's weights in place, where `torch.matmul` would copy them first.
 """
 
 from __future__ import annotations
@@ -19,25 +19,31 @@ from pytest_llmprof.models.deepseek_ocr.generation import NOT_A_TOKEN
 if TYPE_CHECKING:
     from pytest_llmprof.models.deepseek_ocr.engines.prefill import Cache
 
-__all__ = ["Attention", "Dense", "Sparse", "Step", "check_layers", "weights_of"]
+__all__ = ["Dense", "Sparse", "Step", "ban_repeats_in_buffer", "check_layers", "highest_score", "weights_of"]
 
 _CHUNK = 128
-"""Scores among which the highest is looked for at once."""
+"""Scores that the first of two steps of `highest_score` compares."""
 
 
 class Attention(NamedTuple):
+    """Weights of one layer's attention."""
+
     norm: torch.Tensor
     qkv: torch.Tensor
     out: torch.Tensor
 
 
 class Dense(NamedTuple):
+    """Weights of a gated MLP."""
+
     norm: torch.Tensor
     gate_up: torch.Tensor
     down: torch.Tensor
 
 
 class Sparse(NamedTuple):
+    """Weights of a layer's router, routed experts and shared experts."""
+
     norm: torch.Tensor
     router: torch.Tensor
     gate_up: torch.Tensor
@@ -49,10 +55,10 @@ class Sparse(NamedTuple):
 
 
 class Step:
-    """Feeds the tokens chosen last and chooses the next ones, all on the device: see `__call__`."""
+    """Feeds the tokens chosen last and chooses the next ones, all on the device."""
 
     def __init__(self, model: Any) -> None:
-        """Take *model*'s weights. Raises `ModelError` for layers of another kind."""
+        """Take *model*'s weights. Raises `ModelError` for layers that `check_layers` rejects."""
         text, language = model.config.text_config, model.model.language_model
         check_layers(text)
         self._heads, self._kv_heads = text.num_attention_heads, text.num_key_value_heads
@@ -61,14 +67,14 @@ class Step:
         self._embedding, self._head = language.embed_tokens.weight, model.lm_head.weight
         self._last_norm = language.norm.weight
         places = torch.arange(text.max_position_embeddings, device=self._head.device)
-        self._turns = language.rotary_emb(self._head, places[None])
+        self._rotary = language.rotary_emb(self._head, places[None])
         self._layers = weights_of(language.layers)
-        # Where one ends its results are kept. In one piece, the compiler repeats a norm, a softmax or an activation
-        # for each row of weights that it meets, which was a fifth of a step.
+        # Compiled in pieces, because a piece stores its results. As one function, the compiler repeats a norm, a
+        # softmax or an activation for each row of weights: that took a fifth of a step.
         self._begin = compile_whole(_begin)
         self._norm = compile_whole(self._rms)
-        self._ask = compile_whole(self._queries)
-        self._weigh = compile_whole(self._shares)
+        self._project = compile_whole(self._queries)
+        self._attend = compile_whole(self._attention_shares)
         self._blend = compile_whole(_blend)
         self._dense = compile_whole(self._dense_mlp)
         self._route = compile_whole(self._router)
@@ -77,19 +83,19 @@ class Step:
         self._choose = compile_whole(_choose)
 
     def __call__(self, cache: Cache, places: int, ngram: int) -> None:
-        """Advance *cache* by one token a row, looking at its first *places* places only."""
-        hidden, turns, visible = self._begin(
-            cache.last, cache.length, cache.starts, self._embedding, self._turns, places
+        """Advance *cache* by one token a row; only its first *places* places are read."""
+        hidden, rotary, visible = self._begin(
+            cache.last, cache.length, cache.starts, self._embedding, self._rotary, places
         )
         for (attention, mlp), stored in zip(self._layers, cache.stored, strict=True):
-            queries = self._ask(self._norm(hidden, attention.norm), turns, cache.length, stored, attention.qkv)
-            shares = self._weigh(queries, stored[0, :, :, :places], visible)
-            seen = self._blend(shares, stored[1, :, :, :places])
+            queries = self._project(self._norm(hidden, attention.norm), rotary, cache.length, stored, attention.qkv)
+            shares = self._attend(queries, stored[0, :, :, :places], visible)
+            attended = self._blend(shares, stored[1, :, :, :places])
             if isinstance(mlp, Dense):
-                hidden = self._dense(hidden, seen, attention.out, mlp)
+                hidden = self._dense(hidden, attended, attention.out, mlp)
                 continue
-            hidden, inner, odds, experts = self._route(hidden, seen, attention.out, mlp.norm, mlp.router)
-            routed, shared = self._up(inner, odds, experts, mlp.gate_up, mlp.shared_gate_up)
+            hidden, inner, probabilities, experts = self._route(hidden, attended, attention.out, mlp.norm, mlp.router)
+            routed, shared = self._up(inner, probabilities, experts, mlp.gate_up, mlp.shared_gate_up)
             hidden = self._down(hidden, routed, shared, experts, mlp.down, mlp.shared_down)
         scores = F.linear(self._norm(hidden, self._last_norm), self._head)
         ids = cache.ids[:, :places]
@@ -103,7 +109,7 @@ class Step:
     def _queries(
         self,
         inputs: torch.Tensor,
-        turns: tuple[torch.Tensor, torch.Tensor],
+        rotary: tuple[torch.Tensor, torch.Tensor],
         length: torch.Tensor,
         stored: torch.Tensor,
         weight: torch.Tensor,
@@ -111,48 +117,49 @@ class Step:
         """Write this token's key and value into *stored*; return its queries [rows, heads, size]."""
         qkv = _product(inputs, weight).view(inputs.shape[0], -1, self._size)
         queries, keys, values = torch.split(qkv, [self._heads, self._kv_heads, self._kv_heads], dim=1)
-        stored.index_copy_(3, length - 1, torch.stack((_rotate(keys, turns), values))[:, :, :, None])
-        return _rotate(queries, turns)
+        stored.index_copy_(3, length - 1, torch.stack((_rotate(keys, rotary), values))[:, :, :, None])
+        return _rotate(queries, rotary)
 
-    def _shares(self, queries: torch.Tensor, keys: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-        """What the queries [rows, heads, size] take from each place of *keys* [rows, key-value heads, places, size]:
+    def _attention_shares(self, queries: torch.Tensor, keys: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+        """Attention weights of the queries [rows, heads, size] over *keys* [rows, key-value heads, places, size]:
         [rows, key-value heads, queries of each, places]."""
         grouped = queries.view(queries.shape[0], self._kv_heads, -1, 1, self._size)
         scores = (grouped.float() * keys[:, :, None].float()).sum(-1) * self._size**-0.5
         shares: torch.Tensor = scores.masked_fill(~visible[:, None, None], float("-inf")).softmax(-1)
         return shares.to(keys.dtype)
 
-    def _dense_mlp(self, hidden: torch.Tensor, seen: torch.Tensor, out: torch.Tensor, mlp: Dense) -> torch.Tensor:
-        hidden = hidden + F.linear(seen, out)
+    def _dense_mlp(self, hidden: torch.Tensor, attended: torch.Tensor, out: torch.Tensor, mlp: Dense) -> torch.Tensor:
+        hidden = hidden + F.linear(attended, out)
         return hidden + F.linear(_gated(F.linear(self._rms(hidden, mlp.norm), mlp.gate_up)), mlp.down)
 
     def _router(
-        self, hidden: torch.Tensor, seen: torch.Tensor, out: torch.Tensor, norm: torch.Tensor, router: torch.Tensor
+        self, hidden: torch.Tensor, attended: torch.Tensor, out: torch.Tensor, norm: torch.Tensor, router: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Attention's end, and whom to ask: the stream, the experts' input, their odds and numbers in falling order."""
-        hidden = hidden + _product(seen, out)
+        """The output projection and the router: the residual stream, the experts' input, the experts' probabilities
+        and numbers, highest first."""
+        hidden = hidden + _product(attended, out)
         inner = self._rms(hidden, norm)
-        odds = (inner.float()[:, None] * router.float()).sum(-1).softmax(-1)
-        return hidden, inner, *odds.sort(dim=-1, descending=True)
+        probabilities = (inner.float()[:, None] * router.float()).sum(-1).softmax(-1)
+        return hidden, inner, *probabilities.sort(dim=-1, descending=True)
 
     def _experts_in(
         self,
         inner: torch.Tensor,
-        odds: torch.Tensor,
+        probabilities: torch.Tensor,
         experts: torch.Tensor,
         gate_up: torch.Tensor,
         shared_gate_up: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The chosen experts' inner values, times their odds, and the shared ones': [rows, chosen or all, inner],
-        [rows, inner]."""
+        """Inner values of the chosen experts, times their probabilities, and of the shared ones: [rows, chosen or all,
+        inner], [rows, inner]."""
         rows, top = inner.shape[0], self._top
         shared = F.silu(_product(inner, shared_gate_up.chunk(2)[0])) * _product(inner, shared_gate_up.chunk(2)[1])
-        odds = odds[:, :top] * self._scaling
+        factors = probabilities[:, :top] * self._scaling
         if _gathers(rows * top, gate_up):
             gate, up = ((half[experts[:, :top]] * inner[:, None, None]).sum(-1) for half in gate_up.chunk(2, dim=1))
-            return (F.silu(gate) * up * odds[..., None]).to(inner.dtype), shared
+            return (F.silu(gate) * up * factors[..., None]).to(inner.dtype), shared
         every = _gated(torch.matmul(inner, gate_up.transpose(1, 2))).transpose(0, 1)
-        mix = odds.new_zeros(every.shape[:2]).scatter(1, experts[:, :top], odds)
+        mix = factors.new_zeros(every.shape[:2]).scatter(1, experts[:, :top], factors)
         return (every * mix[..., None]).to(inner.dtype), shared
 
     def _experts_out(
@@ -172,9 +179,9 @@ class Step:
         return hidden + (outputs + _product(shared, shared_down))
 
 
-def _gathers(asked: int, weights: torch.Tensor) -> bool:
-    """Whether to read the weights of each expert asked; where that is more than there are, each is read once."""
-    return asked < weights.shape[0]
+def _gathers(chosen: int, weights: torch.Tensor) -> bool:
+    """Whether to read the weights of each chosen expert; where rows choose more than there are, each is read once."""
+    return chosen < weights.shape[0]
 
 
 def _product(inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -183,7 +190,7 @@ def _product(inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _blend(shares: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Attention's result, [rows, heads * size]."""
+    """The weighted sum of *values*, [rows, heads * size]."""
     return torch.matmul(shares, values).view(shares.shape[0], -1)
 
 
@@ -192,10 +199,10 @@ def _gated(gate_up: torch.Tensor) -> torch.Tensor:
     return F.silu(gate) * up
 
 
-def _rotate(states: torch.Tensor, turns: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def _rotate(states: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Rotary embedding of [rows, heads, size] by cosines and sines [rows, size]."""
     first, second = states.chunk(2, dim=-1)
-    return states * turns[0][:, None] + torch.cat((-second, first), dim=-1) * turns[1][:, None]
+    return states * rotary[0][:, None] + torch.cat((-second, first), dim=-1) * rotary[1][:, None]
 
 
 def _begin(
@@ -203,16 +210,16 @@ def _begin(
     length: torch.Tensor,
     starts: torch.Tensor,
     embedding: torch.Tensor,
-    turns: tuple[torch.Tensor, torch.Tensor],
+    rotary: tuple[torch.Tensor, torch.Tensor],
     places: int,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """The last tokens' embeddings [rows, hidden], cosines and sines [rows, size], what they see [rows, places]."""
-    # A row that has come to its end goes on with the others; what it says is not read.
-    position = (length - 1 - starts)[:, 0].clamp(0, turns[0].shape[1] - 1)
+    """Embeddings of the last tokens [rows, hidden], cosines and sines [rows, size], visible places [rows, places]."""
+    # A row that has ended goes on with the others; its tokens are dropped.
+    position = (length - 1 - starts)[:, 0].clamp(0, rotary[0].shape[1] - 1)
     place = torch.arange(places, device=last.device)
     visible = (place < length) & (place >= starts)
     hidden = F.embedding(last.clamp_min(0), embedding)
-    return hidden, (turns[0][0, position], turns[1][0, position]), visible
+    return hidden, (rotary[0][0, position], rotary[1][0, position]), visible
 
 
 def _choose(
@@ -225,8 +232,8 @@ def _choose(
     pad: torch.Tensor,
     ngram: int,
 ) -> None:
-    """Add the highest token that repeats no n-gram to *ids* [rows, places], of which *length* [1] are filled."""
-    best, chosen = _highest(_ban(scores, ids, length, ngram))
+    """Add the likeliest token that repeats no n-gram to *ids* [rows, places], of which *length* [1] are filled."""
+    best, chosen = highest_score(ban_repeats_in_buffer(scores, ids, length, ngram))
     chosen = torch.where(best.isnan(), NOT_A_TOKEN, torch.where(ended, pad, chosen))
     last.copy_(chosen)
     ended.logical_or_(chosen == eos)
@@ -234,8 +241,10 @@ def _choose(
     length.add_(1)
 
 
-def _ban(scores: torch.Tensor, ids: torch.Tensor, length: torch.Tensor, ngram: int) -> torch.Tensor:
-    """`generation.ban_repeats` for *ids* of which the first *length* are filled."""
+def ban_repeats_in_buffer(
+    scores: torch.Tensor, ids: torch.Tensor, length: torch.Tensor, ngram: int
+) -> torch.Tensor:
+    """`generation.ban_repeats` for a buffer *ids* of which the first *length* places are filled."""
     rows, vocabulary = scores.shape
     if not 0 < ngram <= ids.shape[1]:
         return scores
@@ -245,14 +254,14 @@ def _ban(scores: torch.Tensor, ids: torch.Tensor, length: torch.Tensor, ngram: i
     final = windows[..., -1]
     filled = torch.arange(ngram, ids.shape[1] + 1, device=device) <= length
     repeats = (windows[..., :-1] == tail[:, None]).all(-1) & filled & (final >= 0)
-    # What is not to be banned lands in a column past the vocabulary.
+    # Tokens that are not banned go into an extra column after the vocabulary.
     banned = torch.where(repeats, final, vocabulary)
     mask = scores.new_zeros((rows, vocabulary + 1), dtype=torch.bool).scatter(1, banned, True)
     return scores.masked_fill(mask[:, :vocabulary], float("-inf"))
 
 
-def _highest(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The highest score and the first token that has it, [rows] each; in two steps, of which the first spreads."""
+def highest_score(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The highest score and the first token that has it, [rows] each. In two steps: the first runs in parallel."""
     rows, vocabulary = scores.shape
     chunks = F.pad(scores, (0, -vocabulary % _CHUNK), value=float("-inf")).view(rows, -1, _CHUNK)
     best, at = chunks.max(-1)
@@ -261,32 +270,28 @@ def _highest(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def check_layers(text: Any) -> None:
-    """Refuse what this step does not compute."""
-    for key, value in {
-        "hidden_act": "silu",
-        "topk_method": "greedy",
-        "attention_bias": False,
-        "mlp_bias": False,
-    }.items():
+    """Raise `ModelError` for layers that engines with a static cache do not compute."""
+    known = {"hidden_act": "silu", "topk_method": "greedy", "attention_bias": False, "mlp_bias": False}
+    for key, value in known.items():
         if getattr(text, key, value) != value:
             raise ModelError(
-                f"this engine knows language models whose {key} is {value!r}; this one has {getattr(text, key)!r}: "
+                f"this engine needs a language model whose {key} is {value!r}; this one has {getattr(text, key)!r}: "
                 "use infer=reference"
             )
 
 
 def weights_of(layers: Any) -> list[tuple[Attention, Dense | Sparse]]:
-    """transformers' text layers' weights; what is read together is joined, and the layers go on with its parts."""
-    return [(_attention_weights(layer), _mlp_weights(layer)) for layer in layers]
+    """The weights of transformers' text layers. Those read together are joined; the layers keep views of them."""
+    return [(_attention_of(layer), _mlp_of(layer)) for layer in layers]
 
 
-def _attention_weights(layer: Any) -> Attention:
+def _attention_of(layer: Any) -> Attention:
     attention = layer.self_attn
     joined = _join(attention.q_proj, attention.k_proj, attention.v_proj)
     return Attention(layer.input_layernorm.weight, joined, attention.o_proj.weight)
 
 
-def _mlp_weights(layer: Any) -> Dense | Sparse:
+def _mlp_of(layer: Any) -> Dense | Sparse:
     mlp, norm = layer.mlp, layer.post_attention_layernorm.weight
     if hasattr(mlp, "experts"):
         shared = mlp.shared_experts
@@ -302,7 +307,7 @@ def _mlp_weights(layer: Any) -> Dense | Sparse:
 
 
 def _join(*layers: Any) -> torch.Tensor:
-    """The weights of *layers* one under the other; the layers go on with their parts of it, so nothing is doubled."""
+    """The weights of *layers* one under the other. The layers keep views of the result, so memory is not doubled."""
     joined = torch.cat([layer.weight for layer in layers])
     parts = torch.split(joined, [layer.weight.shape[0] for layer in layers])
     for layer, part in zip(layers, parts, strict=True):
