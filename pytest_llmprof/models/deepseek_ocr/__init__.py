@@ -7,13 +7,14 @@
     loader.py         settings -> a loaded model (checkpoint, embedded or random weights)
     random_weights.py seeded weights made on the device
     tokenizers.py     tokenizer.json, or the built-in tokenizer of random weights
-    preprocessing.py  picture -> tensors, the released rules
+    preprocessing.py  image -> tensors, by the released rules
     vision.py         SAM, CLIP, projector, merge into the prompt's embeddings
     generation.py     prefill and decode, one token at a time
     engines/          ways to run the forward passes (infer.engine)
-    prompts.py        prompt names; parsing.py: answers -> text and boxes
+    prompts.py        names and texts of prompts
+    parsing.py        answer -> text and boxes
     costs.py          FLOPs and bytes of each phase, from the shapes
-    model.py          ties these to the adapter protocol
+    model.py          implements the adapter protocol with these
 
 Importing this package imports none of torch and transformers.
 """

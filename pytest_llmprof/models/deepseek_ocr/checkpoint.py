@@ -1,4 +1,4 @@
-"""A checkpoint on disk: its files, checked before anything is loaded, and a digest of its weights."""
+"""A checkpoint on disk: find and check its files before anything is loaded, and digest its weights."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Checkpoint:
 
 
 def resolve(path: str, revision: str | None) -> Path:
-    """Return the directory that *path* (a directory or a hub id) stands for, downloading it where needed.
+    """Return the directory of *path* (a directory or a hub id), downloaded where needed.
 
     Only config, tokenizer and safetensors files are downloaded, never code. Raises `ModelError`.
     """
@@ -45,7 +45,6 @@ def resolve(path: str, revision: str | None) -> Path:
         if revision is not None:
             raise ModelError(f"model.revision={revision} is for hub ids; model.path={path} is a directory")
         return directory
-    # A configured hub id may have been joined to no directory; an absolute path or a file never is one.
     if directory.exists() or not _HUB_ID.fullmatch(path):
         what = "is a file" if directory.exists() else "does not exist"
         raise ModelError(f"model.path={path} {what}; give a checkpoint's directory or a hub id (owner/name)")
@@ -62,9 +61,8 @@ def _download(repo: str, revision: str | None) -> Path:
     except (network, OSError, errors.HFValidationError) as error:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         at = f" at revision {revision}" if revision else ""
-        raise ModelError(
-            f"model.path={repo} is no directory here, and the hub gave no such model{at}: {reason}"
-        ) from error
+        text = f"model.path={repo} is no directory here, and the hub gave no such model{at}: {reason}"
+        raise ModelError(text) from error
 
 
 def open_checkpoint(directory: Path) -> Checkpoint:
@@ -77,10 +75,10 @@ def open_checkpoint(directory: Path) -> Checkpoint:
 
 
 def digest(files: tuple[Path, ...], whole: int = _WHOLE) -> str:
-    """Return a digest of the weight files: names and contents.
+    """Return a digest of the weight files' names and contents.
 
-    "sha256:..." of everything up to *whole* bytes in all; of bigger checkpoints "sha256-sampled:..." of each
-    file's name, size, first MiB (safetensors keeps its header there) and last MiB.
+    Up to *whole* bytes in all it is "sha256:..." of everything. For bigger checkpoints it is "sha256-sampled:..." of
+    each file's name, size, first MiB (with the safetensors header) and last MiB.
     """
     sizes = [file.stat().st_size for file in files]
     sampled = sum(sizes) > whole
@@ -127,16 +125,14 @@ def _weights(directory: Path) -> tuple[Path, ...]:
     if (directory / _SINGLE).is_file():
         return (directory / _SINGLE,)
     if any(next(directory.glob(pattern), None) for pattern in _PICKLED):
-        raise ModelError(
-            f"{directory} holds pickled weights only, which can run code; only *.safetensors are read"
-        )
+        raise ModelError(f"{directory} holds pickled weights only, which can run code; only *.safetensors are read")
     others = sorted(file.name for file in directory.glob("*.safetensors"))
     found = f" (found {others[0]} without its {_INDEX})" if others else ""
     raise ModelError(f"{directory} has no weights: expected {_SINGLE} or {_INDEX}{found}")
 
 
 def _keys(file: Path) -> list[str]:
-    """The names of a file's tensors; reads its header only, which also tells whether the file is whole."""
+    """The names of a file's tensors, from its header; a truncated file is refused."""
     from safetensors import SafetensorError, safe_open
 
     try:

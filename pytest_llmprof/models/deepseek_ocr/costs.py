@@ -1,32 +1,31 @@
-"""What each phase of DeepSeek-OCR takes: FLOPs and bytes, from shapes alone.
+"""FLOPs and bytes of each phase of DeepSeek-OCR, from shapes alone.
 
-**FLOPs** are those of the matrix products, convolutions and attention that transformers' class executes, two for
-a multiply-add, as `torch.utils.flop_counter` counts them:
+**FLOPs** are those of the matrix products, convolutions and attention that transformers' class executes, two for each
+multiply-add, as `torch.utils.flop_counter` counts them:
 
-* SAM's windowed layers work on windows padded to whole ones, so padding is counted; its relative positions are
-  two more products in every layer.
-* Attention is 4 * heads * head size * queries * keys: causal masking saves nothing in this count, nor do padded
-  places of a shorter prompt in a batch.
-* Text: QKV and output projection, the gated MLP of dense layers, and in the others router, top-k and shared
-  experts. The head is applied to the last position of each row alone.
-* A decode step attends to the cache and its own token. Rows of a batch that have ended are fed on until the last
-  one ends, so they are counted.
+* SAM pads its windows to full size, and the padding is counted. Its relative positions are two more products in each
+  layer.
+* Attention is 4 * heads * head size * queries * keys. Neither causal masking nor the padding of a shorter prompt in a
+  batch makes the count smaller.
+* Text: QKV and output projection, the gated MLP of dense layers, and in the others router, top-k and shared experts.
+  The head is applied to the last position of each row only.
+* A decode step attends to the cache and its own token. Rows of a batch that have ended are fed until the last one
+  ends, so they are counted.
 
 Norms, activations, softmax, rotation, interpolation of position tables and the choice of the token are not counted.
 
-**Bytes** are what must cross the memory bus however well the kernels are fused, so a floor:
+**Bytes** are the least that must cross the memory bus, however well the kernels are fused:
 
-* weights once for each forward pass (the crops of gundam are a second pass of the vision tower), biases, norms and
-  position tables included; of the routed experts those that were really hit, once a layer and pass; of the
-  embedding table nothing;
-* the cache: written by each token, and read whole by each decode step;
-* activations: the input and output of each matrix product and convolution, and queries, keys, values and output
-  of each attention, once each. Products that share an input (QKV; gate and up) read it once. Attention's scores,
-  SAM's added position bias, residuals and norms are taken to stay on the chip.
+* weights, once for each forward pass (the crops of gundam are a second pass of the vision tower), with biases, norms
+  and position tables. Of the routed experts those that were really used count, once for each layer and pass; the
+  embedding table does not count.
+* the cache: written by each token, and read whole by each decode step.
+* activations: the input and output of each matrix product and convolution, and queries, keys, values and output of
+  each attention, once each. Products that share an input (QKV; gate and up) read it once. Attention's scores, SAM's
+  position bias, residuals and norms are assumed to stay on the chip.
 
-Everything is in elements of the model's dtype, but for routers that are kept in another. What one implementation
-moves on top (copying the cache to append to it, gathering experts' weights) is not counted: it is what MBU is there
-to show.
+All is counted in elements of the model's dtype, except routers kept in another. What an implementation moves on top
+(copying the cache to append to it, gathering experts' weights) is not counted: MBU is there to show it.
 """
 
 from __future__ import annotations
@@ -34,9 +33,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from operator import add
 from typing import Any
 
 from pytest_llmprof.models.base import Costs, PhaseCost, Phases
+from pytest_llmprof.models.deepseek_ocr.preprocessing import TILE
 
 __all__ = [
     "Batch",
@@ -48,9 +49,6 @@ __all__ = [
     "router_itemsize",
 ]
 
-_TILE = 640
-"""Side of a crop in pixels, as `preprocessing.TILE`."""
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -61,9 +59,9 @@ class Batch:
     crops: int
     """Crops of all pages together."""
     prompts: tuple[int, ...]
-    """Prompt tokens of each page, picture included; they are padded to the longest."""
+    """Prompt tokens of each page, image included; they are padded to the longest."""
     steps: int
-    """Decode steps: the longest answer's tokens less one."""
+    """Decode steps: tokens of the longest answer, minus one."""
 
     @property
     def rows(self) -> int:
@@ -78,19 +76,19 @@ class Batch:
 
 @dataclass(frozen=True)
 class Routing:
-    """How many experts a forward pass really reads."""
+    """How many experts a forward pass reads."""
 
     prefill: float
-    """Distinct routed experts that prefill hits, summed over the layers."""
+    """Distinct routed experts that prefill uses, summed over the layers."""
     decode: float
-    """The same for a decode step, the mean over the steps."""
+    """The same for a decode step, as the mean over the steps."""
     counted: bool
-    """Counted at the router in a pass of its own; else expected of even routing."""
+    """True: counted at the routers in a pass of its own. False: expected for even routing."""
 
 
 @dataclass(frozen=True)
 class _Work:
-    """FLOPs, and elements moved of each kind."""
+    """FLOPs, and the elements of each kind that are moved."""
 
     flops: int = 0
     weights: int = 0
@@ -98,28 +96,19 @@ class _Work:
     activations: int = 0
 
     def __add__(self, other: _Work) -> _Work:
-        return _Work(
-            self.flops + other.flops,
-            self.weights + other.weights,
-            self.cache + other.cache,
-            self.activations + other.activations,
-        )
+        return _Work(*map(add, vars(self).values(), vars(other).values()))
 
-    def __mul__(self, times: int) -> _Work:
-        """The same layer *times* over, each with weights of its own."""
-        return _Work(self.flops * times, self.weights * times, self.cache * times, self.activations * times)
+    def __mul__(self, count: int) -> _Work:
+        """*count* such layers, each with its own weights."""
+        return _Work(*(value * count for value in vars(self).values()))
 
     def cost(self, itemsize: int) -> PhaseCost:
-        parts = {
-            name: getattr(self, name) * itemsize
-            for name in ("weights", "cache", "activations")
-            if getattr(self, name)
-        }
+        parts = {name: value * itemsize for name, value in vars(self).items() if value and name != "flops"}
         return PhaseCost(self.flops, sum(parts.values()), parts)
 
 
 def _linear(places: int, inputs: int, outputs: int, *, bias: bool = False) -> _Work:
-    """A product with a weight [outputs, inputs] at *places* places."""
+    """A product with a weight [outputs, inputs] for each of *places* vectors."""
     return _Work(
         flops=2 * places * inputs * outputs,
         weights=inputs * outputs + (outputs if bias else 0),
@@ -137,17 +126,17 @@ def _conv(side: int, inputs: int, outputs: int, kernel: int, stride: int = 1, *,
 
 
 def _attention(queries: int, keys: int, width: int) -> _Work:
-    """softmax(Q K^T) V of one row over heads that are *width* wide together; keys and values not counted."""
+    """softmax(Q K^T) V of one row; *width* is that of all heads. Reading keys and values is not counted."""
     return _Work(flops=4 * queries * keys * width, activations=2 * queries * width)
 
 
 def _batched(work: _Work, views: int) -> _Work:
-    """*work* of one view for *views*: the weights are read once."""
+    """*work* of one view, for *views* of them: the weights are read once."""
     return _Work(work.flops * views, work.weights, work.cache * views, work.activations * views)
 
 
 def _halved(side: int) -> int:
-    """A side after a 3x3 convolution with stride 2 and padding 1."""
+    """The side after a 3x3 convolution with stride 2 and padding 1."""
     return (side - 1) // 2 + 1
 
 
@@ -173,7 +162,7 @@ def _sam(config: Any, pixels: int) -> _Work:
         work += _linear(places, width, 3 * width, bias=sam.qkv_bias)
         attention = _attention(window * window, window * window, width) + _Work(activations=2 * window**2 * width)
         if sam.use_rel_pos:
-            # Two products of each query with `window` vectors; the tables belong to the weights.
+            # Two products of each query with `window` vectors; the tables count as weights.
             attention += _Work(flops=4 * window**3 * width)
             work += _Work(weights=2 * (2 * (table if whole else sam.window_size) - 1) * head)
         work += _batched(attention, windows)
@@ -223,8 +212,8 @@ def _gated(places: int, width: int, inner: int) -> _Work:
 
 
 def _text(config: Any, rows: int, queries: int, keys: int, experts: float, router: int = 1) -> _Work:
-    """One pass of the text model: *queries* new places a row that attend to *keys*; *experts* read in all layers;
-    each of the router's weights takes *router* elements."""
+    """One pass of the text model: in each row *queries* new places attend to *keys* places. *experts* are read in all
+    layers together; each weight of a router takes *router* elements."""
     text = config.text_config
     width, head, places = text.hidden_size, _head_size(text), rows * queries
     outer, inner = text.num_attention_heads * head, text.num_key_value_heads * head
@@ -249,7 +238,7 @@ def _text(config: Any, rows: int, queries: int, keys: int, experts: float, route
 def active_parameters(config: Any) -> dict[str, int]:
     """Parameters that a decode step of one row reads, by part, and their `total`.
 
-    With an element's size and the cache they are the floor of a step's bytes at batch 1.
+    Times the size of an element, and with the cache, they are the least bytes of a step at batch 1.
     """
     text = config.text_config
     width, head, moe = text.hidden_size, _head_size(text), _moe_layers(text)
@@ -266,7 +255,7 @@ def active_parameters(config: Any) -> dict[str, int]:
 
 
 def expected_experts(config: Any, places: int) -> float:
-    """Distinct routed experts that *places* hit in all layers, were they routed evenly and independently.
+    """Distinct routed experts that *places* use in all layers together, if routing is even and independent.
 
     layers * E * (1 - (1 - k / E) ** places), for top k of E.
     """
@@ -278,7 +267,7 @@ def expected_experts(config: Any, places: int) -> float:
 def batch_costs(
     config: Any, batch: Batch, itemsize: int, routing: Routing | None = None, router_itemsize: int | None = None
 ) -> Costs:
-    """The phases' costs of *batch*, in a dtype of *itemsize* bytes, a multiple of which routers may have.
+    """Costs of each phase of *batch* in a dtype of *itemsize* bytes; routers may have a multiple of it.
 
     Without *routing*, even routing is assumed.
     """
@@ -287,23 +276,23 @@ def batch_costs(
         routing = Routing(
             expected_experts(config, batch.rows * batch.length), expected_experts(config, batch.rows), False
         )
-    views = [(batch.overview, batch.rows), (_TILE, batch.crops)]
+    views = [(batch.overview, batch.rows), (TILE, batch.crops)]
     parts: dict[str, _Work] = {}
-    for name, one in (("sam", _sam), ("clip", _clip), ("projector", _projector)):
-        parts[name] = sum((_batched(one(config, pixels), count) for pixels, count in views if count), _Work())
-    decode, last = _Work(), _Work()
-    for step in range(1, batch.steps + 1):
-        last = _text(config, batch.rows, 1, batch.length + step, routing.decode, router)
-        decode += last
+    for name, part in (("sam", _sam), ("clip", _clip), ("projector", _projector)):
+        parts[name] = sum((_batched(part(config, pixels), count) for pixels, count in views if count), _Work())
+    steps = (
+        _text(config, batch.rows, 1, batch.length + step, routing.decode, router)
+        for step in range(1, batch.steps + 1)
+    )
     work = {
         "vision": parts["sam"] + parts["clip"] + parts["projector"],
         **parts,
         "prefill": _text(config, batch.rows, batch.length, batch.length, routing.prefill, router),
     }
     if batch.steps:
-        work["decode"] = decode
+        work["decode"] = sum(steps, _Work())
     return Costs(
-        phases={name: one.cost(itemsize) for name, one in work.items()},
+        phases={name: total.cost(itemsize) for name, total in work.items()},
         note=_note(config, routing),
         details={
             "prompt_tokens": list(batch.prompts),
@@ -319,7 +308,7 @@ def batch_costs(
 
 
 def _step(config: Any, batch: Batch, itemsize: int, routing: Routing, router: int) -> dict[str, int]:
-    """FLOPs and bytes of the first and of the last decode step: the cache grows between them."""
+    """FLOPs and bytes of the first and the last decode step: the cache grows between them."""
     found: dict[str, int] = {}
     for name, keys in (("first", batch.length + 1), ("last", batch.length + max(batch.steps, 1))):
         cost = _text(config, batch.rows, 1, keys, routing.decode, router).cost(itemsize)
@@ -335,11 +324,11 @@ def _note(config: Any, routing: Routing) -> str:
 
 
 @dataclass
-class _Watch(Phases):
-    """Counts the experts that routers choose, by the phase they run in."""
+class _RoutingCounter(Phases):
+    """Counts the experts that routers choose in each phase."""
 
+    steps: int = 0
     _phase: str = ""
-    _passes: int = 0
     _hits: dict[str, list[Any]] = field(default_factory=dict)
 
     @contextmanager
@@ -352,16 +341,16 @@ class _Watch(Phases):
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        self._passes += 1
+        self.steps += 1
         yield
 
     def router(self, module: Any, inputs: Any, outputs: Any) -> None:
-        """A forward hook of a router, whose last output is the chosen experts [places, k]."""
+        """A forward hook for a router, whose last output is the chosen experts [places, k]."""
         import torch
 
         chosen = outputs[-1].flatten()
         hit = torch.zeros(module.num_experts, dtype=torch.bool, device=chosen.device)
-        # Summed on the device: nothing waits here, although no clock runs.
+        # Summed on the device, so that nothing waits here.
         self._hits.setdefault(self._phase, []).append(hit.index_fill(0, chosen, True).sum())
 
     def total(self, phase: str) -> int:
@@ -370,41 +359,37 @@ class _Watch(Phases):
     def calls(self, phase: str) -> int:
         return len(self._hits.get(phase, ()))
 
-    @property
-    def steps(self) -> int:
-        return self._passes
-
 
 def count_routing(
     model: Any, batch: Batch, run: Callable[[Mapping[str, Any], Phases], Iterator[Any]]
 ) -> Routing | None:
-    """Count the experts of *batch* in one pass, which *run* makes of changed settings and of `Phases`.
+    """Count the experts that *batch* uses in one pass: *run* takes changes of the settings and `Phases`.
 
-    A single row's decode needs no pass: top k of a token are k experts. None where the routers were not all
-    called, as in an engine that does not run them through their modules.
+    With one row decode needs no pass: the top k of a token are k experts. Returns None where not all routers were
+    called, as in an engine that does not call their modules.
     """
     text = model.config.text_config
     moe = _moe_layers(text)
     if not moe:
         return Routing(0.0, 0.0, True)
-    watch = _Watch()
+    counter = _RoutingCounter()
     alone = batch.rows == 1
     with ExitStack() as stack:
         for router in _routers(model):
-            stack.callback(router.register_forward_hook(watch.router).remove)
-        for _ in run({"max_new_tokens": 1} if alone else {}, watch):
+            stack.callback(router.register_forward_hook(counter.router).remove)
+        for _ in run({"max_new_tokens": 1} if alone else {}, counter):
             pass
-    if watch.calls("prefill") != moe or watch.calls("decode") != moe * watch.steps:
+    if counter.calls("prefill") != moe or counter.calls("decode") != moe * counter.steps:
         return None
     if alone:
         decode = float(moe * text.num_experts_per_tok)
     else:
-        decode = watch.total("decode") / watch.steps if watch.steps else 0.0
-    return Routing(float(watch.total("prefill")), decode, True)
+        decode = counter.total("decode") / counter.steps if counter.steps else 0.0
+    return Routing(float(counter.total("prefill")), decode, True)
 
 
 def router_itemsize(model: Any) -> int | None:
-    """Bytes of an element of the routers' weights, where there are any."""
+    """Bytes of an element of the routers' weights; None without routers."""
     return next((int(router.weight.element_size()) for router in _routers(model)), None)
 
 

@@ -1,14 +1,13 @@
-"""Read an answer: plain text and labelled boxes. The text is untrusted; nothing here raises for it.
+"""Read an answer: plain text and labelled boxes. The text is untrusted, and no text raises an error.
 
-Grounded answers hold spans ``<|ref|>LABEL<|/ref|><|det|>[[x1,y1,x2,y2], ...]<|/det|>``, each followed by
-its block's text; coordinates run from 0 to 999 over the picture's width and height. Time is linear in the
-length of the answer.
+Grounded answers hold spans ``<|ref|>LABEL<|/ref|><|det|>[[x1,y1,x2,y2], ...]<|/det|>``, each followed by its block's
+text. Coordinates run from 0 to 999 over the image's width and height. Time is linear in the answer's length.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from pytest_llmprof.models.base import Box, ParsedOutput
@@ -35,10 +34,10 @@ class _Span(NamedTuple):
 
 
 def parse(text: str, size: tuple[int, int], special: Iterable[str] = SPECIAL) -> ParsedOutput:
-    """Read the answer *text* about a picture of *size* (width, height) in pixels.
+    """Read the answer *text* about an image of *size* (width, height) in pixels.
 
-    *special* are the tokens removed from the plain text. A box that is malformed, incomplete, out of range or
-    empty is skipped and counted in `ParsedOutput.bad_boxes`, as is a span that is cut off.
+    Tokens in *special* are removed from the plain text. A box that is malformed, incomplete, out of range or empty is
+    skipped and counted in `ParsedOutput.bad_boxes`, as is a span that is cut off.
     """
     for token in special:
         text = text.replace(token, "")
@@ -59,7 +58,7 @@ def parse(text: str, size: tuple[int, int], special: Iterable[str] = SPECIAL) ->
 
 
 def _spans(text: str) -> tuple[list[_Span], int]:
-    """Find the whole spans, in order, and count those that are broken off."""
+    """Find the whole spans, in order, and count the incomplete ones."""
     spans: list[_Span] = []
     broken = 0
     expected = 0  # position in the sequence <|ref|> <|/ref|> <|det|> <|/det|>
@@ -90,7 +89,7 @@ def _coordinates(det: str) -> tuple[list[tuple[float, float, float, float]], int
         return [], 1
     body = det[opening.end() :]
     good, bad = [], 0
-    for corners in map(_corners, _groups(body)):
+    for corners in map(_corners, _GROUP.findall(body)):
         if corners is None:
             bad += 1
         else:
@@ -99,13 +98,8 @@ def _coordinates(det: str) -> tuple[list[tuple[float, float, float, float]], int
     return good, bad + (not tidy or not (good or bad))
 
 
-def _groups(body: str) -> Iterator[str]:
-    for match in _GROUP.finditer(body):
-        yield match[1]
-
-
 def _corners(group: str) -> tuple[float, float, float, float] | None:
-    """Return x1, y1, x2, y2 in 0..999, or None where the group is not a box with some area."""
+    """Return x1, y1, x2, y2 in 0..999, or None where the group is not a box with an area."""
     matches = [_NUMBER.fullmatch(part) for part in group.split(",", 4)]
     values = [float(match[1]) for match in matches if match]
     if len(matches) != 4 or len(values) != 4 or max(values) > _SCALE:

@@ -1,7 +1,7 @@
-"""Pictures to tensors, by the rules of the released code.
+"""Images to tensors, by the rules of the released code.
 
-A page has one global view and, in mode gundam, a grid of 640x640 crops. Global view and crops each become
-a grid of image tokens with one more token at the end of every row; one separator ends them:
+A page has one global view and, in mode gundam, a grid of 640x640 crops. Global view and crops each become a grid of
+image tokens with one more token at the end of every row; one separator ends them:
 
     side(view)  = ceil(view / 16 / 4)
     tokens      = side * (side + 1) + 1                                     the global view
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-__all__ = ["MODES", "CropGrid", "Mode", "PageViews", "crop_grid", "image_tokens", "normalize", "page_views"]
+__all__ = ["MODES", "TILE", "CropGrid", "Mode", "PageViews", "crop_grid", "image_tokens", "normalize", "page_views"]
 
 CropGrid = tuple[int, int]
 """Columns and rows of crops; (1, 1) where there are none."""
@@ -26,17 +26,11 @@ TILE = 640
 """Side of a crop, in pixels."""
 _PATCH, _DOWNSAMPLE = 16, 4
 _GREY = (127, 127, 127)
-_MOST = 9
 _GRIDS = sorted(
-    (
-        (columns, rows)
-        for columns in range(1, _MOST + 1)
-        for rows in range(1, _MOST + 1)
-        if 2 <= columns * rows <= _MOST
-    ),
+    ((columns, rows) for columns in range(1, 10) for rows in range(1, 10) if 2 <= columns * rows <= 9),
     key=lambda grid: grid[0] * grid[1],
 )
-"""Every grid of 2 to 9 crops, the fewest first: of two equally close to an aspect the bigger one is tried later."""
+"""Every grid of 2 to 9 crops, the fewest first: the order decides between grids equally close to an aspect."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +40,9 @@ class Mode:
     size: int
     """Side of the global view, in pixels."""
     pad: bool
-    """Keep the aspect and pad with grey; else stretch to the square."""
+    """True: keep the aspect and pad with grey. False: stretch to the square."""
     crops: bool = False
-    """Cut bigger pictures into crops too."""
+    """Also cut larger images into crops."""
 
 
 MODES = {
@@ -72,10 +66,10 @@ class PageViews:
 
 
 def crop_grid(size: tuple[int, int], mode: Mode) -> CropGrid:
-    """Return the grid of crops for a picture of *size* (width, height).
+    """Return the grid of crops for an image of *size* (width, height).
 
-    The grid whose aspect is closest; among equally close ones a later one wins where the picture covers more
-    than half of its area.
+    It is the grid with the closest aspect. Among equally close ones a later one wins where the image covers more than
+    half of its area.
     """
     width, height = size
     if not mode.crops or (width <= TILE and height <= TILE):
@@ -90,7 +84,7 @@ def crop_grid(size: tuple[int, int], mode: Mode) -> CropGrid:
 
 
 def image_tokens(grid: CropGrid, mode: Mode) -> int:
-    """Return how many image tokens a page with this crop grid takes in the prompt."""
+    """Return the number of image tokens of a page with this crop grid."""
     side = _side(mode.size)
     tokens = side * (side + 1) + 1
     if grid != (1, 1):
@@ -99,7 +93,7 @@ def image_tokens(grid: CropGrid, mode: Mode) -> int:
 
 
 def page_views(image: Image, mode: Mode) -> PageViews:
-    """Cut and resize an RGB picture into its views."""
+    """Resize an image to its global view, and cut its crops."""
     if image.mode != "RGB":
         image = image.convert("RGB")
     overview = _pad(image, mode.size) if mode.pad else image.resize((mode.size, mode.size))
@@ -113,7 +107,7 @@ def page_views(image: Image, mode: Mode) -> PageViews:
 
 
 def normalize(pixels: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-    """Stack uint8 views into (v / 255 - 0.5) / 0.5, rounded to bfloat16 whatever *dtype* is, as released."""
+    """Stack uint8 views as (v / 255 - 0.5) / 0.5, rounded to bfloat16 for every *dtype*, as released."""
     import torch
 
     values = torch.stack(list(pixels)).float()
@@ -132,7 +126,7 @@ def _pad(image: Image, size: int) -> Image:
     width, height = image.size
     if min(width, height) * size >= max(width, height):
         return ImageOps.pad(image, (size, size), color=_GREY)
-    # So thin that its short side rounds to nothing, which Pillow refuses: keep one pixel of it.
+    # The short side would round to nothing, which Pillow refuses: keep one pixel.
     strip = image.resize((size, 1) if width > height else (1, size))
     canvas = images.new("RGB", (size, size), _GREY)
     canvas.paste(strip, (0, (size - 1) // 2) if width > height else ((size - 1) // 2, 0))

@@ -1,4 +1,4 @@
-"""Prompts: their names, texts, and the place of the picture in them."""
+"""Prompts: their names and texts, and where the image goes in them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pytest_llmprof.errors import ModelError
 __all__ = ["FREE", "IMAGE", "MARKDOWN", "prompt_kind", "prompt_text", "split_prompt"]
 
 IMAGE = "<image>"
-"""Where the picture's tokens go."""
+"""Where the image's tokens go."""
 MARKDOWN = "<image>\n<|grounding|>Convert the document to markdown."
 """Markdown with labelled boxes, as released."""
 FREE = "<image>\nFree OCR."
@@ -16,27 +16,27 @@ _NAMED = {"markdown": MARKDOWN, "free": FREE}
 
 
 def prompt_text(prompt: str) -> str:
-    """Return the full text of *prompt*: a name, or a text (with the picture put in front where it has none).
+    """Return the full text of *prompt*: a name, or a text. Without an image in it the image comes first.
 
-    Raises `ModelError` where the text asks for more than one picture.
+    Raises `ModelError` where the text asks for more than one image.
     """
     text = _NAMED.get(prompt, prompt)
     count = text.count(IMAGE)
     if count > 1:
         raise ModelError(
-            f"infer.prompt has {IMAGE} {count} times, but a page is one picture: "
-            f"write it once, or leave it out to put the picture first"
+            f"infer.prompt has {IMAGE} {count} times, but a page is one image: "
+            "write it once, or leave it out to put the image first"
         )
     return text if count else f"{IMAGE}\n{text}"
 
 
 def split_prompt(prompt: str) -> tuple[str, str]:
-    """Return the texts before and after the picture."""
+    """Return the texts before and after the image."""
     before, _, after = prompt_text(prompt).partition(IMAGE)
     return before, after
 
 
 def prompt_kind(prompt: str) -> str:
-    """Return "markdown", "free" or "other": the truth that an answer to *prompt* is held against."""
+    """Return "markdown", "free" or "other": the truth that an answer to *prompt* is compared with."""
     text = prompt_text(prompt)
     return next((name for name, named in _NAMED.items() if text == named), "other")

@@ -20,7 +20,7 @@ _TAGS = ("<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>", "<|grounding|>")
 
 
 class Tokenizer(Protocol):
-    """What the model needs of a tokenizer."""
+    """What the model needs from a tokenizer."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids of *text*, without begin and end tokens; names of special tokens become their ids."""
@@ -33,7 +33,7 @@ class Tokenizer(Protocol):
 
 
 class FileTokenizer:
-    """A tokenizer.json, read by the `tokenizers` library alone: no code of the checkpoint's."""
+    """A tokenizer.json, read with the `tokenizers` library alone: no code of the checkpoint runs."""
 
     def __init__(self, file: Path) -> None:
         """Raise `ModelError` where *file* is no tokenizer."""
@@ -61,8 +61,8 @@ class FileTokenizer:
 class BuiltInTokenizer:
     """A deterministic tokenizer for random weights, whose answers mean nothing but must be readable.
 
-    Ids: begin 0, end 1, padding 2, the 256 bytes from 3, the released prompts' words, then made-up words; the
-    picture's token at *image_token_id* and the tags right after it. Every id below *vocab_size* has a text.
+    Ids: begin 0, end 1, padding 2, the 256 bytes from 3, the released prompts' words, then made-up words; the image
+    token at *image_token_id* and the tags right after it. Every id below *vocab_size* has a text.
     """
 
     _BYTES = 3
@@ -94,7 +94,7 @@ class BuiltInTokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """See `Tokenizer.decode`. Bytes that are no UTF-8 become U+FFFD."""
+        """See `Tokenizer.decode`. Bytes that are not UTF-8 become U+FFFD."""
         return b"".join(map(self._piece, ids)).decode(errors="replace")
 
     def token_id(self, token: str) -> int | None:
@@ -113,7 +113,7 @@ class BuiltInTokenizer:
 
 
 def _word(number: int) -> str:
-    """A pronounceable word with a space before it; another one for each *number*."""
+    """A pronounceable word after a space; each *number* gives another one."""
     consonants, vowels = "bdfghklmnprstvwz", "aeiou"
     word = ""
     while number:

@@ -1,8 +1,7 @@
-"""Translate a checkpoint's config.json to `UnlimitedOcrConfig`, which is DeepSeek-OCR with full attention.
+"""Translate a checkpoint's config.json to transformers' `UnlimitedOcrConfig`.
 
-transformers ships the architecture under the name of its descendant, Unlimited-OCR, whose decoder attends
-through a sliding window. With every layer set to full attention it computes what DeepSeek-OCR's released
-code computes.
+transformers has the architecture under the name of its descendant, Unlimited-OCR, whose decoder attends through a
+sliding window. With full attention in every layer it computes what DeepSeek-OCR's released code computes.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ __all__ = ["FULL_ATTENTION", "RELEASED_IMAGE_TOKEN", "released_config", "transla
 
 FULL_ATTENTION = "full_attention"
 RELEASED_IMAGE_TOKEN = 128815
-"""Id of ``<image>`` in the released vocabulary; the released config.json does not carry it."""
+"""Id of ``<image>`` in the released vocabulary; the released config.json lacks it."""
 _SUPPORTED = "deepseek_vl_v2 (DeepSeek-OCR as released) or unlimited_ocr with full attention"
 _TEXT_KEYS = (
     "hidden_size",
@@ -54,7 +53,7 @@ _FIXED: Mapping[str, Any] = {
     "rope_scaling": None,
     "tie_word_embeddings": False,
 }
-"""Values of the language model that the architecture builds on; another value is another model."""
+"""Values of the language model that the architecture requires; with another value it is another model."""
 
 
 def translate(config: Mapping[str, Any], where: str) -> UnlimitedOcrConfig:
