@@ -1,15 +1,11 @@
-"""Tables and figures of one profiled window, from its Chrome trace.
-
-What the words mean:
+"""Operators, kernels, phases and steps of one profiled window, computed from its events.
 
 * The **phase** of a host event is the innermost `llmprof/<phase>` range that was open when it began; that of
   a kernel, copy or fill is the phase of the call that launched it (linked by the correlation id; all kernels
-  of a CUDA graph share that of its launch). "" is outside every range.
+  of a CUDA graph have the phase of its launch). "" is outside every range.
 * **Self time** of an operator is its time less that of the events directly inside it on its thread. Counts
-  and totals are those of torch's `key_averages()`, which counts an operator that only passes on to another
-  of the same name once.
-* **GPU busy** is the length of the union of kernel intervals, so that kernels of two streams at one time
-  count once.
+  and totals are those of torch's `key_averages()`: an operator that only calls another of the same name counts once.
+* **GPU busy** is the length of the union of kernel intervals, so kernels that run at the same time count once.
 """
 
 from __future__ import annotations
@@ -17,8 +13,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from pytest_llmprof.analysis.calls import (
     GRAPH_LAUNCH,
@@ -35,6 +33,7 @@ from pytest_llmprof.analysis.rows import KernelRow, OperatorRow, PhaseRow, StepF
 
 __all__ = ["Trace"]
 
+_Item = TypeVar("_Item", bound=np.generic)
 HOST_KINDS = ("op", "range", "runtime")
 DEVICE_KINDS = ("kernel", "memcpy", "memset")
 
@@ -49,7 +48,7 @@ class Trace:
         self.events = raw.events
         """Events in the file."""
         self.windows = raw.windows
-        """When each profile began; between two nothing was seen."""
+        """When each profile began; nothing is recorded between two profiles."""
         self.timeline = Timeline(raw.host, raw.names)
         self._parent = parents(raw.host)
         self._phase, self._step = self.timeline.at(raw.host.thread, raw.host.start)
@@ -61,7 +60,7 @@ class Trace:
 
     @property
     def seen_on_host(self) -> int:
-        """Host events but for the profiler's own end."""
+        """The number of host events without the profiler's own at the end of a window."""
         return len(self.host) - int(self._window_ends.sum())
 
     @cached_property
@@ -88,15 +87,15 @@ class Trace:
 
     @cached_property
     def _launcher(self) -> Ints:
-        """Index of the host event that caused each device event; -1 where the trace does not say."""
+        """Index of the host event that launched each device event; -1 unknown."""
         calls = np.flatnonzero((self.host.kind == RUNTIME) & (self.host.correlation >= 0))
         found = _lookup(self.host.correlation[calls], calls, self.device.correlation)
-        # A launch before the window, or a call that the profiler lost: the operator's own id is left.
+        # Without the call (before the window, or lost by the profiler) the operator's id is still there.
         return found if (found >= 0).all() else np.where(found >= 0, found, self._by_external)
 
     @cached_property
     def _by_external(self) -> Ints:
-        """Index of the operator whose id each device event carries; -1 where there is none."""
+        """Index of the operator with the external id of each device event; -1 without one."""
         operators = np.flatnonzero((self.host.kind == OP) & (self.host.external >= 0))
         return _lookup(self.host.external[operators], operators, self.device.external)
 
@@ -104,45 +103,47 @@ class Trace:
     def _operator(self) -> Ints:
         """Name index of the launching operator of each device event; -1 unknown."""
         launcher = self._launcher
-        current = launcher.copy()
-        while (climbing := (current >= 0) & (self.host.kind[current] != OP)).any():
-            current[climbing] = self._parent[current[climbing]]
-        current = np.where(current >= 0, current, self._by_external)
-        name = np.where(current >= 0, self.host.name[current], -1)
-        graph = (launcher >= 0) & self._is(GRAPH_LAUNCH)[launcher]
-        return np.where((launcher >= 0) & ((name < 0) | graph), self.host.name[launcher], name)
+        operator = self._ancestor(self.host.kind != OP)
+        operator = np.where(operator >= 0, operator, self._by_external)
+        name = _take(self.host.name, operator, -1)
+        graph = _take(self._calls(GRAPH_LAUNCH), launcher, False)
+        return np.where((launcher >= 0) & ((name < 0) | graph), _take(self.host.name, launcher, -1), name)
 
-    def _is(self, pattern: re.Pattern[str]) -> Mask:
-        """Which host events are runtime calls of a kind."""
-        return self._named(RUNTIME, matching(self.names, pattern))
+    def _ancestor(self, skipped: Mask) -> Ints:
+        """Index of the innermost host event around each device event's launch that is not *skipped*; -1 without."""
+        index = self._launcher.copy()
+        while (climbing := _take(skipped, index, False)).any():
+            index[climbing] = self._parent[index[climbing]]
+        return index
 
-    def _named(self, kind: int, named: Mask) -> Mask:
-        chosen: Mask = (self.host.kind == kind) & named[self.host.name]
-        return chosen
+    def _calls(self, pattern: re.Pattern[str]) -> Mask:
+        """Which host events are runtime calls whose names begin with *pattern*."""
+        calls: Mask = (self.host.kind == RUNTIME) & matching(self.names, pattern)[self.host.name]
+        return calls
 
     @cached_property
     def _launches(self) -> Mask:
-        return self._is(LAUNCH)
+        return self._calls(LAUNCH)
 
     @cached_property
     def _blocking_copies(self) -> Mask:
-        """Calls that copy and wait for it: those into pageable memory, and those that are not asynchronous."""
+        """Calls that return when their copy is done: those into pageable memory, and those that are not Async."""
         copies = np.zeros(len(self.host), dtype=bool)
         to_pageable = np.array(
             [copy_direction(name) == "DtoH" and "pageable" in name.lower() for name in self.names], dtype=bool
         )
         launcher = self._launcher[to_pageable[self.device.name] & (self.device.kind == MEMCPY)]
         copies[launcher[launcher >= 0]] = True
-        waiting: Mask = (copies & (self.host.kind == RUNTIME)) | self._is(PLAIN_COPY)
-        return waiting
+        blocking: Mask = (copies & (self.host.kind == RUNTIME)) | self._calls(PLAIN_COPY)
+        return blocking
 
     @cached_property
     def _waits(self) -> Mask:
-        """Host events that wait for the card, but for the profiler's own at the end of its window.
+        """Host events that wait for the GPU, without the profiler's own at the end of its window.
 
-        The synchronise that torch calls right after a blocking copy is the same wait and counts once.
+        A blocking copy and the synchronise that torch calls right after it are one wait.
         """
-        waits, copies = self._is(SYNCHRONISE), self._blocking_copies.copy()
+        waits, copies = self._calls(SYNCHRONISE), self._blocking_copies.copy()
         calls = np.flatnonzero(self.host.kind == RUNTIME)
         if not len(calls):
             return waits
@@ -158,15 +159,11 @@ class Trace:
 
     @cached_property
     def _device_phase(self) -> Ints:
-        launcher = self._launcher
-        if not len(self.host):
-            return np.zeros_like(launcher)
-        return np.where(launcher >= 0, self._phase[launcher], 0)
+        return _take(self._phase, self._launcher, 0)
 
     @cached_property
     def _device_step(self) -> Ints:
-        launcher = self._launcher
-        return np.where(launcher >= 0, self._step[launcher], -1) if len(self.host) else launcher
+        return _take(self._step, self._launcher, -1)
 
     @cached_property
     def _copies_to_host(self) -> Mask:
@@ -182,7 +179,7 @@ class Trace:
         inside = parent >= 0
         own = host.dur - np.bincount(parent[inside], host.dur[inside], len(host)).astype(np.int64)
         children = np.bincount(parent[inside], minlength=len(host))
-        # What torch's _remove_dup_nodes merges: the only child of a caller of the same name.
+        # Merged as torch's _remove_dup_nodes does: the only child of a caller of the same name.
         again = inside & (host.name[parent] == host.name) & (children[parent] == 1)
         device = self._launched_ns()
         phase = self._phase if by_phase else np.zeros_like(self._phase)
@@ -212,24 +209,18 @@ class Trace:
         return sorted(rows, key=lambda row: (-row.total_ms, row.name, row.phase))
 
     def _launched_ns(self) -> Ints:
-        """Device time that each host event launched itself: as an operator, else as the launching call."""
+        """Device time that each operator or range launched itself, in nanoseconds."""
         launched = np.zeros(len(self.host), dtype=np.int64)
-        current = self._launcher.copy()
-        if not len(current):
-            return launched
-        while (climbing := (current >= 0) & (self.host.kind[current] == RUNTIME)).any():
-            current[climbing] = self._parent[current[climbing]]
-        known = current >= 0
-        np.add.at(launched, current[known], self.device.dur[known])
+        caller = self._ancestor(self.host.kind == RUNTIME)
+        np.add.at(launched, caller[caller >= 0], self.device.dur[caller >= 0])
         return launched
 
     def kernels(self) -> list[KernelRow]:
-        """Device events by name, phase and launching operator, those first that kept the card busy longest."""
+        """Device events by name, phase and launching operator, those first that kept the GPU busy longest."""
         device = self.device
         if not len(device):
             return []
-        operator = self._operator if len(self.host) else np.full(len(device), -1)
-        groups = _Groups(device.name, device.kind, self._device_phase, operator)
+        groups = _Groups(device.name, device.kind, self._device_phase, self._operator)
         count = groups.sum(np.ones(len(device), dtype=np.int64))
         total, added = groups.sum(device.dur), groups.sum(added_ns(device.start, device.dur))
         least, most = groups.extremes(device.dur)
@@ -274,7 +265,7 @@ class Trace:
         rows = []
         for phase in phases:
             inside = {phase.name}
-            for other in phases:  # a parent comes before its parts
+            for other in phases:  # a parent comes before its sub-phases
                 if other.parent in inside:
                     inside.add(other.name)
             numbers = [index + 1 for index, other in enumerate(phases) if other.name in inside]
@@ -283,37 +274,47 @@ class Trace:
         return rows
 
     def _profiles_with(self, numbers: list[int]) -> int:
-        """How many profiles hold host events of these phases."""
+        """The number of profiles with host events of these phases."""
         return len(np.unique(self._window(self.host.start[np.isin(self._phase, numbers)])))
 
     def _row(self, name: str, parent: str, count: int, host_ms: float, numbers: list[int] | None) -> PhaseRow:
-        on_host = np.ones(len(self.host), dtype=bool) if numbers is None else np.isin(self._phase, numbers)
-        on_card = (
-            np.ones(len(self.device), dtype=bool) if numbers is None else np.isin(self._device_phase, numbers)
+        """The phases of *numbers* (None: everything) as one row."""
+        on_host, on_device = (
+            np.ones(len(phase), dtype=bool) if numbers is None else np.isin(phase, numbers)
+            for phase in (self._phase, self._device_phase)
         )
-        kernels = on_card & (self.device.kind == KERNEL)
-        before, length, cause = self._gaps
-        counted = on_card[before]
+        kernels = on_device & (self.device.kind == KERNEL)
+        after, length, cause = self._gaps
+        counted = on_device[after]
         return PhaseRow(
             name=name,
             parent=parent,
             count=count,
             host_ms=host_ms,
-            gpu_busy_ms=union_ns(self.device.start[kernels], self.device.dur[kernels]) / 1e6,
             gpu_span_ms=self._span_ns(kernels, self.timeline.openings.get(name, [])) / 1e6,
-            kernels=int(kernels.sum()),
-            host_launches=int((on_host & self._launches).sum()),
-            d2h_copies=int((on_card & self._copies_to_host).sum()),
-            synchronisations=int((on_host & self._waits).sum()),
+            **self._counts(on_host, on_device),
             idle_ms={
                 label: float(length[counted & (cause == number)].sum()) / 1e6
                 for number, label in ((HOST_LATE, "launch"), (WAITED, "synchronisation"), (DEVICE, "device"))
             },
         )
 
+    def _counts(self, on_host: Mask, on_device: Mask) -> dict[str, Any]:
+        """Fields that `PhaseRow` and `StepFigures` share, of these events."""
+        kernels = on_device & (self.device.kind == KERNEL)
+        return {
+            "gpu_busy_ms": union_ns(self.device.start[kernels], self.device.dur[kernels]) / 1e6,
+            "kernels": int(kernels.sum()),
+            "host_launches": int((on_host & self._launches).sum()),
+            "d2h_copies": int((on_device & self._copies_to_host).sum()),
+            "synchronisations": int((on_host & self._waits).sum()),
+        }
+
     def _span_ns(self, kernels: Mask, openings: list[tuple[int, int]]) -> int:
-        """From the first to the last of *kernels* that each of *openings* launched, summed; without one, of each
-        profile."""
+        """From the start of the first to the end of the last of *kernels* that each of *openings* launched, summed.
+
+        Without openings, those of each profile.
+        """
         chosen = np.flatnonzero(kernels)
         if not len(chosen):
             return 0
@@ -328,43 +329,42 @@ class Trace:
 
     @cached_property
     def _gaps(self) -> tuple[Ints, Ints, Ints]:
-        if not len(self.host):
-            unknown, none = np.full(len(self.device), -1), np.empty(0, int)
-            return gaps(self.device, unknown, unknown, none, none)
-        launched = np.where(self._launcher >= 0, self.host.start[self._launcher], -1)
+        """As `gaps` returns them, without those between two profiles."""
         ends = self.host.start + self.host.dur
-        # Of all that a call launched (a CUDA graph's nodes) the first piece alone shows when it was there; a call that
-        # waits for what it launched does not.
-        shows = (self._launcher >= 0) & _first_of_each(self._launcher) & ~self._blocking_copies[self._launcher]
-        returned = np.where(shows, ends[self._launcher], -1)
-        # The card runs dry inside a blocking copy, not in the synchronise after it.
-        waits = np.flatnonzero(self._is(SYNCHRONISE) | self._blocking_copies)
-        before, length, cause = gaps(self.device, launched, returned, self.host.start[waits], ends[waits])
-        start = self.device.start[before]
+        launched = _take(self.host.start, self._launcher, -1)
+        # Of all that a call launched (the nodes of a CUDA graph) only the first was queued when the call returned. A
+        # blocking copy returns after what it launched.
+        queued = _first_of_each(self._launcher) & ~_take(self._blocking_copies, self._launcher, False)
+        returned = np.where(queued, _take(ends, self._launcher, -1), -1)
+        # The GPU runs out of work inside a blocking copy, not in the synchronise after it.
+        waits = np.flatnonzero(self._calls(SYNCHRONISE) | self._blocking_copies)
+        after, length, cause = gaps(self.device, launched, returned, self.host.start[waits], ends[waits])
+        start = self.device.start[after]
         seen = self._window(start) == self._window(start - length)
-        return before[seen], length[seen], cause[seen]
+        return after[seen], length[seen], cause[seen]
 
     def steps(self) -> StepFigures | None:
         """Figures of a decode step; None where the trace has no `llmprof/step` range."""
         steps = self.timeline.steps
         if not steps:
             return None
-        on_host = self._step >= 0
-        on_card = self._device_step >= 0
-        kernels = on_card & (self.device.kind == KERNEL)
+        counts = self._counts(self._step >= 0, self._device_step >= 0)
         return StepFigures(
             steps=steps,
             step_ms=self.timeline.step_ns / 1e6 / steps,
-            gpu_busy_ms=union_ns(self.device.start[kernels], self.device.dur[kernels]) / 1e6 / steps,
-            host_launches=int((on_host & self._launches).sum()) / steps,
-            kernels=int(kernels.sum()) / steps,
-            d2h_copies=int((on_card & self._copies_to_host).sum()) / steps,
-            synchronisations=int((on_host & self._waits).sum()) / steps,
+            **{name: value / steps for name, value in counts.items()},
         )
 
     def graph_launches(self) -> int:
         """Number of CUDA graph launches."""
-        return int(self._is(GRAPH_LAUNCH).sum())
+        return int(self._calls(GRAPH_LAUNCH).sum())
+
+
+def _take(values: npt.NDArray[_Item], index: Ints, missing: Any) -> npt.NDArray[_Item]:
+    """The value at each index; *missing* where it is -1."""
+    taken = np.full(len(index), missing, dtype=values.dtype)
+    taken[index >= 0] = values[index[index >= 0]]
+    return taken
 
 
 def _first_of_each(values: Ints) -> Mask:
@@ -396,7 +396,7 @@ class _Groups:
         _, self._first, self._group = np.unique(code, return_index=True, return_inverse=True)
 
     def sum(self, values: Ints) -> Ints:
-        # Whole numbers below 2**53 stay exact in bincount's doubles.
+        # bincount adds doubles, which hold whole numbers below 2**53 exactly.
         return np.bincount(self._group, values, len(self._first)).astype(np.int64)
 
     def extremes(self, values: Ints) -> tuple[Ints, Ints]:
