@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ __all__ = [
     "HostEvents",
     "Ints",
     "Mask",
+    "Numbers",
     "RawTrace",
 ]
 
@@ -28,6 +30,14 @@ OP, RANGE, RUNTIME = 0, 1, 2
 """Kinds of host events: a torch operator, a `record_function` range, a CUDA runtime or driver call."""
 KERNEL, MEMCPY, MEMSET = 0, 1, 2
 """Kinds of device events."""
+
+
+class Numbers(dict[Any, int]):
+    """Numbers values 0, 1, ... in the order in which they are first looked up."""
+
+    def __missing__(self, value: Any) -> int:
+        number = self[value] = len(self)
+        return number
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""When the card was busy, when it waited, and for what."""
+"""When the GPU was busy, when it was idle, and why."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import numpy as np
 
 from pytest_llmprof.analysis.events import DeviceEvents, Ints
 
-__all__ = ["DEVICE", "HOST_LATE", "IDLE_CAUSES", "WAITED", "added_ns", "gaps", "union_ns"]
+__all__ = ["IDLE_CAUSES", "added_ns", "gaps", "union_ns"]
 
-HOST_LATE, WAITED, DEVICE = 0, 1, 2
-IDLE_CAUSES = {
-    "launch": "the host had not launched the next piece of work yet (launch-bound)",
-    "synchronisation": "the host had waited for the card (synchronise, blocking copy), so nothing was queued",
-    "device": "the next piece of work was queued already (gaps between kernels, dependencies)",
-}
-"""Why the card was idle before a piece of work."""
+_LAUNCH, _SYNCHRONISATION, _DEVICE = range(3)
+IDLE_CAUSES = ("launch", "synchronisation", "device")
+"""Why the GPU was idle. launch: the host had not launched the next work yet (launch-bound); synchronisation: the host
+had waited for the GPU (synchronise, blocking copy), so nothing was queued; device: the next work was already queued
+(gaps between kernels, dependencies)."""
 
 
 def added_ns(start: Ints, dur: Ints) -> Ints:
@@ -35,11 +33,11 @@ def union_ns(start: Ints, dur: Ints) -> int:
 def gaps(
     device: DeviceEvents, launched: Ints, returned: Ints, wait_start: Ints, wait_end: Ints
 ) -> tuple[Ints, Ints, Ints]:
-    """The gaps in the card's work: (index of the device event after it, length in ns, cause).
+    """The idle times of the GPU: (index of the device event after each, length in ns, index of the cause).
 
-    *launched* and *returned* are when the call that launched each device event began and was done (-1 unknown): work
-    was queued when its call was done. *wait_start* and *wait_end* are the calls in which the host waited for
-    the card, on any thread. A gap belongs to what follows it. The time before the first piece of work is no gap.
+    *launched* and *returned* are when the call that launched each device event began and ended (-1 unknown); the event
+    was queued when the call ended. *wait_start* and *wait_end* are the calls in which the host waited for the GPU, on
+    any thread. The time before the first event is no gap.
     """
     end = np.maximum.accumulate(device.start + device.dur) if len(device) else device.start
     after = np.flatnonzero(device.start[1:] > end[:-1]) + 1
@@ -47,11 +45,11 @@ def gaps(
     length = device.start[after] - begin
     late = (launched[after] > begin) | (returned[after] > begin)
     order = np.argsort(wait_start, kind="stable")
-    # The latest end among the waits that had begun by then: still waiting when the card ran dry?
+    # The latest end among the waits that had begun by then: did one still wait when the GPU became idle?
     ends = np.maximum.accumulate(wait_end[order]) if len(order) else wait_end
     place = np.searchsorted(wait_start[order], begin, side="right") - 1
     waiting = place >= 0
     if len(ends):
         waiting &= ends[np.maximum(place, 0)] >= begin
-    cause = np.where(late, np.where(waiting, WAITED, HOST_LATE), DEVICE)
+    cause = np.where(late, np.where(waiting, _SYNCHRONISATION, _LAUNCH), _DEVICE)
     return after, length, cause

@@ -1,4 +1,4 @@
-"""Kernel names that a human can read: C++ signatures cut down to what tells kernels apart."""
+"""Short kernel names: C++ signatures without what does not tell kernels apart."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ _NAMESPACES = re.compile(
     r"|\b(?:at::native|at::cuda|c10::cuda|cutlass|std|thrust|cub)::(?:\w+::)*"
 )
 _RETURN_TYPE = re.compile(r"^(?:void|static|auto|int|bool|float)\s+")
-# The operation that a generic kernel (elementwise_kernel, reduce_kernel) is made for stands among its
-# template arguments.
+# The operation of a generic kernel (elementwise_kernel, reduce_kernel) is among its template arguments.
 _OPERATION = re.compile(r"\b(?!gpu_kernel_impl)\w*(?:Functor|_kernel_cuda|_kernel_impl|Ops)\w*")
 
 _ENABLED = re.compile(r"(?:std::)?enable_if<")
@@ -22,8 +21,10 @@ _ANONYMOUS = "_GLOBAL__N_1"
 
 
 def _demangled(name: str) -> str:
-    """`cutlass::device_kernel<…>` for the Itanium name `_ZN7cutlass13device_kernelI...`, which torch leaves where its
-    demangler gives up (CUTLASS's have over 1,000 letters); other names as they are."""
+    """`cutlass::device_kernel<…>` for `_ZN7cutlass13device_kernelI...`, a mangled (Itanium) name; others as they are.
+
+    torch leaves very long names mangled (CUTLASS's have over 1,000 letters).
+    """
     begin = _MANGLED.match(name)
     if begin is None:
         return name
@@ -55,19 +56,21 @@ def _signature(name: str) -> str:
 
 
 def function_name(kernel: str) -> str:
-    """The function of a signature, as ncu's `--kernel-name-base function` has it: no return type, no namespaces,
-    template arguments or parameters."""
+    """The function's own name, as in ncu's `--kernel-name-base function`.
+
+    Without return type, namespaces, template arguments and parameters.
+    """
     plain = _UNNAMED.sub("", _signature(kernel))
     head = re.split(r"[<(]", plain, maxsplit=1)[0]
     return head.rpartition("::")[2].split(" ")[-1] or plain
 
 
 def short_name(name: str, limit: int = 80) -> str:
-    """The kernel's own name, with the operation it is made for in angle brackets where templates name one.
+    """The kernel's own name, with its operation in angle brackets where the template arguments name one.
 
     `void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<float>, ...>(int, ...)`
-    becomes `vectorized_elementwise_kernel<CUDAFunctor_add>`. Names that are no C++ signature stay as they are;
-    what is still longer than *limit* loses its middle.
+    becomes `vectorized_elementwise_kernel<CUDAFunctor_add>`. Names that are no C++ signature stay as they are.
+    A name longer than *limit* loses its middle.
     """
     plain = _NAMESPACES.sub("", _signature(name))
     plain = _RETURN_TYPE.sub("", plain)

@@ -1,4 +1,4 @@
-"""Which host event lies in which: callers of operators, and the phase that was open at a time."""
+"""Which host event encloses which: callers of operators, and the phase that is open at a time."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from pytest_llmprof.analysis.events import RANGE, HostEvents, Ints
 
 __all__ = ["NO_PHASE", "WINDOW_END", "Phase", "Timeline", "parents"]
 
-# The file's doubles hold a start to about half a nanosecond, so ends and starts that met may overlap by two.
+# A file's doubles hold times to about half a nanosecond, so an end and an equal start may overlap by two.
 _TOLERANCE_NS = 2
 _ROUNDS = 8
 
 PREFIX = "llmprof/"
 WINDOW_END = PREFIX + "end"
-"""What ends the last step of a window that opened inside a decode phase: the profiler's own waiting is no step's."""
+"""Range after the last step of a profiled window: the profiler's own waiting is not part of that step."""
 STEP = "step"
 DECODE = "decode"
 NO_PHASE = ""
-"""The phase of what ran outside every `llmprof/<phase>` range."""
+"""The phase of events outside every `llmprof/<phase>` range."""
 
 
 def parents(host: HostEvents) -> Ints:
     """Index of the innermost event of the same thread that encloses each event; -1 where none does.
 
-    As in torch: an event that ends after one in which it began is not inside it.
+    As in torch, an event that ends after another one is not inside it, even if it began inside.
     """
     if not len(host):
         return np.empty(0, dtype=np.int64)
-    # Threads are laid one after the other on one axis of time.
+    # All threads on one axis of time, one after the other.
     length = int((host.start + host.dur).max()) + 16
     start = host.start + host.thread * length
     end = np.maximum(start + host.dur - _TOLERANCE_NS, start + 1)
     limit = start + host.dur
-    shown = end.copy()
+    cut_end = end.copy()
     for _ in range(_ROUNDS):
-        parent = _enclosing(start, shown)
+        parent = _enclosing(start, cut_end)
         inner = np.flatnonzero(parent >= 0)
         crossing = inner[end[inner] > limit[parent[inner]]]
         if not len(crossing):
             return parent
-        # What an event crosses ends for it and all later ones where that event begins.
-        np.minimum.at(shown, parent[crossing], start[crossing])
+        # An event that another one crosses ends, for that one and all later ones, where that one begins.
+        np.minimum.at(cut_end, parent[crossing], start[crossing])
     return _parents_of_crossing(start, end, limit)
 
 
@@ -62,7 +62,7 @@ def _enclosing(start: Ints, end: Ints) -> Ints:
 
 
 def _parents_of_crossing(start: Ints, end: Ints, limit: Ints) -> Ints:
-    """The same by a stack, where many events cross many (a runtime call's clock may differ from torch's)."""
+    """As `parents`, with a stack, for many crossing events (a runtime call's clock may differ from torch's)."""
     found: list[int] = []
     stack: list[int] = []
     ends, limits = end.tolist(), limit.tolist()
@@ -76,15 +76,15 @@ def _parents_of_crossing(start: Ints, end: Ints, limit: Ints) -> Ints:
 
 @dataclass(frozen=True)
 class Phase:
-    """One phase as the ranges `llmprof/<name>` show it."""
+    """One phase, from its ranges `llmprof/<name>`."""
 
     name: str
     parent: str
-    """The phase it lies in; "" at the top."""
+    """The phase that encloses it; "" at the top."""
     count: int
-    """How often it was opened; 0 where only its steps are in the trace."""
+    """The number of its ranges; 0 where only its steps are in the trace."""
     host_ns: int
-    """Sum of its ranges on the host, what lies in them included."""
+    """Total length of its ranges on the host."""
 
 
 @dataclass
@@ -100,10 +100,8 @@ class _Open:
 class Timeline:
     """Phases and decode steps over time.
 
-    A step lasts until the next one begins or its phase ends, so that what follows its range (the token's way
-    to the host) is its own.
-
-    A thread without ranges of its own (a data loader, say) takes the phase that the main thread was in.
+    A step lasts until the next one begins or its phase ends, so it includes what follows its range (the copy of the
+    token to the host). A thread without ranges (a data loader, for example) has the phases of the main thread.
     """
 
     def __init__(self, host: HostEvents, names: Sequence[str]) -> None:
@@ -112,33 +110,33 @@ class Timeline:
         self.steps = 0
         """Number of `llmprof/step` ranges."""
         self.step_ns = 0
-        """Sum of their lengths."""
+        """Their total length."""
         self.openings: dict[str, list[tuple[int, int]]] = {}
-        """Start and end (ns) of each phase's ranges on the host; of none where only its steps are in the trace."""
+        """Start and end (ns) of each phase's ranges on the host; no entry where only its steps are in the trace."""
         self._numbers = {NO_PHASE: 0}
         self._lines: dict[int, tuple[Ints, Ints, Ints]] = {}
-        ours = np.array([name.startswith(PREFIX) for name in names], dtype=bool)
-        rows = np.flatnonzero((host.kind == RANGE) & ours[host.name]) if len(host) else host.name
+        is_ours = np.array([name.startswith(PREFIX) for name in names], dtype=bool)
+        rows = np.flatnonzero((host.kind == RANGE) & is_ours[host.name]) if len(host) else host.name
         by_thread: dict[int, list[tuple[int, int, str]]] = {}
         for row in rows:
             label = names[host.name[row]].removeprefix(PREFIX)
             start = int(host.start[row])
             by_thread.setdefault(int(host.thread[row]), []).append((start, start + int(host.dur[row]), label))
-        self._found: dict[str, list[int]] = {}  # name -> [count, nanoseconds]
+        self._totals: dict[str, list[int]] = {}  # name -> [count, nanoseconds]
         self._parent: dict[str, str] = {}
         for thread, ranges in by_thread.items():
             self._lines[thread] = self._line(ranges)
         self._main = max(by_thread, key=lambda thread: len(by_thread[thread]), default=None)
         self.phases = [
             Phase(name, self._parent[name], count, total)
-            for name, (count, total) in self._found.items()
+            for name, (count, total) in self._totals.items()
         ]
 
     def _number(self, name: str) -> int:
         return self._numbers.setdefault(name, len(self._numbers))
 
     def _line(self, ranges: list[tuple[int, int, str]]) -> tuple[Ints, Ints, Ints]:
-        """Times at which the innermost phase or the step changes, with the phase and step from then on."""
+        """Times at which the innermost phase or the step changes, and the phase and step from then on."""
         times, phases, steps = [np.iinfo(np.int64).min], [0], [-1]
         bottom = _Open(np.iinfo(np.int64).max, NO_PHASE)
         stack = [bottom]
@@ -152,7 +150,7 @@ class Timeline:
             while stack[-1].end <= until:
                 closed = stack.pop()
                 if closed.label == STEP:
-                    # Until the next one begins: the token may reach the host after the step's own range.
+                    # The step lasts until the next one begins: its token may reach the host after its range.
                     stack[-1].step = closed.step
                     if stack[-1] is bottom:
                         bottom.phase = DECODE
@@ -167,7 +165,7 @@ class Timeline:
                 continue
             end = min(end, outer.end)
             if label == STEP:
-                # A window that starts late opens inside a decode phase whose own range began before it.
+                # A window that starts late opens inside a decode phase whose range began before it.
                 stack.append(_Open(end, outer.phase or DECODE, self.steps, STEP))
                 if not outer.phase or outer is bottom:
                     self._count(DECODE, NO_PHASE, end - start, times=0)
@@ -190,7 +188,7 @@ class Timeline:
 
     def _count(self, name: str, parent: str, length: int, times: int = 1) -> None:
         self._number(name)
-        entry = self._found.setdefault(name, [0, 0])
+        entry = self._totals.setdefault(name, [0, 0])
         entry[0] += times
         entry[1] += length
         self._parent.setdefault(name, parent)
@@ -204,6 +202,6 @@ class Timeline:
         for number in np.unique(thread):
             times, phases, steps = self._lines.get(int(number), self._lines[self._main])
             mine = thread == number
-            place = np.searchsorted(times, time[mine], side="right") - 1
-            phase[mine], step[mine] = phases[place], steps[place]
+            index = np.searchsorted(times, time[mine], side="right") - 1
+            phase[mine], step[mine] = phases[index], steps[index]
         return phase, step

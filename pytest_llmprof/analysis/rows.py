@@ -1,4 +1,4 @@
-"""What a trace says, as plain rows: operators, kernels, phases, steps."""
+"""Rows computed from a trace: operators, kernels, phases, steps."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ class OperatorRow:
 
     name: str
     kind: str
-    """op | range (a `record_function` range; its self time is Python between operators) | runtime."""
+    """op | range (`record_function`; its self time is Python between operators) | runtime."""
     phase: str
     count: int
     total_ms: float
-    """Inclusive: with what it calls."""
+    """Including what it calls."""
     self_ms: float
     mean_ms: float
     """total_ms / count."""
     share: float
-    """self_ms of all self time in the trace (0..1)."""
+    """self_ms / all self time in the trace (0..1)."""
     phase_share: float
-    """self_ms of all self time in its phase (0..1)."""
+    """self_ms / all self time in its phase (0..1)."""
     device_ms: float
-    """Kernels, copies and fills that it launched itself."""
+    """Time on the GPU of the kernels, copies and fills that it launched itself."""
 
 
 @dataclass(frozen=True)
@@ -42,50 +42,49 @@ class KernelRow:
     count: int
     total_ms: float
     busy_ms: float
-    """What it added to the time in which the card was busy, event by event in the order of their starts. Less than
-    total_ms where kernels overlap: one that starts early and waits for the one in front of it is there, but adds
-    nothing yet."""
+    """What it added to the time in which the GPU was busy, event by event in the order of their starts. Less than
+    total_ms where kernels overlap: a kernel that starts early and waits for the one before it adds nothing yet."""
     mean_us: float
     min_us: float
     max_us: float
     share: float
-    """busy_ms of the card's busy time, copies and fills included (0..1)."""
+    """busy_ms / the GPU's busy time, copies and fills included (0..1)."""
     phase_share: float
-    """busy_ms of what its phase's kernels, copies and fills added (0..1)."""
+    """busy_ms / that of all kernels, copies and fills of its phase (0..1)."""
 
 
 @dataclass(frozen=True)
 class PhaseRow:
-    """One phase. Sub-phases (`parent` names theirs) are included in the phase they lie in."""
+    """One phase, its sub-phases (those whose `parent` it is) included."""
 
     name: str
     parent: str
     count: int
-    """How often it was opened."""
+    """The number of its ranges."""
     host_ms: float
-    """Sum of its ranges on the host."""
+    """Total length of its ranges on the host."""
     gpu_busy_ms: float
     """Union of the intervals of its kernels."""
     gpu_span_ms: float
-    """From the start of its first kernel to the end of its last one, summed over the times it was opened."""
+    """From the start of the first kernel to the end of the last one of each range, summed."""
     kernels: int
     host_launches: int
     """Kernel and graph launches by the host."""
     d2h_copies: int
     synchronisations: int
     idle_ms: dict[str, float]
-    """Time in which the card waited for work of this phase, by cause (see `gaps.IDLE_CAUSES`)."""
+    """Time in which the GPU was idle before work of this phase, by cause (see `gaps.IDLE_CAUSES`)."""
 
     @property
     def gpu_idle_share(self) -> float | None:
-        """Idle over idle + busy under the profiler (0..1); None where nothing ran on the card."""
+        """Idle over idle + busy under the profiler (0..1); None where nothing ran on the GPU."""
         idle = sum(self.idle_ms.values())
         return idle / (idle + self.gpu_busy_ms) if self.gpu_busy_ms else None
 
 
 @dataclass(frozen=True)
 class StepFigures:
-    """Figures of the decode steps, per step (= per token of each page of the batch)."""
+    """Means of a decode step (= of a token of each page of the batch)."""
 
     steps: int
     step_ms: float

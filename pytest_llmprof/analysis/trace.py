@@ -27,7 +27,7 @@ from pytest_llmprof.analysis.calls import (
     matching,
 )
 from pytest_llmprof.analysis.events import KERNEL, MEMCPY, OP, RUNTIME, Ints, Mask, RawTrace
-from pytest_llmprof.analysis.gaps import DEVICE, HOST_LATE, WAITED, added_ns, gaps, union_ns
+from pytest_llmprof.analysis.gaps import IDLE_CAUSES, added_ns, gaps, union_ns
 from pytest_llmprof.analysis.nesting import WINDOW_END, Timeline, parents
 from pytest_llmprof.analysis.rows import KernelRow, OperatorRow, PhaseRow, StepFigures
 
@@ -295,7 +295,7 @@ class Trace:
             **self._counts(on_host, on_device),
             idle_ms={
                 label: float(length[counted & (cause == number)].sum()) / 1e6
-                for number, label in ((HOST_LATE, "launch"), (WAITED, "synchronisation"), (DEVICE, "device"))
+                for number, label in enumerate(IDLE_CAUSES)
             },
         )
 

@@ -109,7 +109,7 @@ def test_kernels_are_weighted_by_time(tmp_path):
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        (table(ROW, units="fortnight,%,%,%,%,Gbyte/s,"), "'fortnight', a unit that is not known"),
+        (table(ROW, units="fortnight,%,%,%,%,Gbyte/s,"), "the unknown unit 'fortnight'"),
         (table((*ROW[:3], "ten", *ROW[4:])), "no number"),
         (table((*ROW[:3], "", *ROW[4:])), "has no gpu__time_duration.sum"),
         (_line(HEAD) + "\n" + _line(["0", "42", *ROW]) + "\n", "no row of units"),

@@ -22,7 +22,7 @@ def report(tmp_path):
 
 
 def test_figures_of_one_round(report):
-    found = summary([report], card=True)
+    found = summary([report], gpu=True)
     assert report.ranges == 6  # round, preprocess, prefill, decode, two steps; none of the warm-up
     assert (found["captures"], found["kernels"], found["graph_kernels"]) == (1, 6, 4)
     assert (found["host_launches"], found["graph_launches"]) == (4, 2)
@@ -51,14 +51,14 @@ def test_figures_of_one_round(report):
 
 
 def test_phases(report):
-    rows = {row.phase: row for row in phase_rows([report], card=True)}
+    rows = {row.phase: row for row in phase_rows([report], gpu=True)}
     assert list(rows) == ["preprocess", "prefill", "decode"]
     assert rows["prefill"].host_ms == pytest.approx(0.19)
     assert (rows["prefill"].kernels, rows["prefill"].host_launches, rows["prefill"].count) == (2, 2, 1)
     assert (rows["decode"].kernels, rows["decode"].host_launches) == (4, 2)
     assert rows["decode"].gpu_busy_ms == pytest.approx(0.06)
     assert (rows["preprocess"].kernels, rows["preprocess"].gpu_busy_share) == (0, None)
-    assert all(row.kernels is None for row in phase_rows([report], card=False))
+    assert all(row.kernels is None for row in phase_rows([report], gpu=False))
 
 
 def test_kernels_are_counted_by_phase_and_launching_call(report):
@@ -76,13 +76,13 @@ def test_kernels_are_counted_by_phase_and_launching_call(report):
 
 def test_every_figure_is_documented(report):
     text = (Path(__file__).parents[2] / "docs" / "nsight.md").read_text(encoding="utf-8")
-    found = summary([report], card=True)
+    found = summary([report], gpu=True)
     for name in (*found, *found["phases"]["decode"], *found["top_kernels"][0], *fields(NcuKernelRow)):
         assert f"`{getattr(name, 'name', name)}`" in text, name
 
 
 def test_captures_add_up(report):
-    one, two = summary([report], card=True), summary([report, report], card=True)
+    one, two = summary([report], gpu=True), summary([report, report], gpu=True)
     assert two["captures"] == 2
     for name in ("kernels", "host_launches", "steps", "gpu_busy_ms_profiled", "window_ms_profiled"):
         assert two[name] == pytest.approx(2 * one[name]), name
@@ -111,7 +111,7 @@ def test_a_cpu_report_has_ranges_alone(tmp_path):
     export.range("decode", 0, 100)
     export.range("step", 10, 40)
     report = read_report(export.write(tmp_path / "r.sqlite"), "llmprof")
-    found = summary([report], card=False)
+    found = summary([report], gpu=False)
     assert (report.kernels, found["kernels"], found["kernels_per_token"], found["steps"]) == (0, None, None, 1)
     assert found["phases"]["decode"]["host_ms_profiled"] == pytest.approx(0.1)
     write_nsys_tables(tmp_path, [report], with_kernels=False)

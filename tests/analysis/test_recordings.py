@@ -49,7 +49,7 @@ def test_nsys(recorded, tmp_path):
         text = "coalesce(text, (select value from StringIds where id = textId))"
         steps = count("NVTX_EVENTS", f"eventType = 59 and end is not null and {text} = 'step'")
     report = read_report(path, "llmprof")
-    found = summary([report], card=kernels > 0)
+    found = summary([report], gpu=kernels > 0)
     said = json.loads((DATA / f"{name(recorded)}.json").read_text())
     assert rounded(found) == {key: rounded(said[key]) for key in found}
     assert (report.kernels, report.graph_kernels, found["steps"]) == (kernels, of_graphs, steps)

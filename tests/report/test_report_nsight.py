@@ -18,7 +18,7 @@ def metrics(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "analysis"))
     from nsys_tables import one_round
 
-    found = summary([read_report(one_round().write(tmp_path / "r.sqlite"), "llmprof")], card=True)
+    found = summary([read_report(one_round().write(tmp_path / "r.sqlite"), "llmprof")], gpu=True)
     found |= {"tool": TOOL, "capture": "all", "occurrences": 2, "not_applied": ["test_it.py:4: assert run.ttft_ms < 5"]}
     figures = {"ttft_ms": None, "tokens": 3.0}
     return {"test": "t", "stage": "nsys", "status": "ok", "rounds": 1, "pages": 1, "figures": figures, "nsys": found}

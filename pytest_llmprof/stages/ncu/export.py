@@ -1,7 +1,7 @@
-"""Read what `ncu --csv --page raw` prints: one row a profiled launch, below a row of units.
+"""Read what `ncu --csv --page raw` prints: one row for each profiled launch, below a row of units.
 
-ncu chooses a unit for each column by the size of its values ("us" in one report, "ms" in the next), so every
-figure here is converted by its unit, and a unit that is not known is an error.
+ncu chooses the unit of each column by the size of its values ("us" in one report, "ms" in the next), so every value is
+converted by its unit, and an unknown unit is an error.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _OCCUPANCY = "sm__warps_active.avg.pct_of_peak_sustained_active"
 _DRAM_RATE = "dram__bytes.sum.per_second"
 _REGISTERS = "launch__registers_per_thread"
 METRICS = (_DURATION, _SM, _DRAM, _L2, _OCCUPANCY, _DRAM_RATE, _REGISTERS)
-"""Asked for beside the sections, so that the table is whole whatever the sections are."""
+"""Collected besides the sections, so that the table is complete with any sections."""
 
 _PER_CENT = {"%": 1.0}
 _MICROSECONDS = {
@@ -58,31 +58,32 @@ _GB_PER_S = {
     for unit in ("byte", "b")
     for second in ("s", "second")
 }
+_MEANS = ("sm_percent", "dram_percent", "l2_percent", "occupancy_percent", "dram_gb_per_s", "registers")
 _COUNT = {"": 1.0, "register/thread": 1.0}
 
 
 @dataclass(frozen=True)
 class NcuLaunch:
-    """One profiled launch; a figure is None where the report has none."""
+    """One profiled launch; a value is None where the report does not have it."""
 
     kernel: str
     grid: str
     block: str
     duration_us: float
     sm_percent: float | None
-    """SM throughput, of its peak (0..100)."""
+    """SM throughput as a share of its peak (0..100)."""
     dram_percent: float | None
     l2_percent: float | None
     occupancy_percent: float | None
-    """Achieved: active warps of the most that fit, while the SM is active (0..100)."""
+    """Achieved occupancy: active warps / the most that fit, while the SM is active (0..100)."""
     dram_gb_per_s: float | None
     registers: float | None
-    """Registers a thread."""
+    """Per thread."""
 
 
 @dataclass(frozen=True)
 class NcuKernelRow:
-    """All profiled launches of one kernel. Shares of peak are means weighted by time (0..100)."""
+    """All profiled launches of one kernel. Fields as in `NcuLaunch`: means weighted by time."""
 
     kernel: str
     launches: int
@@ -100,8 +101,11 @@ class NcuKernelRow:
 
 
 def bound_of(sm: float | None, dram: float | None, l2: float | None) -> str | None:
-    """What bounds a kernel: the unit nearest to its peak, "compute", "DRAM" or "L2"; "latency" where none
-    reaches 60 % of it (the threshold of Nsight Compute's own speed-of-light rule). None where one is unknown."""
+    """What bounds a kernel: the unit nearest to its peak, "compute", "DRAM" or "L2", or "latency".
+
+    That is where none reaches 60 % of its peak, the threshold of Nsight Compute's own speed-of-light rule. None where
+    one is unknown.
+    """
     if sm is None or dram is None or l2 is None:
         return None
     share, name = max((sm, "compute"), (dram, "DRAM"), (l2, "L2"), key=lambda pair: pair[0])
@@ -109,7 +113,7 @@ def bound_of(sm: float | None, dram: float | None, l2: float | None) -> str | No
 
 
 def read_csv(text: str, where: str = "the report") -> list[NcuLaunch]:
-    """The launches of *text* in their order; none where it holds no table. Raises `ArtifactError`."""
+    """The launches of *text* in their order; none where it has no table. Raises `ArtifactError`."""
     lines = text.splitlines(keepends=True)
     start = next((index for index, line in enumerate(lines) if line.startswith('"ID"')), None)
     if start is None:
@@ -126,7 +130,7 @@ def read_csv(text: str, where: str = "the report") -> list[NcuLaunch]:
     launches = []
     for row in rows[2:]:
         if len(row) != len(head):
-            continue  # a line of the tool's own after the table
+            continue  # a message of the tool after the table
         launches.append(_launch(dict(zip(head, row, strict=True)), unit, where))
     return launches
 
@@ -138,11 +142,11 @@ def _launch(row: Mapping[str, str], unit: Mapping[str, str], where: str) -> NcuL
             return None
         factor = units.get(unit[name].strip().lower())
         if factor is None:
-            raise ArtifactError(f"{where}: {name} is in {unit[name]!r}, a unit that is not known")
+            raise ArtifactError(f"{where}: {name} is in the unknown unit {unit[name]!r}")
         try:
             return float(text) * factor
         except ValueError:
-            raise ArtifactError(f"{where}: {name} is {text!r}, no number") from None
+            raise ArtifactError(f"{where}: {name} is {text!r}, which is no number") from None
 
     duration = value(_DURATION, _MICROSECONDS)
     if duration is None:
@@ -164,33 +168,31 @@ def _launch(row: Mapping[str, str], unit: Mapping[str, str], where: str) -> NcuL
 
 def kernel_rows(launches: Sequence[NcuLaunch]) -> list[NcuKernelRow]:
     """Launches by kernel, longest total first."""
-    found: dict[str, list[NcuLaunch]] = {}
+    by_kernel: dict[str, list[NcuLaunch]] = {}
     for launch in launches:
-        found.setdefault(launch.kernel, []).append(launch)
+        by_kernel.setdefault(launch.kernel, []).append(launch)
     rows = []
-    for kernel, ones in found.items():
-        total = sum(one.duration_us for one in ones)
-
-        def mean(name: str, ones: Sequence[NcuLaunch] = ones) -> float | None:
-            known = [(getattr(one, name), one.duration_us) for one in ones if getattr(one, name) is not None]
-            weight = sum(duration for _, duration in known)
-            return sum(value * duration for value, duration in known) / weight if weight else None
-
-        figures = {
-            name: mean(name)
-            for name in ("sm_percent", "dram_percent", "l2_percent", "occupancy_percent", "dram_gb_per_s", "registers")
-        }
+    for kernel, group in by_kernel.items():
+        means = {name: _mean(name, group) for name in _MEANS}
+        total = sum(launch.duration_us for launch in group)
         rows.append(
             NcuKernelRow(
                 kernel=kernel,
-                launches=len(ones),
+                launches=len(group),
                 total_us=total,
-                duration_us=total / len(ones),
-                **figures,
-                bound=bound_of(figures["sm_percent"], figures["dram_percent"], figures["l2_percent"]),
+                duration_us=total / len(group),
+                **means,
+                bound=bound_of(means["sm_percent"], means["dram_percent"], means["l2_percent"]),
             )
         )
     return sorted(rows, key=lambda row: (-row.total_us, row.kernel))
+
+
+def _mean(name: str, launches: Sequence[NcuLaunch]) -> float | None:
+    """The mean of a field, weighted by time, over the launches that have it."""
+    known = [(getattr(launch, name), launch.duration_us) for launch in launches if getattr(launch, name) is not None]
+    total = sum(duration for _, duration in known)
+    return sum(value * duration for value, duration in known) / total if total else None
 
 
 def kernels_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -1,15 +1,15 @@
-"""Read what `nsys --export=sqlite` wrote into the columns that the analysis of a torch trace uses.
+"""Read what `nsys --export=sqlite` wrote into a `Trace`.
 
-Tables that nsys had nothing for are not in the file. Times are nanoseconds from the start of the capture. A
-range's name stands inline or as an id of the table StringIds; eventType 59 is a push/pop range, 60 a start/end
-range, 75 names a domain. The high bits of a globalTid are the process, and correlation ids are a process's own.
+Tables without rows are not in the file. Times are nanoseconds from the start of the capture. A range's name is a text
+or an id of the table StringIds; eventType 59 is a push/pop range, 60 a start/end range, 75 names a domain. The high
+bits of a globalTid are the process; domains and correlation ids are numbered in each process.
 """
 
 from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,16 +26,17 @@ from pytest_llmprof.analysis.events import (
     DeviceEvents,
     HostEvents,
     Ints,
+    Numbers,
     RawTrace,
 )
 from pytest_llmprof.analysis.nesting import PREFIX
 from pytest_llmprof.analysis.trace import Trace
 from pytest_llmprof.errors import ArtifactError
+from pytest_llmprof.measure.phases import ROUND
 
 __all__ = ["CopyRow", "NsysReport", "read_report"]
 
 _PUSH_POP, _DOMAIN = 59, 75
-_ROUND = "round"
 _THREAD_BITS = 24
 _DIRECTIONS = {
     1: "HtoD",
@@ -50,7 +51,10 @@ _DIRECTIONS = {
     10: "PtoP",
 }
 """CUpti_ActivityMemcpyKind."""
+_KERNELS, _COPIES, _FILLS = (f"CUPTI_ACTIVITY_KIND_{kind}" for kind in ("KERNEL", "MEMCPY", "MEMSET"))
+_CALLS = ("CUPTI_ACTIVITY_KIND_RUNTIME", "CUPTI_ACTIVITY_KIND_DRIVER")
 _API_VERSION = re.compile(r"_v\d+$")
+_DEVICE_COLUMNS = "start, end, correlationId, globalPid"
 _ROW = tuple[int, ...]
 
 
@@ -63,7 +67,7 @@ class CopyRow:
     count: int
     bytes: int
     total_ms: float
-    """Sum of their times on the card."""
+    """Sum of their times on the GPU."""
 
 
 @dataclass(frozen=True)
@@ -72,17 +76,11 @@ class NsysReport:
 
     trace: Trace
     ranges: int
-    """NVTX ranges of our domain, the captured one included."""
+    """NVTX ranges of the domain, the captured one included."""
     kernels: int
     graph_kernels: int
-    """Kernels among them that were nodes of a CUDA graph."""
+    """Those of them that were nodes of a CUDA graph."""
     copies: tuple[CopyRow, ...]
-
-
-class _Names(dict[str, int]):
-    def __missing__(self, name: str) -> int:
-        number = self[name] = len(self)
-        return number
 
 
 class _Database:
@@ -91,7 +89,7 @@ class _Database:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
-        # Text that a program gave as a range's name need not be UTF-8.
+        # A range's name need not be UTF-8.
         self._connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
         self.tables = {name for (name,) in self.rows("select name from sqlite_master where type='table'")}
 
@@ -101,12 +99,16 @@ class _Database:
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         return self._connection.execute(query).fetchall()
 
+    def select(self, columns: str, table: str, clauses: str = "") -> list[tuple[Any, ...]]:
+        """These columns of the table's rows; no rows where the table is not in the file."""
+        return self.rows(f"select {columns} from {table} {clauses}") if table in self.tables else []
+
     def columns(self, table: str) -> set[str]:
         return {row[1] for row in self.rows(f"pragma table_info({table})")}
 
 
 def read_report(path: Path, domain: str) -> NsysReport:
-    """Read one export; *domain* is the NVTX domain of our ranges. Raises `ArtifactError`."""
+    """Read one export with the NVTX ranges of *domain*. Raises `ArtifactError`."""
     if not path.is_file():
         raise ArtifactError(f"cannot read {path}: no such file")
     try:
@@ -119,34 +121,23 @@ def read_report(path: Path, domain: str) -> NsysReport:
 def _read(database: _Database, domain: str) -> NsysReport:
     if "StringIds" not in database.tables:
         raise ArtifactError(f"{database.path} is not an export of nsys: it has no table StringIds")
-    names = _Names()
-    strings = dict(database.rows("select id, value from StringIds"))
+    names = Numbers()
+    strings = dict(database.select("id, value", "StringIds"))
     ranges = _ranges(database, domain)
     # (name, kind, thread, start, duration, correlation)
     host: list[_ROW] = [
         (names[PREFIX + text], RANGE, thread, start, end - start, -1)
         for text, thread, start, end in ranges
-        if text != _ROUND  # around all phases; as one it would be everyone's parent
+        if text != ROUND  # it encloses all phases, and would be the parent of each
     ]
-    for table in ("CUPTI_ACTIVITY_KIND_RUNTIME", "CUPTI_ACTIVITY_KIND_DRIVER"):
-        if table in database.tables:
-            host += [
-                (
-                    names[_API_VERSION.sub("", str(strings.get(name, name)))],
-                    RUNTIME,
-                    thread,
-                    start,
-                    end - start,
-                    _key(thread, correlation),
-                )
-                for name, thread, start, end, correlation in database.rows(
-                    f"select nameId, globalTid, start, end, correlationId from {table}"
-                )
-            ]
+    for table in _CALLS:
+        for name, thread, start, end, correlation in database.select(
+            "nameId, globalTid, start, end, correlationId", table
+        ):
+            number = names[_API_VERSION.sub("", str(strings.get(name, name)))]
+            host.append((number, RUNTIME, thread, start, end - start, _key(thread, correlation)))
     device, graph_kernels = _device(database, names, strings)
-    begin = min((row[3] for row in host), default=None)
-    first = min((row[2] for row in device), default=None)
-    origin = min((value for value in (begin, first) if value is not None), default=0)
+    origin = min([row[3] for row in host] + [row[2] for row in device], default=0)
     raw = RawTrace(
         names=list(names),
         host=_host_events(host, origin),
@@ -158,83 +149,60 @@ def _read(database: _Database, domain: str) -> NsysReport:
 
 
 def _key(thread_or_process: int, correlation: int) -> int:
-    """A correlation id that no other process has."""
+    """A correlation id that differs between processes."""
     return ((thread_or_process >> _THREAD_BITS & 0xFFFFFF) << 39) | (correlation & (1 << 39) - 1)
 
 
 def _ranges(database: _Database, domain: str) -> list[tuple[str, int, int, int]]:
-    """(name, thread, start, end) of each whole range of ours."""
-    if "NVTX_EVENTS" not in database.tables:
-        return []
-    text = "coalesce(text, (select value from StringIds where id = textId))"
-    # Domains are numbered in each process.
-    ours = {
+    """(name, thread, start, end) of each complete range of *domain*."""
+    columns = "coalesce(text, (select value from StringIds where id = textId)), domainId, globalTid, start, end"
+    domains = {
         (thread >> _THREAD_BITS, number)
-        for name, number, thread in database.rows(
-            f"select {text}, domainId, globalTid from NVTX_EVENTS where eventType = {_DOMAIN}"
-        )
+        for name, number, thread, *_ in database.select(columns, "NVTX_EVENTS", f"where eventType = {_DOMAIN}")
         if name == domain
     }
-    rows = database.rows(
-        f"select {text}, domainId, globalTid, start, end from NVTX_EVENTS "
-        f"where eventType = {_PUSH_POP} and end is not null"
-    )
+    whole = f"where eventType = {_PUSH_POP} and end is not null"
     return [
         (str(name), thread, start, end)
-        for name, number, thread, start, end in rows
-        if name is not None and (thread >> _THREAD_BITS, number) in ours
+        for name, number, thread, start, end in database.select(columns, "NVTX_EVENTS", whole)
+        if name is not None and (thread >> _THREAD_BITS, number) in domains
     ]
 
 
-def _device(database: _Database, names: _Names, strings: dict[int, str]) -> tuple[list[_ROW], int]:
-    """Rows (name, kind, start, duration, correlation), and how many kernels were nodes of a graph."""
-    found: list[_ROW] = []
-    graph = 0
-    table = "CUPTI_ACTIVITY_KIND_KERNEL"
-    if table in database.tables:
-        node = "graphNodeId" if "graphNodeId" in database.columns(table) else "null"
-        for name, start, end, correlation, process, one in database.rows(
-            f"select demangledName, start, end, correlationId, globalPid, {node} from {table}"
-        ):
-            graph += bool(one)
-            text = str(strings.get(name, name))
-            found.append((names[text], KERNEL, start, end - start, _key(process, correlation)))
-    table = "CUPTI_ACTIVITY_KIND_MEMCPY"
-    if table in database.tables:
+def _device(database: _Database, names: Numbers, strings: dict[int, str]) -> tuple[list[_ROW], int]:
+    """Rows (name, kind, start, duration, correlation), and the number of kernels that were nodes of a graph."""
+    graph_kernels = 0
+
+    def named() -> Iterator[tuple[Any, ...]]:
+        nonlocal graph_kernels
+        node = "graphNodeId" if "graphNodeId" in database.columns(_KERNELS) else "null"
+        for name, graph_node, *rest in database.select(f"demangledName, {node}, {_DEVICE_COLUMNS}", _KERNELS):
+            graph_kernels += bool(graph_node)
+            yield str(strings.get(name, name)), KERNEL, *rest
         pageable = _pageable(database)
-        for kind, start, end, correlation, process, source, target in database.rows(
-            f"select copyKind, start, end, correlationId, globalPid, srcKind, dstKind from {table}"
-        ):
+        for kind, source, target, *rest in database.select(f"copyKind, srcKind, dstKind, {_DEVICE_COLUMNS}", _COPIES):
             # As torch names them: a copy into pageable memory makes the host wait.
             memory = " (Pageable)" if pageable & {source, target} else ""
-            name = names[f"Memcpy {_DIRECTIONS.get(kind, 'other')}{memory}"]
-            found.append((name, MEMCPY, start, end - start, _key(process, correlation)))
-    table = "CUPTI_ACTIVITY_KIND_MEMSET"
-    if table in database.tables:
-        found += [
-            (names["Memset"], MEMSET, start, end - start, _key(process, correlation))
-            for start, end, correlation, process in database.rows(
-                f"select start, end, correlationId, globalPid from {table}"
-            )
-        ]
-    return found, graph
+            yield f"Memcpy {_DIRECTIONS.get(kind, 'other')}{memory}", MEMCPY, *rest
+        for row in database.select(_DEVICE_COLUMNS, _FILLS):
+            yield "Memset", MEMSET, *row
+
+    found: list[_ROW] = [
+        (names[name], kind, start, end - start, _key(process, correlation))
+        for name, kind, start, end, correlation, process in named()
+    ]
+    return found, graph_kernels
 
 
 def _pageable(database: _Database) -> set[int]:
-    """The numbers that stand for pageable host memory."""
-    if "ENUM_CUDA_MEM_KIND" not in database.tables:
-        return set()
-    rows = database.rows("select * from ENUM_CUDA_MEM_KIND")
+    """The values of srcKind and dstKind that mean pageable host memory."""
+    rows = database.select("*", "ENUM_CUDA_MEM_KIND")
     return {row[0] for row in rows if any("pageable" in str(cell).lower() for cell in row[1:])}
 
 
 def _copies(database: _Database) -> tuple[CopyRow, ...]:
-    table = "CUPTI_ACTIVITY_KIND_MEMCPY"
-    if table not in database.tables:
-        return ()
-    rows = database.rows(
-        f"select copyKind, count(*), sum(bytes), sum(end - start) from {table} group by copyKind order by 4 desc"
-    )
+    columns = "copyKind, count(*), sum(bytes), sum(end - start)"
+    rows = database.select(columns, _COPIES, "group by copyKind order by 4 desc")
     return tuple(
         CopyRow(_DIRECTIONS.get(kind, "other"), count, size or 0, (length or 0) / 1e6)
         for kind, count, size, length in rows

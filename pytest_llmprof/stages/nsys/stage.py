@@ -127,7 +127,7 @@ def _summarise(context: ToolContext, tool: Tool, ended: Ended, paths: list[Path]
             "launches none"
         )
     write_nsys_tables(context.out_dir, reports, with_kernels=cuda)
-    context.figures.update(summary(reports, card=cuda))
+    context.figures.update(summary(reports, gpu=cuda))
 
 
 def plugin(workload: str) -> ToolStagePlugin:

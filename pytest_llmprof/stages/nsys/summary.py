@@ -1,12 +1,12 @@
-"""Captured ranges in figures (metrics.json under "nsys") and in tables: phases, kernels, copies.
+"""Metrics (metrics.json under "nsys") and tables of all captures: phases, kernels, copies.
 
-Several captures are several reports: counts and times add up, each report's gaps are its own.
+Each capture is a report. Counts and times are sums over all of them; the time between two is no idle time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +20,26 @@ from pytest_llmprof.text.markdown import code, percent, table
 __all__ = ["NsysPhaseRow", "kernel_rows", "phase_rows", "summary", "write_nsys_tables"]
 
 _TOP = 10
-_STEP = "step"
+_GPU_COLUMNS = (
+    *("gpu_busy_ms", "gpu_idle_ms", "gpu_busy_share"),
+    *("kernels", "host_launches", "d2h_copies", "synchronisations"),
+)
 
 
 @dataclass(frozen=True)
 class NsysPhaseRow:
-    """One phase in all captures. Times in milliseconds, under the tool; what is of the card is None on a CPU."""
+    """One phase in all captures. Times in milliseconds, under the tool; on a CPU what is of the GPU is None."""
 
     phase: str
     parent: str
-    """The phase it lies in; its figures are in that phase's, too."""
+    """The phase that includes it."""
     count: int
-    """How often it was opened."""
+    """The number of its ranges."""
     host_ms: float
     gpu_busy_ms: float | None
     """Union of its kernels' intervals."""
     gpu_idle_ms: float | None
-    """Gaps in the card's work before what it launched."""
+    """Idle time of the GPU before what it launched."""
     gpu_busy_share: float | None
     """gpu_busy_ms / (gpu_busy_ms + gpu_idle_ms)."""
     kernels: int | None
@@ -45,67 +48,57 @@ class NsysPhaseRow:
     synchronisations: int | None
 
 
-def _add(rows: Sequence[PhaseRow]) -> PhaseRow:
-    first = rows[0]
-    causes = {cause: sum(row.idle_ms.get(cause, 0.0) for row in rows) for cause in first.idle_ms}
-    return replace(
-        first,
-        count=sum(row.count for row in rows),
-        host_ms=sum(row.host_ms for row in rows),
-        gpu_busy_ms=sum(row.gpu_busy_ms for row in rows),
-        kernels=sum(row.kernels for row in rows),
-        host_launches=sum(row.host_launches for row in rows),
-        d2h_copies=sum(row.d2h_copies for row in rows),
-        synchronisations=sum(row.synchronisations for row in rows),
-        idle_ms=causes,
-    )
+def _sum(rows: Sequence[PhaseRow]) -> PhaseRow:
+    """One phase of all captures."""
+    names = [item.name for item in fields(PhaseRow) if item.name not in ("name", "parent", "idle_ms")]
+    sums: dict[str, Any] = {name: sum(getattr(row, name) for row in rows) for name in names}
+    idle = {cause: sum(row.idle_ms[cause] for row in rows) for cause in rows[0].idle_ms}
+    return replace(rows[0], **sums, idle_ms=idle)
 
 
-def _phases(reports: Sequence[NsysReport]) -> list[PhaseRow]:
-    found: dict[str, list[PhaseRow]] = {}
+def _busy_share(row: PhaseRow) -> float | None:
+    return None if row.gpu_idle_share is None else 1 - row.gpu_idle_share
+
+
+def phase_rows(reports: Sequence[NsysReport], *, gpu: bool) -> list[NsysPhaseRow]:
+    """The phases in the order in which they first began."""
+    by_name: dict[str, list[PhaseRow]] = {}
     for report in reports:
         for row in report.trace.phase_rows():
-            found.setdefault(row.name, []).append(row)
-    return [_add(rows) for rows in found.values()]
-
-
-def phase_rows(reports: Sequence[NsysReport], *, card: bool) -> list[NsysPhaseRow]:
-    """The phases in the order in which they first began."""
-    rows = []
-    for row in _phases(reports):
-        idle = sum(row.idle_ms.values())
-        share = row.gpu_idle_share
-        rows.append(
-            NsysPhaseRow(
-                phase=row.name,
-                parent=row.parent,
-                count=row.count,
-                host_ms=row.host_ms,
-                gpu_busy_ms=row.gpu_busy_ms if card else None,
-                gpu_idle_ms=idle if card else None,
-                gpu_busy_share=1 - share if card and share is not None else None,
-                kernels=row.kernels if card else None,
-                host_launches=row.host_launches if card else None,
-                d2h_copies=row.d2h_copies if card else None,
-                synchronisations=row.synchronisations if card else None,
-            )
+            by_name.setdefault(row.name, []).append(row)
+    rows = [
+        NsysPhaseRow(
+            phase=row.name,
+            parent=row.parent,
+            count=row.count,
+            host_ms=row.host_ms,
+            gpu_busy_ms=row.gpu_busy_ms,
+            gpu_idle_ms=sum(row.idle_ms.values()),
+            gpu_busy_share=_busy_share(row),
+            kernels=row.kernels,
+            host_launches=row.host_launches,
+            d2h_copies=row.d2h_copies,
+            synchronisations=row.synchronisations,
         )
-    return rows
+        for row in map(_sum, by_name.values())
+    ]
+    unknown: dict[str, Any] = dict.fromkeys(_GPU_COLUMNS)
+    return rows if gpu else [replace(row, **unknown) for row in rows]
 
 
 def kernel_rows(reports: Sequence[NsysReport]) -> list[KernelRow]:
     """Kernels, copies and fills of all captures by name, phase and launching call, the busiest first."""
-    found: dict[tuple[str, str, str, str], list[KernelRow]] = {}
+    by_key: dict[tuple[str, str, str, str], list[KernelRow]] = {}
     for report in reports:
         for row in report.trace.kernels():
-            found.setdefault((row.name, row.kind, row.phase, row.operator), []).append(row)
-    busy = {key: sum(row.busy_ms for row in rows) for key, rows in found.items()}
+            by_key.setdefault((row.name, row.kind, row.phase, row.operator), []).append(row)
+    busy = {key: sum(row.busy_ms for row in rows) for key, rows in by_key.items()}
     whole = sum(busy.values()) or 1.0
     in_phase: dict[str, float] = {}
     for (_, _, phase, _), added in busy.items():
         in_phase[phase] = in_phase.get(phase, 0.0) + added
     merged = []
-    for key, rows in found.items():
+    for key, rows in by_key.items():
         count, total = sum(row.count for row in rows), sum(row.total_ms for row in rows)
         merged.append(
             replace(
@@ -125,27 +118,25 @@ def kernel_rows(reports: Sequence[NsysReport]) -> list[KernelRow]:
 
 def _copies(reports: Sequence[NsysReport]) -> list[CopyRow]:
     found: dict[str, CopyRow] = {}
-    for report in reports:
-        for row in report.copies:
-            one = found.setdefault(row.direction, CopyRow(row.direction, 0, 0, 0.0))
-            found[row.direction] = CopyRow(
-                row.direction, one.count + row.count, one.bytes + row.bytes, one.total_ms + row.total_ms
-            )
+    for row in (row for report in reports for row in report.copies):
+        one = found.get(row.direction, CopyRow(row.direction, 0, 0, 0.0))
+        found[row.direction] = CopyRow(
+            row.direction, one.count + row.count, one.bytes + row.bytes, one.total_ms + row.total_ms
+        )
     return sorted(found.values(), key=lambda row: -row.total_ms)
 
 
-def summary(reports: Sequence[NsysReport], *, card: bool) -> dict[str, Any]:
-    """Figures for metrics.json; docs/measures.md defines each. Without a *card* its figures are None."""
-    totals = _add([report.trace.totals() for report in reports])
+def summary(reports: Sequence[NsysReport], *, gpu: bool) -> dict[str, Any]:
+    """Metrics for metrics.json; docs/nsight.md defines each. Without a *gpu* those of the GPU are None."""
+    totals = _sum([report.trace.totals() for report in reports])
     steps = [figures for report in reports if (figures := report.trace.steps()) is not None]
     count = sum(one.steps for one in steps)
 
     def each(name: str) -> float | None:
         """Per decode step, of all captures."""
-        return sum(getattr(one, name) * one.steps for one in steps) / count if count and card else None
+        return sum(getattr(one, name) * one.steps for one in steps) / count if count and gpu else None
 
-    idle = totals.gpu_idle_share
-    whole: dict[str, Any] = {
+    of_gpu: dict[str, Any] = {
         "kernels": totals.kernels,
         "graph_kernels": sum(report.graph_kernels for report in reports),
         "host_launches": totals.host_launches,
@@ -157,19 +148,19 @@ def summary(reports: Sequence[NsysReport], *, card: bool) -> dict[str, Any]:
         "synchronisations": totals.synchronisations,
         "gpu_busy_ms_profiled": totals.gpu_busy_ms,
         "gpu_idle_ms_profiled": dict(totals.idle_ms),
-        "gpu_busy_share_profiled": 1 - idle if idle is not None else None,
+        "gpu_busy_share_profiled": _busy_share(totals),
     }
     return {
         "captures": len(reports),
         "window_ms_profiled": sum(report.trace.window_ms for report in reports),
-        **{name: value if card else None for name, value in whole.items()},
+        **{name: value if gpu else None for name, value in of_gpu.items()},
         "steps": count,
         "kernels_per_token": each("kernels"),
         "host_launches_per_token": each("host_launches"),
         "d2h_copies_per_token": each("d2h_copies"),
         "synchronisations_per_token": each("synchronisations"),
         "gpu_busy_ms_per_step_profiled": each("gpu_busy_ms"),
-        "phases": {row.phase: _phase(row) for row in phase_rows(reports, card=card)},
+        "phases": {row.phase: _phase(row) for row in phase_rows(reports, gpu=gpu)},
         "top_kernels": [
             {
                 "name": short_name(row.name),
@@ -179,13 +170,13 @@ def summary(reports: Sequence[NsysReport], *, card: bool) -> dict[str, Any]:
                 "busy_ms_profiled": row.busy_ms,
                 "share": row.share,
             }
-            for row in (kernel_rows(reports)[:_TOP] if card else ())
+            for row in (kernel_rows(reports)[:_TOP] if gpu else ())
         ],
     }
 
 
 def _phase(row: NsysPhaseRow) -> dict[str, Any]:
-    """A phase for metrics.json, where a time that the tool has slowed ends in `_profiled`."""
+    """A phase for metrics.json, where names of times end in `_profiled`: the tool slows them down."""
     figures = asdict(row)
     del figures["phase"]
     figures["parent"] = row.parent or None
@@ -194,7 +185,7 @@ def _phase(row: NsysPhaseRow) -> dict[str, Any]:
 
 def write_nsys_tables(out_dir: Path, reports: Sequence[NsysReport], *, with_kernels: bool) -> None:
     """Write phases.csv and phases.md to *out_dir*, and with *with_kernels* kernels.csv and kernels.md."""
-    phases = phase_rows(reports, card=with_kernels)
+    phases = phase_rows(reports, gpu=with_kernels)
     write_text(out_dir / "phases.csv", csv_text(NsysPhaseRow, phases))
     write_text(out_dir / "phases.md", "# Phases under Nsight Systems\n\n" + phases_table(phases))
     if with_kernels:
@@ -204,15 +195,15 @@ def write_nsys_tables(out_dir: Path, reports: Sequence[NsysReport], *, with_kern
 
 
 def phases_table(rows: Sequence[NsysPhaseRow]) -> str:
-    """The phases as a Markdown table, parts below the phase they lie in."""
-    card = any(row.kernels is not None for row in rows)
+    """The phases as a Markdown table."""
+    gpu = any(row.kernels is not None for row in rows)
     head = ["Phase", "Times", "Host ms"]
-    if card:
+    if gpu:
         head += ["GPU busy ms", "GPU idle ms", "GPU busy", "Kernels", "Launches", "D2H copies", "Syncs"]
     cells = []
     for row in rows:
         cell = [f"– {code(row.phase)}" if row.parent else code(row.phase), f"{row.count}", f"{row.host_ms:.3f}"]
-        if card:
+        if gpu:
             cell += [
                 f"{row.gpu_busy_ms:.3f}",
                 f"{row.gpu_idle_ms:.3f}",

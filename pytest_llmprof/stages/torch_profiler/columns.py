@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 import numpy as np
 
-from pytest_llmprof.analysis.events import KERNEL, MEMCPY, MEMSET, OP, RANGE, RUNTIME, Ints, Mask
+from pytest_llmprof.analysis.events import KERNEL, MEMCPY, MEMSET, OP, RANGE, RUNTIME, Ints, Mask, Numbers
 
 __all__ = ["FIRST_DEVICE", "Columns", "Heads"]
 
@@ -25,15 +24,7 @@ _KINDS = {
 }
 
 
-class _Numbers(dict[Any, int]):
-    """Numbers values 0, 1, ... in the order in which they are first looked up."""
-
-    def __missing__(self, value: Any) -> int:
-        number = self[value] = len(self)
-        return number
-
-
-class Heads(_Numbers):
+class Heads(Numbers):
     """Numbers the triples (category, name, thread) of events, which repeat."""
 
     def kinds(self) -> Ints:
@@ -46,13 +37,13 @@ class Heads(_Numbers):
 
     def names(self) -> tuple[list[str], Ints]:
         """The distinct names, and for each head the index of its name."""
-        numbers = _Numbers()
+        numbers = Numbers()
         index = np.array([numbers[name] for _, name, _ in self], dtype=np.int64)
         return list(numbers), index
 
     def threads(self) -> Ints:
         """For each head the number 0, 1, ... of its thread."""
-        numbers = _Numbers()
+        numbers = Numbers()
         return np.array([numbers[thread] for _, _, thread in self], dtype=np.int64)
 
 
