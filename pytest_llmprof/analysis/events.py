@@ -8,20 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = [
-    "KERNEL",
-    "MEMCPY",
-    "MEMSET",
-    "OP",
-    "RANGE",
-    "RUNTIME",
-    "DeviceEvents",
-    "HostEvents",
-    "Ints",
-    "Mask",
-    "Numbers",
-    "RawTrace",
-]
+__all__ = ["KERNEL", "MEMCPY", "MEMSET", "OP", "RANGE", "RUNTIME"]
+__all__ += ["DeviceEvents", "HostEvents", "Ints", "Mask", "Numbers", "RawTrace"]
 
 Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -40,43 +28,35 @@ class Numbers(dict[Any, int]):
         return number
 
 
-@dataclass(frozen=True)
-class HostEvents:
-    """Host events in the order (thread, start, longest first)."""
-
+@dataclass(frozen=True, kw_only=True)
+class _Events:
     name: Ints
     """Index into `RawTrace.names`."""
     kind: Ints
-    """OP, RANGE or RUNTIME."""
+    start: Ints
+    """Nanoseconds."""
+    dur: Ints
+    """Nanoseconds."""
+    external: Ints
+    """The profiler's id of the operator (of a runtime call or device event: its caller's); -1 without one."""
+    correlation: Ints
+    """Equal for a runtime call and the device events that it caused; -1 without one."""
+
+    def __len__(self) -> int:
+        return len(self.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceEvents(_Events):
+    """What ran on the GPU (kind KERNEL, MEMCPY or MEMSET), in the order of its start."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostEvents(_Events):
+    """Host events (kind OP, RANGE or RUNTIME) in the order (thread, start, longest first)."""
+
     thread: Ints
     """0, 1, ...: which thread."""
-    start: Ints
-    """Nanoseconds."""
-    dur: Ints
-    """Nanoseconds."""
-    external: Ints
-    """The profiler's id of the operator (of a runtime call: its caller's); -1 without one."""
-    correlation: Ints
-    """Of runtime calls: equal to that of the device events they caused; else -1."""
-
-    def __len__(self) -> int:
-        return len(self.name)
-
-
-@dataclass(frozen=True)
-class DeviceEvents:
-    """What ran on the GPU, in the order of its start. Arrays as those of `HostEvents`."""
-
-    name: Ints
-    kind: Ints
-    """KERNEL, MEMCPY or MEMSET."""
-    start: Ints
-    dur: Ints
-    external: Ints
-    correlation: Ints
-
-    def __len__(self) -> int:
-        return len(self.name)
 
 
 @dataclass(frozen=True)

@@ -171,8 +171,8 @@ class Trace:
         copies: Mask = (self.device.kind == MEMCPY) & to_host[self.device.name]
         return copies
 
-    def operators(self, by_phase: bool = True) -> list[OperatorRow]:
-        """Host events by name and phase, longest total first. Without *by_phase*, `phase` is ""."""
+    def operators(self) -> list[OperatorRow]:
+        """Host events by name and phase, longest total first."""
         host, parent = self.host, self._parent
         if not len(host):
             return []
@@ -181,13 +181,11 @@ class Trace:
         children = np.bincount(parent[inside], minlength=len(host))
         # Merged as torch's _remove_dup_nodes does: the only child of a caller of the same name.
         again = inside & (host.name[parent] == host.name) & (children[parent] == 1)
-        device = self._launched_ns()
-        phase = self._phase if by_phase else np.zeros_like(self._phase)
-        groups = _Groups(host.name, host.kind, phase)
+        groups = _Groups(host.name, host.kind, self._phase)
         count = groups.sum((~again).astype(np.int64))
         total = groups.sum(np.where(again, 0, host.dur)) / 1e6
         self_ms = groups.sum(own) / 1e6
-        device_ms = groups.sum(device) / 1e6
+        device_ms = groups.sum(self._launched_ns()) / 1e6
         all_self = float(self_ms.sum()) or 1.0
         in_phase = np.bincount(groups.key(2), self_ms)
         names = self.phases

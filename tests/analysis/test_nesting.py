@@ -19,7 +19,8 @@ def test_crossing_events_get_the_parents_of_the_stack(seed: int) -> None:
     order = np.lexsort((-dur, start, thread))
     thread, start, dur = thread[order], start[order], dur[order]
     nothing = np.zeros(count, dtype=np.int64)
-    found = nesting.parents(HostEvents(nothing, nothing, thread, start, dur, nothing, nothing))
+    same = dict.fromkeys(("name", "kind", "external", "correlation"), nothing)
+    found = nesting.parents(HostEvents(thread=thread, start=start, dur=dur, **same))
     start = start + thread * 100_000
     end = np.maximum(start + dur - nesting._TOLERANCE_NS, start + 1)
     assert (found == nesting._parents_of_crossing(start, end, start + dur)).all()

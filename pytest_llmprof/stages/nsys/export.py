@@ -140,8 +140,8 @@ def _read(database: _Database, domain: str) -> NsysReport:
     origin = min([row[3] for row in host] + [row[2] for row in device], default=0)
     raw = RawTrace(
         names=list(names),
-        host=_host_events(host, origin),
-        device=_device_events(device, origin),
+        host=HostEvents(**_columns(host, 6, origin)),
+        device=DeviceEvents(**_columns(device, 5, origin)),
         events=len(host) + len(device),
     )
     kernels = sum(row[1] == KERNEL for row in device)
@@ -209,35 +209,13 @@ def _copies(database: _Database) -> tuple[CopyRow, ...]:
     )
 
 
-def _columns(rows: Sequence[_ROW], width: int) -> list[Ints]:
-    if not rows:
-        return [np.empty(0, dtype=np.int64) for _ in range(width)]
-    return list(np.array(rows, dtype=np.int64).T)
-
-
-def _host_events(rows: Sequence[_ROW], origin: int) -> HostEvents:
-    name, kind, thread, start, dur, correlation = _columns(rows, 6)
-    thread = np.unique(thread, return_inverse=True)[1].astype(np.int64)
-    order = np.lexsort((-dur, start, thread))
-    return HostEvents(
-        name=name[order],
-        kind=kind[order],
-        thread=thread[order],
-        start=start[order] - origin,
-        dur=dur[order],
-        external=np.full(len(rows), -1, dtype=np.int64),
-        correlation=correlation[order],
-    )
-
-
-def _device_events(rows: Sequence[_ROW], origin: int) -> DeviceEvents:
-    name, kind, start, dur, correlation = _columns(rows, 5)
-    order = np.argsort(start, kind="stable")
-    return DeviceEvents(
-        name=name[order],
-        kind=kind[order],
-        start=start[order] - origin,
-        dur=dur[order],
-        external=np.full(len(rows), -1, dtype=np.int64),
-        correlation=correlation[order],
-    )
+def _columns(rows: Sequence[_ROW], width: int, origin: int) -> dict[str, Ints]:
+    """The arrays of `DeviceEvents`, and the thread, of rows (name, kind, [thread,] start, duration, correlation)."""
+    table = np.array(rows, dtype=np.int64).reshape(-1, width).T
+    name, kind, *thread, start, dur, correlation = table
+    order = np.lexsort((-dur, start, *thread)) if thread else np.argsort(start, kind="stable")
+    columns = {"name": name, "kind": kind, "start": start - origin, "dur": dur, "correlation": correlation}
+    columns["external"] = np.full(len(rows), -1, dtype=np.int64)
+    if thread:
+        columns["thread"] = np.unique(thread[0], return_inverse=True)[1].astype(np.int64)
+    return {key: column[order] for key, column in columns.items()}
