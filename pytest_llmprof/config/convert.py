@@ -1,23 +1,26 @@
-"""Turn a composed value into the type its field asks for, or say what the type would be."""
+"""Values as the types of their fields, by msgspec, and what a type allows in words."""
 
 from __future__ import annotations
 
 import enum
 import types
-import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, Literal, Union, get_args, get_origin
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import fields, is_dataclass
+from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
-__all__ = ["Mismatch", "convert", "describe"]
+import msgspec
 
-_TRUE = {"true", "yes", "on", "1"}
-_FALSE = {"false", "no", "off", "0"}
-_SEQUENCES = (tuple, list, frozenset)
+__all__ = ["Mismatch", "bare", "convert", "describe"]
+
+_SEQUENCES = (tuple, list, set, frozenset, Sequence, Set)
+_BOOLEANS = {"yes": True, "on": True, "no": False, "off": False}
+"""What YAML reads as booleans and msgspec does not."""
+_WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "text", type(None): "null"}
+_BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
 class Mismatch(Exception):
-    """A value of the wrong type: its key below the one converted ("" = that), itself, what is allowed."""
+    """A value that its type does not allow: its key below the one converted ("" = that), itself, what is allowed."""
 
     def __init__(self, key: str, value: object, allowed: str) -> None:
         super().__init__(key, value, allowed)
@@ -26,33 +29,39 @@ class Mismatch(Exception):
         self.allowed = allowed
 
     def below(self, path: str) -> Mismatch:
-        """The same, seen from above *path*."""
+        """The same with a key that begins at *path*."""
         return Mismatch(f"{path}.{self.key}" if self.key else path, self.value, self.allowed)
 
 
+def bare(hint: Any) -> Any:
+    """*hint* without what `Annotated` adds to it."""
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+
+
 def describe(hint: Any) -> str:
-    """What a value of this type looks like, in words."""
+    """What a value of this type may be, in words."""
+    if get_origin(hint) is Annotated:
+        inner, *metas = get_args(hint)
+        for meta in metas:
+            if meta.description is not None:
+                return str(meta.description)
+        bounds = [f"{sign} {bound}" for one in metas for name, sign in _BOUNDS.items() if (bound := getattr(one, name))
+                  is not None]
+        return " ".join([describe(inner), " and ".join(bounds)]).strip()
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         named = [describe(one) for one in arguments if one is not type(None)]
         return ", or ".join([*named, *(["null"] if type(None) in arguments else [])])
     if origin is Literal:
-        return " | ".join(str(one) for one in arguments)
+        return f"one of {', '.join(map(str, arguments))}"
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return " | ".join(hint.__members__)
-    if origin in _SEQUENCES or (origin is not None and _is_abstract_sequence(origin)):
+        return f"one of {', '.join(hint.__members__)}"
+    if (origin or hint) in _SEQUENCES:
         inner = describe(arguments[0]) if arguments else "values"
         return f"a list of {inner.removeprefix('an ').removeprefix('a ')}"
-    if origin is not None and issubclass(origin, Mapping):
+    if isinstance(origin, type) and issubclass(origin, Mapping):
         return "a mapping, {name: value}"
-    words = {bool: "true or false", int: "an integer", float: "a number", str: "text", type(None): "null"}
-    if hint in words:
-        return words[hint]
-    return "a mapping of keys" if is_dataclass(hint) else "a value"
-
-
-def _is_abstract_sequence(origin: Any) -> bool:
-    return origin is Sequence
+    return _WORDS.get(hint, "a mapping of keys" if is_dataclass(hint) else "a value")
 
 
 def convert(hint: Any, value: Any) -> Any:
@@ -61,122 +70,72 @@ def convert(hint: Any, value: Any) -> Any:
     As lenient as Hydra: "7" is an integer where one is asked for, yes, on and 1 are true, and one text stands
     for a list of one. A fraction is not an integer, and null is allowed only where the type says so.
     """
-    origin, arguments = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return value
-    if origin in (Union, types.UnionType):
-        return _union(hint, arguments, value)
-    if origin is Literal:
-        for one in arguments:
-            if value == one and isinstance(value, bool) == isinstance(one, bool):
-                return one
-        raise Mismatch("", value, describe(hint))
-    if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        if value in hint.__members__:
-            return hint[value]
-        raise Mismatch("", value, describe(hint))
-    if origin in _SEQUENCES or _is_abstract_sequence(origin):
-        return _sequence(hint, origin, arguments, value)
-    if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
-        return _mapping(hint, arguments, value)
-    if isinstance(hint, type) and is_dataclass(hint):
-        return _dataclass(hint, value)
-    return _scalar(hint, value)
-
-
-def _union(hint: Any, arguments: tuple[Any, ...], value: Any) -> Any:
-    if value is None and type(None) in arguments:
-        return None
-    mismatch: Mismatch | None = None
-    for one in sorted(arguments, key=lambda kind: kind is str):
-        if one is type(None):
-            continue
-        if isinstance(value, str) and str in arguments and get_origin(one) in _SEQUENCES:
-            continue  # text | list of text: a text stays a text
-        try:
-            return convert(one, value)
-        except Mismatch as error:
-            mismatch = error
-    if mismatch is not None and len(arguments) == 2 and type(None) in arguments:
-        allowed = mismatch.allowed if mismatch.key else f"{mismatch.allowed}, or null"
-        raise Mismatch(mismatch.key, mismatch.value, allowed)
-    raise Mismatch("", value, describe(hint))
-
-
-def _sequence(hint: Any, origin: Any, arguments: tuple[Any, ...], value: Any) -> Any:
-    inner = arguments[0] if arguments else Any
-    if isinstance(value, str):
-        value = [value]
-    if not isinstance(value, (list, tuple)):
-        raise Mismatch("", value, describe(hint))
     try:
-        items = [convert(inner, item) for item in value]
-    except Mismatch:
+        return msgspec.convert(_prepared(hint, value), hint, strict=False)
+    except msgspec.ValidationError:
         raise Mismatch("", value, describe(hint)) from None
-    return (origin if origin in _SEQUENCES else tuple)(items)
 
 
-def _mapping(hint: Any, arguments: tuple[Any, ...], value: Any) -> Any:
-    if not isinstance(value, Mapping):
-        raise Mismatch("", value, describe(hint))
-    inner = arguments[1] if len(arguments) == 2 else Any
+def _prepared(hint: Any, value: Any) -> Any:
+    """*value* in the form that msgspec reads: it is less lenient than Hydra in some places, and more in others."""
+    kind = _kind(hint, value)
+    origin, arguments = get_origin(kind) or kind, get_args(kind)
+    if value is None or kind is Any or not isinstance(origin, type):  # or a Literal
+        return value
+    if origin in _SEQUENCES:
+        items = [value] if isinstance(value, str) else value
+        if not isinstance(items, (list, tuple)):
+            _refuse(hint, value)
+        try:
+            return [_prepared(arguments[0] if arguments else Any, item) for item in items]
+        except Mismatch:
+            _refuse(hint, value)
+    if isinstance(value, Mapping):
+        return _prepared_mapping(kind, value)
+    if issubclass(origin, enum.Enum):  # by name, where msgspec goes by value
+        return kind[value].value if value in kind.__members__ else _refuse(hint, value)
+    if kind is str and isinstance(value, (bool, int)):
+        return str(value).lower()
+    if kind is str and isinstance(value, float):  # 1e3 read from YAML is 1000.0: what was written is lost
+        raise Mismatch("", value, "text (quote a text that looks like a number)")
+    if kind is int and isinstance(value, (str, float)):
+        text = str(value).strip()
+        return int(text) if text.lstrip("+-").isdecimal() else _refuse(hint, value)
+    if isinstance(value, str) and kind is not str:
+        return _BOOLEANS.get(value.lower(), value) if value.lower() != "null" else _refuse(hint, value)
+    return value
+
+
+def _prepared_mapping(kind: Any, value: Mapping[Any, Any]) -> Any:
+    """The same for a mapping, whose values are converted one by one so that an error names the key."""
+    if is_dataclass(kind):
+        inner = get_type_hints(kind, include_extras=True)
+        known = {one.name: inner[one.name] for one in fields(kind)}
+        for name in value:
+            if name not in known:
+                raise Mismatch(str(name), value[name], f"one of the keys {', '.join(known)}")
+    else:
+        known = dict.fromkeys(value, (*get_args(kind), Any, Any)[1])
     found = {}
     for name, item in value.items():
         try:
-            found[str(name)] = convert(inner, item)
+            convert(known[name], item)
+            found[str(name)] = _prepared(known[name], item)
         except Mismatch as error:
             raise error.below(str(name)) from None
-    return types.MappingProxyType(found)
+    return found
 
 
-def _dataclass(hint: type, value: Any) -> Any:
-    if not isinstance(value, Mapping):
-        raise Mismatch("", value, describe(hint))
-    hints = typing.get_type_hints(hint)
-    known = {one.name: one for one in fields(hint)}
-    for name in value:
-        if name not in known:
-            raise Mismatch(str(name), value[name], f"one of the keys {', '.join(known)}")
-    found = {}
-    for name, one in known.items():
-        if name not in value:
-            if one.default is MISSING and one.default_factory is MISSING:
-                raise Mismatch(name, None, describe(hints[name]))
-            continue
-        try:
-            found[name] = convert(hints[name], value[name])
-        except Mismatch as error:
-            raise error.below(name) from None
-    return hint(**found)
+def _kind(hint: Any, value: Any) -> Any:
+    """The type that *value* is to become: *hint*, or the one of a union that fits best."""
+    hint = bare(hint)
+    if get_origin(hint) not in (Union, types.UnionType):
+        return hint
+    kinds = [bare(one) for one in get_args(hint) if one is not type(None)]
+    wanted = _SEQUENCES if isinstance(value, (list, tuple)) else ()
+    best = [one for one in kinds if one is type(value) or (get_origin(one) or one) in wanted]
+    return (best or [one for one in kinds if get_origin(one) not in _SEQUENCES] or kinds)[0]
 
 
-def _scalar(hint: Any, value: Any) -> Any:
-    if hint is bool:
-        word = str(value).lower() if isinstance(value, (str, bool, int)) else ""
-        if word in _TRUE or word in _FALSE:
-            return word in _TRUE
-    elif hint is int and not isinstance(value, bool):
-        if isinstance(value, int):
-            return value
-        if isinstance(value, str) and value.strip().lstrip("+-").isdecimal():
-            return int(value)
-    elif hint is float and not isinstance(value, bool):
-        if isinstance(value, (int, float)):
-            return float(value)
-        if isinstance(value, str):
-            try:
-                return float(value)
-            except ValueError:
-                pass
-    elif hint is str:
-        if isinstance(value, str):
-            return value
-        if isinstance(value, bool):
-            return str(value).lower()
-        if isinstance(value, int):
-            return str(value)
-        if isinstance(value, float):  # 1e3 read from YAML is 1000.0: what was written is lost
-            raise Mismatch("", value, "text (quote a text that looks like a number)")
-    elif isinstance(hint, type) and isinstance(value, hint) and not isinstance(value, bool):
-        return value
+def _refuse(hint: Any, value: object) -> NoReturn:
     raise Mismatch("", value, describe(hint))

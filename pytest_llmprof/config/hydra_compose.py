@@ -1,4 +1,4 @@
-"""The one place where Hydra composes: presets of a search path, beside a Hydra that the user may run."""
+"""The one place where Hydra composes presets. It leaves a Hydra that the user runs in this process alone."""
 
 from __future__ import annotations
 
@@ -6,84 +6,108 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pytest_llmprof.config.overrides import quoted
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.utils import create_config_search_path
+from hydra.core.default_element import ResultDefault
+from hydra.plugins.config_source import ConfigResult
+from hydra.types import RunMode
+from hydra.version import VersionBase, setbase
+from omegaconf import DictConfig, OmegaConf
+
+from pytest_llmprof.config.files import check_defaults, read_keys
 from pytest_llmprof.errors import ConfigError
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
+__all__ = ["compose"]
 
-__all__ = ["ROOT_NAME", "USER_NAME", "compose_presets"]
-
-ROOT_NAME = "llmprof_root"
-"""The name under which a user's own config.yaml lists our root in its defaults."""
-USER_NAME = "llmprof_user"
-"""The name under which the defaults list of the user's config.yaml is composed."""
-
-# Hydra's public compose works on process-wide singletons, so one composition runs at a time.
+# The version that Hydra behaves as is one for the process, so one composition runs at a time.
 _LOCK = threading.RLock()
+
+Layer = tuple[str, dict[str, Any]]
+"""(the key in the defaults list whose preset brought a file in, "" for none; the file's keys from the root down)."""
+
+
+class _Tree(FileConfigSource):  # type: ignore[misc]
+    """One configuration tree, with *roots* beside its files: configurations in memory, by name."""
+
+    def __init__(self, directory: Path, roots: Mapping[str, Mapping[str, Any]]) -> None:
+        super().__init__("llmprof", f"file://{directory}")
+        self.roots = roots
+
+    def is_config(self, config_path: str) -> bool:
+        return config_path in self.roots or bool(super().is_config(config_path))
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """Read it as Hydra does; an error names the file."""
+        if config_path in self.roots:
+            keys, header = dict(self.roots[config_path]), {"package": None}
+        else:
+            file = Path(self.path, self._normalize_file_name(config_path))
+            keys = read_keys(file)
+            if "defaults" in keys:
+                check_defaults(file, keys["defaults"])
+            try:
+                header = self._get_header_dict(file.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ConfigError(f"{file}: {error}") from None
+        return ConfigResult(self.provider, self.full_path(), OmegaConf.create(keys), header)
 
 
 @contextmanager
-def _own_hydra(stored: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
-    """Give the block Hydra's singletons, fresh, with *stored* configurations; put back what the user had."""
-    from hydra.core.config_store import ConfigStore
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.version import VersionBase
-
+def _version_base() -> Iterator[None]:
+    """Have Hydra behave as version 1.3, whatever the user chose for a Hydra of their own."""
     with _LOCK:
-        hydra, version = GlobalHydra.instance().hydra, VersionBase.instance().getbase()
-        store = ConfigStore.instance()
-        GlobalHydra.instance().clear()
-        for name, node in stored.items():
-            store.store(name=name, node=dict(node))
+        before = VersionBase.instance().version_base
+        setbase("1.3")
         try:
             yield
         finally:
-            for name in stored:
-                store.repo.pop(f"{name}.yaml", None)
-            # Leaving `initialize_config_dir` may have made a new instance: fetch it again.
-            GlobalHydra.instance().clear()
-            GlobalHydra.instance().hydra = hydra
-            VersionBase.instance().version_base = version
+            VersionBase.instance().version_base = before
 
 
-def compose_presets(
-    search: Sequence[Path], stored: Mapping[str, Mapping[str, Any]], name: str, overrides: Sequence[str]
-) -> tuple[DictConfig, dict[str, str]]:
-    """Compose the configuration *name* and give it with the preset chosen for each group.
+def compose(
+    directories: Sequence[Path], roots: Mapping[str, Mapping[str, Any]], name: str, overrides: Sequence[str]
+) -> tuple[DictConfig, dict[str, str], list[Layer]]:
+    """Compose the configuration *name* of *roots*; interpolations stay as they are written.
 
-    *search* are configuration trees, the first that has a file wins; *stored* are configurations with
-    defaults lists, by name; *overrides* choose presets. Interpolations stay unresolved. Raises `ConfigError`.
+    *directories* are configuration trees, the first that has a file wins; *overrides* choose presets. Gives the
+    configuration, the preset chosen for each key of the defaults list, and what each file set, the strongest last.
     """
-    import yaml  # type: ignore[import-untyped]
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf, open_dict
-    from omegaconf.errors import OmegaConfBaseException
+    with _version_base():
+        loader = ConfigLoaderImpl(create_config_search_path(None))
+        loader.repository.sources[:0] = [_Tree(directory, roots) for directory in directories]
+        found = loader.compute_defaults_list(name, list(overrides), RunMode.RUN)
+        choices = {
+            key: option
+            for key, option in found.overrides.known_choices.items()
+            if option is not None and not key.startswith("hydra/")
+        }
+        files = [one for one in found.defaults if not one.config_path.startswith("hydra/")]
+        config = OmegaConf.create()
+        layers: list[Layer] = []
+        for one in files:
+            body = loader.repository.load_config(one.config_path).config
+            if one.package:
+                inner, body = body, OmegaConf.create()
+                OmegaConf.update(body, one.package, inner, merge=False)
+            config.merge_with(body)
+            keys: Any = OmegaConf.to_container(body, resolve=False)
+            layers.append((_chosen_by(one, files, choices), keys))
+    assert isinstance(config, DictConfig)
+    return config, choices, layers
 
-    path = ",".join(quoted(f"file://{directory}") for directory in search[1:])
-    try:
-        with _own_hydra(stored), initialize_config_dir(str(search[0]), version_base="1.3"):
-            config = compose(name, [f"hydra.searchpath=[{path}]", *overrides], return_hydra_config=True)
-    # Hydra raises plain ones for a defaults list or a file of a wrong shape, and for one that is not UTF-8.
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, OSError) as error:
-        cause = error.__cause__ or error.__context__ or error
-        told = cause if isinstance(cause, yaml.YAMLError) or not str(error).strip() else error
-        text = " ".join(str(told).split()) or type(told).__name__
-        raise ConfigError(f"the presets don't compose: {text}") from None
-    except RecursionError:
-        raise ConfigError(
-            f"the presets don't compose: a defaults list in {search[0]} includes itself; "
-            f"to build on the packaged root list {ROOT_NAME} instead of config"
-        ) from None
-    choices = {
-        str(key): str(option)
-        for key, option in config.hydra.runtime.choices.items()
-        if not str(key).startswith("hydra/")
-    }
-    with open_dict(config):
-        del config["hydra"]
-    OmegaConf.set_struct(config, False)
-    return config, choices
+
+def _chosen_by(file: ResultDefault, files: Sequence[ResultDefault], choices: Mapping[str, str]) -> str:
+    """The key of *choices* whose preset is *file*, or names it in its own defaults list; "" for none."""
+    parents = {one.config_path: one.parent for one in files}
+    path = file.config_path
+    while path is not None:
+        for key, option in choices.items():
+            group, _, package = key.partition("@")
+            inside = f"{file.package or ''}.".startswith(f"{package}.") or not package
+            if f"{group}/{option}" == path and inside:
+                return key
+        path = parents.get(path)
+    return ""

@@ -1,76 +1,60 @@
-"""Keys of before the output plan, mapped to today's for one release."""
+"""Keys of earlier releases, which stages declare: they are mapped to today's for one release."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pytest_llmprof.config.provenance import Assignment
-from pytest_llmprof.config.tree import Block, find
+from pytest_llmprof.config.tree import find
 from pytest_llmprof.errors import ConfigError, nearest
 
-__all__ = ["LEGACY_KEYS", "LEGACY_ROOTS", "is_legacy", "message", "split"]
+__all__ = ["message", "roots", "split"]
 
-_STAGE = "pipeline.torch_profiler.output"
-_EXTRA = f"{_STAGE}.extra.deepseek_ocr"
-_COMMON = {
-    "save_predictions": f"{_STAGE}.prediction.enable",
-    "visualization.enable": f"{_STAGE}.visualization.enable",
-    "visualization.max_images": f"{_EXTRA}.visualization.max_images",
-    "visualization.thumbnail_width": f"{_EXTRA}.visualization.thumbnail_width",
-    "predictions.strip_special_tokens": f"{_EXTRA}.prediction.strip_special_tokens",
-}
-
-LEGACY_ROOTS = ("outputs", "output")
-LEGACY_KEYS = {
-    **{f"outputs.{key}": path for key, path in _COMMON.items()},
-    **{f"output.{key}": path for key, path in _COMMON.items()},
-    "output.prediction.enable": f"{_STAGE}.prediction.enable",
-    "output.prediction.strip_special_tokens": f"{_EXTRA}.prediction.strip_special_tokens",
-}
-"""Legacy key -> the key to use instead: that of torch_profiler alone, where outputs were made then."""
+LegacyKeys = Mapping[str, str]
+"""Legacy key -> the key to use instead."""
 
 
-def is_legacy(path: str) -> bool:
-    """Whether *path* is, or looks like, a legacy key."""
-    return path.split(".")[0] in LEGACY_ROOTS
+def roots(keys: LegacyKeys) -> set[str]:
+    """The top-level blocks that hold legacy keys alone."""
+    return {key.split(".")[0] for key in keys}
 
 
-def split(root: Block, assignments: Iterable[Assignment]) -> tuple[list[Assignment], list[Assignment]]:
+def split(
+    root: Any, keys: LegacyKeys, assignments: Iterable[Assignment]
+) -> tuple[list[Assignment], list[Assignment]]:
     """(legacy ones mapped to today's keys, the others). A legacy null is unset. Raises `ConfigError`."""
     mapped: list[Assignment] = []
     others: list[Assignment] = []
     for one in assignments:
-        if not is_legacy(one.path):
+        if one.path.split(".")[0] not in roots(keys):
             others.append(one)
-        elif one.path not in LEGACY_KEYS:
-            if one.value in (None, {}) and any(key.startswith(f"{one.path}.") for key in LEGACY_KEYS):
+        elif one.path not in keys:
+            if one.value in (None, {}) and any(key.startswith(f"{one.path}.") for key in keys):
                 continue  # a section without a key in it
-            _refuse(root, one)
+            _refuse(root, keys, one)
         elif one.value is not None:
-            mapped.append(replace(one, path=LEGACY_KEYS[one.path], written=one.path))
+            mapped.append(replace(one, path=keys[one.path], written=one.path))
     return mapped, others
 
 
-def _refuse(root: Block, one: Assignment) -> NoReturn:
-    path = one.path
-    rest = path.partition(".")[2]
-    close = nearest(path, LEGACY_KEYS)
-    today = f"{_STAGE}.{rest}"
-    if rest and find(root, today):
-        hint = f"use {today}"
+def _refuse(root: Any, keys: LegacyKeys, one: Assignment) -> NoReturn:
+    block, _, rest = one.path.partition(".")
+    successor = next(new for old, new in keys.items() if old.startswith(f"{block}."))
+    output = successor.partition(".output.")[0] + ".output"
+    close = nearest(one.path, keys)
+    if rest and find(root, f"{output}.{rest}"):
+        hint = f"use {output}.{rest}"
     elif close:
         name = close.split("'")[1]
-        hint = f"did you mean {name!r}, today {LEGACY_KEYS[name]!r}?"
+        hint = f"did you mean {name!r}, today {keys[name]!r}?"
     else:
-        hint = f"outputs are set by {_STAGE}.*"
-    raise ConfigError(f"{path} is an unknown key, set {one.source.where}; {hint}")
+        hint = f"outputs are set by {output}.*"
+    raise ConfigError(f"{one.path} is an unknown key, set {one.source.where}; {hint}")
 
 
 def message(used: Iterable[str]) -> str | None:
-    """One text that names each legacy key used and the key to use instead; None where there is none."""
-    pairs = [f"{key} (use {LEGACY_KEYS[key]})" for key in dict.fromkeys(used)]
-    if not pairs:
-        return None
-    return f"legacy configuration keys were used, which the next release won't read: {'; '.join(pairs)}"
+    """One text for the legacy keys *used*, each with its successor; None where there is none."""
+    texts = "; ".join(dict.fromkeys(used))
+    return f"legacy configuration keys were used, which the next release won't read: {texts}" if texts else None

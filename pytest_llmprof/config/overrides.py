@@ -13,7 +13,8 @@ from typing import Any
 
 from pytest_llmprof.config.presets import Presets
 from pytest_llmprof.config.provenance import Assignment, Choice, Source, flatten
-from pytest_llmprof.config.tree import Block, find
+from pytest_llmprof.config.registry import Registry
+from pytest_llmprof.config.tree import find, why_no_output
 from pytest_llmprof.errors import ConfigError, nearest
 
 __all__ = ["Parser", "quoted"]
@@ -48,10 +49,9 @@ def _example(text: str, source: Source) -> str:
 class Parser:
     """Reads override texts against the tree of keys and the presets of a session."""
 
-    root: Block
+    root: Any
     presets: Presets
-    known: frozenset[str]
-    """The keys of the defaults list, `group` or `group@package`."""
+    registry: Registry
 
     def parse(self, texts: Iterable[str], source: Source) -> tuple[list[Assignment], list[Choice]]:
         """Split *texts* into keys and presets, each in its order. Raises `ConfigError`."""
@@ -86,9 +86,9 @@ class Parser:
                 f"{key}={'null' if value is None else value}: unknown preset, set {source.where}; "
                 f"{group} is one of {', '.join(options)}{nearest(option, options)}"
             )
-        if key in self.known:
+        if key in self.presets.known:
             return [Choice(key, option, source)]
-        mounts = sorted(name for name in self.known if name.partition("@")[0] == group)
+        mounts = sorted(name for name in self.presets.known if name.partition("@")[0] == group)
         if package is None and mounts:
             return [Choice(name, option, source, short=True) for name in mounts]
         if package is None:
@@ -100,15 +100,14 @@ class Parser:
 
     def _mounts(self, group: str, package: str, mounts: Sequence[str]) -> str:
         stage = re.match(r"pipeline\.(\w+)\.output", package)
-        why = ""
-        if stage and stage[1] in ("nsys", "ncu"):
-            why = "nsys and ncu have no output block of their own; "
+        without = stage is not None and find(self.root, stage[0]) is None and stage[1] in self.registry.stages
+        why = f"{why_no_output(self.registry, stage[1])}; " if stage is not None and without else ""
         if not mounts:
             return f"{why}write {group}=…"
         return f"{why}{group} is mounted as {', '.join(mounts)}{nearest(f'{group}@{package}', mounts)}"
 
 
-def _mend(text: str, source: Source, root: Block, presets: Presets) -> str:
+def _mend(text: str, source: Source, root: Any, presets: Presets) -> str:
     """What is wrong with an override that Hydra can't read, and the form that works."""
     key, _, value = (part.strip() for part in text.partition("="))
     words = text.split()
@@ -136,7 +135,7 @@ def _mend(text: str, source: Source, root: Block, presets: Presets) -> str:
     return f"the value needs quotes: {_example(f'{key}={quoted(value)}', source)}"
 
 
-def _sets(word: str, root: Block, presets: Presets) -> bool:
+def _sets(word: str, root: Any, presets: Presets) -> bool:
     """Whether *word* is an override of its own, of a key or of a group that there is."""
     key, equals, _ = word.lstrip("+").partition("=")
     return bool(equals) and (find(root, key) is not None or bool(presets.options(key.partition("@")[0])))
@@ -179,7 +178,7 @@ def _read(text: str) -> Any:
         return None
 
 
-def _parse(text: str, source: Source, root: Block, presets: Presets) -> Any:
+def _parse(text: str, source: Source, root: Any, presets: Presets) -> Any:
     shown = " ".join(text.split())
     if not shown:
         raise ConfigError(

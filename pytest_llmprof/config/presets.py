@@ -1,28 +1,66 @@
-"""The presets on the search path: which there are, in which file, and which keys each sets."""
+"""The presets on the search path: which there are, in which file, and what a choice of them composes to."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import yaml  # type: ignore[import-untyped]
+from typing import TYPE_CHECKING, Any
 
 from pytest_llmprof.config.provenance import Source, preset
 from pytest_llmprof.errors import ConfigError, nearest
 
-__all__ = ["Presets", "check_entries", "read_keys"]
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
-_PACKAGE = re.compile(r"^\s*#\s*@package\s+(\S+)", re.MULTILINE)
+__all__ = ["ROOT_NAME", "USER_NAME", "Composed", "Presets"]
+
+ROOT_NAME = "llmprof_root"
+"""The name of our root, which a user's own config.yaml lists in its defaults."""
+USER_NAME = "llmprof_user"
+"""The name under which the defaults list of the user's config.yaml is composed."""
+
+
+@dataclass(frozen=True)
+class Composed:
+    """What a choice of presets composes to."""
+
+    config: DictConfig
+    """Interpolations stay as they are written."""
+    choices: Mapping[str, str]
+    """The preset of each key of the defaults list."""
+    layers: Sequence[tuple[str, Mapping[str, Any], Source]]
+    """(key of `choices`, keys from the root down, who sets them) of each preset file, the strongest first."""
+
+    def origin(self, path: str, choices: Collection[str] | None = None) -> Source | None:
+        """Which preset sets *path* (or a key above or below it); *choices*: only a preset of these keys."""
+        for key, body, source in self.layers:
+            if (choices is None or key in choices) and _mentions(body, path):
+                return source
+        return None
 
 
 class Presets:
-    """Configuration trees laid over each other; the first that has a file wins."""
+    """Configuration trees laid over each other; the first that has a file wins.
 
-    def __init__(self, directories: Sequence[Path]) -> None:
+    *roots* are configurations with defaults lists, by name; *name* is the one to compose. *user_file* is where that
+    of the name `USER_NAME` was read.
+    """
+
+    def __init__(
+        self,
+        directories: Sequence[Path],
+        roots: Mapping[str, Mapping[str, Any]],
+        name: str,
+        user_file: Path | None = None,
+    ) -> None:
         self.directories = tuple(directories)
-        self._bodies: dict[tuple[Path, str, str], tuple[dict[str, Any], list[str]]] = {}
+        self.roots = roots
+        self.name = name
+        self._user_file = user_file
+        self._composed: dict[tuple[str, ...], Composed] = {}
 
     def options(self, group: str) -> list[str]:
         """The names that `group=` may take; empty where it is no group."""
@@ -51,142 +89,74 @@ class Presets:
                 return path
         return None
 
-    def origin(self, path: str, choices: Mapping[str, str]) -> Source | None:
-        """Which of the chosen presets sets *path* (or a key above or below it); the last one in the list."""
-        found: Source | None = None
-        for key, option in choices.items():
-            group, _, package = key.partition("@")
-            file = self.file(group, option)
-            if file is not None and any(_mentions(body, path) for body in self._read(file, group, package)):
-                found = preset(key, option, file)
-        return found
+    @cached_property
+    def known(self) -> frozenset[str]:
+        """The keys of the defaults lists, `group` or `group@package`."""
+        return frozenset(self.compose(()).choices)
 
-    def check(self, entries: Any, choices: Mapping[str, str], group: str = "") -> None:
-        """Raise for the first file behind the defaults list *entries* (of *group*) that Hydra can't read.
+    def compose(self, overrides: tuple[str, ...]) -> Composed:
+        """Compose with the presets that *overrides* choose; each set of them once. Raises `ConfigError`."""
+        if overrides not in self._composed:
+            self._composed[overrides] = self._compose(overrides)
+        return self._composed[overrides]
 
-        Hydra names no file for most of these faults, so they are looked for once it failed. *choices* are the
-        presets that were chosen in place of the lists' own.
-        """
-        pending = [(group, entries)]
-        pending += [(key.partition("@")[0], [f"/{key.partition('@')[0]}/{option}"]) for key, option in choices.items()]
-        seen: set[Path] = set()
-        while pending:
-            group, entries = pending.pop(0)
-            for owner, name in _named(group, entries, choices):
-                file = self.file(owner, name)
-                if file is not None and file not in seen:
-                    seen.add(file)
-                    # What stands in `a/b.yaml` is relative to the group `a`.
-                    inside = "/".join(part for part in (owner, *name.split("/")[:-1]) if part)
-                    pending.append((inside, self._entries(file, inside)))
+    def _compose(self, overrides: tuple[str, ...]) -> Composed:
+        from hydra.errors import HydraException
+        from omegaconf.errors import OmegaConfBaseException
 
-    def _entries(self, file: Path, group: str) -> list[Any]:
-        """A preset file's defaults list. Raises where it can't be read, or names a neighbour that is not there."""
-        content = read_keys(file)
-        if "defaults" not in content:
-            return []
-        entries = content["defaults"]
-        check_entries(file, entries)
-        for entry in entries:
-            if isinstance(entry, str) and entry != "_self_" and "${" not in entry:
-                name = entry.partition("@")[0]
-                owner = "" if name.startswith("/") else group
-                if self.file(owner, name.lstrip("/")) is None:
-                    there = self.options(owner)
-                    raise ConfigError(
-                        f"{file}: its defaults list names {name}, which is no preset{nearest(name, there)}"
-                        + (f"; {owner} has {', '.join(there)}" if owner else "")
-                    )
-        return list(entries)
+        from pytest_llmprof.config.hydra_compose import compose
 
-    def _read(self, file: Path, group: str, package: str) -> Iterator[dict[str, Any]]:
-        """The keys of a preset from the root down, and those of the neighbours that it extends."""
-        if (file, group, package) not in self._bodies:
-            self._bodies[file, group, package] = _body(file, group, package)
-        body, neighbours = self._bodies[file, group, package]
-        yield body
-        for neighbour in neighbours:
-            file_of_neighbour = self.file(group, neighbour)
-            if file_of_neighbour is not None and file_of_neighbour != file:
-                yield from self._read(file_of_neighbour, group, package)
+        try:
+            config, choices, found = compose(self.directories, self.roots, self.name, overrides)
+        except RecursionError:
+            raise ConfigError(
+                f"the presets don't compose: a defaults list in {self.directories[0]} includes itself; "
+                f"to build on the packaged root list {ROOT_NAME} instead of config"
+            ) from None
+        # Hydra raises plain ones for a defaults list of a wrong shape.
+        except (HydraException, OmegaConfBaseException, ValueError, TypeError, OSError) as error:
+            self._raise_missing(str(error))
+            text = " ".join(str(error).split()) or type(error).__name__
+            raise ConfigError(f"the presets don't compose: {text}") from None
+        sources = {
+            key: preset(key, option, self.file(key.partition("@")[0], option)) for key, option in choices.items()
+        }
+        layers = [(key, body, sources[key]) for key, body in reversed(found) if key]
+        return Composed(config, choices, layers)
 
+    def _raise_missing(self, text: str) -> None:
+        """Raise for a defaults list that names what is not there, from Hydra's message *text* about it."""
+        match = re.match(r"In '(.+?)': Could not (?:find|load|override) '(.+?)'", text)
+        if not match:
+            return
+        owner, path = match.groups()
+        inside, _, name = owner.rpartition("/")
+        # An override of the user's stands in place of our root's own entry.
+        file = self._user_file if owner in (USER_NAME, ROOT_NAME) else self.file(inside, name)
+        group, _, option = path.rpartition("/")
+        if "Could not override" in text:
+            group, option = path.partition("@")[0], ""
+        there = self.options(group)
+        what = f"{file}: its defaults list names"
+        if not group:
+            raise ConfigError(f"{what} {path}, which is no file{nearest(path, [ROOT_NAME, '_self_'])}")
+        if not there:
+            raise ConfigError(f"{what} the group {group}, which is none{nearest(group, self.groups())}")
+        if option:
+            raise ConfigError(
+                f"{what} {option if group == inside else path}, which is no preset{nearest(option, there)}; "
+                f"{group} has {', '.join(there)}"
+            )
 
-def read_keys(path: Path) -> dict[str, Any]:
-    """A YAML file's keys, as OmegaConf reads them. Raises `ConfigError` where it can't."""
-    from omegaconf import DictConfig, OmegaConf
-    from omegaconf.errors import GrammarParseError, OmegaConfBaseException
-
-    try:
-        config = OmegaConf.load(path)
-    except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{path}{line} is not YAML: {error.problem or error.context}") from None
-    except GrammarParseError as error:
-        text = str(error.msg or error).split("\n")[0]
-        raise ConfigError(rf"{path}: {error.full_key} can't be read: {text} (a literal ${{ is written \${{)") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{path} can't be read: {' '.join(str(error).split())}") from None
-    if not isinstance(config, DictConfig):
-        raise ConfigError(f"{path} must hold keys and values, not a list")
-    content = OmegaConf.to_container(config, resolve=False)
-    return {str(name): value for name, value in content.items()} if isinstance(content, dict) else {}
-
-
-def check_entries(file: Path, entries: Any) -> None:
-    """Raise where *entries*, the defaults list of *file*, holds what is neither a file's name nor a preset's.
-
-    YAML reads `no`, `on` and 2024 as other than text; what was written is lost, so it can't be taken for a name.
-    """
-    if not isinstance(entries, list):
-        what = "is empty: write defaults: [] or leave it out" if entries is None else "must be a list, [NAME, _self_]"
-        raise ConfigError(f"{file}: defaults {what}")
-    for entry in entries:
-        for key, options in entry.items() if isinstance(entry, Mapping) else [("", entry)]:
-            for option in options if isinstance(options, list) and key else [options]:
-                if isinstance(option, str) or (option is None and key):
-                    continue
-                shown = str(option).lower() if isinstance(option, bool) else option
-                what = f"{key}: {shown}" if key else f"{'null' if shown is None else shown}"
-                raise ConfigError(
-                    f"{file}: its defaults list has {what}, which YAML does not read as text: "
-                    "put the preset's name in quotes, as in 'no'"
-                )
-
-
-def _named(group: str, entries: Any, choices: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """(group, preset) of each file that a defaults list of *group* names."""
-    for entry in entries:
-        for key, options in entry.items() if isinstance(entry, Mapping) else [("", entry)]:
-            name = str(key).removeprefix("optional ").removeprefix("override ").strip()
-            owner = name.lstrip("/") if name.startswith("/") or not group else f"{group}/{name}".rstrip("/")
-            options = choices.get(owner, options) if key else options
-            owner = owner.partition("@")[0]
-            for option in options if isinstance(options, list) else [options]:
-                if isinstance(option, str) and option != "_self_":
-                    option = option.partition("@")[0]
-                    yield ("", option.lstrip("/")) if option.startswith("/") else (owner, option)
-
-
-def _body(file: Path, group: str, package: str) -> tuple[dict[str, Any], list[str]]:
-    """(the keys of the preset *file* from the root down, the presets of its group that it extends)."""
-    text = file.read_text(encoding="utf-8")
-    content = yaml.safe_load(text)
-    if not isinstance(content, dict):
-        return {}, []
-    header = _PACKAGE.search(text)
-    mount = package or (header[1] if header else "_group_")
-    mount = mount.replace("_global_", "").replace("_group_", group.replace("/", ".")).strip(".")
-    body = {name: value for name, value in content.items() if name != "defaults"}
-    for part in reversed(mount.split(".") if mount else []):
-        body = {part: body}
-    names = [entry for entry in content.get("defaults") or [] if isinstance(entry, str) and entry != "_self_"]
-    return body, names
+    def root_body(self) -> Mapping[str, Any]:
+        """The keys of our root, without its defaults list."""
+        return {key: value for key, value in self.roots[ROOT_NAME].items() if key != "defaults"}
 
 
 def _mentions(body: Any, path: str) -> bool:
     parts = path.split(".")
     for depth, part in enumerate(parts):
-        if not isinstance(body, dict):
+        if not isinstance(body, Mapping):
             return True
         if part not in body:
             return ".".join(parts[depth:]) in body  # written with dots, which is refused: by its file's name

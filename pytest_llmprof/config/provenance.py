@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_llmprof.config.tree import Block, find
+from pytest_llmprof.config.tree import find, is_block
 
 __all__ = [
     "COMMAND_LINE",
@@ -91,9 +91,9 @@ class Choice:
     """Its group is not in the defaults list, so it is added."""
 
 
-def flatten(root: Block, path: str, value: Any, source: Source, raw: Any = None) -> list[Assignment]:
-    """Split a mapping into one assignment a key, down to the tree's leaves."""
-    if isinstance(value, Mapping) and (not path or _is_block(root, path)):
+def flatten(root: Any, path: str, value: Any, source: Source, raw: Any = None) -> list[Assignment]:
+    """One assignment for each key of a mapping, down to the tree's values."""
+    if isinstance(value, Mapping) and (not path or _may_be_block(root, path)):
         found: list[Assignment] = []
         for name, item in value.items():
             typed = raw.get(name) if isinstance(raw, Mapping) else None
@@ -102,6 +102,6 @@ def flatten(root: Block, path: str, value: Any, source: Source, raw: Any = None)
     return [Assignment(path, value, source, raw)]
 
 
-def _is_block(root: Block, path: str) -> bool:
+def _may_be_block(root: Any, path: str) -> bool:
     node = find(root, path)
-    return node is None or isinstance(node, Block)
+    return node is None or is_block(node)

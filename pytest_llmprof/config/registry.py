@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
-from pytest_llmprof.datasets.base import DatasetPlugin
 from pytest_llmprof.errors import ConfigError
-from pytest_llmprof.models.base import ModelPlugin
 
-__all__ = ["Registry", "StageSpec"]
+__all__ = ["Check", "DatasetSpec", "ModelSpec", "Registry", "StageSpec"]
 
 _NAME = re.compile(r"[A-Za-z_]\w*")
+
+Check = Callable[[Any], Iterator[tuple[str, object, str]]]
+"""Yields (key below the block, value, what is allowed) for each option that is not allowed."""
 
 
 @dataclass(frozen=True)
@@ -31,18 +32,43 @@ class StageSpec:
     """Frozen dataclass (nested ones allowed) of the keys beside `enable` and `output`; all with defaults."""
     output: bool = False
     """Whether it has an output block, `pipeline.<name>.output.{prediction,visualization,extra.<model>}`."""
-    check: Callable[[Any], Iterator[tuple[str, object, str]]] | None = None
-    """Yields (key below the stage's block, value, what is allowed) for each option out of range."""
+    check: Check | None = None
+    """Checks the options where their types can't say it (`msgspec.Meta` gives ranges and patterns)."""
     config_dir: Path | None = None
     """A directory with its own presets (`pipeline/<name>/default.yaml`, ...), laid over the packaged ones."""
+    why_no_output: str = ""
+    """Where outputs go instead, for the error about a stage without an output block."""
+    legacy: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Keys of earlier releases -> the key below `pipeline.<name>` to use instead; both are read for one release."""
 
 
-class _Named(Protocol):
+class DatasetSpec(Protocol):
+    """A dataset as the configuration sees it: `dataset.name`."""
+
     @property
     def name(self) -> str: ...
+    @property
+    def config_dir(self) -> Path | None: ...
 
 
-_Plugin = TypeVar("_Plugin", bound=_Named)
+class ModelSpec(Protocol):
+    """A model as the configuration sees it: `model.name` and `pipeline.<stage>.output.extra.<name>`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def modes(self) -> tuple[str, ...]: ...
+    @property
+    def engines(self) -> tuple[str, ...]: ...
+    @property
+    def extra(self) -> type | None: ...
+    @property
+    def check_extra(self) -> Check | None: ...
+    @property
+    def config_dir(self) -> Path | None: ...
+
+
+_Plugin = TypeVar("_Plugin", bound=ModelSpec | StageSpec | DatasetSpec)
 
 
 def _by_name(kind: str, plugins: Iterable[_Plugin]) -> Mapping[str, _Plugin]:
@@ -63,11 +89,9 @@ def _check_options(owner: str, options: type | None, taken: tuple[str, ...] = ()
         return
     if not is_dataclass(options) or not options.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         raise ConfigError(f"{owner}: {options!r} is not a frozen dataclass")
-    for field in fields(options):
-        if field.name in taken:
-            raise ConfigError(
-                f"{owner}: {options.__name__}.{field.name} is a key that every stage has already"
-            )
+    for one in fields(options):
+        if one.name in taken:
+            raise ConfigError(f"{owner}: {options.__name__}.{one.name} is a key that every stage has already")
     try:
         options()
     except TypeError as error:
@@ -78,13 +102,13 @@ def _check_options(owner: str, options: type | None, taken: tuple[str, ...] = ()
 class Registry:
     """The models, stages and datasets of a session, by name."""
 
-    models: Mapping[str, ModelPlugin]
+    models: Mapping[str, ModelSpec]
     stages: Mapping[str, StageSpec]
-    datasets: Mapping[str, DatasetPlugin]
+    datasets: Mapping[str, DatasetSpec]
 
     @classmethod
     def of(
-        cls, models: Iterable[ModelPlugin], stages: Iterable[StageSpec], datasets: Iterable[DatasetPlugin]
+        cls, models: Iterable[ModelSpec], stages: Iterable[StageSpec], datasets: Iterable[DatasetSpec]
     ) -> Registry:
         """Build one from what the plugins registered.
 
@@ -100,7 +124,15 @@ class Registry:
     @property
     def config_dirs(self) -> tuple[Path, ...]:
         """The plugins' own configuration trees, each once."""
-        found = [model.config_dir for model in self.models.values()]
-        found += [stage.config_dir for stage in self.stages.values()]
-        found += [dataset.config_dir for dataset in self.datasets.values()]
-        return tuple(dict.fromkeys(path for path in found if path is not None))
+        plugins: tuple[ModelSpec | StageSpec | DatasetSpec, ...] = (
+            *self.models.values(),
+            *self.stages.values(),
+            *self.datasets.values(),
+        )
+        return tuple(dict.fromkeys(one.config_dir for one in plugins if one.config_dir is not None))
+
+    @property
+    def legacy_keys(self) -> Mapping[str, str]:
+        """Key of an earlier release -> the key to use instead."""
+        stages = self.stages.values()
+        return {old: f"pipeline.{stage.name}.{new}" for stage in stages for old, new in stage.legacy.items()}

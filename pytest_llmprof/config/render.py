@@ -1,4 +1,4 @@
-"""Settings as plain data, and plain data as YAML with a comment beside a value."""
+"""Typed settings as plain data, and plain data as YAML with a comment beside a value."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from pytest_llmprof.config.paths import with_part
-from pytest_llmprof.config.schema import Settings, StageSettings
-from pytest_llmprof.config.validate import PLACEHOLDERS
+__all__ = ["PLACEHOLDERS", "escaped", "per_test", "plain", "to_yaml", "with_interpolations"]
 
-__all__ = ["as_tree", "escaped", "per_test", "plain", "to_yaml"]
+PLACEHOLDERS = ("<test>", "<stage>")
+"""What stands for a test and its stage where the session's configuration is checked and shown."""
 
 # Texts that PyYAML leaves bare and other readers (OmegaConf's among them) take for numbers.
 _SIMPLE = re.compile(r"[A-Za-z_][\w./-]*", re.ASCII)
@@ -25,10 +24,7 @@ _NUMBER_LIKE = re.compile(r"[-+]?[\d_.]+([eE][-+]?\d+)?")
 
 
 def plain(value: Any) -> Any:
-    """*value* as dicts, lists and scalars, in the shape of the configuration's keys."""
-    if isinstance(value, StageSettings):
-        block = {"enable": value.enable, **(plain(value.options) or {})}
-        return block if value.output is None else block | {"output": plain(value.output)}
+    """*value* as dicts, lists and scalars."""
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
@@ -42,13 +38,6 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def as_tree(settings: Settings) -> dict[str, Any]:
-    """*settings* as plain data, in the shape of the configuration's keys."""
-    names = ("stages", "model", "infer", "measure", "dataset", "pipeline")
-    node = {"llmprof": {"test": settings.test, "stage": settings.stage}}
-    return {name: plain(getattr(settings, name)) for name in names} | node
-
-
 def escaped(value: Any) -> Any:
     """Plain data with every `${` of its texts escaped: what is resolved is read back as it is, not once more."""
     if isinstance(value, str):
@@ -58,23 +47,41 @@ def escaped(value: Any) -> Any:
     return [escaped(item) for item in value] if isinstance(value, list) else value
 
 
-def per_test(path: str, value: Any, saved: Mapping[str, Any]) -> Any:
-    """What a saved configuration has in place of each test's own name and stage, as it was written before.
-
-    A session's holds the placeholders; a test's holds its own names (*saved*), which only a save_dir is searched for.
-    """
+def per_test(value: Any) -> Any:
+    """Plain data with the test's own name and stage in place of the placeholders that stand for them."""
     if isinstance(value, Mapping):
-        return {name: per_test(path, item, saved) for name, item in value.items()}
+        return {name: per_test(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [per_test(path, item, saved) for item in value]
-    if not isinstance(value, str):
-        return value
-    for shown, name in zip(PLACEHOLDERS, ("test", "stage"), strict=True):
-        if str(saved[name]) == shown:
-            value = value.replace(shown, f"${{llmprof.{name}}}")
-        elif path.endswith(".save_dir"):
-            value = with_part(value, str(saved[name]), f"${{llmprof.{name}}}")
+        return [per_test(item) for item in value]
+    if isinstance(value, str):
+        for placeholder, name in zip(PLACEHOLDERS, ("test", "stage"), strict=True):
+            value = value.replace(placeholder, f"${{llmprof.{name}}}")
     return value
+
+
+def with_interpolations(value: Any, raw: Any, config: Mapping[str, Any]) -> Any:
+    """*value*, plain and resolved, to be saved: a text that depends on the test stays as it is written in *raw*.
+
+    So a saved configuration serves any test. *config* is the whole configuration, not resolved.
+    """
+    if isinstance(value, Mapping) and isinstance(raw, Mapping):
+        return {name: with_interpolations(item, raw.get(name), config) for name, item in value.items()}
+    if isinstance(value, list) and isinstance(raw, list) and len(value) == len(raw):
+        return [with_interpolations(item, one, config) for item, one in zip(value, raw, strict=True)]
+    return raw if isinstance(raw, str) and _depends_on_test(raw, config) else escaped(value)
+
+
+def _depends_on_test(text: str, config: Mapping[str, Any]) -> bool:
+    """Whether *text* names the test or its stage, itself or by another key."""
+    for path in re.findall(r"\$\{([\w.]+)\}", text):
+        if path.startswith("llmprof."):
+            return True
+        value: Any = config
+        for part in path.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if isinstance(value, str) and _depends_on_test(value, config):
+            return True
+    return False
 
 
 def _is_plain(value: Any) -> bool:

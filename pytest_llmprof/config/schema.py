@@ -1,7 +1,8 @@
 """The typed configuration: frozen dataclasses that the rest of the program reads.
 
-Hydra composes, `pytest_llmprof.config.compose` validates once and builds these; nothing below that edge
-sees a DictConfig or a default. Each field is documented in docs/configuration.md.
+`pytest_llmprof.config.compose` makes and checks them once; no other code sees a DictConfig or a default. A field's
+type says what is allowed: `Meta` holds ranges and patterns, its description the words for the error message.
+Each field is documented in docs/configuration.md.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
 
 __all__ = [
     "DatasetSettings",
@@ -26,6 +29,11 @@ __all__ = [
     "VisualizationSettings",
 ]
 
+Count = Annotated[int, Meta(ge=0)]
+Positive = Annotated[int, Meta(ge=1)]
+Seed = Annotated[int, Meta(ge=0, le=2**63 - 1, description="an integer from 0 to 2**63 - 1")]
+Texts = Annotated[tuple[str, ...], Meta(min_length=1)]
+
 
 @dataclass(frozen=True)
 class ModelSettings:
@@ -39,17 +47,17 @@ class ModelSettings:
     """Hub revision; only with a hub id."""
     mode: str = "base"
     """Input resolution; one of the model's modes (DeepSeek-OCR: tiny, small, base, large, gundam)."""
-    device: str = "auto"
+    device: Annotated[str, Meta(pattern=r"^(auto|cpu|cuda(:\d+)?)\Z", description="auto, cpu, cuda or cuda:N")] = "auto"
     """auto | cpu | cuda | cuda:N. `auto` takes CUDA when there is one."""
-    dtype: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto | float32 | bfloat16 | float16. `auto` is bfloat16 on CUDA, float32 on a CPU."""
-    weights: str = "checkpoint"
+    weights: Literal["checkpoint", "embedded", "random"] = "checkpoint"
     """checkpoint (from `path`) | embedded (shipped with the package) | random (seeded)."""
-    size: str = "full"
+    size: Literal["full", "tiny"] = "full"
     """Size of random weights: full | tiny."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of random weights."""
-    max_new_tokens: int = 8192
+    max_new_tokens: Positive = 8192
     """New tokens a page that suit this model (>= 1); `infer=reference` takes it for its own."""
 
 
@@ -57,15 +65,15 @@ class ModelSettings:
 class InferSettings:
     """How it generates (`infer.*`)."""
 
-    prompt: str = "markdown"
+    prompt: Annotated[str, Meta(pattern=r"\S", description="markdown, free or a prompt's text")] = "markdown"
     """A prompt's name (markdown | free) or the prompt's whole text."""
-    max_new_tokens: int = 8192
+    max_new_tokens: Positive = 8192
     """At most this many generated tokens a page, EOS included (>= 1)."""
-    no_repeat_ngram_size: int = 35
+    no_repeat_ngram_size: Count = 35
     """An n-gram of this size is never generated twice; 0 turns it off."""
     ignore_eos: bool = False
     """Go on to `max_new_tokens` whatever the model says, so that every answer has the same length."""
-    batch_size: int = 1
+    batch_size: Positive = 1
     """Pages generated together (>= 1)."""
     engine: str = "reference"
     """How the forward passes run; one of the model's engines."""
@@ -75,9 +83,9 @@ class InferSettings:
 class MeasureSettings:
     """How often it is measured (`measure.*`)."""
 
-    rounds: int = 2
+    rounds: Positive = 2
     """Measured passes over the pages (>= 1)."""
-    warmup: int = 1
+    warmup: Count = 1
     """Passes over the distinct input shapes before the first measured one (>= 0)."""
 
 
@@ -89,15 +97,21 @@ class DatasetSettings:
     """The registered dataset."""
     root: str | None = None
     """Directory of the pages (absolute once resolved); None for embedded datasets."""
-    pattern: tuple[str, ...] = ("**/*",)
+    pattern: Annotated[
+        tuple[Annotated[str, Meta(min_length=1)], ...],
+        Meta(min_length=1, description="a list of at least one glob pattern"),
+    ] = ("**/*",)
     """Glob patterns under `root`, a page matches any."""
-    subset: str | tuple[str, ...] | None = None
+    subset: Annotated[
+        Annotated[str, Meta(min_length=1)] | Texts | None,
+        Meta(description="a text file, a list of at least one page name, or null"),
+    ] = None
     """A text file (absolute once resolved) with one page name a line, or the names themselves; None = all."""
-    limit: int | None = None
+    limit: Annotated[Positive | None, Meta(description="an integer >= 1, or null for all pages")] = None
     """At most this many pages (>= 1); None = all."""
     shuffle: bool = False
     """Shuffle (seeded) before `limit` is taken."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the shuffle."""
 
 
@@ -108,7 +122,12 @@ class PredictionSettings:
     enable: bool = False
     """Write predictions.jsonl."""
     save_dir: str | None = "pred"
-    """Relative to the stage directory, or absolute; null or empty = `pred`."""
+    """Relative to the stage directory, or absolute; null or empty = the default."""
+
+    @property
+    def directory(self) -> str:
+        """`save_dir`, or its default where that is null or empty."""
+        return _directory(self)
 
 
 @dataclass(frozen=True)
@@ -118,7 +137,17 @@ class VisualizationSettings:
     enable: bool = True
     """Write the gallery, predictions.md and pages/."""
     save_dir: str | None = "viz"
-    """Relative to the stage directory, or absolute; null or empty = `viz`."""
+    """Relative to the stage directory, or absolute; null or empty = the default."""
+
+    @property
+    def directory(self) -> str:
+        """`save_dir`, or its default where that is null or empty."""
+        return _directory(self)
+
+
+def _directory(output: PredictionSettings | VisualizationSettings) -> str:
+    given = output.save_dir
+    return given if given and given.strip() else str(type(output)().save_dir)
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,20 @@
-"""The tree of all keys, made of the typed settings and of what the registry adds to them."""
+"""The tree of all keys: dataclasses, made of the typed settings and of what the registry adds to them.
+
+A node is a type: a dataclass is a block of keys, any other type is that of a value.
+"""
 
 from __future__ import annotations
 
 import difflib
-import typing
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
+from functools import cache, partial
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any, get_origin, get_type_hints
 
-from pytest_llmprof.config.convert import Mismatch, convert, describe
+from msgspec import Meta
+
+from pytest_llmprof.config.convert import Mismatch, bare, convert, describe
 from pytest_llmprof.config.registry import Registry, StageSpec
 from pytest_llmprof.config.render import plain
 from pytest_llmprof.config.schema import (
@@ -26,15 +31,16 @@ from pytest_llmprof.errors import nearest
 
 __all__ = [
     "MISSING_VALUE",
-    "Block",
-    "Leaf",
     "build",
     "dotted",
     "find",
+    "is_block",
     "known_paths",
-    "leaves",
+    "output_stage",
     "root_block",
+    "stage_settings",
     "unknown",
+    "why_no_output",
     "with_defaults",
     "without_null_blocks",
 ]
@@ -42,146 +48,156 @@ __all__ = [
 MISSING_VALUE = "???"
 """Hydra's word for a value that somebody must set."""
 
-# Stages of the design that have no output block; named even where they are not registered, since users ask.
-_NO_OUTPUT = ("nsys", "ncu", "static_analysis")
+_Stages = Annotated[tuple[str, ...], Meta(min_length=1, description="a list of at least one stage")]
 
 
 @dataclass(frozen=True)
-class Leaf:
-    """A key with a value."""
+class _Test:
+    """`llmprof.*`"""
 
-    hint: Any
-    default: Any
-
-
-@dataclass(frozen=True)
-class Block:
-    """A key with keys below it."""
-
-    fields: Mapping[str, Block | Leaf]
-    make: Callable[[dict[str, Any]], Any]
-    """Makes the typed object of the converted values of all `fields`."""
+    test: str = MISSING_VALUE
+    stage: str = MISSING_VALUE
 
 
-def _block(cls: type) -> Block:
-    hints = typing.get_type_hints(cls)
-    default = cls()
-    found: dict[str, Block | Leaf] = {}
-    for field in fields(cls):
-        hint = hints[field.name]
-        nested = isinstance(hint, type) and is_dataclass(hint)
-        found[field.name] = _block(hint) if nested else Leaf(hint, getattr(default, field.name))
-    return Block(found, lambda values: cls(**values))
+def _made(name: str, keys: Mapping[str, tuple[Any, Any]]) -> type:
+    """A frozen dataclass of *keys*: name -> (type, default)."""
+    defaults = {key: field(default_factory=partial(_same, value)) for key, (_, value) in keys.items()}
+    return make_dataclass(name, [(key, hint, defaults[key]) for key, (hint, _) in keys.items()], frozen=True)
 
 
-def _output_block(registry: Registry) -> Block:
-    extras = {name: _block(model.extra) for name, model in registry.models.items() if model.extra is not None}
-    return Block(
+def _same(value: Any) -> Any:
+    return value
+
+
+def _nested(name: str, blocks: Mapping[str, type]) -> type:
+    return _made(name, {key: (block, block()) for key, block in blocks.items()})
+
+
+def root_block(registry: Registry, stages: tuple[str, ...] = ()) -> type:
+    """The tree of all keys of *registry*; *stages* is the default of the key `stages`."""
+    extras = {model.name: model.extra for model in registry.models.values() if model.extra is not None}
+    output = _nested(
+        "Output",
         {
-            "prediction": _block(PredictionSettings),
-            "visualization": _block(VisualizationSettings),
-            "extra": Block(extras, MappingProxyType),
+            "prediction": PredictionSettings,
+            "visualization": VisualizationSettings,
+            "extra": _nested("Extra", extras),
         },
-        lambda values: OutputSettings(**values),
     )
 
+    def stage_block(stage: StageSpec) -> type:
+        keys: dict[str, tuple[Any, Any]] = {"enable": (bool, StageSettings().enable)}
+        if stage.options is not None:
+            defaults = stage.options()
+            keys |= {key: (hint, getattr(defaults, key)) for key, hint in _children(stage.options).items()}
+        return _made("Stage", keys | ({"output": (output, output())} if stage.output else {}))
 
-def _stage_block(stage: StageSpec, registry: Registry) -> Block:
-    options = _block(stage.options) if stage.options is not None else None
-    found: dict[str, Block | Leaf] = {"enable": Leaf(bool, True)}
-    if options is not None:
-        found |= options.fields
-    if stage.output:
-        found["output"] = _output_block(registry)
-
-    def make(values: dict[str, Any]) -> StageSettings:
-        own = {name: value for name, value in values.items() if name not in ("enable", "output")}
-        return StageSettings(values["enable"], options.make(own) if options else None, values.get("output"))
-
-    return Block(found, make)
-
-
-def root_block(registry: Registry) -> Block:
-    """The tree of all keys. Its `make` gives a dict of the typed top-level blocks."""
-    stages = {stage.name: _stage_block(stage, registry) for stage in registry.stages.values()}
-    return Block(
-        {
-            "stages": Leaf(tuple[str, ...], ("torch_profiler",)),
-            "model": _block(ModelSettings),
-            "infer": _block(InferSettings),
-            "measure": _block(MeasureSettings),
-            "dataset": _block(DatasetSettings),
-            "pipeline": Block(stages, MappingProxyType),
-            "llmprof": Block({"test": Leaf(str, MISSING_VALUE), "stage": Leaf(str, MISSING_VALUE)}, dict),
-        },
-        dict,
-    )
+    pipeline = _nested("Pipeline", {name: stage_block(stage) for name, stage in registry.stages.items()})
+    blocks = {
+        "model": ModelSettings,
+        "infer": InferSettings,
+        "measure": MeasureSettings,
+        "dataset": DatasetSettings,
+        "pipeline": pipeline,
+        "llmprof": _Test,
+    }
+    return _made("Root", {"stages": (_Stages, stages), **{key: (block, block()) for key, block in blocks.items()}})
 
 
-def find(root: Block, path: str) -> Block | Leaf | None:
-    """The node at *path*; for a path inside a mapping-valued leaf, that leaf; None where there is none."""
-    node: Block | Leaf = root
+def stage_settings(stage: StageSpec, block: Any) -> StageSettings:
+    """The settings of *stage* from its block of the tree."""
+    options = stage.options
+    own = options(**{one.name: getattr(block, one.name) for one in fields(options)}) if options is not None else None
+    if not stage.output:
+        return StageSettings(block.enable, own)
+    extra = {one.name: getattr(block.output.extra, one.name) for one in fields(block.output.extra)}
+    output = OutputSettings(block.output.prediction, block.output.visualization, MappingProxyType(extra))
+    return StageSettings(block.enable, own, output)
+
+
+def is_block(node: Any) -> bool:
+    """Whether *node* has keys below it."""
+    return isinstance(node, type) and is_dataclass(node)
+
+
+@cache
+def _children(block: type) -> Mapping[str, Any]:
+    """The nodes below *block*, by name."""
+    hints = get_type_hints(block, include_extras=True)
+    return {one.name: hints[one.name] for one in fields(block)}
+
+
+def find(root: Any, path: str) -> Any:
+    """The node at *path*; for a path inside a mapping, that mapping's; None where there is none."""
+    node = root
     for part in path.split(".") if path else ():
-        if isinstance(node, Leaf):
-            origin = typing.get_origin(node.hint)
+        if not is_block(node):
+            origin = get_origin(bare(node))
             return node if isinstance(origin, type) and issubclass(origin, Mapping) else None
-        if part not in node.fields:
+        if part not in _children(node):
             return None
-        node = node.fields[part]
+        node = _children(node)[part]
     return node
 
 
-def known_paths(node: Block | Leaf, prefix: str = "") -> Iterator[str]:
+def known_paths(node: Any, prefix: str = "") -> Iterator[str]:
     """All paths at and below *node*."""
     if prefix:
         yield prefix
-    if isinstance(node, Block):
-        for name, child in node.fields.items():
+    if is_block(node):
+        for name, child in _children(node).items():
             yield from known_paths(child, f"{prefix}.{name}" if prefix else name)
 
 
-def unknown(root: Block, path: str) -> tuple[str, str]:
-    """Why *path* is no key: (what it is: "unknown key", what there is and what to use)."""
-    node: Block | Leaf = root
+def output_stage(root: Any) -> str:
+    """The stage whose outputs most people set: the first default one that has an output block; "" for none."""
+    names = (*root().stages, *_children(_children(root)["pipeline"]))
+    return next((name for name in names if find(root, f"pipeline.{name}.output") is not None), "")
+
+
+def why_no_output(registry: Registry, stage: str) -> str:
+    """That *stage* has no output block, and where its outputs go instead."""
+    why = registry.stages[stage].why_no_output if stage in registry.stages else ""
+    return f"stage {stage} has no output block of its own" + (f" ({why})" if why else "")
+
+
+def unknown(root: Any, path: str, registry: Registry) -> tuple[str, str]:
+    """Why *path* is no key: (what it is: "unknown key", which keys there are and what to use)."""
+    node = root
     parts = path.split(".")
-    if parts[0] == "pipeline" and parts[2:3] == ["output"]:
-        stage = find(root, ".".join(parts[:2]))
-        if parts[1] in _NO_OUTPUT or (isinstance(stage, Block) and "output" not in stage.fields):
-            rest = ".".join(["pipeline.torch_profiler", *parts[2:]])
-            use = rest if find(root, rest) is not None else "pipeline.torch_profiler.output"
-            none = f"stage {parts[1]} has no output block of its own"
-            if parts[1] in ("nsys", "ncu"):
-                none = (
-                    "nsys and ncu have no output block of their own (under nsys outputs go to the test's "
-                    "tmp/workload/torch_profiler, under ncu there are none)"
-                )
-            return "unknown key", f"{none}; use {use}"
+    if parts[0] == "pipeline" and parts[2:3] == ["output"] and parts[1] in registry.stages:
+        block = f"pipeline.{output_stage(root)}.output"
+        same = ".".join([block, *parts[3:]])
+        use = same if find(root, same) is not None else block
+        if find(root, ".".join(parts[:3])) is None:
+            return "unknown key", f"{why_no_output(registry, parts[1])}; use {use}"
     for depth, part in enumerate(parts):
         parent = ".".join(parts[:depth])
-        if isinstance(node, Leaf):
-            return "unknown key", f"{parent} is {describe(node.hint)}, with no keys below it: set it whole"
-        if part in node.fields:
-            node = node.fields[part]
+        if not is_block(node):
+            return "unknown key", f"{parent} is {describe(bare(node))}, with no keys below it: set it whole"
+        children = _children(node)
+        if part in children:
+            node = children[part]
             continue
-        names = ", ".join(node.fields) or "no keys"
+        names = ", ".join(children) or "no keys"
         if parent == "pipeline":
-            return "unknown stage", f"the stages are {names}{nearest(part, node.fields)}"
-        hint = _suggest(root, node, parts, depth)
-        return "unknown key", f"{parent or 'the top level'} has {names}{hint}"
+            return "unknown stage", f"the stages are {names}{nearest(part, children)}"
+        return "unknown key", f"{parent or 'the top level'} has {names}{_suggest(root, children, parts, depth)}"
     raise AssertionError(f"{path} is a known key")
 
 
-def _suggest(root: Block, node: Block, parts: list[str], depth: int) -> str:
-    """The key that was meant: a close one beside it, else one of the same name, else the closest of all."""
-    for name in difflib.get_close_matches(parts[depth], node.fields, n=1):
+def _suggest(root: Any, beside: Mapping[str, Any], parts: list[str], depth: int) -> str:
+    """The key that was meant: a close one *beside* it, else one of the same name, else the closest of all."""
+    for name in difflib.get_close_matches(parts[depth], beside, n=1):
         whole = ".".join([*parts[:depth], name, *parts[depth + 1 :]])
         if find(root, whole) is not None:
             return f" (did you mean {whole!r}?)"
         return nearest(whole, list(known_paths(root)))
     same = [path for path in known_paths(root) if path.split(".")[-1] == parts[-1]]
     if same:
-        # The fewest parts to take away, then to add; where no stage was typed, that of the outputs most people set.
-        far = {path: (*_differing(parts, path.split(".")), "direct_inference" in path) for path in same}
+        # The fewest parts to remove, then to add; where no stage was typed, the stage whose outputs most people set.
+        usual = f"pipeline.{output_stage(root)}."
+        far = {path: (*_differing(parts, path.split(".")), not path.startswith(usual)) for path in same}
         best = [path for path in same if far[path] == min(far.values())]
         return f" (did you mean {' or '.join(map(repr, best[:2]))}?)"
     above = {".".join(parts[:length]) for length in range(1, len(parts))}
@@ -194,69 +210,58 @@ def _differing(typed: list[str], path: list[str]) -> tuple[int, int]:
     return len(typed) - shared, len(path) - shared
 
 
-def with_defaults(block: Block, value: Mapping[Any, Any]) -> dict[str, Any]:
-    """*value* as plain data with the defaults of the keys that it lacks, so that others can name them."""
+def with_defaults(block: Any, value: Mapping[Any, Any], default: Any = None) -> dict[str, Any]:
+    """*value* as plain data with the defaults of the keys that it lacks, so that other values can name them."""
+    default = block() if default is None else default
     found = dict(value)
-    for name, child in block.fields.items():
-        if isinstance(child, Block):
-            found[name] = with_defaults(child, value.get(name) or {})
+    for name, child in _children(block).items():
+        if is_block(child):
+            found[name] = with_defaults(child, value.get(name) or {}, getattr(default, name))
         elif name not in found:
-            found[name] = plain(child.default)
+            found[name] = plain(getattr(default, name))
     return found
 
 
-def without_null_blocks(root: Block, body: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A YAML section whose keys are all commented out reads as null: it sets nothing."""
+def without_null_blocks(root: Any, body: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """*body* without blocks that are null: a YAML section whose keys are all commented out sets nothing."""
     found = {}
     for name, value in body.items():
         path = f"{prefix}.{name}" if prefix else str(name)
-        if isinstance(find(root, path), Block) and value is None:
+        if is_block(find(root, path)) and value is None:
             continue
         found[name] = without_null_blocks(root, value, path) if isinstance(value, Mapping) else value
     return found
 
 
-def dotted(root: Block, body: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(block, name) of the keys written as `a.b`. Hydra merges presets by name, so which of two presets sets
-    such a key can't be told any more; unlike in config.yaml it can't be applied."""
+def dotted(root: Any, body: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(block, name) of the keys written as `a.b`. Unlike in config.yaml they can't be applied in a preset: Hydra
+    merges presets by name, and so does not see that such a key and a nested one of another preset are the same."""
     for name, value in body.items():
         path = f"{prefix}.{name}" if prefix else str(name)
         if "." in str(name):
             yield prefix, str(name)
-        elif isinstance(value, Mapping) and isinstance(find(root, path), Block):
+        elif isinstance(value, Mapping) and is_block(find(root, path)):
             yield from dotted(root, value, path)
 
 
-def build(block: Block, value: Mapping[str, Any], prefix: str = "") -> Any:
-    """The typed object for *value*, a plain mapping; keys that are not set take their defaults.
+def build(block: Any, value: Mapping[str, Any], prefix: str = "") -> Any:
+    """The dataclass *block* of *value*, a plain mapping with all its keys.
 
     Raises `Mismatch` with the full path, also for a value of ``???``, which is one that must be set.
     """
     found: dict[str, Any] = {}
-    for name, child in block.fields.items():
+    for name, child in _children(block).items():
         path = f"{prefix}.{name}" if prefix else name
-        if isinstance(child, Block):
-            given = value.get(name, {})
+        given = value.get(name, {} if is_block(child) else MISSING_VALUE)
+        if is_block(child):
             if not isinstance(given, Mapping):
                 raise Mismatch(path, given, "a block of keys")
             found[name] = build(child, given, path)
-            continue
-        given = value.get(name, child.default)
-        if isinstance(given, str) and given == MISSING_VALUE:
-            raise Mismatch(path, MISSING_VALUE, describe(child.hint))
-        try:
-            found[name] = convert(child.hint, given) if name in value else given
-        except Mismatch as error:
-            raise error.below(path) from None
-    return block.make(found)
-
-
-def leaves(root: Block, values: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """The typed values that may have a rule of their own: the leaves of the blocks that every test has."""
-    found = []
-    for name, node in root.fields.items():
-        if isinstance(node, Leaf):
-            found.append((name, values[name]))
-        elif name not in ("pipeline", "llmprof"):
-            found += [(f"{name}.{key}", getattr(values[name], key)) for key in node.fields]
-    return found
+        elif isinstance(given, str) and given == MISSING_VALUE:
+            raise Mismatch(path, MISSING_VALUE, describe(child))
+        else:
+            try:
+                found[name] = convert(child, given)
+            except Mismatch as error:
+                raise error.below(path) from None
+    return block(**found)

@@ -1,62 +1,21 @@
-"""What the typed settings may hold: ranges, names, what goes together, and paths that exist."""
+"""What types can't say of the settings: registered names, what goes together, and paths that must exist."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from pytest_llmprof.config.convert import Mismatch
 from pytest_llmprof.config.paths import absolute, is_hub_id, is_local
-from pytest_llmprof.config.registry import Registry
+from pytest_llmprof.config.registry import Registry, StageSpec
+from pytest_llmprof.config.render import PLACEHOLDERS
 from pytest_llmprof.config.schema import DatasetSettings, InferSettings, ModelSettings, StageSettings
+from pytest_llmprof.config.tree import MISSING_VALUE
 from pytest_llmprof.errors import ConfigError, nearest
 
-__all__ = ["RULES", "Checker", "show_value"]
-
-PLACEHOLDERS = ("<test>", "<stage>")
-"""What stands for a test and its stage where the session's configuration is checked."""
-
-
-def _at_least(least: int) -> tuple[str, Callable[[Any], bool]]:
-    return f"an integer >= {least}", lambda value: value >= least
-
-
-def _one_of(*names: str) -> tuple[str, Callable[[Any], bool]]:
-    return f"one of {', '.join(names)}", lambda value: value in names
-
-
-_SEED: tuple[str, Callable[[Any], bool]] = ("an integer from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63)
-
-RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "stages": ("a list of at least one stage", lambda value: bool(value)),
-    "model.device": (
-        "auto, cpu, cuda or cuda:N",
-        lambda value: re.fullmatch(r"auto|cpu|cuda(:\d+)?", value) is not None,
-    ),
-    "model.dtype": _one_of("auto", "float32", "bfloat16", "float16"),
-    "model.weights": _one_of("checkpoint", "embedded", "random"),
-    "model.size": _one_of("full", "tiny"),
-    "model.seed": _SEED,
-    "model.max_new_tokens": _at_least(1),
-    "infer.prompt": ("markdown, free or a prompt's text", lambda value: bool(value.strip())),
-    "infer.max_new_tokens": _at_least(1),
-    "infer.no_repeat_ngram_size": _at_least(0),
-    "infer.batch_size": _at_least(1),
-    "measure.rounds": _at_least(1),
-    "measure.warmup": _at_least(0),
-    "dataset.pattern": ("a list of at least one glob pattern", lambda value: bool(value) and all(value)),
-    "dataset.subset": (
-        "a text file, a list of at least one page name, or null",
-        lambda value: value is None or bool(value),
-    ),
-    "dataset.limit": ("an integer >= 1, or null for all pages", lambda value: value is None or value >= 1),
-    "dataset.seed": _SEED,
-}
-"""Key -> (what is allowed, whether a value of the right type is)."""
-
+__all__ = ["Checker", "show_value"]
 
 def show_value(value: object) -> str:
     """A value as one would type it, on one line."""
@@ -87,24 +46,15 @@ class Checker:
             f"{path}={show_value(value)} is not allowed, set {self.where(path)}; it must be {allowed}{hint}"
         )
 
-    def rule(self, path: str, value: Any) -> None:
-        """Check one key's own range, where it has one."""
-        if path in RULES:
-            allowed, holds = RULES[path]
-            if not holds(value):
-                names = allowed.removeprefix("one of ").split(", ") if allowed.startswith("one of ") else ()
-                self.refuse(path, value, allowed, names)
-
     def mismatch(self, error: Mismatch) -> NoReturn:
-        """Raise the `ConfigError` for a value of the wrong type, or one that must be set."""
-        if error.value == "???":
+        """Raise the `ConfigError` for a value that its type does not allow, or one that must be set."""
+        if error.value == MISSING_VALUE:
             raise ConfigError(
                 f"{error.key} must be set, it is left open {self.where(error.key)}: "
                 f"--llmprof-override {error.key}=VALUE"
             )
-        quote = "quote" in error.allowed
-        allowed = error.allowed if quote or error.key not in RULES else RULES[error.key][0]
-        self.refuse(error.key, error.value, allowed)
+        names = error.allowed.removeprefix("one of ").split(", ") if error.allowed.startswith("one of ") else ()
+        self.refuse(error.key, error.value, error.allowed, names)
 
     def _name(self, path: str, value: str, names: Iterable[str], what: str) -> None:
         names = tuple(names)
@@ -130,7 +80,7 @@ class Checker:
                 "model.path must be set where model.weights=checkpoint: a directory or a hub id, "
                 "--llmprof-override model.path=/models/DeepSeek-OCR"
             )
-        if any(word in model.path for word in PLACEHOLDERS):
+        if _has_placeholder(model.path):
             return model
         base = self.base("model.path")
         if not is_local(model.path, base):
@@ -165,9 +115,9 @@ class Checker:
             dataset = replace(dataset, subset=str(path))
         return dataset
 
-    def stage(self, name: str, settings: StageSettings) -> None:
+    def stage(self, spec: StageSpec, settings: StageSettings) -> None:
         """Check a stage's own options and the models' output options."""
-        spec = self.registry.stages[name]
+        name = spec.name
         if spec.check is not None:
             for key, value, allowed in spec.check(settings.options):
                 self.refuse(f"pipeline.{name}.{key}", value, allowed)

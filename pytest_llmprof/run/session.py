@@ -124,7 +124,7 @@ class Session:
     def begin(self) -> None:
         """Make the run directory, once. Raises `ArtifactError`."""
         if not self._begun:
-            self.run_dir = begin_run_dir(self.run_dir, self.composer.show(), self.id, explicit=self.explicit)
+            self.run_dir = begin_run_dir(self.run_dir, self.composer.saved(), self.id, explicit=self.explicit)
             self._begun = True
 
     def begun(self) -> bool:

@@ -90,7 +90,7 @@ def test_suggested_quoting_works(bench):
         (
             "pipeline.nsys.output.prediction.enable=true",
             [
-                "nsys and ncu have no output block of their own",
+                "stage nsys has no output block of its own",
                 "tmp/workload/torch_profiler",
                 "use pipeline.torch_profiler.output.prediction.enable",
             ],
@@ -125,7 +125,7 @@ def test_suggested_quoting_works(bench):
         ("infer/max_new_tokens=5", ["unknown preset group", "infer.max_new_tokens=…"]),
         (
             "output/torch@pipeline.nsys.output=full",
-            ["nsys and ncu have no output block", "pipeline.torch_profiler.output"],
+            ["stage nsys has no output block of its own", "pipeline.torch_profiler.output"],
         ),
         (
             "output/torch@pipeline.torch_profilr.output=full",

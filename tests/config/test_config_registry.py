@@ -128,8 +128,8 @@ def test_users_tree_lies_over_the_plugins(wide):
 
 def test_values_of_others_are_checked(wide):
     assert "pipeline.count.every=0 is not allowed" in wide.error("pipeline.count.every=0")
-    assert "it must be low | high" in wide.error("pipeline.count.level=mid")
-    assert "it must be a | b" in wide.error("pipeline.count.kind=c")
+    assert "it must be one of low, high" in wide.error("pipeline.count.level=mid")
+    assert "it must be one of a, b" in wide.error("pipeline.count.kind=c")
     assert "pipeline.count.nested.ratio=x" in wide.error("pipeline.count.nested.ratio=x")
     assert "every, level" in wide.error("pipeline.count.evry=2")
     assert "did you mean 'pipeline.count.every'" in wide.error("pipeline.count.evry=2")

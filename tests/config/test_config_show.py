@@ -99,24 +99,45 @@ SAVE_DIR = "pipeline.torch_profiler.output.prediction.save_dir"
 
 
 def test_a_saved_configuration_gives_each_test_its_own_again(bench):
-    """Whether it was the session's (with placeholders) or one test's (with its own names)."""
+    """Whether it was shown (with placeholders) or saved, by the session or a test (with interpolations)."""
     given = (
         f"{SAVE_DIR}=/out/${{llmprof.test}}/${{llmprof.stage}}",
         "pipeline.nsys.args=['--o=${llmprof.test}']",
         "pipeline.nsys.env={A: '${llmprof.stage}'}",
     )
     shown, saved = bench.composer(*given).show(), bench.settings(*given).yaml
-    assert "save_dir: /out/mod/test_a/torch_profiler" in saved
-    for text in (shown, saved):
+    assert "save_dir: /out/<test>/<stage>" in shown
+    assert "save_dir: /out/${llmprof.test}/${llmprof.stage}" in saved
+    for text in (shown, saved, bench.composer(*given).saved()):
         bench.write("config.yaml", text)
         settings = bench.composer().for_test((), "", "mod/test_b", "direct_inference")
         prediction = settings.pipeline["torch_profiler"].output.prediction
         assert prediction.save_dir == "/out/mod/test_b/direct_inference"
-    bench.write("config.yaml", shown)
-    settings = bench.settings()
-    assert settings.yaml == saved
-    assert settings.pipeline["nsys"].options.args == ("--o=mod/test_a",)
-    assert settings.pipeline["nsys"].options.env == {"A": "torch_profiler"}
+        settings = bench.settings()
+        assert settings.yaml == saved
+        assert settings.pipeline["nsys"].options.args == ("--o=mod/test_a",)
+        assert settings.pipeline["nsys"].options.env == {"A": "torch_profiler"}
+
+
+def test_a_saved_configuration_keeps_what_depends_on_the_test_by_another_key(bench):
+    mine = "pipeline.torch_profiler.output.visualization.save_dir=${pipeline.torch_profiler.output.prediction.save_dir}"
+    given = (f"{SAVE_DIR}=/out/${{llmprof.test}}", mine, "measure.rounds=${infer.batch_size}")
+    bench.write("config.yaml", bench.settings(*given).yaml)
+    assert bench.settings().measure.rounds == 1
+    settings = bench.composer().for_test((), "", "mod/test_b", "torch_profiler")
+    assert settings.current.output.visualization.save_dir == "/out/mod/test_b"
+    assert "rounds: 1\n" in settings.yaml
+    other = bench.composer(*given).for_test((), "", "mod/test_b", "torch_profiler")
+    assert other.digest == bench.settings(*given).digest == settings.digest
+
+
+def test_the_frozen_configuration_keeps_what_depends_on_the_test(bench, tmp_path):
+    path = tmp_path / "frozen.yaml"
+    freeze(bench.settings(f"{SAVE_DIR}=/out/${{llmprof.test}}/${{llmprof.stage}}"), {"llmprof.stage": "x"}, path)
+    assert "${llmprof.test}" in path.read_text()
+    settings = FrozenComposer(bench.composer().sources, bench.registry, path).session()
+    assert (settings.test, settings.stage) == ("mod/test_a", "x")
+    assert settings.pipeline["torch_profiler"].output.prediction.save_dir == "/out/mod/test_a/x"
 
 
 def test_only_a_saved_configuration_has_placeholders(bench):

@@ -14,9 +14,8 @@ import yaml
 
 from pytest_llmprof.compare.gates import GATE_NAMES
 from pytest_llmprof.config.compose import Composer, ConfigSources
-from pytest_llmprof.config.legacy import LEGACY_KEYS
 from pytest_llmprof.config.registry import Registry
-from pytest_llmprof.config.tree import Block, find, known_paths, root_block
+from pytest_llmprof.config.tree import find, is_block, known_paths, root_block
 from pytest_llmprof.datasets import builtin
 from pytest_llmprof.models.deepseek_ocr import plugin
 from pytest_llmprof.plugin import options
@@ -41,7 +40,7 @@ def composer(tmp_path: Path, *cli: str, config_dir: Path | None = None) -> Compo
 
 
 def leaves() -> set[str]:
-    return {path for path in known_paths(TREE) if not isinstance(find(TREE, path), Block)}
+    return {path for path in known_paths(TREE) if not is_block(find(TREE, path))}
 
 
 def rows(text: str, columns: int) -> Iterator[list[str]]:
@@ -96,7 +95,7 @@ def test_documented_defaults_are_the_defaults(tmp_path):
 
 @ALL
 def test_overrides_name_keys_presets_or_legacy_keys(document, tmp_path):
-    presets = composer(tmp_path)._parser()[1].presets
+    presets = composer(tmp_path).presets
     text = document.read_text(encoding="utf-8")
     given = re.findall(r"""--llmprof-override[ =]['"]?([^\s='"`]+)=""", text)
     given += re.findall(r"`(pipeline\.[^\s`=]+)=", text)
@@ -106,7 +105,7 @@ def test_overrides_name_keys_presets_or_legacy_keys(document, tmp_path):
         if key in ("experiment",):
             continue  # the group that configuration.md's recipe makes
         group = key.partition("@")[0]
-        assert key.replace("<stage>", STAGES[0]) in leaves() | set(LEGACY_KEYS) or presets.options(group), key
+        assert key.replace("<stage>", STAGES[0]) in leaves() | set(REGISTRY.legacy_keys) or presets.options(group), key
 
 
 def test_keys_of_the_plan_are_shown():
@@ -151,7 +150,7 @@ def test_legacy_table():
     table = {}
     for cells in rows(section(CONFIGURATION, "Legacy keys"), 2):
         table.update(dict.fromkeys(ticked(cells[0]), cells[1].strip("`")))
-    assert table == LEGACY_KEYS
+    assert table == REGISTRY.legacy_keys
 
 
 def test_quoting_table(tmp_path):

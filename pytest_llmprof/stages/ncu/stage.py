@@ -195,4 +195,12 @@ def _summarise(context: ToolContext, chosen: Chosen, tool: Tool, ended: Ended, t
 
 def plugin(workload: str) -> ToolStagePlugin:
     """The stage as it is registered; its child runs the stage *workload*."""
-    return ToolStagePlugin(_NAME, options=NcuOptions, check=check_ncu, outputs=False, workload=workload, run=_run)
+    return ToolStagePlugin(
+        _NAME,
+        options=NcuOptions,
+        check=check_ncu,
+        outputs=False,
+        why_no_output="the test has no outputs under it",
+        workload=workload,
+        run=_run,
+    )

@@ -132,4 +132,12 @@ def _summarise(context: ToolContext, tool: Tool, ended: Ended, paths: list[Path]
 
 def plugin(workload: str) -> ToolStagePlugin:
     """The stage as it is registered; its child runs the stage *workload*."""
-    return ToolStagePlugin(_NAME, options=NsysOptions, check=check_nsys, outputs=True, workload=workload, run=_run)
+    return ToolStagePlugin(
+        _NAME,
+        options=NsysOptions,
+        check=check_nsys,
+        outputs=True,
+        why_no_output=f"outputs of the test go to its tmp/workload/{workload}",
+        workload=workload,
+        run=_run,
+    )

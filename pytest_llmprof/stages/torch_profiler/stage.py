@@ -26,7 +26,7 @@ from pytest_llmprof.stages.torch_profiler.cupti import (
     missing_kernels_reason,
     synchronise,
 )
-from pytest_llmprof.stages.torch_profiler.options import TorchProfilerOptions, check_torch_profiler
+from pytest_llmprof.stages.torch_profiler.options import LEGACY, TorchProfilerOptions, check_torch_profiler
 
 if TYPE_CHECKING:
     from pytest_llmprof.analysis.trace import Trace
@@ -216,5 +216,10 @@ def profile_window(context: StageContext) -> dict[str, Any]:
 def plugin() -> StagePlugin:
     """The stage as it is registered."""
     return StagePlugin(
-        "torch_profiler", options=TorchProfilerOptions, output=True, check=check_torch_profiler, run=_run
+        "torch_profiler",
+        options=TorchProfilerOptions,
+        output=True,
+        check=check_torch_profiler,
+        legacy=LEGACY,
+        run=_run,
     )

@@ -1,0 +1,55 @@
+"""Reading one YAML file of a configuration tree; an error names the file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from pytest_llmprof.errors import ConfigError
+
+__all__ = ["check_defaults", "read_keys"]
+
+
+def read_keys(path: Path) -> dict[str, Any]:
+    """A YAML file's keys, as OmegaConf reads them. Raises `ConfigError` where it can't."""
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import GrammarParseError, OmegaConfBaseException
+
+    try:
+        config = OmegaConf.load(path)
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{path}{line} is not YAML: {error.problem or error.context}") from None
+    except GrammarParseError as error:
+        text = str(error.msg or error).split("\n")[0]
+        raise ConfigError(rf"{path}: {error.full_key} can't be read: {text} (a literal ${{ is written \${{)") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path} can't be read: {' '.join(str(error).split())}") from None
+    if not isinstance(config, DictConfig):
+        raise ConfigError(f"{path} must hold keys and values, not a list")
+    content = OmegaConf.to_container(config, resolve=False)
+    return {str(name): value for name, value in content.items()} if isinstance(content, dict) else {}
+
+
+def check_defaults(file: Path, entries: Any) -> None:
+    """Raise where *entries*, the defaults list of *file*, is no list of the names of files and presets.
+
+    YAML reads `no`, `on` and 2024 as other than text. What was written is lost then, so it can't be taken for a name.
+    """
+    if not isinstance(entries, list):
+        what = "is empty: write defaults: [] or leave it out" if entries is None else "must be a list, [NAME, _self_]"
+        raise ConfigError(f"{file}: defaults {what}")
+    for entry in entries:
+        for key, options in entry.items() if isinstance(entry, Mapping) else [("", entry)]:
+            for option in options if isinstance(options, list) and key else [options]:
+                if isinstance(option, str) or (option is None and key):
+                    continue
+                shown = str(option).lower() if isinstance(option, bool) else option
+                what = f"{key}: {shown}" if key else f"{'null' if shown is None else shown}"
+                raise ConfigError(
+                    f"{file}: its defaults list has {what}, which YAML does not read as text: "
+                    "put the preset's name in quotes, as in 'no'"
+                )
