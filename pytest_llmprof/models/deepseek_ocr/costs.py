@@ -39,15 +39,7 @@ from typing import Any
 from pytest_llmprof.models.base import Costs, PhaseCost, Phases
 from pytest_llmprof.models.deepseek_ocr.preprocessing import TILE
 
-__all__ = [
-    "Batch",
-    "Routing",
-    "active_parameters",
-    "batch_costs",
-    "count_routing",
-    "expected_experts",
-    "router_itemsize",
-]
+__all__ = ["Batch", "Routing", "active_parameters", "batch_costs", "count_routing", "router_itemsize"]
 
 
 @dataclass(frozen=True)
@@ -254,7 +246,7 @@ def active_parameters(config: Any) -> dict[str, int]:
     return {**found, "total": sum(found.values())}
 
 
-def expected_experts(config: Any, places: int) -> float:
+def _expected_experts(config: Any, places: int) -> float:
     """Distinct routed experts that *places* use in all layers together, if routing is even and independent.
 
     layers * E * (1 - (1 - k / E) ** places), for top k of E.
@@ -273,17 +265,14 @@ def batch_costs(
     """
     router = (router_itemsize or itemsize) // itemsize
     if routing is None:
-        routing = Routing(
-            expected_experts(config, batch.rows * batch.length), expected_experts(config, batch.rows), False
-        )
+        prefill, decode = (_expected_experts(config, places) for places in (batch.rows * batch.length, batch.rows))
+        routing = Routing(prefill, decode, False)
     views = [(batch.overview, batch.rows), (TILE, batch.crops)]
     parts: dict[str, _Work] = {}
     for name, part in (("sam", _sam), ("clip", _clip), ("projector", _projector)):
         parts[name] = sum((_batched(part(config, pixels), count) for pixels, count in views if count), _Work())
-    steps = (
-        _text(config, batch.rows, 1, batch.length + step, routing.decode, router)
-        for step in range(1, batch.steps + 1)
-    )
+    lengths = range(batch.length + 1, batch.length + batch.steps + 1)
+    steps = (_text(config, batch.rows, 1, length, routing.decode, router) for length in lengths)
     work = {
         "vision": parts["sam"] + parts["clip"] + parts["projector"],
         **parts,

@@ -23,17 +23,9 @@ if TYPE_CHECKING:
     from pytest_llmprof.models.base import Phases
 
 __all__ = [
-    "NOT_A_TOKEN",
-    "EagerDecoder",
-    "Limits",
-    "Prompts",
-    "TokenTracker",
-    "ban_repeats",
-    "causal_mask",
-    "pad_prompts",
-    "stream",
-    "text_forward",
-]
+    "NOT_A_TOKEN", "EagerDecoder", "Limits", "Prompts", "TokenTracker", "ban_repeats", "causal_mask", "pad_prompts",
+    "stream", "text_forward",
+]  # fmt: skip
 
 NOT_A_TOKEN = -1
 """Padding before a shorter prompt. It equals no token, so no n-gram with padding in it repeats."""
@@ -73,9 +65,7 @@ class Limits:
     def answer_tokens(self, prompt_tokens: int) -> int:
         """Most tokens that may follow a prompt of this length. Raises `ModelError` where the prompt does not fit."""
         if prompt_tokens >= self.positions:
-            raise ModelError(
-                f"the prompt has {prompt_tokens} tokens; the model has {self.positions} positions"
-            )
+            raise ModelError(f"the prompt has {prompt_tokens} tokens; the model has {self.positions} positions")
         return min(self.max_new_tokens, self.positions - prompt_tokens)
 
 
@@ -88,9 +78,7 @@ def pad_prompts(rows: Sequence[Sequence[int]], device: torch.device) -> Prompts:
     return Prompts(torch.tensor(padded).to(device), starts.to(device), padding)
 
 
-def stream(
-    model: Any, prompts: Prompts, embeddings: torch.Tensor, limits: Limits, phases: Phases
-) -> Iterator[Token]:
+def stream(model: Any, prompts: Prompts, embeddings: torch.Tensor, limits: Limits, phases: Phases) -> Iterator[Token]:
     """Yield the answers' tokens, greedily chosen, each as it arrives on the host.
 
     *embeddings* is [rows, length, hidden] with the images' features merged in. Call it in inference mode.
@@ -192,9 +180,7 @@ class EagerDecoder:
         if self._scores.isnan().any():
             raise ModelError("the scores of the last token are not numbers (NaN): model.dtype=float32 may help")
 
-    def _forward(
-        self, embeddings: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None
-    ) -> torch.Tensor:
+    def _forward(self, embeddings: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         scores = self._head(text_forward(self._text, embeddings, positions, mask, self._cache)[:, -1])
         self._scores = scores
         chosen = ban_repeats(self.ids[:, : self._length], scores, self._limits.ngram).argmax(-1)

@@ -44,9 +44,7 @@ class DeepseekOcr:
         self._image_token: int = network.config.image_token_id if image is None else image
         self._vocabulary: int = text.vocab_size
         if not 0 <= self._image_token < self._vocabulary:
-            raise ModelError(
-                f"{prompts.IMAGE} has id {self._image_token}, beyond a vocabulary of {self._vocabulary}"
-            )
+            raise ModelError(f"{prompts.IMAGE} has id {self._image_token}, beyond a vocabulary of {self._vocabulary}")
         self.network: Any = network
         """transformers' model; None once closed."""
         self.tokenizer = tokenizer

@@ -34,31 +34,16 @@ def random_config(size: str) -> UnlimitedOcrConfig:
         text: dict[str, Any] = {"max_position_embeddings": 8192, "layer_types": [FULL_ATTENTION] * 12}
         return UnlimitedOcrConfig(text_config=text, vision_config={}, image_token_id=RELEASED_IMAGE_TOKEN)
     sam = {
-        "hidden_size": 128,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "mlp_dim": 512,
-        "window_size": 8,
-        "global_attn_indexes": [3],
-        "output_channels": 96,
-        "downsample_channels": [192, 256],
-        "image_size": 512,
-    }
+        "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "mlp_dim": 512, "window_size": 8,
+        "global_attn_indexes": [3], "output_channels": 96, "downsample_channels": [192, 256], "image_size": 512,
+    }  # fmt: skip
     clip = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 2, "num_attention_heads": 4}
     text = {
-        "vocab_size": _TINY_VOCABULARY,
-        "hidden_size": 256,
-        "intermediate_size": 768,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "n_routed_experts": 6,
-        "num_experts_per_tok": 2,
-        "n_shared_experts": 2,
-        "moe_intermediate_size": 192,
-        "max_position_embeddings": 8192,
+        "vocab_size": _TINY_VOCABULARY, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 4, "n_routed_experts": 6, "num_experts_per_tok": 2,
+        "n_shared_experts": 2, "moe_intermediate_size": 192, "max_position_embeddings": 8192,
         "layer_types": [FULL_ATTENTION] * 4,
-    }
+    }  # fmt: skip
     return UnlimitedOcrConfig(
         text_config=text,
         vision_config={"sam_config": sam, "encoder_config": clip},

@@ -21,30 +21,23 @@ RELEASED_IMAGE_TOKEN = 128815
 """Id of ``<image>`` in the released vocabulary; the released config.json lacks it."""
 _SUPPORTED = "deepseek_vl_v2 (DeepSeek-OCR as released) or unlimited_ocr with full attention"
 _TEXT_KEYS = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "vocab_size",
-    "n_routed_experts",
-    "n_shared_experts",
-    "num_experts_per_tok",
-    "moe_intermediate_size",
-)
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size",
+    "n_routed_experts", "n_shared_experts", "num_experts_per_tok", "moe_intermediate_size",
+)  # fmt: skip
 _TEXT_OPTIONAL = (
-    "num_key_value_heads",
-    "max_position_embeddings",
-    "first_k_dense_replace",
-    "rms_norm_eps",
-    "hidden_act",
-    "attention_bias",
-    "routed_scaling_factor",
-    "topk_method",
-    "n_group",
-    "topk_group",
-    "bos_token_id",
-    "eos_token_id",
-)
+    "num_key_value_heads", "max_position_embeddings", "first_k_dense_replace", "rms_norm_eps", "hidden_act",
+    "attention_bias", "routed_scaling_factor", "topk_method", "n_group", "topk_group", "bos_token_id", "eos_token_id",
+)  # fmt: skip
+# Released name: transformers' name.
+_CLIP_KEYS = {
+    "heads": "num_attention_heads", "image_size": "image_size", "intermediate_size": "intermediate_size",
+    "layers": "num_hidden_layers", "patch_size": "patch_size", "width": "hidden_size",
+}  # fmt: skip
+_SAM_KEYS = {
+    "downsample_channels": "downsample_channels", "global_attn_indexes": "global_attn_indexes",
+    "heads": "num_attention_heads", "layers": "num_hidden_layers", "output_channels": "output_channels",
+    "width": "hidden_size", "window_size": "window_size",
+}  # fmt: skip
 _FIXED: Mapping[str, Any] = {
     "use_mla": False,
     "norm_topk_prob": False,
@@ -91,23 +84,8 @@ def released_config(config: UnlimitedOcrConfig) -> dict[str, Any]:
             "image_size": sam.image_size,
             "model_type": "vision",
             "width": {
-                "clip-l-14-224": {
-                    "heads": clip.num_attention_heads,
-                    "image_size": clip.image_size,
-                    "intermediate_size": clip.intermediate_size,
-                    "layers": clip.num_hidden_layers,
-                    "patch_size": clip.patch_size,
-                    "width": clip.hidden_size,
-                },
-                "sam_vit_b": {
-                    "downsample_channels": list(sam.downsample_channels),
-                    "global_attn_indexes": list(sam.global_attn_indexes),
-                    "heads": sam.num_attention_heads,
-                    "layers": sam.num_hidden_layers,
-                    "output_channels": sam.output_channels,
-                    "width": sam.hidden_size,
-                    "window_size": sam.window_size,
-                },
+                "clip-l-14-224": {key: getattr(clip, name) for key, name in _CLIP_KEYS.items()},
+                "sam_vit_b": {key: getattr(sam, name) for key, name in _SAM_KEYS.items()},
             },
         },
     }
@@ -126,24 +104,23 @@ def _released(config: Mapping[str, Any], where: str) -> UnlimitedOcrConfig:
     text.setdefault("max_position_embeddings", 8192)
     theta = float(language.get("rope_theta") or 10000)
     text["rope_parameters"] = {"rope_type": "default", "rope_theta": theta}
-    text["layer_types"] = [FULL_ATTENTION] * _positive(text["num_hidden_layers"], where, "num_hidden_layers")
+    layers = text["num_hidden_layers"]
+    if not isinstance(layers, int) or isinstance(layers, bool) or layers < 1:
+        raise ModelError(f"{where}: language_config.num_hidden_layers is {layers!r}; expected a whole number from 1")
+    text["layer_types"] = [FULL_ATTENTION] * layers
 
     vision = _table(config, "vision_config", where)
     width = _table(vision, "width", where, "vision_config")
     clip, sam = _clip(width, where), _sam(width, vision, where)
     projector = config.get("projector_config") or {}
     if projector.get("projector_type", "linear") != "linear":
-        raise ModelError(
-            f"{where}: projector_config.projector_type is {projector['projector_type']!r}; supported: linear"
-        )
-    for key, size in (
-        ("input_dim", clip["hidden_size"] + sam["downsample_channels"][-1]),
-        ("n_embed", text["hidden_size"]),
-    ):
+        kind = projector["projector_type"]
+        raise ModelError(f"{where}: projector_config.projector_type is {kind!r}; supported: linear")
+    features = clip["hidden_size"] + sam["downsample_channels"][-1]
+    for key, size in (("input_dim", features), ("n_embed", text["hidden_size"])):
         if projector.get(key, size) != size:
-            raise ModelError(
-                f"{where}: projector_config.{key} is {projector[key]!r}, but the other sizes make it {size}"
-            )
+            found = projector[key]
+            raise ModelError(f"{where}: projector_config.{key} is {found!r}, but the other sizes make it {size}")
     return _build(
         where,
         text_config=text,
@@ -153,37 +130,35 @@ def _released(config: Mapping[str, Any], where: str) -> UnlimitedOcrConfig:
 
 
 def _clip(width: Mapping[str, Any], where: str) -> dict[str, Any]:
-    at = "vision_config.width"
-    source = _table(width, "clip-l-14-224", where, at)
-    size = _value(source, "width", where, f"{at}.clip-l-14-224")
-    return {
-        "hidden_size": size,
-        # The released code hard-codes what the config leaves out: an MLP four times as wide (4096).
-        "intermediate_size": source.get("intermediate_size", 4 * size),
-        "num_hidden_layers": _value(source, "layers", where, f"{at}.clip-l-14-224"),
-        "num_attention_heads": _value(source, "heads", where, f"{at}.clip-l-14-224"),
-        "image_size": source.get("image_size", 224),
-        "patch_size": source.get("patch_size", 14),
-    }
+    path = "vision_config.width.clip-l-14-224"
+    source = _table(width, "clip-l-14-224", where, "vision_config.width")
+    # The released code hard-codes what the config leaves out: an MLP four times as wide (4096).
+    defaults = {"intermediate_size": 4 * _value(source, "width", where, path), "image_size": 224, "patch_size": 14}
+    return _renamed(source, _CLIP_KEYS, defaults, where, path)
 
 
 def _sam(width: Mapping[str, Any], vision: Mapping[str, Any], where: str) -> dict[str, Any]:
-    at = "vision_config.width"
-    source = _table(width, "sam_vit_b", where, at)
-    size = _value(source, "width", where, f"{at}.sam_vit_b")
-    channels = source.get("downsample_channels", [512, 1024])
+    path = "vision_config.width.sam_vit_b"
+    source = _table(width, "sam_vit_b", where, "vision_config.width")
+    defaults = {
+        "downsample_channels": [512, 1024], "global_attn_indexes": [2, 5, 8, 11],
+        "output_channels": 256, "window_size": 14,
+    }  # fmt: skip
+    sizes = _renamed(source, _SAM_KEYS, defaults, where, path)
+    channels = sizes["downsample_channels"]
     if not isinstance(channels, list) or len(channels) != 2:
-        raise ModelError(f"{where}: {at}.sam_vit_b.downsample_channels is {channels!r}; expected two numbers")
+        raise ModelError(f"{where}: {path}.downsample_channels is {channels!r}; expected two numbers")
+    mlp = source.get("mlp_dim", 4 * sizes["hidden_size"])
+    return {**sizes, "mlp_dim": mlp, "image_size": vision.get("image_size", 1024)}
+
+
+def _renamed(
+    source: Mapping[str, Any], names: Mapping[str, str], defaults: Mapping[str, Any], where: str, path: str
+) -> dict[str, Any]:
+    """The values of *source* under transformers' *names*; a key without a default must be there."""
     return {
-        "hidden_size": size,
-        "mlp_dim": source.get("mlp_dim", 4 * size),
-        "num_hidden_layers": _value(source, "layers", where, f"{at}.sam_vit_b"),
-        "num_attention_heads": _value(source, "heads", where, f"{at}.sam_vit_b"),
-        "global_attn_indexes": source.get("global_attn_indexes", [2, 5, 8, 11]),
-        "window_size": source.get("window_size", 14),
-        "output_channels": source.get("output_channels", 256),
-        "downsample_channels": channels,
-        "image_size": vision.get("image_size", 1024),
+        name: source.get(key, defaults[key]) if key in defaults else _value(source, key, where, path)
+        for key, name in names.items()
     }
 
 
@@ -221,12 +196,6 @@ def _value(config: Mapping[str, Any], key: str, where: str, parent: str = "") ->
     if config.get(key) is None:
         raise ModelError(f"{where}: {_path(parent, key)} is missing; supported: {_SUPPORTED}")
     return config[key]
-
-
-def _positive(value: Any, where: str, key: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ModelError(f"{where}: language_config.{key} is {value!r}; expected a whole number from 1")
-    return value
 
 
 def _path(parent: str, key: str) -> str:

@@ -64,9 +64,7 @@ def _call(part: str, call: Callable[..., Any], *inputs: torch.Tensor) -> Any:
     return call(*inputs)
 
 
-def encode_views(
-    model: Any, pixels: torch.Tensor, phases: Phases, run: Callable[..., Any] = _call
-) -> torch.Tensor:
+def encode_views(model: Any, pixels: torch.Tensor, phases: Phases, run: Callable[..., Any] = _call) -> torch.Tensor:
     """Turn views [views, 3, size, size] into features [views, tokens, hidden]: phases sam, clip and projector.
 
     *run* gets each part's name, its function and its inputs; an engine can replay a CUDA graph there.

@@ -52,9 +52,7 @@ class CompiledEngine(StaticCacheEngine):
         cache.stored[..., length:, :].zero_()
         return cache
 
-    def _decode(
-        self, cache: Cache, tracker: TokenTracker, length: int, ngram: int, phases: Phases
-    ) -> Iterator[Token]:
+    def _decode(self, cache: Cache, tracker: TokenTracker, length: int, ngram: int, phases: Phases) -> Iterator[Token]:
         queue = _TokenQueue(cache.last)
 
         def launch() -> None:

@@ -84,9 +84,7 @@ class FastEngine(StaticCacheEngine):
         self.step.begin()
         return cache
 
-    def _decode(
-        self, cache: Cache, tracker: TokenTracker, length: int, ngram: int, phases: Phases
-    ) -> Iterator[Token]:
+    def _decode(self, cache: Cache, tracker: TokenTracker, length: int, ngram: int, phases: Phases) -> Iterator[Token]:
         filled, last = length + 1, length + tracker.max_tokens
         key, step = self._graph(cache, ngram)
         with phases.phase("decode"):

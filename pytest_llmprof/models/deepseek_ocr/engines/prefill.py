@@ -13,21 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_llmprof.models.deepseek_ocr import vision
+from pytest_llmprof.models.deepseek_ocr import generation, vision
 from pytest_llmprof.models.deepseek_ocr.engines.graphs import Graphs, compile_whole
-from pytest_llmprof.models.deepseek_ocr.generation import (
-    NOT_A_TOKEN,
-    Limits,
-    Prompts,
-    TokenTracker,
-    ban_repeats,
-    causal_mask,
-    text_forward,
-)
+from pytest_llmprof.models.deepseek_ocr.generation import NOT_A_TOKEN, TokenTracker
 
 if TYPE_CHECKING:
     from pytest_llmprof.models.base import Phases, Token
     from pytest_llmprof.models.deepseek_ocr.engines import Inputs
+    from pytest_llmprof.models.deepseek_ocr.generation import Limits, Prompts
 
 __all__ = ["Cache", "Prefill", "StaticCacheEngine", "cache_places", "pad_crops"]
 
@@ -158,10 +151,10 @@ class Prefill:
         length = embeddings.shape[1]
         places = torch.arange(length, device=embeddings.device)
         positions = (places - cache.starts).clamp_min(0)
-        mask = causal_mask(cache.starts, length) if padded else None
-        hidden = text_forward(self._model.model.language_model, embeddings, positions, mask, cache)
+        mask = generation.causal_mask(cache.starts, length) if padded else None
+        hidden = generation.text_forward(self._model.model.language_model, embeddings, positions, mask, cache)
         scores = self._model.lm_head(hidden[:, -1])
-        best, chosen = ban_repeats(cache.ids[:, :length], scores, ngram).max(-1)
+        best, chosen = generation.ban_repeats(cache.ids[:, :length], scores, ngram).max(-1)
         chosen = chosen.masked_fill(best.isnan(), NOT_A_TOKEN)
         cache.last.copy_(chosen)
         cache.ids[:, length] = chosen
@@ -219,9 +212,7 @@ class StaticCacheEngine:
         decode steps need, so that this does not happen in the middle of an answer."""
         raise NotImplementedError
 
-    def _decode(
-        self, cache: Cache, tracker: TokenTracker, length: int, ngram: int, phases: Phases
-    ) -> Iterator[Token]:
+    def _decode(self, cache: Cache, tracker: TokenTracker, length: int, ngram: int, phases: Phases) -> Iterator[Token]:
         """The phase decode: yield all tokens behind the first."""
         raise NotImplementedError
 

@@ -84,9 +84,8 @@ class Step:
 
     def __call__(self, cache: Cache, places: int, ngram: int) -> None:
         """Advance *cache* by one token a row; only its first *places* places are read."""
-        hidden, rotary, visible = self._begin(
-            cache.last, cache.length, cache.starts, self._embedding, self._rotary, places
-        )
+        state = cache.last, cache.length, cache.starts
+        hidden, rotary, visible = self._begin(*state, self._embedding, self._rotary, places)
         for (attention, mlp), stored in zip(self._layers, cache.stored, strict=True):
             queries = self._project(self._norm(hidden, attention.norm), rotary, cache.length, stored, attention.qkv)
             shares = self._attend(queries, stored[0, :, :, :places], visible)
@@ -241,9 +240,7 @@ def _choose(
     length.add_(1)
 
 
-def ban_repeats_in_buffer(
-    scores: torch.Tensor, ids: torch.Tensor, length: torch.Tensor, ngram: int
-) -> torch.Tensor:
+def ban_repeats_in_buffer(scores: torch.Tensor, ids: torch.Tensor, length: torch.Tensor, ngram: int) -> torch.Tensor:
     """`generation.ban_repeats` for a buffer *ids* of which the first *length* places are filled."""
     rows, vocabulary = scores.shape
     if not 0 < ngram <= ids.shape[1]:
