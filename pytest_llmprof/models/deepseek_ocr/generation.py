@@ -15,6 +15,7 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from pytest_llmprof.errors import ModelError
 from pytest_llmprof.models.base import Token
@@ -35,15 +36,15 @@ NOT_A_TOKEN = -1
 class Prompts:
     """A batch of prompts, padded on the left to one length."""
 
-    ids: torch.Tensor
+    ids: Tensor
     """int64 [rows, length]; -1 where padded."""
-    starts: torch.Tensor
+    starts: Tensor
     """int64 [rows, 1]: where each row's prompt begins. Uploaded early: later it would wait for the vision tower."""
     padding: tuple[int, ...]
     """Padded places of each row."""
 
     @property
-    def ids_to_embed(self) -> torch.Tensor:
+    def ids_to_embed(self) -> Tensor:
         """The ids with 0 where padded: the embedding needs a valid id there, and attention ignores the place."""
         return self.ids.clamp_min(0)
 
@@ -78,7 +79,7 @@ def pad_prompts(rows: Sequence[Sequence[int]], device: torch.device) -> Prompts:
     return Prompts(torch.tensor(padded).to(device), starts.to(device), padding)
 
 
-def stream(model: Any, prompts: Prompts, embeddings: torch.Tensor, limits: Limits, phases: Phases) -> Iterator[Token]:
+def stream(model: Any, prompts: Prompts, embeddings: Tensor, limits: Limits, phases: Phases) -> Iterator[Token]:
     """Yield the answers' tokens, greedily chosen, each as it arrives on the host.
 
     *embeddings* is [rows, length, hidden] with the images' features merged in. Call it in inference mode.
@@ -158,13 +159,13 @@ class EagerDecoder:
         self._ended = torch.zeros(rows, dtype=torch.bool, device=device)
         self._track_ends = rows > 1 and limits.eos is not None
 
-    def first(self, embeddings: torch.Tensor) -> torch.Tensor:
+    def first(self, embeddings: Tensor) -> Tensor:
         """Read the prompts, [rows, length, hidden] with the images' features merged in; return the first tokens
         [rows]."""
         mask = causal_mask(self._starts, self._length) if self._padded else None
         return self._forward(embeddings, self._positions[:, : self._length], mask)
 
-    def next(self) -> torch.Tensor:
+    def next(self) -> Tensor:
         """Feed the tokens chosen last; return the next ones [rows]."""
         at = self._length - 1
         embeddings = self._text.embed_tokens(self.ids[:, at : at + 1])
@@ -180,7 +181,7 @@ class EagerDecoder:
         if self._scores.isnan().any():
             raise ModelError("the scores of the last token are not numbers (NaN): model.dtype=float32 may help")
 
-    def _forward(self, embeddings: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    def _forward(self, embeddings: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
         scores = self._head(text_forward(self._text, embeddings, positions, mask, self._cache)[:, -1])
         self._scores = scores
         chosen = ban_repeats(self.ids[:, : self._length], scores, self._limits.ngram).argmax(-1)
@@ -192,15 +193,13 @@ class EagerDecoder:
         return chosen
 
 
-def text_forward(
-    text: Any, embeddings: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, cache: Any
-) -> torch.Tensor:
+def text_forward(text: Any, embeddings: Tensor, positions: Tensor, mask: Tensor | None, cache: Any) -> Tensor:
     """Run transformers' text model over *embeddings* [rows, places, hidden]; return its last hidden states.
 
     Each layer calls `update` of *cache* with its keys and values. A mask is bool [rows, 1, places, places seen].
     """
     # A ready mask keeps transformers from making one, which waits for the device at every step.
-    hidden: torch.Tensor = text(
+    hidden: Tensor = text(
         inputs_embeds=embeddings,
         attention_mask={"full_attention": mask},
         position_ids=positions,
@@ -216,7 +215,7 @@ def _cache_keyword(forward: Callable[..., Any]) -> str:
     return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
-def causal_mask(starts: torch.Tensor, length: int) -> torch.Tensor:
+def causal_mask(starts: Tensor, length: int) -> Tensor:
     """Which places each place of a padded prompt attends to: bool [rows, 1, length, length]. Prompts begin at *starts*
     [rows, 1]."""
     places = torch.arange(length, device=starts.device)
@@ -226,7 +225,7 @@ def causal_mask(starts: torch.Tensor, length: int) -> torch.Tensor:
     return (causal & ((places >= starts)[:, None] | itself))[:, None]
 
 
-def ban_repeats(ids: torch.Tensor, scores: torch.Tensor, ngram: int) -> torch.Tensor:
+def ban_repeats(ids: Tensor, scores: Tensor, ngram: int) -> Tensor:
     """Return *scores* [rows, vocabulary], -inf where a token would repeat an n-gram of *ids* [rows, length].
 
     Bans what transformers' `NoRepeatNGramLogitsProcessor` bans, prompt included, without leaving the device.

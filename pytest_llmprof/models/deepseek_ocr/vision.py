@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     from pytest_llmprof.models.base import Phases
@@ -35,9 +36,9 @@ class _PositionTables:
 
     def __init__(self, make: Any) -> None:
         self._make = make
-        self._tables: dict[tuple[int, int, int], torch.Tensor] = {}
+        self._tables: dict[tuple[int, int, int], Tensor] = {}
 
-    def __call__(self, q_size: int, k_size: int, rel_pos: torch.Tensor) -> torch.Tensor:
+    def __call__(self, q_size: int, k_size: int, rel_pos: Tensor) -> Tensor:
         key = (q_size, k_size, id(rel_pos))  # rel_pos is a parameter: it lives as long as this table
         if key not in self._tables:
             self._tables[key] = self._make(q_size, k_size, rel_pos)
@@ -45,12 +46,8 @@ class _PositionTables:
 
 
 def page_features(
-    model: Any,
-    overviews: torch.Tensor,
-    crops: torch.Tensor | None,
-    grids: Sequence[CropGrid],
-    phases: Phases,
-) -> list[torch.Tensor]:
+    model: Any, overviews: Tensor, crops: Tensor | None, grids: Sequence[CropGrid], phases: Phases
+) -> list[Tensor]:
     """Return each page's features [image tokens, hidden]: crops, overview, separator.
 
     *overviews* is [pages, 3, size, size]; *crops* is [all pages' crops, 3, 640, 640] in page order, or None.
@@ -60,19 +57,19 @@ def page_features(
     return arrange_pages(model, whole, parts, grids)
 
 
-def _call(part: str, call: Callable[..., Any], *inputs: torch.Tensor) -> Any:
+def _call(part: str, call: Callable[..., Any], *inputs: Tensor) -> Any:
     return call(*inputs)
 
 
-def encode_views(model: Any, pixels: torch.Tensor, phases: Phases, run: Callable[..., Any] = _call) -> torch.Tensor:
+def encode_views(model: Any, pixels: Tensor, phases: Phases, run: Callable[..., Any] = _call) -> Tensor:
     """Turn views [views, 3, size, size] into features [views, tokens, hidden]: phases sam, clip and projector.
 
     *run* gets each part's name, its function and its inputs; an engine can replay a CUDA graph there.
     """
     tower = model.model.vision_tower
 
-    def join(local: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        projected: torch.Tensor = model.model.multi_modal_projector(torch.cat([context, local], dim=-1))
+    def join(local: Tensor, context: Tensor) -> Tensor:
+        projected: Tensor = model.model.multi_modal_projector(torch.cat([context, local], dim=-1))
         return projected
 
     with phases.phase("sam"):
@@ -82,16 +79,14 @@ def encode_views(model: Any, pixels: torch.Tensor, phases: Phases, run: Callable
         # Views cost the GPU nothing, but making them takes the host longer than the projector runs.
         local, context = local.flatten(2).transpose(1, 2), context[:, 1:]
     with phases.phase("projector"):
-        features: torch.Tensor = run("projector", join, local, context)
+        features: Tensor = run("projector", join, local, context)
     return features
 
 
-def arrange_pages(
-    model: Any, whole: torch.Tensor, parts: torch.Tensor | None, grids: Sequence[CropGrid]
-) -> list[torch.Tensor]:
+def arrange_pages(model: Any, whole: Tensor, parts: Tensor | None, grids: Sequence[CropGrid]) -> list[Tensor]:
     """Put each page's features in the prompt's order, [image tokens, hidden], from those of overviews and crops."""
     newline, separator = model.model.image_newline, model.model.view_separator
-    pages: list[torch.Tensor] = []
+    pages: list[Tensor] = []
     taken = 0
     for page, (columns, rows) in enumerate(grids):
         views = []
@@ -103,28 +98,26 @@ def arrange_pages(
     return pages
 
 
-def insert_features(
-    embeddings: torch.Tensor, features: Sequence[torch.Tensor], image_starts: Sequence[int]
-) -> torch.Tensor:
+def insert_features(embeddings: Tensor, features: Sequence[Tensor], image_starts: Sequence[int]) -> Tensor:
     """Write each page's *features* into its row of *embeddings* [pages, length, hidden], from its image start on."""
     for row, (page, start) in enumerate(zip(features, image_starts, strict=True)):
         embeddings[row, start : start + page.shape[0]] = page
     return embeddings
 
 
-def _square(view: torch.Tensor) -> torch.Tensor:
+def _square(view: Tensor) -> Tensor:
     side = round(view.shape[0] ** 0.5)
     return view.reshape(side, side, -1)
 
 
-def _join_crops(crops: torch.Tensor, columns: int, rows: int) -> torch.Tensor:
+def _join_crops(crops: Tensor, columns: int, rows: int) -> Tensor:
     """[crops, tokens, hidden] -> [rows * side, columns * side, hidden]"""
     side, hidden = round(crops.shape[1] ** 0.5), crops.shape[2]
     grid = crops.reshape(rows, columns, side, side, hidden).transpose(1, 2)
     return grid.reshape(rows * side, columns * side, hidden)
 
 
-def _with_newlines(grid: torch.Tensor, newline: torch.Tensor) -> torch.Tensor:
+def _with_newlines(grid: Tensor, newline: Tensor) -> Tensor:
     """[rows, columns, hidden] -> [rows * (columns + 1), hidden]: a newline after each row."""
     ends = newline.expand(grid.shape[0], 1, -1)
     return torch.cat([grid, ends], dim=1).flatten(0, 1)

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from pytest_llmprof.models.deepseek_ocr.engines.graphs import require_compiler
 from pytest_llmprof.models.deepseek_ocr.engines.prefill import Cache, StaticCacheEngine, cache_places
@@ -83,7 +84,7 @@ class _TokenQueue:
 
     _SLOTS = 3
 
-    def __init__(self, last: torch.Tensor) -> None:
+    def __init__(self, last: Tensor) -> None:
         """*last* [rows] is where a step leaves its tokens."""
         self.sent = self.taken = 0
         self._last = last

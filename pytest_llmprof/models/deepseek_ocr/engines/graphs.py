@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pytest_llmprof.errors import EngineUnavailable
 
@@ -49,8 +50,8 @@ class _Graph:
     """A captured call, and the tensors it reads and writes."""
 
     graph: torch.cuda.CUDAGraph
-    inputs: tuple[torch.Tensor, ...]
-    output: torch.Tensor | None
+    inputs: tuple[Tensor, ...]
+    output: Tensor | None
 
 
 class Graphs:
@@ -63,9 +64,7 @@ class Graphs:
         self._stream: Any = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle() if cuda else None
 
-    def run(
-        self, key: Hashable, function: Callable[..., torch.Tensor | None], *inputs: torch.Tensor
-    ) -> torch.Tensor | None:
+    def run(self, key: Hashable, function: Callable[..., Tensor | None], *inputs: Tensor) -> Tensor | None:
         """Return function(*inputs), replayed from the graph of *key* and of the inputs' shapes.
 
         At the first call *function* runs three times and is then captured. It may write into tensors that it keeps,
@@ -91,7 +90,7 @@ class Graphs:
         """Free the graphs and their memory."""
         self._graphs.clear()
 
-    def _capture(self, function: Callable[..., torch.Tensor | None], inputs: tuple[torch.Tensor, ...]) -> _Graph:
+    def _capture(self, function: Callable[..., Tensor | None], inputs: tuple[Tensor, ...]) -> _Graph:
         static = tuple(tensor.clone() for tensor in inputs)
         stream, graph = self._stream, torch.cuda.CUDAGraph()
         stream.wait_stream(torch.cuda.current_stream(self._device))

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from pytest_llmprof.models.deepseek_ocr import generation, vision
 from pytest_llmprof.models.deepseek_ocr.engines.graphs import Graphs, compile_whole
@@ -84,9 +85,7 @@ class Cache:
         self.eos.fill_(NOT_A_TOKEN if limits.eos is None else limits.eos)
         self.pad.fill_(limits.pad)
 
-    def update(
-        self, keys: torch.Tensor, values: torch.Tensor, layer: int, **_: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(self, keys: Tensor, values: Tensor, layer: int, **_: Any) -> tuple[Tensor, Tensor]:
         """Store a prompt's keys and values, [rows, heads, length, head size]; a prompt attends to itself alone."""
         for stored, new in zip(self.stored[layer], (keys, values), strict=True):
             stored[:, :, : new.shape[2]] = new
@@ -115,7 +114,7 @@ class Prefill:
         _share_sam_layers(tower.sam_encoder.layers)
         _share_layers(tower.vision_encoder.encoder.layers)
 
-    def embeddings(self, inputs: Inputs, phases: Phases) -> torch.Tensor:
+    def embeddings(self, inputs: Inputs, phases: Phases) -> Tensor:
         """The prompts' embeddings, [rows, length, hidden], with the images' features merged in: phase vision."""
         model, graphs, prompts = self._model, self._graphs, inputs.prompts
         with phases.phase("vision"):
@@ -124,7 +123,7 @@ class Prefill:
                 padded = pad_crops(inputs.crops)
                 views.append(vision.encode_views(model, padded, phases, graphs.run)[: len(inputs.crops)])
 
-            def merge(ids: torch.Tensor, *views: torch.Tensor) -> torch.Tensor:
+            def merge(ids: Tensor, *views: Tensor) -> Tensor:
                 parts = views[1] if len(views) > 1 else None
                 pages = vision.arrange_pages(model, views[0], parts, inputs.grids)
                 embeddings = model.model.language_model.embed_tokens(ids)
@@ -134,7 +133,7 @@ class Prefill:
         assert merged is not None
         return merged
 
-    def fill(self, cache: Cache, embeddings: torch.Tensor, prompts: Prompts, ngram: int) -> torch.Tensor:
+    def fill(self, cache: Cache, embeddings: Tensor, prompts: Prompts, ngram: int) -> Tensor:
         """Read the prompts into *cache*; return the first tokens [rows].
 
         A graph holds the cache's address, so calls with as many rows and places must pass the same cache.
@@ -147,7 +146,7 @@ class Prefill:
         assert chosen is not None
         return chosen
 
-    def _fill(self, cache: Cache, padded: bool, ngram: int, embeddings: torch.Tensor) -> torch.Tensor:
+    def _fill(self, cache: Cache, padded: bool, ngram: int, embeddings: Tensor) -> Tensor:
         length = embeddings.shape[1]
         places = torch.arange(length, device=embeddings.device)
         positions = (places - cache.starts).clamp_min(0)
@@ -217,7 +216,7 @@ class StaticCacheEngine:
         raise NotImplementedError
 
 
-def pad_crops(crops: torch.Tensor) -> torch.Tensor:
+def pad_crops(crops: Tensor) -> Tensor:
     """Add grey crops to *crops* [crops, 3, 640, 640], up to a count that is compiled; callers drop their features."""
     count = len(crops)
     wanted = next((size for size in _CROPS if size >= count), -(-count // 4) * 4)
@@ -248,19 +247,17 @@ def _compiled(layer: Any) -> Any:
         # The ready tables are passed in place of the weights that they are computed from.
         template.attn.get_rel_pos = lambda queries, keys, table: table
 
-    def call(weights: dict[str, torch.Tensor], *inputs: Any) -> Any:
+    def call(weights: dict[str, Tensor], *inputs: Any) -> Any:
         return torch.func.functional_call(template, weights, inputs)
 
     return compile_whole(call)
 
 
-def _forward(call: Any, weights: Any, hidden: torch.Tensor, attention_mask: None = None) -> Any:
+def _forward(call: Any, weights: Any, hidden: Tensor, attention_mask: None = None) -> Any:
     return call(weights, hidden, attention_mask)
 
 
-def _sam_forward(
-    call: Any, weights: Any, window: int, attention: Any, tables: dict[Any, Any], hidden: torch.Tensor
-) -> Any:
+def _sam_forward(call: Any, weights: Any, window: int, attention: Any, tables: dict[Any, Any], hidden: Tensor) -> Any:
     size = (window, window) if window else (hidden.shape[1], hidden.shape[2])
     if size not in tables:
         tables[size] = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from pytest_llmprof.errors import ModelError
@@ -28,30 +29,30 @@ _CHUNK = 128
 class Attention(NamedTuple):
     """Weights of one layer's attention."""
 
-    norm: torch.Tensor
-    qkv: torch.Tensor
-    out: torch.Tensor
+    norm: Tensor
+    qkv: Tensor
+    out: Tensor
 
 
 class Dense(NamedTuple):
     """Weights of a gated MLP."""
 
-    norm: torch.Tensor
-    gate_up: torch.Tensor
-    down: torch.Tensor
+    norm: Tensor
+    gate_up: Tensor
+    down: Tensor
 
 
 class Sparse(NamedTuple):
     """Weights of a layer's router, routed experts and shared experts."""
 
-    norm: torch.Tensor
-    router: torch.Tensor
-    gate_up: torch.Tensor
+    norm: Tensor
+    router: Tensor
+    gate_up: Tensor
     """[experts, gate and up, hidden]"""
-    down: torch.Tensor
+    down: Tensor
     """[experts, hidden, inner]"""
-    shared_gate_up: torch.Tensor
-    shared_down: torch.Tensor
+    shared_gate_up: Tensor
+    shared_down: Tensor
 
 
 class Step:
@@ -100,40 +101,35 @@ class Step:
         ids = cache.ids[:, :places]
         self._choose(scores, ids, cache.length, cache.last, cache.ended, cache.eos, cache.pad, ngram)
 
-    def _rms(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def _rms(self, hidden: Tensor, weight: Tensor) -> Tensor:
         exact = hidden.float()
         scaled = exact * torch.rsqrt(exact.pow(2).mean(-1, keepdim=True) + self._eps)
         return weight * scaled.to(hidden.dtype)
 
     def _queries(
-        self,
-        inputs: torch.Tensor,
-        rotary: tuple[torch.Tensor, torch.Tensor],
-        length: torch.Tensor,
-        stored: torch.Tensor,
-        weight: torch.Tensor,
-    ) -> torch.Tensor:
+        self, inputs: Tensor, rotary: tuple[Tensor, Tensor], length: Tensor, stored: Tensor, weight: Tensor
+    ) -> Tensor:
         """Write this token's key and value into *stored*; return its queries [rows, heads, size]."""
         qkv = _product(inputs, weight).view(inputs.shape[0], -1, self._size)
         queries, keys, values = torch.split(qkv, [self._heads, self._kv_heads, self._kv_heads], dim=1)
         stored.index_copy_(3, length - 1, torch.stack((_rotate(keys, rotary), values))[:, :, :, None])
         return _rotate(queries, rotary)
 
-    def _attention_shares(self, queries: torch.Tensor, keys: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    def _attention_shares(self, queries: Tensor, keys: Tensor, visible: Tensor) -> Tensor:
         """Attention weights of the queries [rows, heads, size] over *keys* [rows, key-value heads, places, size]:
         [rows, key-value heads, queries of each, places]."""
         grouped = queries.view(queries.shape[0], self._kv_heads, -1, 1, self._size)
         scores = (grouped.float() * keys[:, :, None].float()).sum(-1) * self._size**-0.5
-        shares: torch.Tensor = scores.masked_fill(~visible[:, None, None], float("-inf")).softmax(-1)
+        shares: Tensor = scores.masked_fill(~visible[:, None, None], float("-inf")).softmax(-1)
         return shares.to(keys.dtype)
 
-    def _dense_mlp(self, hidden: torch.Tensor, attended: torch.Tensor, out: torch.Tensor, mlp: Dense) -> torch.Tensor:
+    def _dense_mlp(self, hidden: Tensor, attended: Tensor, out: Tensor, mlp: Dense) -> Tensor:
         hidden = hidden + F.linear(attended, out)
         return hidden + F.linear(_gated(F.linear(self._rms(hidden, mlp.norm), mlp.gate_up)), mlp.down)
 
     def _router(
-        self, hidden: torch.Tensor, attended: torch.Tensor, out: torch.Tensor, norm: torch.Tensor, router: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        self, hidden: Tensor, attended: Tensor, out: Tensor, norm: Tensor, router: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The output projection and the router: the residual stream, the experts' input, the experts' probabilities
         and numbers, highest first."""
         hidden = hidden + _product(attended, out)
@@ -142,13 +138,8 @@ class Step:
         return hidden, inner, *probabilities.sort(dim=-1, descending=True)
 
     def _experts_in(
-        self,
-        inner: torch.Tensor,
-        probabilities: torch.Tensor,
-        experts: torch.Tensor,
-        gate_up: torch.Tensor,
-        shared_gate_up: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, inner: Tensor, probabilities: Tensor, experts: Tensor, gate_up: Tensor, shared_gate_up: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Inner values of the chosen experts, times their probabilities, and of the shared ones: [rows, chosen or all,
         inner], [rows, inner]."""
         rows, top = inner.shape[0], self._top
@@ -162,14 +153,8 @@ class Step:
         return (every * mix[..., None]).to(inner.dtype), shared
 
     def _experts_out(
-        self,
-        hidden: torch.Tensor,
-        routed: torch.Tensor,
-        shared: torch.Tensor,
-        experts: torch.Tensor,
-        down: torch.Tensor,
-        shared_down: torch.Tensor,
-    ) -> torch.Tensor:
+        self, hidden: Tensor, routed: Tensor, shared: Tensor, experts: Tensor, down: Tensor, shared_down: Tensor
+    ) -> Tensor:
         rows, top = hidden.shape[0], self._top
         if _gathers(rows * top, down):
             outputs = (down[experts[:, :top]] * routed[:, :, None]).sum(-1).sum(1)
@@ -178,40 +163,35 @@ class Step:
         return hidden + (outputs + _product(shared, shared_down))
 
 
-def _gathers(chosen: int, weights: torch.Tensor) -> bool:
+def _gathers(chosen: int, weights: Tensor) -> bool:
     """Whether to read the weights of each chosen expert; where rows choose more than there are, each is read once."""
     return chosen < weights.shape[0]
 
 
-def _product(inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def _product(inputs: Tensor, weight: Tensor) -> Tensor:
     """[rows, in], [out, in] -> [rows, out]"""
     return (inputs[:, None] * weight).sum(-1) if inputs.shape[0] == 1 else F.linear(inputs, weight)
 
 
-def _blend(shares: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+def _blend(shares: Tensor, values: Tensor) -> Tensor:
     """The weighted sum of *values*, [rows, heads * size]."""
     return torch.matmul(shares, values).view(shares.shape[0], -1)
 
 
-def _gated(gate_up: torch.Tensor) -> torch.Tensor:
+def _gated(gate_up: Tensor) -> Tensor:
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
 
 
-def _rotate(states: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def _rotate(states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     """Rotary embedding of [rows, heads, size] by cosines and sines [rows, size]."""
     first, second = states.chunk(2, dim=-1)
     return states * rotary[0][:, None] + torch.cat((-second, first), dim=-1) * rotary[1][:, None]
 
 
 def _begin(
-    last: torch.Tensor,
-    length: torch.Tensor,
-    starts: torch.Tensor,
-    embedding: torch.Tensor,
-    rotary: tuple[torch.Tensor, torch.Tensor],
-    places: int,
-) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
+    last: Tensor, length: Tensor, starts: Tensor, embedding: Tensor, rotary: tuple[Tensor, Tensor], places: int
+) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
     """Embeddings of the last tokens [rows, hidden], cosines and sines [rows, size], visible places [rows, places]."""
     # A row that has ended goes on with the others; its tokens are dropped.
     position = (length - 1 - starts)[:, 0].clamp(0, rotary[0].shape[1] - 1)
@@ -222,14 +202,7 @@ def _begin(
 
 
 def _choose(
-    scores: torch.Tensor,
-    ids: torch.Tensor,
-    length: torch.Tensor,
-    last: torch.Tensor,
-    ended: torch.Tensor,
-    eos: torch.Tensor,
-    pad: torch.Tensor,
-    ngram: int,
+    scores: Tensor, ids: Tensor, length: Tensor, last: Tensor, ended: Tensor, eos: Tensor, pad: Tensor, ngram: int
 ) -> None:
     """Add the likeliest token that repeats no n-gram to *ids* [rows, places], of which *length* [1] are filled."""
     best, chosen = highest_score(ban_repeats_in_buffer(scores, ids, length, ngram))
@@ -240,7 +213,7 @@ def _choose(
     length.add_(1)
 
 
-def ban_repeats_in_buffer(scores: torch.Tensor, ids: torch.Tensor, length: torch.Tensor, ngram: int) -> torch.Tensor:
+def ban_repeats_in_buffer(scores: Tensor, ids: Tensor, length: Tensor, ngram: int) -> Tensor:
     """`generation.ban_repeats` for a buffer *ids* of which the first *length* places are filled."""
     rows, vocabulary = scores.shape
     if not 0 < ngram <= ids.shape[1]:
@@ -257,7 +230,7 @@ def ban_repeats_in_buffer(scores: torch.Tensor, ids: torch.Tensor, length: torch
     return scores.masked_fill(mask[:, :vocabulary], float("-inf"))
 
 
-def highest_score(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def highest_score(scores: Tensor) -> tuple[Tensor, Tensor]:
     """The highest score and the first token that has it, [rows] each. In two steps: the first runs in parallel."""
     rows, vocabulary = scores.shape
     chunks = F.pad(scores, (0, -vocabulary % _CHUNK), value=float("-inf")).view(rows, -1, _CHUNK)
@@ -303,7 +276,7 @@ def _mlp_of(layer: Any) -> Dense | Sparse:
     return Dense(norm, _join(mlp.gate_proj, mlp.up_proj), mlp.down_proj.weight)
 
 
-def _join(*layers: Any) -> torch.Tensor:
+def _join(*layers: Any) -> Tensor:
     """The weights of *layers* one under the other. The layers keep views of the result, so memory is not doubled."""
     joined = torch.cat([layer.weight for layer in layers])
     parts = torch.split(joined, [layer.weight.shape[0] for layer in layers])
