@@ -11,7 +11,7 @@ __all__ = ["packaged_models"]
 
 
 def packaged_models() -> tuple[ModelPlugin, ...]:
-    """The adapters that ship with this package; importing none of torch or transformers."""
+    """The adapters in this package. Imports neither torch nor transformers."""
     from pytest_llmprof.models import deepseek_ocr
 
     return (deepseek_ocr.plugin(),)

@@ -1,4 +1,4 @@
-"""What a model must offer to be driven: the adapter protocol and its plain data types.
+"""What a model must offer: the adapter protocol and its plain data types.
 
 Nothing here imports torch. A third party registers a `ModelPlugin` through the hook
 ``pytest_llmprof_models`` (see `pytest_llmprof.plugin.hookspecs`).
@@ -34,18 +34,18 @@ __all__ = [
 
 
 class Token(NamedTuple):
-    """One generated token, handed over as soon as the host has it."""
+    """One generated token, yielded as soon as the host has it."""
 
     row: int
     """Index of its page in the batch."""
     id: int | None
     """Token id; None for engines that yield text only."""
     text: str | None
-    """Text of the token for engines without ids; None where `id` is set (then `LoadedModel.text` decodes)."""
+    """The token's text for engines without ids; None where `id` is set (`LoadedModel.text` decodes it)."""
     time_ns: int
-    """`time.perf_counter_ns()` at its arrival on the host."""
+    """`time.perf_counter_ns()` when it arrived on the host."""
     finish: str | None = None
-    """None, or why the row ended with this token: "eos" or "length"."""
+    """Why the row ended with this token, "eos" or "length"; None where it goes on."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,13 @@ class Box:
 
 @dataclass(frozen=True)
 class ParsedOutput:
-    """What one answer says."""
+    """An answer, read."""
 
     plain: str
-    """Without special tokens (EOS, padding) and without whole grounding spans."""
+    """The text without special tokens (EOS, padding) and without whole grounding spans."""
     boxes: tuple[Box, ...] = ()
     bad_boxes: int = 0
-    """Boxes that were malformed or empty and were skipped."""
+    """Boxes that were skipped because they were malformed or empty."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,13 @@ class Capabilities:
     """What a loaded model can do."""
 
     phases: tuple[str, ...]
-    """The phases it announces through `Phases.phase`, in order, sub-phases included."""
+    """The phases it opens with `Phases.phase`, in order, with sub-phases."""
     profiler: bool = True
     """Whether it runs in this process, so that torch.profiler sees it."""
     token_ids: bool = True
     """Whether tokens carry ids."""
     block: int = 1
-    """Tokens it hands over at a time. Those of one block arrive together, so only their mean time is known."""
+    """Tokens that arrive together. Of the times within such a block only the mean is known."""
 
 
 @dataclass(frozen=True)
@@ -103,27 +103,26 @@ class ModelInfo:
 
 
 class Phases(Protocol):
-    """Where a model tells what it is doing; the harness makes NVTX ranges, profiler ranges and times of it.
+    """A model opens its phases here; they become NVTX ranges, profiler ranges and times.
 
-    Phases: preprocess, vision (with sam, clip, projector inside), prefill, decode (with a step a token inside).
+    Phases: preprocess, vision (with sam, clip and projector inside), prefill, decode (with a step for each token
+    inside).
     """
 
     def phase(self, name: str) -> AbstractContextManager[None]:
-        """Open the phase *name*; leave the block when it ends. No synchronisation happens inside."""
+        """Open the phase *name*; leaving the block ends it. Nothing synchronises inside."""
 
     def step(self) -> AbstractContextManager[None]:
         """Open one decode step (inside the phase `decode`)."""
 
 
 class NoPhases:
-    """`Phases` that do nothing: for running a model without the harness."""
+    """`Phases` that do nothing, to run a model without measuring it."""
 
     def phase(self, name: str) -> AbstractContextManager[None]:
-        """See `Phases.phase`."""
         return nullcontext()
 
     def step(self) -> AbstractContextManager[None]:
-        """See `Phases.step`."""
         return nullcontext()
 
 
@@ -133,28 +132,26 @@ class LoadedModel(Protocol):
     info: ModelInfo
     capabilities: Capabilities
 
-    def generate(
-        self, images: Sequence[Image], infer: InferSettings, phases: Phases
-    ) -> Iterator[Token]:
-        """Yield the tokens of a batch of RGB pictures as they come, EOS included.
+    def generate(self, images: Sequence[Image], infer: InferSettings, phases: Phases) -> Iterator[Token]:
+        """Yield the tokens of a batch of RGB images as they come, EOS included.
 
         The caller may close the iterator early. Raises `ModelError` for what the model cannot do.
         """
 
     def prompt(self, infer: InferSettings) -> str:
-        """The full prompt text that `infer.prompt` stands for."""
+        """The full text of the prompt `infer.prompt`."""
 
     def prompt_kind(self, infer: InferSettings) -> str:
-        """"markdown", "free" or "other": which truth its answer is held against."""
+        """"markdown", "free" or "other": which truth its answer is compared with."""
 
     def text(self, ids: Sequence[int]) -> str:
         """Decode token ids, special tokens included."""
 
     def parse(self, text: str, size: tuple[int, int]) -> ParsedOutput:
-        """Read an answer; *size* is the source picture's (width, height) in pixels."""
+        """Read an answer; *size* is the source image's (width, height) in pixels."""
 
     def shape_key(self, image: Image, infer: InferSettings) -> object:
-        """Equal for two pictures that give tensors of equal shapes (warm-up runs one of each)."""
+        """Equal for two images that give tensors of equal shapes; warm-up runs one image of each key."""
 
     def close(self) -> None:
         """Free the weights."""
@@ -162,37 +159,37 @@ class LoadedModel(Protocol):
 
 @dataclass(frozen=True)
 class PhaseCost:
-    """What one phase of one batch takes, whatever runs it."""
+    """FLOPs and bytes of one phase of one batch, whatever runs it."""
 
     flops: int
-    """Floating-point operations, two for a multiply-add."""
+    """Floating-point operations, two for each multiply-add."""
     bytes: int
     """Bytes that must cross the device's memory bus."""
     parts: Mapping[str, int] = field(default_factory=dict)
-    """What `bytes` is the sum of (weights, cache, activations), for the report."""
+    """The summands of `bytes` (weights, cache, activations), for the report."""
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What one batch takes."""
+    """FLOPs and bytes of one batch."""
 
     phases: Mapping[str, PhaseCost]
-    """By the names of `Phases.phase`, sub-phases included; a phase that is left out is not judged."""
+    """By the names of `Phases.phase`, with sub-phases. A phase that is left out gets no MFU and no MBU."""
     note: str = ""
-    """How it was counted where that can differ from run to run; one line."""
+    """One line: how it was counted, where that can differ from run to run."""
     details: Mapping[str, Any] = field(default_factory=dict)
     """Plain data for metrics.json."""
 
 
 @runtime_checkable
 class Costed(Protocol):
-    """A `LoadedModel` that can tell what its work takes. The stage `static_analysis` asks it; others need not."""
+    """A `LoadedModel` that also counts its FLOPs and bytes, for the stage `static_analysis`."""
 
     def costs(self, images: Sequence[Image], infer: InferSettings, tokens: Sequence[int]) -> Costs:
-        """What the batch *images* takes whose answers have *tokens* tokens each, the end token included.
+        """Costs of the batch *images*; its answers have *tokens* tokens each, the end token included.
 
-        It is asked outside the clock, once a batch, and may run the batch again to count what depends on the
-        data. Raises `ModelError` where it cannot.
+        Called outside the timed rounds, once for each batch. It may run the batch again to count what depends on the
+        data. Raises `ModelError` where it cannot count.
         """
 
 
@@ -202,7 +199,7 @@ class ModelPlugin:
 
     name: str
     load: Callable[[ModelSettings, InferSettings], LoadedModel]
-    """Load it; heavy imports belong inside. Raises `ModelError` with one line."""
+    """Loads the model; heavy imports belong inside. Raises `ModelError` with one line."""
     modes: tuple[str, ...]
     """Allowed values of `model.mode`."""
     engines: tuple[str, ...] = ("reference",)

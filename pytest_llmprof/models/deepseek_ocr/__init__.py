@@ -16,7 +16,7 @@
     costs.py          FLOPs and bytes of each phase, from the shapes
     model.py          implements the adapter protocol with these
 
-Importing this package imports none of torch and transformers.
+Importing this package imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _load(model: ModelSettings, infer: InferSettings) -> LoadedModel:
 
 
 def plugin() -> ModelPlugin:
-    """Describe this adapter to the harness."""
+    """This adapter, as the plugin registers it."""
     from pytest_llmprof.config.schema import OutputExtra
     from pytest_llmprof.models.deepseek_ocr.extra import check_extra
 

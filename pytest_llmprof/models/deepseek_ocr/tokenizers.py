@@ -45,15 +45,12 @@ class FileTokenizer:
             raise ModelError(f"{file} is not a tokenizer: {error}") from error
 
     def encode(self, text: str) -> list[int]:
-        """See `Tokenizer.encode`."""
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """See `Tokenizer.decode`."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def token_id(self, token: str) -> int | None:
-        """See `Tokenizer.token_id`."""
         found = self._tokenizer.token_to_id(token)
         return None if found is None else int(found)
 
@@ -86,7 +83,6 @@ class BuiltInTokenizer:
         self._pieces = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
 
     def encode(self, text: str) -> list[int]:
-        """See `Tokenizer.encode`."""
         ids: list[int] = []
         for piece in self._pieces.split(text):
             known = self._ids.get(piece)
@@ -98,7 +94,6 @@ class BuiltInTokenizer:
         return b"".join(map(self._piece, ids)).decode(errors="replace")
 
     def token_id(self, token: str) -> int | None:
-        """See `Tokenizer.token_id`."""
         return self._ids.get(token)
 
     def _piece(self, number: int) -> bytes:
