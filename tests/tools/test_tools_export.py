@@ -77,15 +77,15 @@ def test_held_out_pages_are_the_same_each_time() -> None:
     ]  # fmt: skip
     for one, other in zip(pages, again, strict=True):
         assert one.page.grounded == other.page.grounded
-        assert one.picture.tobytes() == other.picture.tobytes()
+        assert one.image.tobytes() == other.image.tobytes()
     assert all(sample.page.line_count <= 6 for sample in pages[:2])
     assert all(7 <= sample.page.line_count <= 10 for sample in pages[2:4])
     assert samples(None, 8, seed=1)[0].page.free != pages[0].page.free
 
 
 def test_answers_are_the_models(reader: Any) -> None:
-    pictures = [sample.picture for sample in samples(None, 4)][:3]
-    found = list(answers(reader, pictures, "free", most=5, batch=2))
+    images = [sample.image for sample in samples(None, 4)][:3]
+    found = list(answers(reader, images, "free", most=5, batch=2))
     assert len(found) == 3
     assert all(len(encode(text)) == 5 or ended for text, ended in found)
 
@@ -95,22 +95,22 @@ def test_figures(reader: Any, monkeypatch: pytest.MonkeyPatch, wrong: bool) -> N
     """Of perfect answers, and of perfect ones but for a page without an answer."""
     pages = samples(None, 8)
 
-    def perfect(_model: Any, pictures: list[Any], prompt: str, **_: Any) -> Any:
-        assert pictures == [sample.picture for sample in pages]
+    def perfect(_model: Any, images: list[Any], prompt: str, **_: Any) -> Any:
+        assert images == [sample.image for sample in pages]
         for index, sample in enumerate(pages):
             text = sample.page.free if prompt == "free" else sample.page.grounded
             yield ("", False) if wrong and index == 0 else (reader.text([*encode(text), EOS]), True)
 
     monkeypatch.setattr(evaluate, "answers", perfect)
-    figures = evaluate.evaluate(reader, pages)
-    assert figures["pages"] == 8
+    metrics = evaluate.evaluate(reader, pages)
+    assert metrics["pages"] == 8
     first, second = (len(" ".join(sample.page.free.split())) for sample in pages[:2])
     expected = round(first / (first + second), 4) if wrong else 0.0
     for prompt in ("free", "markdown"):
-        assert figures[prompt]["cer"] == dict.fromkeys(evaluate.GROUPS | evaluate.APART, 0.0) | {"prose6": expected}
-        assert figures[prompt]["runaway"] == int(wrong)
+        assert metrics[prompt]["cer"] == dict.fromkeys(evaluate.GROUPS | evaluate.APART, 0.0) | {"prose6": expected}
+        assert metrics[prompt]["runaway"] == int(wrong)
     counted = [sample.page.blocks for sample in pages if sample.group in evaluate.GROUPS]
     blocks = [sum(block.label != "image" for block in page) for page in counted]
-    assert figures["found"]["all"] == round((sum(blocks) - wrong * blocks[0]) / sum(blocks), 4)
-    assert figures["worst"][0]["cer"] == float(wrong)
-    assert f"| prose6 | {expected:.4f} | {expected:.4f} |" in table(figures)
+    assert metrics["found"]["all"] == round((sum(blocks) - wrong * blocks[0]) / sum(blocks), 4)
+    assert metrics["worst"][0]["cer"] == float(wrong)
+    assert f"| prose6 | {expected:.4f} | {expected:.4f} |" in table(metrics)

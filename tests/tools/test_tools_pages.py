@@ -124,16 +124,16 @@ def test_blocks_without_ink_go(painter: Painter) -> None:
 
 
 def test_photographs(painter: Painter) -> None:
-    """Equal seeds, equal pictures; some are dark; every page can still be told from its paper."""
+    """Equal seeds, equal images; some are dark; every page can still be told from its paper."""
     ink = torch.from_numpy(np.stack([drawn(painter, seed)[1] for seed in range(12)]))
-    pictures = photograph(ink, 3)
-    assert torch.equal(pictures, photograph(ink, 3))
-    assert not torch.equal(pictures, photograph(ink, 4))
-    assert pictures.min() >= 0
-    assert pictures.max() <= 255
-    assert torch.equal(pictures, pictures.round())
-    contrast = torch.stack([picture[:, page > 200].mean() - picture[:, page == 0].mean()
-                            for picture, page in zip(pictures, ink, strict=True)])  # fmt: skip
+    images = photograph(ink, 3)
+    assert torch.equal(images, photograph(ink, 3))
+    assert not torch.equal(images, photograph(ink, 4))
+    assert images.min() >= 0
+    assert images.max() <= 255
+    assert torch.equal(images, images.round())
+    contrast = torch.stack([image[:, page > 200].mean() - image[:, page == 0].mean()
+                            for image, page in zip(images, ink, strict=True)])  # fmt: skip
     assert (contrast.abs() > 40).all()
     assert (contrast > 0).any()  # light ink on a dark page
     assert (contrast < 0).any()

@@ -15,7 +15,7 @@ from data import Batches
 from model import TINY_SIZES, Reader, build
 from optim import is_matrix, orthogonal
 from tokens import BOS, IMAGE, IMAGE_TOKENS
-from train import Trainer, _echoed, main, settings_from
+from train import Trainer, echoed, main, settings_from
 
 FLAGS = (
     "--tiny --no-half --device cpu --batch 2 --workers 0 --log-every 1 --steps 4 --lr 0.2 --matrix-lr 0.4".split()  # noqa: SIM905
@@ -133,7 +133,7 @@ def test_echo(echo: int) -> None:
     """Each batch comes once fresh and in order; all but those that wait come `echo` times."""
     kept, count = 4, 40
     out = [(int(batch["n"]), fresh) for batch, fresh in
-           _echoed(iter([{"n": torch.tensor(n)} for n in range(count)]), echo, seed=1, kept=kept)]  # fmt: skip
+           echoed(iter([{"n": torch.tensor(n)} for n in range(count)]), echo, seed=1, kept=kept)]  # fmt: skip
     assert [n for n, fresh in out if fresh] == list(range(count))
     times = Counter(n for n, _ in out)
     missing = count * echo - times.total()

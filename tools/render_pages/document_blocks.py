@@ -1,6 +1,6 @@
 """The blocks that a document page is made of; each knows its typst source, its Markdown and its plain text.
 
-One list of blocks gives the picture and the truth, so they cannot drift apart. The Markdown is the dialect
+One list of blocks gives the image and the truth, so they cannot differ. The Markdown is the dialect
 that document-OCR models answer in: tables as HTML, displayed equations as LaTeX between ``\\[`` and ``\\]``.
 """
 

@@ -1,6 +1,6 @@
 """The source of the embedded dataset `documents`: five typst pages and the truth of one scan.
 
-Texts are made up for this project. The scan's truth was typed from its picture.
+Texts are made up for this project. The scan's truth was typed from its image.
 """
 
 from __future__ import annotations

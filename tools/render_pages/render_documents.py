@@ -34,7 +34,7 @@ PAD = 2
 
 
 def render(document: Document) -> tuple[Image.Image, list[list[int]]]:
-    """The picture of *document* (RGB, 1191x1684) and a pixel box [x1, y1, x2, y2] a block."""
+    """The image of *document* (RGB, 1191x1684) and a pixel box [x1, y1, x2, y2] a block."""
     import typst
 
     source = document.typst().encode()
@@ -43,8 +43,8 @@ def render(document: Document) -> tuple[Image.Image, list[list[int]]]:
     if not isinstance(png, bytes):
         raise SystemExit(f"{document.name} does not fit on one page")
     places = json.loads(typst.query(source, "<place>", field="value", **options))
-    picture = Image.open(io.BytesIO(png)).convert("RGB")
-    ink = ImageChops.invert(picture.convert("L")).point(lambda level: 255 if level > 8 else 0)
+    image = Image.open(io.BytesIO(png)).convert("RGB")
+    ink = ImageChops.invert(image.convert("L")).point(lambda level: 255 if level > 8 else 0)
     boxes = []
     for index, page, *place in sorted(places):
         assert page == 1, document.blocks[index]
@@ -60,7 +60,7 @@ def render(document: Document) -> tuple[Image.Image, list[list[int]]]:
                 area[1] + tight[3] + PAD,
             ]
         )
-    return picture, boxes
+    return image, boxes
 
 
 def truth(document: Document, boxes: list[list[int]] | None = None) -> dict[str, Any]:
@@ -85,9 +85,9 @@ def render_scan(path: Path) -> Image.Image:
 
     page = pypdfium2.PdfDocument(path)[0]
     width, height = SCAN["size"]
-    picture = page.render(scale=width / page.get_width()).to_pil().convert("RGB")
-    assert picture.size == (width, height), picture.size
-    return picture
+    image = page.render(scale=width / page.get_width()).to_pil().convert("RGB")
+    assert image.size == (width, height), image.size
+    return image
 
 
 def main() -> None:
@@ -99,9 +99,9 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     entries = []
     for document in DOCUMENTS:
-        picture, boxes = render(document)
+        image, boxes = render(document)
         # 32 colours hold the grey of the text and the few colours of the drawings; a third of the size.
-        small = picture.quantize(32, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        small = image.quantize(32, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
         small.save(options.out / f"{document.name}.png", optimize=True)
         entries.append(truth(document, boxes))
     if options.scan is not None:

@@ -3,7 +3,7 @@
     python tools/render_pages/render_sample_pages.py [--fonts DIR ...] [--out DIR]
 
 Fonts come from the Debian packages fonts-dejavu-core (Bitstream Vera licence; the DejaVu changes are public
-domain) and fonts-liberation2 or fonts-liberation 2.x (SIL Open Font License 1.1). Both licences let a picture
+domain) and fonts-liberation2 or fonts-liberation 2.x (SIL Open Font License 1.1). Both licences let an image
 of a text be used freely; no font file is shipped. The output depends on the fonts and on FreeType only: noise
 is seeded, the layout engine is Pillow's basic one.
 """
@@ -30,7 +30,7 @@ FONT_DIRS = tuple(
     Path("/usr/share/fonts/truetype") / name for name in ("dejavu", "liberation2", "liberation")
 )
 LICENSE = "Apache-2.0"
-"""Texts and pictures were made for this project."""
+"""Texts and images were made for this project."""
 PAD = 2
 """Pixels between the ink of a block and its box."""
 
@@ -75,7 +75,7 @@ def _draw_block(draw: ImageDraw.ImageDraw, block: Block, sheet: Sheet, fonts: Fo
     return [int(left) - PAD, int(top) - PAD, int(right) + PAD, int(bottom) + PAD]
 
 
-def _draw_picture(draw: ImageDraw.ImageDraw, box: Sequence[int]) -> None:
+def _draw_piano(draw: ImageDraw.ImageDraw, box: Sequence[int]) -> None:
     """A piano keyboard: seven white keys, five black ones, on a blue board."""
     x1, y1, x2, y2 = box
     draw.rectangle((x1, y1, x2 - 1, y2 - 1), fill=(70, 100, 150))
@@ -89,17 +89,17 @@ def _draw_picture(draw: ImageDraw.ImageDraw, box: Sequence[int]) -> None:
 
 
 def render(sheet: Sheet, fonts: Fonts) -> tuple[Image.Image, list[list[int]]]:
-    """The picture of *sheet* and a pixel box [x1, y1, x2, y2] a block."""
-    picture = Image.new("RGB", (WIDTH, HEIGHT), sheet.paper)
-    draw = ImageDraw.Draw(picture)
+    """The image of *sheet* and a pixel box [x1, y1, x2, y2] a block."""
+    image = Image.new("RGB", (WIDTH, HEIGHT), sheet.paper)
+    draw = ImageDraw.Draw(image)
     for rule in sheet.rules:
         draw.line(rule, fill=(150, 150, 150), width=2)
     boxes = []
     for block in sheet.blocks:
         if block.label == "image":
-            assert sheet.picture is not None
-            _draw_picture(draw, sheet.picture)
-            boxes.append(list(sheet.picture))
+            assert sheet.image is not None
+            _draw_piano(draw, sheet.image)
+            boxes.append(list(sheet.image))
         else:
             boxes.append(_draw_block(draw, block, sheet, fonts))
     if sheet.noise:
@@ -107,9 +107,9 @@ def render(sheet: Sheet, fonts: Fonts) -> tuple[Image.Image, list[list[int]]]:
         for _ in range(WIDTH * HEIGHT * sheet.noise // 100):
             spot = (dice.randrange(WIDTH), dice.randrange(HEIGHT))
             shade = dice.choice((-48, -32, -16, 16, 32, 48))
-            red, green, blue = picture.getpixel(spot)
-            picture.putpixel(spot, tuple(min(255, max(0, part + shade)) for part in (red, green, blue)))
-    return picture, boxes
+            red, green, blue = image.getpixel(spot)
+            image.putpixel(spot, tuple(min(255, max(0, part + shade)) for part in (red, green, blue)))
+    return image, boxes
 
 
 def truth(sheet: Sheet, boxes: list[list[int]] | None = None) -> dict[str, Any]:
@@ -128,13 +128,13 @@ def truth(sheet: Sheet, boxes: list[list[int]] | None = None) -> dict[str, Any]:
     }
 
 
-def _smallest(picture: Image.Image) -> Image.Image:
+def _smallest(image: Image.Image) -> Image.Image:
     """The same pixels in the mode that makes the smallest file."""
-    grey = picture.convert("L")
-    if list(grey.convert("RGB").tobytes()) == list(picture.tobytes()):
+    grey = image.convert("L")
+    if list(grey.convert("RGB").tobytes()) == list(image.tobytes()):
         return grey
-    colours = picture.getcolors(256)
-    return picture.quantize(len(colours), dither=Image.Dither.NONE) if colours else picture
+    colours = image.getcolors(256)
+    return image.quantize(len(colours), dither=Image.Dither.NONE) if colours else image
 
 
 def main() -> None:
@@ -147,8 +147,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     entries = []
     for sheet in SHEETS:
-        picture, boxes = render(sheet, fonts)
-        _smallest(picture).save(options.out / f"{sheet.name}.png", optimize=True)
+        image, boxes = render(sheet, fonts)
+        _smallest(image).save(options.out / f"{sheet.name}.png", optimize=True)
         entries.append(truth(sheet, boxes))
     text = json.dumps({"schema": 1, "pages": entries}, indent=1, ensure_ascii=True)
     (options.out / "pages.json").write_text(text + "\n", encoding="utf-8")

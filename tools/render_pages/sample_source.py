@@ -1,7 +1,7 @@
 """The source of the eight sample pages: what stands on them and where.
 
 Names, places and numbers are invented. Printable ASCII only. A line is a text, or cells ``(x, text)`` of a
-row; in the truth the cells of a row are joined by one space. A block that holds a picture has no lines.
+row; in the truth the cells of a row are joined by one space. A block that holds an image has no lines.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Block:
         )
 
     def markdown(self) -> str:
-        """The block in Markdown (nothing for a picture)."""
+        """The block in Markdown (nothing for an image)."""
         text = "\n".join(self.texts())
         return f"# {text}" if self.label == "title" else text
 
@@ -57,7 +57,7 @@ class Sheet:
     """Per cent of the pixels that get a grey speck; 0 = none."""
     rules: tuple[tuple[int, int, int, int], ...] = ()
     """Thin grey lines (x1, y1, x2, y2), drawn under the text."""
-    picture: tuple[int, int, int, int] | None = None
+    image: tuple[int, int, int, int] | None = None
     """Where the drawing of an `image` block sits."""
 
     def markdown(self) -> str:
@@ -210,7 +210,7 @@ SHEETS: tuple[Sheet, ...] = (
                 40,
             ),
         ),
-        picture=(40, 40, 240, 190),
+        image=(40, 40, 240, 190),
     ),
     Sheet(
         "timetable",

@@ -1,4 +1,4 @@
-"""The truth of the scan in `documents`, typed from its picture.
+"""The truth of the scan in `documents`, typed from its image.
 
 The page is the opening of chapter III of Mark Twain, Adventures of Huckleberry Finn (first edition of 1885,
 drawing by E. W. Kemble). The scan is tests/resources/c03-29.pdf of ocrmypdf 17.13.0, which its REUSE.toml

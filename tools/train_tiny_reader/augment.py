@@ -1,4 +1,4 @@
-"""Colours, blur and noise: ink coverage -> what a camera or a screen shows. Runs on the GPU, a batch at a time."""
+"""Colours, blur and noise: ink coverage -> what a camera or a screen shows. Runs on the GPU, batch by batch."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def photograph(ink: Tensor, seed: int, develop: Callable[..., Tensor] = develop)
     """ink uint8 [n, 512, 512] -> what *develop* makes of it: pixels 0..255, float32 [n, 3, 512, 512].
 
     Every page gets its own paper and ink colour (one in seven light on dark), some get blur, grain, specks or a
-    shade across the page. Equal seeds give equal pictures on one kind of device.
+    shade across the page. Equal seeds give equal images on one kind of device.
     """
     device, n = ink.device, len(ink)
     dice = torch.Generator(device=device).manual_seed(seed)

@@ -1,8 +1,8 @@
 """A training run on disk: safetensors pieces under 16 MiB and one JSON file.
 
-Whole (nothing is rounded) or compact, for narrow roads: weights keep 24 of their 32 bits, the average is kept as its
-difference from the weights in 8-bit floats with a scale a tensor, the optimizer's first moments likewise, its second
-moments as bfloat16. The optimizer's state comes last, and a compact checkpoint may be loaded without its last pieces.
+Whole (nothing is rounded) or compact, for slow connections: weights keep 24 of their 32 bits; the average is stored as
+its difference from the weights in 8-bit floats with one scale per tensor, and so are the optimizer's first moments; its
+second moments are bfloat16. The optimizer's state comes last; a compact checkpoint loads without its last pieces.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _pack(name: str, value: Tensor, weights: dict[str, Tensor]) -> dict[str, Ten
     kind, _, rest = name.partition("/")
     if kind == "weights":
         octets = value.contiguous().view(torch.uint8).reshape(*value.shape, 4) if value.ndim else value
-        return {name: octets[..., 1:].contiguous()}  # little-endian: the lowest 8 bits go
+        return {name: octets[..., 1:].contiguous()}  # little-endian: drops the lowest 8 bits
     if kind in ("average", "momentum", "first"):
         if kind == "average":
             value = value - weights[f"weights/{rest}"]
@@ -84,7 +84,7 @@ def save(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any], *, com
 
 
 def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `save` wrote. Raises FileNotFoundError where state.json is missing, or a piece of a whole checkpoint."""
+    """Read what `save` wrote. Raises FileNotFoundError without state.json, or without a piece of a whole checkpoint."""
     state = json.loads((folder / "state.json").read_text("utf-8"))
     tensors: dict[str, Tensor] = {}
     for index in range(state["pieces"]):

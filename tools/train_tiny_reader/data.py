@@ -1,7 +1,7 @@
 """Batches: pages, their token ids and their slots, made by worker processes.
 
-Batch *k* at curriculum level *l* is always the same; so the stream is known by its next index and by the levels of
-the batches already asked for.
+Batch *k* at curriculum level *l* is always the same, so the next index and the levels of the batches already requested
+describe the stream.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ __all__ = ["Batches", "Requests", "loader"]
 PROMPTS = {False: encode(FREE)[1:], True: encode(GROUNDED)[1:]}
 GROUNDED_SHARE = 0.4
 BLOCK_TOKENS = len(encode("<|ref|>title<|/ref|><|det|>[[999,999,999,999]]<|/det|>\n"))
-"""Most tokens the tags of a block take."""
+"""Most tokens that the tags of a block take."""
 
 
 class Requests(Sampler[tuple[int, int]]):
-    """Endless (index, level) pairs; `level` may change at any time, for what is asked for from then on."""
+    """Endless (index, level) pairs; a new `level` applies to later requests."""
 
     def __init__(self, next_index: int = 0, level: int = 2, pending: list[tuple[int, int]] | None = None) -> None:
         self.next_index, self.level = next_index, level
@@ -48,7 +48,7 @@ class Requests(Sampler[tuple[int, int]]):
         self.pending.popleft()
 
     def state(self) -> dict[str, Any]:
-        """What brings the stream back: asked for and not trained on yet, and what comes then."""
+        """What resumes the stream: the requests not trained on yet, and the next ones."""
         return {"next_index": self.next_index, "level": self.level, "pending": [list(pair) for pair in self.pending]}
 
 

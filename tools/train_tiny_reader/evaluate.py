@@ -1,12 +1,11 @@
-"""The figures on held-out pages, made here from a seed: words, sentences and two font families never trained on.
+"""Measure a reader on held-out pages, made from a seed: words, sentences and two font families never trained on.
 
     python evaluate.py --model DIR --data DIR [--pages 200] [--json FILE]
 
 Groups: prose6, prose10 (1-6 and 7-10 lines of whole sentences, trained fonts), unseen (1-10 lines, unseen fonts) and
-layouts (lists, columns, symbols, ..., trained fonts). A tenth more pages, framed (such layouts with a frame and lines),
-are reported apart: the shipped reader was trained without them. Each page is read
-twice, with the free and with the grounding prompt, by this project's own loader and generation, and scored by its own
-rules.
+layouts (lists, columns, symbols, ..., trained fonts). A tenth more pages, framed (such layouts with a frame and
+lines), are reported separately: the shipped reader was trained without them. Each page is read twice, with the free
+and the grounding prompt, by this project's own loader and generation, and scored by its own rules.
 """
 
 from __future__ import annotations
@@ -39,16 +38,16 @@ __all__ = ["APART", "GROUPS", "Sample", "answers", "evaluate", "samples", "table
 GROUPS = {"prose6": 0.3, "prose10": 0.3, "unseen": 0.2, "layouts": 0.2}
 """Share of the pages."""
 APART = {"framed": 0.1}
-"""Further pages, as a share of the others; not part of the totals."""
+"""More pages, as a share of the others; not part of the totals."""
 
 
 @dataclass
 class Sample:
-    """A held-out page: its group, its truth and its picture."""
+    """A held-out page: its group, its truth and its image."""
 
     group: str
     page: Page
-    picture: Image.Image
+    image: Image.Image
 
 
 def samples(data: Path | None, count: int = 200, seed: int = 2024) -> list[Sample]:
@@ -79,23 +78,23 @@ def samples(data: Path | None, count: int = 200, seed: int = 2024) -> list[Sampl
 
 
 def answers(
-    model: Any, pictures: Sequence[Image.Image], prompt: str, *, most: int = 560, batch: int = 64
+    model: Any, images: Sequence[Image.Image], prompt: str, *, most: int = 560, batch: int = 64
 ) -> Iterator[tuple[str, bool]]:
-    """The answer to each picture, and whether it ended by itself."""
+    """The answer to each image, and whether it ended by itself."""
     infer = InferSettings(prompt=prompt, max_new_tokens=most)
     phases = PhaseRecorder(model.info.device)
-    for start in range(0, len(pictures), batch):
-        rows: list[list[int]] = [[] for _ in pictures[start : start + batch]]
-        for token in model.generate(pictures[start : start + batch], infer, phases):
+    for start in range(0, len(images), batch):
+        rows: list[list[int]] = [[] for _ in images[start : start + batch]]
+        for token in model.generate(images[start : start + batch], infer, phases):
             rows[token.row].append(token.id)
         phases.take()
         yield from ((model.text(row), row[-1] == EOS) for row in rows)
 
 
 def evaluate(model: Any, pages: Sequence[Sample], **options: Any) -> dict[str, Any]:
-    """All figures: character error rates, share of title and text blocks found (IoU >= 0.7), runaways."""
+    """All metrics: character error rates, share of title and text blocks found (IoU >= 0.7), answers without an end."""
     started = time.monotonic()
-    figures: dict[str, Any] = {"pages": sum(sample.group in GROUPS for sample in pages)}
+    metrics: dict[str, Any] = {"pages": sum(sample.group in GROUPS for sample in pages)}
     groups = GROUPS | APART
     worst = []
     for prompt in ("free", "markdown"):
@@ -103,7 +102,7 @@ def evaluate(model: Any, pages: Sequence[Sample], **options: Any) -> dict[str, A
         found: dict[str, list[bool]] = {group: [] for group in groups}
         runaway = 0
         for sample, (answer, ended) in zip(
-            pages, answers(model, [sample.picture for sample in pages], prompt, **options), strict=True
+            pages, answers(model, [sample.image for sample in pages], prompt, **options), strict=True
         ):
             parsed = model.parse(answer, (SIZE, SIZE))
             count = character_edits(sample.page.free, parsed.plain)
@@ -115,30 +114,30 @@ def evaluate(model: Any, pages: Sequence[Sample], **options: Any) -> dict[str, A
                 if block.label != "image":
                     same = [box.box for box in parsed.boxes if box.label == block.label]
                     found[sample.group].append(max((iou(box, block.box) for box in same), default=0.0) >= 0.7)
-        figures[prompt] = {"cer": {group: round(count.rate, 4) for group, count in edits.items()}, "runaway": runaway}
+        metrics[prompt] = {"cer": {group: round(count.rate, 4) for group, count in edits.items()}, "runaway": runaway}
         if prompt == "markdown":
             found["all"] = [hit for group in GROUPS for hit in found[group]]
-            figures["found"] = {group: round(sum(hits) / max(1, len(hits)), 4) for group, hits in found.items()}
+            metrics["found"] = {group: round(sum(hits) / max(1, len(hits)), 4) for group, hits in found.items()}
     worst.sort(reverse=True)
     keys = ("cer", "prompt", "group", "truth", "answer")
-    figures["worst"] = [dict(zip(keys, row, strict=True)) for row in worst[:8]]
-    figures["median_cer"] = round(worst[len(worst) // 2][0], 4)
-    figures["seconds"] = round(time.monotonic() - started, 1)
-    return figures
+    metrics["worst"] = [dict(zip(keys, row, strict=True)) for row in worst[:8]]
+    metrics["median_cer"] = round(worst[len(worst) // 2][0], 4)
+    metrics["seconds"] = round(time.monotonic() - started, 1)
+    return metrics
 
 
-def table(figures: dict[str, Any]) -> str:
-    """The figures in Markdown."""
+def table(metrics: dict[str, Any]) -> str:
+    """The metrics in Markdown."""
     rows = ["| held-out pages | CER, free | CER, markdown | blocks found (IoU ≥ 0.7) |", "|---|---|---|---|"]
     rows += [
-        f"| {group} | {figures['free']['cer'][group]:.4f} | {figures['markdown']['cer'][group]:.4f} "
-        f"| {figures['found'][group]:.3f} |"
+        f"| {group} | {metrics['free']['cer'][group]:.4f} | {metrics['markdown']['cer'][group]:.4f} "
+        f"| {metrics['found'][group]:.3f} |"
         for group in GROUPS | APART
     ]
     return "\n".join(rows) + (
-        f"\n\n{figures['pages']} pages, {' '.join(APART)} apart; all blocks found: {figures['found']['all']:.3f}; "
-        f"answers that did not end: {figures['free']['runaway']} free, {figures['markdown']['runaway']} markdown; "
-        f"median CER of a page: {figures['median_cer']:.4f}; {figures['seconds']:.0f} s"
+        f"\n\n{metrics['pages']} pages, {' '.join(APART)} apart; all blocks found: {metrics['found']['all']:.3f}; "
+        f"answers that did not end: {metrics['free']['runaway']} free, {metrics['markdown']['runaway']} markdown; "
+        f"median CER of a page: {metrics['median_cer']:.4f}; {metrics['seconds']:.0f} s"
     )
 
 
@@ -152,10 +151,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     model = load(ModelSettings(path=str(options.model), mode="tiny"), InferSettings())
-    figures = evaluate(model, samples(options.data, options.pages), batch=options.batch)
+    metrics = evaluate(model, samples(options.data, options.pages), batch=options.batch)
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=1, ensure_ascii=False), encoding="utf-8")
-    print(table(figures))
+        options.json.write_text(json.dumps(metrics, indent=1, ensure_ascii=False), encoding="utf-8")
+    print(table(metrics))
 
 
 if __name__ == "__main__":

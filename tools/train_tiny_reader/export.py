@@ -26,7 +26,7 @@ CARD = Path(__file__).resolve().parent / "MODEL_CARD.md"
 
 
 def averaged(run: Path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """The model with the averaged weights of *run*, its sizes, and the state of the run."""
+    """The model with the averaged weights of *run*, its sizes, and the run's state."""
     tensors, state = checkpoint.load(run)
     sizes = TINY_SIZES if state["tiny"] else SIZES
     model = build(sizes)
@@ -37,7 +37,7 @@ def averaged(run: Path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
 
 
 def write(model: Any, sizes: dict[str, Any], out: Path) -> None:
-    """*model* in bfloat16 with the released key layout, its config and its tokenizer."""
+    """Write *model* in bfloat16 under the released key names, its config and its tokenizer."""
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         model.to(torch.bfloat16).save_pretrained(scratch)
@@ -49,7 +49,7 @@ def write(model: Any, sizes: dict[str, Any], out: Path) -> None:
 
 
 def export(run: Path, out: Path, figures: Path | None = None) -> dict[str, Any]:
-    """Export *run*; the state of the run. The card's {figures} becomes the text of *figures*."""
+    """Export *run* and return its state. {figures} in the model card becomes the text of *figures*."""
     model, sizes, state = averaged(run)
     write(model, sizes, out)
     if CARD.exists():
@@ -59,7 +59,7 @@ def export(run: Path, out: Path, figures: Path | None = None) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Export and say how large it is."""
+    """Export, and print the size."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)

@@ -31,7 +31,7 @@ TEXT_PACKAGES = ("wamerican", "wordnet-base")
 
 
 def unpack(packages: list[str], debs: Path | None, into: Path) -> None:
-    """Unpack *packages*, from *debs* where they lie there, else downloaded."""
+    """Unpack *packages*, from *debs* where they are there, else downloaded."""
     into.mkdir(parents=True)
     for name in packages:
         found = sorted(debs.glob(f"{name}_*.deb")) if debs else []

@@ -71,7 +71,7 @@ BUILTIN = (Family("Pillow default", ("",), ("",)),)
 
 @dataclass(frozen=True)
 class Glyph:
-    """A drawn character: its mask, and where that lies from the pen and from the top of the em box."""
+    """A drawn character: its mask, and the mask's distance from the pen and from the top of the em box."""
 
     mask: np.ndarray
     left: int
@@ -146,7 +146,7 @@ def _large(path: Path | None) -> ImageFont.FreeTypeFont:
 
 @lru_cache(maxsize=256)
 def _pairs(path: Path | None) -> dict[str, float]:
-    """Kerning of the pairs met so far, in ems, for all sizes of a file."""
+    """Cache of kerning by pair, in ems, for all sizes of a file."""
     return {}
 
 

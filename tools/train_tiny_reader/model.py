@@ -234,7 +234,7 @@ class Reader(nn.Module):
         torch._dynamo.config.cache_size_limit = 64
         self._f = {name: torch.compile(f, dynamic=False, **options) for name, f in self._f.items()}
 
-    def see(self, pixels: Tensor) -> Tensor:
+    def encode(self, pixels: Tensor) -> Tensor:
         """pixels [pages, 3, 512, 512], normalised -> projected cells [pages, 64, width]."""
         sam, clip = self.model.model.vision_tower.sam_encoder, self.model.model.vision_tower.vision_encoder
         c = sam.config
@@ -320,7 +320,7 @@ class Reader(nn.Module):
 
         pixels [pages, 3, 512, 512]; ids [pages, text]; labels the same (-100 = not asked); slots [pages, 32, 64].
         """
-        cells = self.see(pixels)
+        cells = self.encode(pixels)
         n = len(pixels)
         rows, columns = slots.shape[1] // 8, slots.shape[2] // 8
         grid = slots.reshape(n, 8, rows, 8, columns).permute(0, 1, 3, 2, 4).reshape(n, 64, -1)

@@ -20,12 +20,12 @@ __all__ = ["CELL_SLOTS", "SIZE", "SLOT", "Block", "Page", "Painter"]
 
 SIZE = 512
 SLOT = (8, 16)
-"""Width and height, in pixels, of the slots whose characters the auxiliary head is asked for."""
+"""Width and height, in pixels, of the slots whose characters the auxiliary head predicts."""
 CELL_SLOTS = (64 // SLOT[0]) * (64 // SLOT[1])
 PAD = 2
 """Pixels between the ink of a block and its box."""
 SLOT_OF = {char: index + 1 for index, char in enumerate(ALPHABET)}
-"""Class of a character in the auxiliary head; 0 = nothing, and so is a blank."""
+"""Class of a character in the auxiliary head; 0 = nothing, or a blank."""
 SLOT_OF[" "] = 0
 
 
@@ -71,7 +71,7 @@ class Page:
     """Degrees, counter-clockwise."""
     rules: list[tuple[int, int, int, int]] = field(default_factory=list)
     seed: int = 0
-    """Of whatever is drawn beside the text."""
+    """Seed of what is drawn beside the text."""
     plain: bool = False
     """Nothing but text: no frame, no line between blocks."""
 
@@ -145,7 +145,7 @@ class Painter:
         y = 0
         left_lines, left_characters = lines, characters
         if not prose and rng.random() < 0.06:
-            y = self._picture(rng, page)
+            y = self._add_image(rng, page)
         if left_lines > 1 and rng.random() < 0.6:
             y = self._title(rng, page, style, y)
             left_lines -= page.line_count
@@ -170,11 +170,11 @@ class Painter:
             first = False
             if rng.random() < 0.08:
                 break
-        self._settle(rng, page)
+        self._move_down(rng, page)
         return page
 
     def finish(self, page: Page) -> Page:
-        """Find the boxes of a composed page; a block with nothing to see in it goes."""
+        """Find the boxes of a composed page; drop blocks without ink."""
         page.blocks = [block for block in page.blocks if block.face is None or block.text.strip()]
         for block in page.blocks:
             box = block.box
@@ -192,11 +192,11 @@ class Painter:
                 box = (min(lefts) - PAD, min(tops) - PAD, max(rights) + PAD, max(bottoms) + PAD)
             block.box = _turned(box, page.angle)
         if not (page.plain or page.angle):
-            self._furnish(page)
+            self._add_rules(page)
         return page
 
-    def _furnish(self, page: Page) -> None:
-        """On a share `frames` of the pages a frame around everything, on as many lines between blocks."""
+    def _add_rules(self, page: Page) -> None:
+        """On a share `frames` of the pages add a frame around everything, and on as many add lines between blocks."""
         dice = random.Random(page.seed)
         lefts, tops, rights, bottoms = zip(*(block.box for block in page.blocks), strict=True)
         room = min(*lefts, *tops, SIZE - max(*rights, *bottoms))
@@ -211,7 +211,7 @@ class Painter:
                     y = dice.randint(end + 3, start - 3)
                     page.rules.append((left, y, right, y))
 
-    def _picture(self, rng: random.Random, page: Page) -> int:
+    def _add_image(self, rng: random.Random, page: Page) -> int:
         width, height = rng.randint(90, 300), rng.randint(70, 170)
         x = rng.randint(10, SIZE - width - 10)
         page.blocks.append(Block("image", None, [], (x, 0, x + width, height)))
@@ -323,7 +323,7 @@ class Painter:
             rows.append(cells or [(style.left, "-")])
         return rows
 
-    def _settle(self, rng: random.Random, page: Page) -> None:
+    def _move_down(self, rng: random.Random, page: Page) -> None:
         """Move everything down by a random amount."""
         ends = [line.y + block.face.ink[1] for block in page.blocks for line in block.lines if block.face]
         last = max([0, *ends, *(block.box[3] for block in page.blocks)])
@@ -342,14 +342,14 @@ class Painter:
     def draw(self, page: Page) -> np.ndarray:
         """Ink coverage of the upright page, uint8 [512, 512]."""
         if page.rules or any(block.face is None for block in page.blocks):
-            picture = Image.new("L", (SIZE, SIZE), 0)
-            draw = ImageDraw.Draw(picture)
+            canvas = Image.new("L", (SIZE, SIZE), 0)
+            draw = ImageDraw.Draw(canvas)
             for rule in page.rules:
                 draw.line(rule, fill=70 + page.seed % 180, width=1 + page.seed % 3)
             for block in page.blocks:
                 if block.face is None:
-                    self._draw_picture(draw, block, page)
-            ink = np.array(picture)
+                    self._draw_image(draw, block, page)
+            ink = np.array(canvas)
         else:
             ink = np.zeros((SIZE, SIZE), np.uint8)
         for block in page.blocks:
@@ -359,7 +359,7 @@ class Painter:
                         _draw_text(ink, block, text, x, line.y)
         return ink
 
-    def _draw_picture(self, draw: ImageDraw.ImageDraw, block: Block, page: Page) -> None:
+    def _draw_image(self, draw: ImageDraw.ImageDraw, block: Block, page: Page) -> None:
         dice = random.Random(page.seed)
         x1, y1, x2, y2 = block.box
         if page.angle:  # the box is the turned one; turning the whole of it makes it 4 px larger at most

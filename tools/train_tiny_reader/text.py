@@ -1,4 +1,4 @@
-"""What stands on a page: prose, names, numbers, dates, prices, addresses, lists, code, random strings.
+"""The text of a page: prose, names, numbers, dates, prices, addresses, lists, code, random strings.
 
 Words and sentences are split by a hash: training never sees a held-out word (5 letters or more) nor a sentence
 that holds one; the held-out set is made of them.
@@ -174,7 +174,7 @@ class Source:
         return f"{rng.choice(('www.', 'https://', ''))}{right}.{end}/{left if rng.random() < 0.5 else ''}"
 
     def symbols(self, rng: random.Random, longest: int = 12) -> str:
-        """A random string: letters and digits, or any character there is."""
+        """A random string: letters and digits, or any known character."""
         dice = rng.random()
         pool = (
             ALPHABET[1:] if dice < 0.45 else string.ascii_uppercase + string.digits + "-/" if dice < 0.75
@@ -209,7 +209,7 @@ class Source:
     # blocks
 
     def sentence(self, rng: random.Random) -> str:
-        """A sentence, or words in random order (so that reading pays and guessing does not)."""
+        """A sentence, or words in random order, so that the model must read and cannot guess."""
         dice = 0.0 if self.plain else rng.random()
         if dice < 0.62:
             text = rng.choice(self.sentences)
@@ -261,9 +261,7 @@ class Source:
         if dice < 0.25:
             return f"{rng.choice(_LABEL)} {self.token(rng)}"
         if dice < 0.6:
-            words = rng.choice(self.sentences).split()
-            start = rng.randrange(len(words))
-            text = " ".join(words[start : start + rng.randint(1, 4)]).strip(".,;:")
+            text = self._some_words(rng, 4).strip(".,;:")
         else:
             text = " ".join(rng.choice(self.words) for _ in range(rng.randint(1, 3)))
         dice = rng.random()
@@ -291,8 +289,12 @@ class Source:
 
     def item(self, rng: random.Random) -> str:
         """What follows the mark of a list's item."""
-        words = rng.choice(self.sentences).split()
-        start = rng.randrange(len(words))
-        text = " ".join(words[start : start + rng.randint(1, 5)])
+        text = self._some_words(rng, 5)
         dice = rng.random()
         return text if dice < 0.6 else f"{rng.randint(1, 90)} {text}" if dice < 0.75 else self.token(rng)
+
+    def _some_words(self, rng: random.Random, most: int) -> str:
+        """One to *most* words of a sentence."""
+        words = rng.choice(self.sentences).split()
+        start = rng.randrange(len(words))
+        return " ".join(words[start : start + rng.randint(1, most)])

@@ -27,7 +27,7 @@ from pages import Painter
 from text import Source
 from torch import Tensor
 
-__all__ = ["Settings", "Trainer", "main"]
+__all__ = ["Settings", "Trainer", "echoed", "main"]
 
 LEVELS = (2, 3, 4, 6, 9, 12)
 """Most lines a page, step by step."""
@@ -36,7 +36,7 @@ STARTED = time.monotonic()
 
 @dataclass
 class Settings:
-    """What a run is. Times are in seconds."""
+    """Settings of a run. Times are in seconds."""
 
     run: Path
     data: Path | None = None
@@ -48,16 +48,16 @@ class Settings:
     budget: float = 1000.0
     """Length of the whole training in seconds spent in steps, all runs together."""
     time_limit: float = math.inf
-    """Stop this long after the process began."""
+    """Seconds from the start of the process to the stop."""
     finish: bool = False
-    """Let the learning rate end at zero at the time limit, whatever the budget says."""
+    """End at the time limit with a learning rate of zero, whatever the budget."""
     stop_after: int | None = None
     """Stop at this step, for tests."""
     workers: int = 15
     compiled: bool = False
     echo: int = 1
-    """Times each batch is trained on, with new noise, blur and light every time: for machines whose workers make pages
-    more slowly than the card learns from them."""
+    """Times each batch is trained on, with new noise, blur and light: for machines whose workers make pages more slowly
+    than the GPU trains on them."""
     cache: Path | None = None
     """Compiled kernels of an earlier run on the same machine kind (see probe.py)."""
     half: bool = True
@@ -69,18 +69,18 @@ class Settings:
     carry: Path | None = None
     """Write a second, compact checkpoint here at the end (see checkpoint.py)."""
     save_every: float = 120.0
-    """Seconds between checkpoints on the way."""
+    """Seconds between checkpoints."""
     seed: int = 1
     log_every: int = 20
     level_up: float = 0.8
-    """The curriculum goes on when the reading loss falls under this."""
+    """The next level begins when the reading loss falls below this."""
     cooldown: float = 0.55
     """Share of the training in which the learning rate falls to zero."""
     device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Trainer:
-    """A run: model, optimizer, stream of batches and where they stand."""
+    """A training run: model, optimizer, stream of batches and progress."""
 
     def __init__(self, settings: Settings) -> None:
         self.s = settings
@@ -158,9 +158,9 @@ class Trainer:
         last = len(LEVELS) - 1
         if self.stage == last:
             return
-        settled = self.step - self.stage_step >= 100
+        long_enough = self.step - self.stage_step >= 100
         forced = self.progress() > 0.08 * (self.stage + 2)
-        if settled and (self.smooth < self.s.level_up or forced):
+        if long_enough and (self.smooth < self.s.level_up or forced):
             self.stage, self.stage_step = self.stage + 1, self.step
             self.requests.level = LEVELS[self.stage]
 
@@ -187,7 +187,7 @@ class Trainer:
         self._began = time.monotonic()
         losses: list[Tensor] = []
         since = saved = time.monotonic()
-        for batch, fresh in _echoed(_ahead(stream, self.s.device), self.s.echo, self.s.seed):
+        for batch, fresh in echoed(_ahead(stream, self.s.device), self.s.echo, self.s.seed):
             losses.append(self.train_step(batch))
             if fresh:
                 self.requests.used()
@@ -256,12 +256,12 @@ def _ahead(stream: Iterator[dict[str, Tensor]], device: str) -> Iterator[dict[st
         yield current
 
 
-def _echoed(
+def echoed(
     stream: Iterator[dict[str, Tensor]], echo: int, seed: int, kept: int = 48
 ) -> Iterator[tuple[dict[str, Tensor], bool]]:
     """Each batch as it comes (True), and `echo` - 1 more times (False) some *kept* batches later.
 
-    What waits for its echo is not part of a checkpoint: a resumed run echoes from its own batches.
+    Batches that wait for their echo are not part of a checkpoint: a resumed run echoes its own batches.
     """
     rng = random.Random(seed)
     waiting: list[tuple[dict[str, Tensor], int]] = []
@@ -278,7 +278,7 @@ def _echoed(
 
 
 def _to(device: str, name: str, value: Tensor) -> Tensor:
-    return value if name == "angles" else value.to(device, non_blocking=True)  # angles are looked at on the CPU
+    return value if name == "angles" else value.to(device, non_blocking=True)  # angles are read on the CPU
 
 
 def settings_from(arguments: list[str]) -> Settings:
@@ -292,7 +292,7 @@ def settings_from(arguments: list[str]) -> Settings:
 
 
 def main(arguments: list[str] | None = None) -> Trainer:
-    """Train, save, and say where it stands."""
+    """Train, save, and print the progress."""
     settings = settings_from(sys.argv[1:] if arguments is None else arguments)
     torch.set_float32_matmul_precision("high")
     trainer = Trainer(settings)
