@@ -13,8 +13,7 @@ from typing import Any
 os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
-from ocr_helpers import Record, generate
-from test_model_generation import picture
+from ocr_helpers import Record, blocks_image, generate
 
 from pytest_llmprof.config.schema import DatasetSettings, InferSettings, ModelSettings
 from pytest_llmprof.datasets.embedded import embedded_dataset
@@ -100,8 +99,8 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "pages": pages(SETTINGS, INFER, [picture(1)]),
-                "no ban": pages(SETTINGS, replace(INFER, no_repeat_ngram_size=0, max_new_tokens=12), [picture(1)]),
+                "pages": pages(SETTINGS, INFER, [blocks_image(1)]),
+                "no ban": pages(SETTINGS, replace(INFER, no_repeat_ngram_size=0, max_new_tokens=12), [blocks_image(1)]),
                 "reader": pages(replace(SETTINGS, weights="embedded"), reading, [page]),
                 "long": prompts(tiny, 500, limits),
                 "ends": prompts(tiny, 60, replace(limits, max_new_tokens=26), ends_with=12),

@@ -1,4 +1,4 @@
-"""Stand-ins that the model tests use: a record of phases, and a tokenizer of numbers."""
+"""What the model tests share: a record of phases, a tokenizer of numbers, images, and a short answer."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
+from pytest_llmprof.config.schema import InferSettings
 from pytest_llmprof.models.base import Token
 from pytest_llmprof.models.deepseek_ocr import generation
 
 OFFICIAL = Path(__file__).parents[1] / "data" / "official_format_checkpoint"
+INFER = InferSettings(max_new_tokens=24, no_repeat_ngram_size=6)
 
 
 class Record:
@@ -52,3 +57,14 @@ class Ids:
 def generate(model: Any, prompts: generation.Prompts, embeddings: Any, limits: generation.Limits) -> list[Token]:
     """What the reference engine does after the vision tower."""
     return list(generation.stream(model, prompts, embeddings, limits, Record()))
+
+
+def blocks_image(seed: int, size: tuple[int, int] = (300, 200)) -> Image.Image:
+    """Coloured blocks, different for each seed."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(blocks).resize(size, Image.Resampling.NEAREST)
+
+
+def by_row(tokens: Sequence[Token], rows: int) -> list[list[tuple[int | None, str | None]]]:
+    """Ids and ends of each row's tokens."""
+    return [[(token.id, token.finish) for token in tokens if token.row == row] for row in range(rows)]

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from ocr_helpers import Record, generate
-from test_model_generation import INFER, by_row, picture
+from ocr_helpers import INFER, Record, blocks_image, by_row, generate
 
 from pytest_llmprof.config.schema import InferSettings, ModelSettings
 from pytest_llmprof.errors import EngineUnavailable, ModelError
@@ -39,26 +38,26 @@ def test_pages(pair: tuple[Any, Any], phases: Record) -> None:
     """Equal tokens and phases; a second pass compiles nothing, whatever the n-grams do to the answer."""
     reference, compiled = pair
     infer = replace(INFER, max_new_tokens=60, no_repeat_ngram_size=4)
-    wanted = [by_row(list(reference.generate([picture(n)], infer, phases)), 1) for n in (1, 2)]
+    wanted = [by_row(list(reference.generate([blocks_image(n)], infer, phases)), 1) for n in (1, 2)]
     events, phases.events = phases.events, []
-    assert [by_row(list(compiled.generate([picture(n)], infer, phases)), 1) for n in (1, 2)] == wanted
+    assert [by_row(list(compiled.generate([blocks_image(n)], infer, phases)), 1) for n in (1, 2)] == wanted
     assert phases.events == events
     assert len({token for row in wanted for token, _ in row[0]}) > 20
     with CompileWatch() as watch:
-        assert by_row(list(compiled.generate([picture(2)], infer, phases)), 1) == wanted[1]
+        assert by_row(list(compiled.generate([blocks_image(2)], infer, phases)), 1) == wanted[1]
     assert watch.seen == []
 
 
 @pytest.mark.slow
 def test_leaving_early(pair: tuple[Any, Any], phases: Record) -> None:
     reference, compiled = pair
-    tokens = compiled.generate([picture(2)], INFER, phases)
+    tokens = compiled.generate([blocks_image(2)], INFER, phases)
     begun = [next(tokens).id for _ in range(3)]
     tokens.close()
     assert phases.events[-1] == "/decode"
-    whole = [token.id for token in reference.generate([picture(2)], INFER, phases)]
+    whole = [token.id for token in reference.generate([blocks_image(2)], INFER, phases)]
     assert begun == whole[:3]
-    assert [token.id for token in compiled.generate([picture(2)], INFER, phases)] == whole
+    assert [token.id for token in compiled.generate([blocks_image(2)], INFER, phases)] == whole
 
 
 @pytest.mark.slow
@@ -68,11 +67,11 @@ def test_a_page_that_is_no_number_leaves_nothing_behind(pair: tuple[Any, Any], p
     Nobody need have seen it: the last step is launched for nothing.
     """
     _, compiled = pair
-    wanted = [token.id for token in compiled.generate([picture(2)], INFER, phases)]
+    wanted = [token.id for token in compiled.generate([blocks_image(2)], INFER, phases)]
     cache = next(iter(compiled.engine.caches.values()))
     with torch.inference_mode():
         cache.stored[:] = torch.nan
-    assert [token.id for token in compiled.generate([picture(2)], INFER, phases)] == wanted
+    assert [token.id for token in compiled.generate([blocks_image(2)], INFER, phases)] == wanted
 
 
 @pytest.mark.slow
@@ -81,14 +80,14 @@ def test_a_range_for_each_step_that_is_launched(
 ) -> None:
     """Also where the answer is left early: one step runs ahead of the tokens, and is counted."""
     _, compiled = pair
-    list(compiled.generate([picture(2)], INFER, phases))  # what is captured for it is no step of an answer
+    list(compiled.generate([blocks_image(2)], INFER, phases))  # what is captured for it is no step of an answer
     launched = []
     advance = compiled.engine.advance
     monkeypatch.setattr(compiled.engine, "advance", lambda *given: (launched.append(given), advance(*given)))
     for taken in (3, 10_000):
         launched.clear()
         phases.events.clear()
-        tokens = compiled.generate([picture(2)], INFER, phases)
+        tokens = compiled.generate([blocks_image(2)], INFER, phases)
         for _, token in zip(range(taken), tokens, strict=False):
             assert token.id >= 0
         tokens.close()
@@ -128,7 +127,7 @@ def test_crops_come_in_few_shapes(
     """Filled up to 2, 4, 6 or 9 for the vision tower; what they add is left out again."""
     model, prefill, shapes = crops_of
     size = (600, 400) if grid is None else (grid[0] * 640, grid[1] * 640)
-    inputs = model.preprocess([picture(3, size)], INFER)
+    inputs = model.preprocess([blocks_image(3, size)], INFER)
     assert inputs.grids == ((1, 1) if grid is None else grid,)
     shapes.clear()
     with torch.inference_mode():
@@ -165,7 +164,7 @@ def test_prefill_that_cannot_be_captured(
 ) -> None:
     _, compiled = pair
     monkeypatch.setattr(compiled.engine.prefill, "captured", False)
-    answers = [by_row(list(model.generate([picture(1)], INFER, phases)), 1) for model in pair]
+    answers = [by_row(list(model.generate([blocks_image(1)], INFER, phases)), 1) for model in pair]
     assert answers[0] == answers[1]
 
 
@@ -173,7 +172,7 @@ def test_prefill_that_cannot_be_captured(
 def test_as_many_experts_asked_as_there_are(pair: tuple[Any, Any], phases: Record) -> None:
     """Three rows of two experts out of six: each is read once, instead of for each row that asks it."""
     reference, compiled = pair
-    pages = [picture(n) for n in range(1, 4)]
+    pages = [blocks_image(n) for n in range(1, 4)]
     assert by_row(list(compiled.generate(pages, INFER, phases)), 3) == by_row(
         list(reference.generate(pages, INFER, phases)), 3
     )
@@ -199,7 +198,7 @@ def test_bfloat16_agrees_with_the_reference(phases: Record) -> None:
     compiled = load(settings, replace(infer, engine="compiled"))
     models, shares = (reference, compiled), []
     for number in range(1, 7):
-        one, other = ([token.id for token in model.generate([picture(number)], infer, phases)] for model in models)
+        one, other = ([token.id for token in model.generate([blocks_image(number)], infer, phases)] for model in models)
         shares.append(sum(map(int.__eq__, one, other)) / len(one))
     print("share of equal tokens in bfloat16:", [round(share, 2) for share in shares])
     assert max(shares) > 0.5

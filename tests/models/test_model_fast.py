@@ -19,8 +19,7 @@ from typing import Any
 
 import pytest
 import torch
-from ocr_helpers import Record
-from test_model_generation import picture
+from ocr_helpers import Record, blocks_image
 
 from pytest_llmprof.config.schema import InferSettings, ModelSettings
 from pytest_llmprof.errors import EngineUnavailable, ModelError
@@ -135,7 +134,7 @@ class Recorded(TritonStep):
 
 
 def compiled(kernel: Any, warps: int, values: tuple[Any, ...], constants: dict[str, Any], capability: int) -> bytes:
-    """The machine code of one launch for a card that need not be here."""
+    """The machine code of one launch, for a GPU that need not be here."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -194,7 +193,7 @@ def test_kernels_compile_for_a_card_that_is_not_here(capability: int, tmp_path: 
             assert "LDG.E.128" not in after
 
 
-# On a card: the full size.
+# On a GPU: the full size.
 
 FULL = ModelSettings(weights="random", size="full", mode="base", device="cuda", dtype="bfloat16")
 POSITIONS = 64
@@ -247,7 +246,7 @@ def test_scores_are_as_near_to_float32_as_eager_bfloat16(
     model = load(replace(FULL, seed=seed), InferSettings())
     infer = InferSettings(max_new_tokens=POSITIONS + 1)
     forced = torch.randint(10, 120_000, (POSITIONS,), generator=torch.Generator().manual_seed(seed)).to(CUDA)
-    image = picture(seed, (1000, 1414))
+    image = blocks_image(seed, (1000, 1414))
 
     def embedded(one: Any, mode: str, dtype: torch.dtype) -> torch.Tensor:
         inputs = inputs_of(mode)
@@ -262,7 +261,7 @@ def test_scores_are_as_near_to_float32_as_eager_bfloat16(
         return model.preprocess([image], infer)
 
     ours = model.network
-    # With the picture in sight of every position, tokens differ too little for the likeliest ones to vary.
+    # Each position attends to the image, so tokens differ too little for the likeliest ones to vary.
     ours.model.language_model.embed_tokens.weight.mul_(2)
     with torch.inference_mode():
         exact_model = copy.deepcopy(ours).float()
@@ -315,34 +314,34 @@ def test_memory_repeats_and_what_goes_wrong(emptied: None) -> None:
     assert torch.cuda.memory_allocated() - before <= 1.05 * weights
     model.network.model.language_model.embed_tokens.weight.mul_(2)  # likeliest tokens that vary
     infer = InferSettings(engine="fast", max_new_tokens=40)
-    first = [token.id for token in model.generate([picture(1)], infer, Record())]
+    first = [token.id for token in model.generate([blocks_image(1)], infer, Record())]
     assert len(set(first)) > 5
     with settled():
-        assert [token.id for token in model.generate([picture(1)], infer, Record())] == first
+        assert [token.id for token in model.generate([blocks_image(1)], infer, Record())] == first
 
     norm = model.engine.step.norm
     kept = norm.clone()
     norm.fill_(torch.nan)
     with pytest.raises(ModelError, match="scores of token 1 are not numbers"):
-        list(model.generate([picture(1)], infer, Record()))
+        list(model.generate([blocks_image(1)], infer, Record()))
     norm.copy_(kept)
-    assert [token.id for token in model.generate([picture(1)], infer, Record())] == first
+    assert [token.id for token in model.generate([blocks_image(1)], infer, Record())] == first
 
-    model.positions = model.preprocess([picture(1)], infer).prompts.ids.shape[1] + 37
-    last = list(model.generate([picture(1)], InferSettings(engine="fast", max_new_tokens=500), Record()))
+    model.positions = model.preprocess([blocks_image(1)], infer).prompts.ids.shape[1] + 37
+    last = list(model.generate([blocks_image(1)], InferSettings(engine="fast", max_new_tokens=500), Record()))
     assert last[-1].finish == "length"
     assert [token.id for token in last] == first[:37]
     model.positions = 200
     with pytest.raises(ModelError, match=r"the prompt has \d+ tokens; the model has 200 positions"):
-        list(model.generate([picture(1)], infer, Record()))
+        list(model.generate([blocks_image(1)], infer, Record()))
     model.positions = 8192
 
     tiny = load(
         ModelSettings(weights="random", size="tiny", mode="tiny", device="cuda", dtype="bfloat16"),
         InferSettings(engine="fast"),
     )
-    assert len(list(tiny.generate([picture(2)], infer, Record()))) == 40
-    assert [token.id for token in model.generate([picture(1)], infer, Record())] == first
+    assert len(list(tiny.generate([blocks_image(2)], infer, Record()))) == 40
+    assert [token.id for token in model.generate([blocks_image(1)], infer, Record())] == first
     tiny.close()
     model.close()
     del model, norm, tiny

@@ -1,38 +1,23 @@
-"""The loop: the n-gram ban, batches, ends, limits, phases, and a consumer that leaves early."""
+"""Generation: the n-gram ban, batches, ends, limits, phases, and a consumer that stops early."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from ocr_helpers import Ids, Record, generate
+from ocr_helpers import INFER, Ids, Record, blocks_image, by_row, generate
 from PIL import Image
 
 from pytest_llmprof.config.schema import InferSettings, ModelSettings
 from pytest_llmprof.errors import ModelError
-from pytest_llmprof.models.base import Token
 from pytest_llmprof.models.deepseek_ocr import generation, vision
 from pytest_llmprof.models.deepseek_ocr.checkpoint import open_checkpoint
 from pytest_llmprof.models.deepseek_ocr.loader import EMBEDDED, load, load_weights
 from pytest_llmprof.models.deepseek_ocr.model import DeepseekOcr
 from pytest_llmprof.models.deepseek_ocr.preprocessing import Mode, crop_grid, image_tokens
-
-INFER = InferSettings(max_new_tokens=24, no_repeat_ngram_size=6)
-
-
-def picture(seed: int, size: tuple[int, int] = (300, 200)) -> Image.Image:
-    """Coloured blocks, other ones for each seed."""
-    blocks = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    return Image.fromarray(blocks).resize(size, Image.Resampling.NEAREST)
-
-
-def by_row(tokens: Sequence[Token], rows: int) -> list[list[tuple[int | None, str | None]]]:
-    return [[(token.id, token.finish) for token in tokens if token.row == row] for row in range(rows)]
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -64,7 +49,7 @@ def test_padding_does_not_change_the_ban(ngram: int) -> None:
 
 
 def test_answers_never_repeat_an_ngram(tiny: Any, phases: Record) -> None:
-    tokens = list(tiny.generate([picture(1)], replace(INFER, max_new_tokens=120, no_repeat_ngram_size=3), phases))
+    tokens = list(tiny.generate([blocks_image(1)], replace(INFER, max_new_tokens=120, no_repeat_ngram_size=3), phases))
     ids = [token.id for token in tokens]
     windows = list(zip(ids, ids[1:], ids[2:], strict=False))
     assert len(ids) == 120
@@ -73,13 +58,13 @@ def test_answers_never_repeat_an_ngram(tiny: Any, phases: Record) -> None:
 
 def test_random_weights_give_varied_answers(tiny: Any, phases: Record) -> None:
     """Else equal tokens would prove nothing: see `random_weights`."""
-    first, second = ([t.id for t in tiny.generate([picture(n)], INFER, phases)] for n in (1, 4))
+    first, second = ([t.id for t in tiny.generate([blocks_image(n)], INFER, phases)] for n in (1, 4))
     assert first != second
     assert len(set(first)) > 6
 
 
 def test_a_batch_gives_what_its_pages_give_alone(tiny: Any, phases: Record) -> None:
-    pages = [picture(n) for n in range(1, 5)]
+    pages = [blocks_image(n) for n in range(1, 5)]
     alone = [by_row(list(tiny.generate([page], INFER, phases)), 1)[0] for page in pages]
     assert by_row(list(tiny.generate(pages, INFER, phases)), 4) == alone
     assert len({tuple(row) for row in alone}) == 4
@@ -87,7 +72,7 @@ def test_a_batch_gives_what_its_pages_give_alone(tiny: Any, phases: Record) -> N
 
 def test_a_padded_batch_gives_what_its_pages_give_alone(cropping: DeepseekOcr, phases: Record) -> None:
     """Pages with and without crops have prompts of different lengths, padded on the left."""
-    pages = [picture(1), picture(2, (900, 500)), picture(3, (500, 645))]
+    pages = [blocks_image(1), blocks_image(2, (900, 500)), blocks_image(3, (500, 645))]
     assert len({cropping.shape_key(page, INFER) for page in pages}) == 3
     infer = replace(INFER, max_new_tokens=8)
     alone = [by_row(list(cropping.generate([page], infer, phases)), 1)[0] for page in pages]
@@ -127,7 +112,7 @@ def ending(official_weights: Any) -> tuple[DeepseekOcr, list[Image.Image], list[
     """A model whose end token is one that its answers hold, three pages, and their answers without an end."""
     settings = {"mode": "tiny", "engine": "reference", "weights": "checkpoint", "digest": ""}
     model = DeepseekOcr(official_weights, Ids(511), **settings)
-    pages = [picture(n) for n in (1, 2, 3)]
+    pages = [blocks_image(n) for n in (1, 2, 3)]
     infer = InferSettings(prompt="<image>7 8 9", max_new_tokens=30, no_repeat_ngram_size=2)
     model.eos = -5
     answers = [[token.id for token in model.generate([page], infer, Record())] for page in pages]
@@ -157,7 +142,7 @@ def test_an_answer_of_one_token(ending: tuple[DeepseekOcr, list[Image.Image], li
 
 
 def test_phases(tiny: Any, phases: Record) -> None:
-    list(tiny.generate([picture(1)], replace(INFER, max_new_tokens=3), phases))
+    list(tiny.generate([blocks_image(1)], replace(INFER, max_new_tokens=3), phases))
     assert " ".join(phases.events) == (
         "preprocess /preprocess vision sam /sam clip /clip projector /projector /vision prefill /prefill "
         "decode step /step step /step /decode"
@@ -166,12 +151,12 @@ def test_phases(tiny: Any, phases: Record) -> None:
 
 
 def test_crops_go_through_the_vision_phases_too(cropping: DeepseekOcr, phases: Record) -> None:
-    list(cropping.generate([picture(1, (500, 700))], replace(INFER, max_new_tokens=1), phases))
+    list(cropping.generate([blocks_image(1, (500, 700))], replace(INFER, max_new_tokens=1), phases))
     assert phases.events.count("sam") == phases.events.count("projector") == 2
 
 
 def test_the_encoder_alone_gives_each_pages_features(cropping: DeepseekOcr) -> None:
-    small, large = picture(1, (100, 100)), picture(2, (500, 700))
+    small, large = blocks_image(1, (100, 100)), blocks_image(2, (500, 700))
     encode = cropping.encoder([small, large])
     first, second = encode(), encode()
     grids = [crop_grid(page.size, cropping.mode) for page in (small, large)]
@@ -184,14 +169,14 @@ def test_the_encoder_alone_gives_each_pages_features(cropping: DeepseekOcr) -> N
 
 def test_leaving_early(tiny: Any, phases: Record) -> None:
     """Closing the iterator closes the phases, and leaves the model and torch's mode as they were."""
-    whole = [token.id for token in tiny.generate([picture(2)], INFER, Record())]
-    tokens = tiny.generate([picture(2)], INFER, phases)
+    whole = [token.id for token in tiny.generate([blocks_image(2)], INFER, Record())]
+    tokens = tiny.generate([blocks_image(2)], INFER, phases)
     assert [next(tokens).id for _ in range(3)] == whole[:3]
     assert not torch.is_inference_mode_enabled()
     tokens.close()
     assert phases.events[-1] == "/decode"
     assert not torch.is_inference_mode_enabled()
-    assert [token.id for token in tiny.generate([picture(2)], INFER, Record())] == whole
+    assert [token.id for token in tiny.generate([blocks_image(2)], INFER, Record())] == whole
 
 
 def test_a_failing_consumer_of_phases(tiny: Any) -> None:
@@ -205,7 +190,7 @@ def test_a_failing_consumer_of_phases(tiny: Any) -> None:
 
     record = Full()
     with pytest.raises(torch.OutOfMemoryError, match="full"):
-        list(tiny.generate([picture(2)], INFER, record))
+        list(tiny.generate([blocks_image(2)], INFER, record))
     assert record.events[-1] == "/decode"
 
 
@@ -217,14 +202,14 @@ def test_scores_that_are_no_numbers_are_no_answer(tiny: Any, phases: Record, tok
         with torch.no_grad():
             weight.fill_(torch.nan)
         with pytest.raises(ModelError, match="scores of the last token are not numbers"):
-            list(tiny.generate([picture(1)], replace(INFER, max_new_tokens=tokens), phases))
+            list(tiny.generate([blocks_image(1)], replace(INFER, max_new_tokens=tokens), phases))
     finally:
         with torch.no_grad():
             weight.copy_(kept)
 
 
 def test_times_rise(tiny: Any, phases: Record) -> None:
-    times = [token.time_ns for token in tiny.generate([picture(2)], INFER, phases)]
+    times = [token.time_ns for token in tiny.generate([blocks_image(2)], INFER, phases)]
     assert times == sorted(set(times))
 
 
@@ -237,11 +222,11 @@ def test_answers_stop_where_the_positions_end(tiny: Any, phases: Record) -> None
     model = DeepseekOcr(tiny.network, tiny.tokenizer, mode="tiny", engine="reference", weights="random", digest="")
     model.positions = prompt + 4
     infer = replace(INFER, prompt="free")
-    assert by_row(list(model.generate([picture(1)], infer, phases)), 1)[0][-1][1] == "length"
-    assert len(list(model.generate([picture(1)], infer, phases))) == 4
+    assert by_row(list(model.generate([blocks_image(1)], infer, phases)), 1)[0][-1][1] == "length"
+    assert len(list(model.generate([blocks_image(1)], infer, phases))) == 4
     model.positions = prompt
     with pytest.raises(ModelError, match=f"the prompt has {prompt} tokens; the model has {prompt} positions"):
-        next(model.generate([picture(1)], infer, phases))
+        next(model.generate([blocks_image(1)], infer, phases))
 
 
 def test_closed(phases: Record) -> None:
@@ -249,7 +234,7 @@ def test_closed(phases: Record) -> None:
     model.close()
     model.close()
     with pytest.raises(ModelError, match="the model was closed"):
-        next(model.generate([picture(1)], INFER, phases))
+        next(model.generate([blocks_image(1)], INFER, phases))
 
 
 def test_position_tables_are_kept(official_weights: Any) -> None:
@@ -317,7 +302,7 @@ def test_bfloat16(phases: Record) -> None:
         ModelSettings(weights="random", size="tiny", mode="tiny", device="cpu", dtype="bfloat16"), InferSettings()
     )
     assert model.info.dtype == "bfloat16"
-    assert len(list(model.generate([picture(1), picture(2)], INFER, phases))) == 48
+    assert len(list(model.generate([blocks_image(1), blocks_image(2)], INFER, phases))) == 48
 
 
 def test_info(tiny: Any) -> None:

@@ -128,7 +128,7 @@ def test_odd_shapes(mode: str, size: tuple[int, int]) -> None:
     views = page_views(Image.new("RGB", size, (9, 9, 9)), MODES[mode])
     side = MODES[mode].size
     assert views.overview.shape == (3, side, side)
-    assert int(views.overview.min()) == 9  # something of the picture is in it
+    assert int(views.overview.min()) == 9  # some of the image is in it
 
 
 @pytest.mark.parametrize("kind", ["L", "1", "P", "RGBA", "CMYK", "LA"])

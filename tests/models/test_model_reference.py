@@ -44,7 +44,7 @@ def test_views_equal_the_released_ones_to_the_bit(page: Image.Image, reference: 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
-    """A CPU, and a card in true float32."""
+    """A CPU, and a GPU in true float32."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     assert torch.get_float32_matmul_precision() == "highest"
     return torch.device(request.param)
@@ -88,9 +88,9 @@ def test_logits(page: Image.Image, reference: dict[str, Any], weights: Any, devi
 def test_logits_with_crops(
     official_weights: Any, weights: Any, device: torch.device, limit: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A picture large enough for gundam's crops, against transformers' own forward pass on the CPU.
+    """An image large enough for gundam's crops, against transformers' own forward pass on the CPU.
 
-    That one gives the released code's logits with crops too; the stored reference has a small picture only.
+    That one gives the released code's logits with crops too; the stored reference has a small image only.
     """
     mode = preprocessing.MODES["gundam"]
     noise = np.random.default_rng(0).integers(0, 256, (160, 100, 3), dtype=np.uint8)
@@ -118,7 +118,7 @@ def test_logits_with_crops(
 
 
 def test_greedy_tokens(page: Image.Image, reference: dict[str, Any], weights: Any, phases: Record) -> None:
-    """The whole way from the picture: all 60 tokens."""
+    """From the image to the last token: all 60 tokens."""
     ids = reference["input_ids"].astype(int).tolist()
     after = ids[ids.index(IMAGE_TOKEN) + ids.count(IMAGE_TOKEN) :]
     model = DeepseekOcr(
