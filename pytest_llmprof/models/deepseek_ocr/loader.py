@@ -11,8 +11,9 @@ from pytest_llmprof.errors import ModelError
 from pytest_llmprof.models.deepseek_ocr import ENGINES, MODES
 from pytest_llmprof.models.deepseek_ocr.checkpoint import Checkpoint, digest, open_checkpoint, resolve
 from pytest_llmprof.models.deepseek_ocr.engines import check_engine
-from pytest_llmprof.models.deepseek_ocr.tokenizers import BuiltInTokenizer, FileTokenizer
+from pytest_llmprof.models.deepseek_ocr.tokenizers import BuiltInTokenizer, FileTokenizer, Tokenizer
 from pytest_llmprof.models.device import check_choice, pick_device, pick_dtype
+from pytest_llmprof.text.numbers import count
 
 if TYPE_CHECKING:
     import torch
@@ -37,20 +38,39 @@ def load(settings: ModelSettings, infer: InferSettings) -> DeepseekOcr:
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)
     check_engine(infer.engine, device, dtype, infer.batch_size)
+
+    from pytest_llmprof.models.deepseek_ocr.model import DeepseekOcr
+    from pytest_llmprof.models.deepseek_ocr.random_weights import random_config, random_model
+
     if settings.weights == "random":
-        return _random(settings, infer, device, dtype)
-    if settings.weights == "embedded":
-        if not EMBEDDED.is_dir():
-            raise ModelError(
-                "model.weights=embedded: this version ships no trained checkpoint; use model.weights=random "
-                "model.size=tiny, or model.weights=checkpoint with model.path"
-            )
-        directory = EMBEDDED
-    elif settings.path is None:
-        raise ModelError("model.weights=checkpoint needs model.path: a checkpoint's directory or hub id")
+        config = random_config(settings.size)
+        tokenizer: Tokenizer = BuiltInTokenizer(config.text_config.vocab_size, config.image_token_id)
+        network = random_model(config, settings.seed, device, dtype)
+        weights_digest = f"random:{settings.size}:{settings.seed}"
     else:
-        directory = resolve(settings.path, settings.revision)
-    return _checkpoint(directory, settings, infer, device, dtype)
+        checkpoint = open_checkpoint(_directory(settings))
+        if checkpoint.tokenizer is None:
+            file = checkpoint.directory / "tokenizer.json"
+            raise ModelError(f"{file} is missing; prompts cannot be read without it")
+        tokenizer = FileTokenizer(checkpoint.tokenizer)
+        network = load_weights(checkpoint, device, dtype)
+        weights_digest = digest(checkpoint.weights)
+    return DeepseekOcr(
+        network,
+        tokenizer,
+        mode=settings.mode,
+        engine=infer.engine,
+        weights=settings.weights,
+        digest=weights_digest,
+    )
+
+
+def _directory(settings: ModelSettings) -> Path:
+    if settings.weights == "embedded":
+        return EMBEDDED
+    if settings.path is None:
+        raise ModelError("model.weights=checkpoint needs model.path: a checkpoint's directory or hub id")
+    return resolve(settings.path, settings.revision)
 
 
 def load_weights(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
@@ -69,14 +89,9 @@ def load_weights(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtyp
     try:
         with _silenced():
             model, found = UnlimitedOcrForConditionalGeneration.from_pretrained(
-                checkpoint.directory,
-                config=config,
-                dtype=dtype,
-                use_safetensors=True,
-                local_files_only=True,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
+                checkpoint.directory, config=config, dtype=dtype, use_safetensors=True, local_files_only=True,
+                ignore_mismatched_sizes=True, output_loading_info=True,
+            )  # fmt: skip
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
@@ -90,47 +105,12 @@ def load_weights(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtyp
         ("has {} of another shape than config.json gives", shapes),
     ):
         if tensors:
-            count = f"{len(tensors)} tensor{'s' if len(tensors) > 1 else ''}"
+            what = problem.format(count(len(tensors), "tensor"))
             more = f" and {len(tensors) - 3} more" if len(tensors) > 3 else ""
-            names = ", ".join(sorted(tensors)[:3]) + more
-            raise ModelError(f"{checkpoint.directory}: the checkpoint {problem.format(count)}: {names}")
+            raise ModelError(f"{checkpoint.directory}: the checkpoint {what}: {', '.join(sorted(tensors)[:3])}{more}")
     if found["error_msgs"]:
         raise ModelError(f"{checkpoint.directory}: {found['error_msgs'][0]}")
     return model.to(device).eval().requires_grad_(False)
-
-
-def _random(settings: ModelSettings, infer: InferSettings, device: torch.device, dtype: torch.dtype) -> DeepseekOcr:
-    from pytest_llmprof.models.deepseek_ocr.model import DeepseekOcr
-    from pytest_llmprof.models.deepseek_ocr.random_weights import random_config, random_model
-
-    config = random_config(settings.size)
-    return DeepseekOcr(
-        random_model(config, settings.seed, device, dtype),
-        BuiltInTokenizer(config.text_config.vocab_size, config.image_token_id),
-        mode=settings.mode,
-        engine=infer.engine,
-        weights="random",
-        digest=f"random:{settings.size}:{settings.seed}",
-    )
-
-
-def _checkpoint(
-    directory: Path, settings: ModelSettings, infer: InferSettings, device: torch.device, dtype: torch.dtype
-) -> DeepseekOcr:
-    from pytest_llmprof.models.deepseek_ocr.model import DeepseekOcr
-
-    checkpoint = open_checkpoint(directory)
-    if checkpoint.tokenizer is None:
-        raise ModelError(f"{directory / 'tokenizer.json'} is missing; prompts cannot be read without it")
-    tokenizer = FileTokenizer(checkpoint.tokenizer)
-    return DeepseekOcr(
-        load_weights(checkpoint, device, dtype),
-        tokenizer,
-        mode=settings.mode,
-        engine=infer.engine,
-        weights=settings.weights,
-        digest=digest(checkpoint.weights),
-    )
 
 
 def _unreported(keys: Collection[str]) -> set[str]:
