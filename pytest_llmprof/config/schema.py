@@ -58,7 +58,7 @@ class ModelSettings:
     seed: Seed = 0
     """Seed of random weights."""
     max_new_tokens: Positive = 8192
-    """New tokens a page that suit this model (>= 1); `infer=reference` takes it for its own."""
+    """New tokens a page that suit this model; `infer=reference` takes it for its own."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,13 @@ class InferSettings:
     prompt: Annotated[str, Meta(pattern=r"\S", description="markdown, free or a prompt's text")] = "markdown"
     """A prompt's name (markdown | free) or the prompt's whole text."""
     max_new_tokens: Positive = 8192
-    """At most this many generated tokens a page, EOS included (>= 1)."""
+    """At most this many generated tokens a page, EOS included."""
     no_repeat_ngram_size: Count = 35
     """An n-gram of this size is never generated twice; 0 turns it off."""
     ignore_eos: bool = False
     """Go on to `max_new_tokens` whatever the model says, so that every answer has the same length."""
     batch_size: Positive = 1
-    """Pages generated together (>= 1)."""
+    """Pages generated together."""
     engine: str = "reference"
     """How the forward passes run; one of the model's engines."""
 
@@ -84,9 +84,9 @@ class MeasureSettings:
     """How often it is measured (`measure.*`)."""
 
     rounds: Positive = 2
-    """Measured passes over the pages (>= 1)."""
+    """Measured passes over the pages."""
     warmup: Count = 1
-    """Passes over the distinct input shapes before the first measured one (>= 0)."""
+    """Passes over the distinct input shapes before the first measured one."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class DatasetSettings:
     ] = None
     """A text file (absolute once resolved) with one page name a line, or the names themselves; None = all."""
     limit: Annotated[Positive | None, Meta(description="an integer >= 1, or null for all pages")] = None
-    """At most this many pages (>= 1); None = all."""
+    """At most this many pages; None = all."""
     shuffle: bool = False
     """Shuffle (seeded) before `limit` is taken."""
     seed: Seed = 0
@@ -124,11 +124,6 @@ class PredictionSettings:
     save_dir: str | None = "pred"
     """Relative to the stage directory, or absolute; null or empty = the default."""
 
-    @property
-    def directory(self) -> str:
-        """`save_dir`, or its default where that is null or empty."""
-        return _directory(self)
-
 
 @dataclass(frozen=True)
 class VisualizationSettings:
@@ -138,16 +133,6 @@ class VisualizationSettings:
     """Write the gallery, predictions.md and pages/."""
     save_dir: str | None = "viz"
     """Relative to the stage directory, or absolute; null or empty = the default."""
-
-    @property
-    def directory(self) -> str:
-        """`save_dir`, or its default where that is null or empty."""
-        return _directory(self)
-
-
-def _directory(output: PredictionSettings | VisualizationSettings) -> str:
-    given = output.save_dir
-    return given if given and given.strip() else str(type(output)().save_dir)
 
 
 @dataclass(frozen=True)
@@ -172,10 +157,10 @@ class PredictionExtra:
 class VisualizationExtra:
     """`extra.<model>.visualization.*`"""
 
-    max_images: int | None = 16
-    """Pages with images in the gallery (>= 0); None = all, 0 = the table alone."""
-    thumbnail_width: int = 480
-    """Width of the thumbnails in pixels (>= 1); an image is never enlarged."""
+    max_images: Annotated[Count | None, Meta(description="an integer >= 0, or null for all pages")] = 16
+    """Pages with images in the gallery; None = all, 0 = the table alone."""
+    thumbnail_width: Positive = 480
+    """Width of the thumbnails in pixels; an image is never enlarged."""
 
 
 @dataclass(frozen=True)
@@ -221,12 +206,18 @@ class Settings:
     set_in: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     """Where each `save_dir` was set, by its key: "on the command line"."""
 
+    def save_dir(self, kind: str) -> str:
+        """This stage's `save_dir` for *kind*, "prediction" or "visualization"; null or empty is its default."""
+        block = getattr(self.current.output, kind)
+        given: str | None = block.save_dir
+        return given if given and given.strip() else type(block)().save_dir
+
     def save_dir_key(self, kind: str) -> str:
-        """The key of this stage's `save_dir` for *kind*, "prediction" or "visualization"."""
+        """Its key."""
         return f"pipeline.{self.stage}.output.{kind}.save_dir"
 
     def save_dir_named(self, kind: str) -> str:
-        """That key for a message, with where it was set."""
+        """Its key for a message, with where it was set."""
         key = self.save_dir_key(kind)
         return f"{key} (set {self.set_in[key]})" if key in self.set_in else key
 

@@ -176,16 +176,12 @@ def llmprof_output(llmprof_config: Settings, llmprof_artifacts: Artifacts) -> Ou
     """Where this test's predictions and gallery go: `.prediction.enable`, `.prediction.dir` (absolute),
     `.visualization.enable`, `.visualization.dir`, and `.extra`, this model's own options."""
     output = llmprof_config.current.output
-    stage = llmprof_config.stage
     if output is None:
-        raise ConfigError(f"the stage {stage} has no outputs: llmprof_output is not for it")
+        raise ConfigError(f"the stage {llmprof_config.stage} has no outputs: llmprof_output is not for it")
 
-    def kind(name: str, default: str) -> OutputKind:
-        block = getattr(output, name)
-        named = llmprof_config.save_dir_named(name)
-        return OutputKind(block.enable, llmprof_artifacts.save_dir(stage, block.save_dir, default, named))
-
-    return Output(kind("prediction", "pred"), kind("visualization", "viz"), output.extra.get(llmprof_config.model.name))
+    prediction = OutputKind(output.prediction.enable, llmprof_artifacts.save_dir(llmprof_config, "prediction"))
+    gallery = OutputKind(output.visualization.enable, llmprof_artifacts.save_dir(llmprof_config, "visualization"))
+    return Output(prediction, gallery, output.extra.get(llmprof_config.model.name))
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pytest_llmprof.config.schema import Settings
 from pytest_llmprof.errors import ArtifactError
@@ -33,16 +32,16 @@ class Artifacts:
         """The directory of *stage* for this test (it exists once the stage has begun)."""
         return self.test_dir / stage
 
-    def save_dir(self, stage: str, save_dir: str | None, default: str, key: str) -> Path:
-        """Resolve a configured `save_dir` of *stage* to an absolute path.
+    def save_dir(self, settings: Settings, kind: str) -> Path:
+        """Where the outputs of *kind*, "prediction" or "visualization", of the stage of *settings* go.
 
-        None, empty or blank is *default*; absolute stays as it is, `~` is the home directory; relative lies under the
-        stage directory. *key* names the setting in the message. Raises `ArtifactError` where a relative path climbs
-        out of the stage directory, by ``..`` or through a link, or where a file of the stage has its name.
+        Raises `ArtifactError` where a relative path leaves the stage directory, by ``..`` or through a link, or where a
+        file of the stage has its name.
         """
-        stage_dir = self.out_dir(stage).resolve()
+        save_dir, key = settings.save_dir(kind), settings.save_dir_named(kind)
+        stage_dir = self.out_dir(settings.stage).resolve()
         try:
-            wanted = Path(save_dir).expanduser() if save_dir and save_dir.strip() else Path(default)
+            wanted = Path(save_dir).expanduser()
         except RuntimeError as error:
             raise ArtifactError(f"{key}: {save_dir!r}: {error}") from error
         if wanted.is_absolute():
@@ -84,11 +83,6 @@ def output_dirs(settings: Settings, artifacts: Artifacts) -> OutputDirs:
     output = settings.current.output
     if output is None:
         return OutputDirs(None, None)
-
-    def resolve(kind: str, block: Any, default: str) -> Path | None:
-        named = settings.save_dir_named(kind)
-        return artifacts.save_dir(settings.stage, block.save_dir, default, named) if block.enable else None
-
-    return OutputDirs(
-        resolve("prediction", output.prediction, "pred"), resolve("visualization", output.visualization, "viz")
-    )
+    prediction = artifacts.save_dir(settings, "prediction") if output.prediction.enable else None
+    visualization = artifacts.save_dir(settings, "visualization") if output.visualization.enable else None
+    return OutputDirs(prediction, visualization)

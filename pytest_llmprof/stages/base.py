@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_llmprof.config.registry import StageSpec
-from pytest_llmprof.config.schema import Settings, StageSettings
+from pytest_llmprof.config.schema import Count, Positive, Settings, StageSettings
 from pytest_llmprof.stages.runner import Failure, Sample
 
 if TYPE_CHECKING:
@@ -28,12 +28,12 @@ __all__ = ["StageContext", "StagePlugin", "StageResult", "ToolContext", "ToolSta
 class Window:
     """`pipeline.torch_profiler.window.*`: what is profiled, at a cost that doesn't grow with the answer."""
 
-    pages: int = 1
-    """Pages profiled (>= 1)."""
-    start_token: int = 0
-    """Generated token at which the window opens (>= 0); 0 takes in preprocessing, vision and prefill."""
-    decode_tokens: int = 32
-    """Decode steps profiled from there (>= 1)."""
+    pages: Positive = 1
+    """Pages profiled."""
+    start_token: Count = 0
+    """Generated token at which the window opens; 0 takes in preprocessing, vision and prefill."""
+    decode_tokens: Positive = 32
+    """Decode steps profiled from there."""
 
 
 class Workload(Protocol):

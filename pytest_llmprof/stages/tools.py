@@ -9,14 +9,32 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from msgspec import Meta
 
 from pytest_llmprof.errors import StageError
 from pytest_llmprof.measure.phases import ROUND
 
-__all__ = ["Program", "Tool", "check_tool_options", "find_tool", "range_of", "tail"]
+__all__ = ["Capture", "Environment", "Program", "ProgramPath", "Seconds", "Tool", "find_tool", "range_of", "tail"]
 
-_RANGE = re.compile(r"[A-Za-z_][\w.-]*")
+# Types of the options that such stages share.
+Capture = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z_][\w.-]*\Z",
+        description="all, or the name of one NVTX range (prefill, decode, step, vision, ...)",
+    ),
+]
+Environment = Annotated[
+    Mapping[Annotated[str, Meta(pattern=r"^[^=]+\Z")], str], Meta(description="a mapping, {NAME: VALUE}")
+]
+ProgramPath = Annotated[
+    Annotated[str, Meta(pattern=r"^(/|~/|[^/]*\Z)")] | None,
+    Meta(description="an absolute path, a program's name, or null"),
+]
+Seconds = Annotated[float, Meta(gt=0)]
+
 _VERSION = re.compile(r"\bVersion\s+(\d{4}(?:\.\d+)+)", re.IGNORECASE)
 
 
@@ -125,16 +143,3 @@ def tail(text: str, lines: int = 60) -> str:
     """The last *lines* of a log, each as a terminal would show it: what follows its last carriage return."""
     kept = [line.rstrip("\r").rpartition("\r")[2] for line in text.rstrip("\n").split("\n")]
     return "\n".join(kept[-lines:])
-
-
-def check_tool_options(options: Any) -> Iterator[tuple[str, object, str]]:
-    """Yield (key below the stage's block, value, what is allowed) for each shared option out of range."""
-    if not _RANGE.fullmatch(options.capture):
-        yield "capture", options.capture, "all, or the name of one NVTX range (prefill, decode, step, vision, ...)"
-    if options.path is not None and "/" in options.path and not options.path.startswith(("/", "~/")):
-        yield "path", options.path, "an absolute path, a program's name, or null"
-    if not options.timeout_s > 0:  # nan too
-        yield "timeout_s", options.timeout_s, "a number > 0"
-    for name in options.env:
-        if not name or "=" in name:
-            yield "env", name, "a block of NAME: VALUE"

@@ -217,7 +217,7 @@ def test_the_key_that_was_meant_is_of_the_stage_that_was_typed(bench, typed, mea
         ("pipeline.torch_profiler.window.decode_tokens=0", "an integer >= 1"),
         ("pipeline.torch_profiler.output.prediction.save_dir=[a]", "text, or null"),
         (f"{MAX_IMAGES}=-1", "an integer >= 0, or null"),
-        (f"{MAX_IMAGES}=all", "an integer, or null"),
+        (f"{MAX_IMAGES}=all", "an integer >= 0, or null"),
         (f"{WIDTH}=0", "an integer >= 1"),
         (f"{WIDTH}=null", "an integer"),
     ],

@@ -46,7 +46,6 @@ def _load(model: ModelSettings, infer: InferSettings) -> LoadedModel:
 def plugin() -> ModelPlugin:
     """This adapter, as the plugin registers it."""
     from pytest_llmprof.config.schema import OutputExtra
-    from pytest_llmprof.models.deepseek_ocr.extra import check_extra
 
     return ModelPlugin(
         name="deepseek_ocr",
@@ -54,5 +53,4 @@ def plugin() -> ModelPlugin:
         modes=MODES,
         engines=ENGINES,
         extra=OutputExtra,
-        check_extra=check_extra,
     )

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Annotated, Literal
 
-from pytest_llmprof.stages.tools import check_tool_options
+from msgspec import Meta
+
+from pytest_llmprof.config.schema import Count, Positive
+from pytest_llmprof.stages.tools import Capture, Environment, ProgramPath, Seconds
 
 __all__ = ["NcuOptions", "check_ncu"]
 
@@ -18,41 +22,32 @@ _TOP = re.compile(r"top:([1-9]\d*)")
 class NcuOptions:
     """`pipeline.ncu.*` beside `enable`."""
 
-    path: str | None = None
+    path: ProgramPath = None
     """The program `ncu`; None looks on PATH and in the usual places."""
-    capture: str = "decode"
+    capture: Capture = "decode"
     """The NVTX range whose kernels are profiled: `all` (measured passes), decode, prefill, step, vision ..."""
     kernels: str = "top:5"
     """`top:N` (the longest in the kernels.csv of another stage of this run), `all`, or a regular expression."""
-    launch_skip: int = 0
-    """Matching launches passed over first (>= 0)."""
-    launch_count: int = 50
-    """Launches profiled (>= 1)."""
+    launch_skip: Count = 0
+    """Matching launches passed over first."""
+    launch_count: Positive = 50
+    """Launches profiled."""
     set: str = "basic"
     """ncu's section set: basic, detailed, full ..."""
     sections: tuple[str, ...] = ()
     """Sections in place of the set."""
-    clock_control: str = "none"
+    clock_control: Annotated[Literal["none", "base"], Meta(description="none or base")] = "none"
     """none | base: whether ncu locks the clocks to base."""
-    env: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    env: Environment = field(default_factory=lambda: MappingProxyType({}))
     """Environment variables for the tool and what runs under it."""
     args: tuple[str, ...] = ()
     """More arguments of `ncu`."""
-    timeout_s: float = 600.0
-    """The child is ended after this many seconds, with the tool's own work (> 0)."""
+    timeout_s: Seconds = 600.0
+    """The child is ended after this many seconds, with the tool's own work."""
 
 
 def check_ncu(options: NcuOptions) -> Iterator[tuple[str, object, str]]:
-    """Yield (key below the stage's block, value, what is allowed) for each value out of range."""
-    yield from check_tool_options(options)
-    for name, value, least in (
-        ("launch_skip", options.launch_skip, 0),
-        ("launch_count", options.launch_count, 1),
-    ):
-        if value < least:
-            yield name, value, f"an integer >= {least}"
-    if options.clock_control not in ("none", "base"):
-        yield "clock_control", options.clock_control, "none or base"
+    """Yield (key below the stage's block, value, what is allowed) for `kernels` where it is no pattern."""
     allowed = "all, top:N with N >= 1, or a regular expression for kernel names"
     if not options.kernels or (options.kernels.startswith("top:") and not _TOP.fullmatch(options.kernels)):
         yield "kernels", options.kernels, allowed

@@ -12,7 +12,7 @@ from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.measure.phases import DOMAIN
 from pytest_llmprof.stages.base import ToolContext, ToolStagePlugin
 from pytest_llmprof.stages.child import Ended, ToolFailed
-from pytest_llmprof.stages.nsys.options import NsysOptions, check_nsys
+from pytest_llmprof.stages.nsys.options import NsysOptions
 from pytest_llmprof.stages.tools import Program, Tool, find_tool, range_of
 
 __all__ = ["NSYS", "plugin"]
@@ -135,7 +135,6 @@ def plugin(workload: str) -> ToolStagePlugin:
     return ToolStagePlugin(
         _NAME,
         options=NsysOptions,
-        check=check_nsys,
         outputs=True,
         why_no_output=f"outputs of the test go to its tmp/workload/{workload}",
         workload=workload,

@@ -18,7 +18,7 @@ from pytest_llmprof.models.base import Costed, Costs
 from pytest_llmprof.stages.base import StageContext, StagePlugin
 from pytest_llmprof.stages.direct_inference import clean_rounds
 from pytest_llmprof.stages.runner import Sample
-from pytest_llmprof.stages.static_analysis.options import StaticAnalysisOptions, check_static_analysis
+from pytest_llmprof.stages.static_analysis.options import StaticAnalysisOptions
 from pytest_llmprof.stages.static_analysis.roofline import PhaseRoof, figures, phase_roofs
 
 if TYPE_CHECKING:
@@ -155,4 +155,4 @@ def _decode_step(decode: PhaseRoof | None, batches: Sequence[dict[str, Any]]) ->
 
 def plugin() -> StagePlugin:
     """The stage as it is registered."""
-    return StagePlugin("static_analysis", options=StaticAnalysisOptions, check=check_static_analysis, run=_run)
+    return StagePlugin("static_analysis", options=StaticAnalysisOptions, run=_run)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pytest_llmprof.stages.base import Window
 
-__all__ = ["LEGACY", "TorchProfilerOptions", "check_torch_profiler"]
+__all__ = ["LEGACY", "TorchProfilerOptions"]
 
 _EXTRA = "output.extra.deepseek_ocr"
 _OUTPUTS = {
@@ -36,15 +35,3 @@ class TorchProfilerOptions:
     """Record memory allocations."""
     with_stack: bool = False
     """Record Python stacks (slow, large traces)."""
-
-
-def check_torch_profiler(options: TorchProfilerOptions) -> Iterator[tuple[str, object, str]]:
-    """Yield (key below the stage's block, value, what is allowed) for each value out of range."""
-    window = options.window
-    for name, value, least in (
-        ("pages", window.pages, 1),
-        ("start_token", window.start_token, 0),
-        ("decode_tokens", window.decode_tokens, 1),
-    ):
-        if value < least:
-            yield f"window.{name}", value, f"an integer >= {least}"

@@ -26,7 +26,7 @@ from pytest_llmprof.stages.torch_profiler.cupti import (
     missing_kernels_reason,
     synchronise,
 )
-from pytest_llmprof.stages.torch_profiler.options import LEGACY, TorchProfilerOptions, check_torch_profiler
+from pytest_llmprof.stages.torch_profiler.options import LEGACY, TorchProfilerOptions
 
 if TYPE_CHECKING:
     from pytest_llmprof.analysis.trace import Trace
@@ -219,7 +219,6 @@ def plugin() -> StagePlugin:
         "torch_profiler",
         options=TorchProfilerOptions,
         output=True,
-        check=check_torch_profiler,
         legacy=LEGACY,
         run=_run,
     )
