@@ -1,7 +1,7 @@
 """Keep what a stage recorded for tests/data: `python tests/analysis/recordings.py STAGE_DIR tests/data/nsys-2025-h200`.
 
 Of nsys an export cut down to what is read of it, of ncu its raw.csv, both packed, and beside it as JSON what the stage
-said of it, for `test_recordings.py`. A few tokens of one page of a tiny model are enough: some 100 kB.
+reported of it, for `test_recordings.py`. A few tokens of one page of a tiny model are enough: some 100 kB.
 """
 
 from __future__ import annotations
@@ -58,5 +58,5 @@ if __name__ == "__main__":
         cut(stage / "nsys.sqlite", Path(f"{out}.sqlite.gz"))
     else:
         pack(stage / "raw.csv", Path(f"{out}.csv.gz"))
-    said = json.loads((stage / "metrics.json").read_text(encoding="utf-8"))[stage.name]
-    Path(f"{out}.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+    metrics = json.loads((stage / "metrics.json").read_text(encoding="utf-8"))[stage.name]
+    Path(f"{out}.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")

@@ -50,8 +50,8 @@ def test_nsys(recorded, tmp_path):
         steps = count("NVTX_EVENTS", f"eventType = 59 and end is not null and {text} = 'step'")
     report = read_report(path, "llmprof")
     found = summary([report], gpu=kernels > 0)
-    said = json.loads((DATA / f"{name(recorded)}.json").read_text())
-    assert rounded(found) == {key: rounded(said[key]) for key in found}
+    expected = json.loads((DATA / f"{name(recorded)}.json").read_text())
+    assert rounded(found) == {key: rounded(expected[key]) for key in found}
     assert (report.kernels, report.graph_kernels, found["steps"]) == (kernels, of_graphs, steps)
     assert steps > 0
     assert {"vision", "sam", "prefill", "decode"} <= found["phases"].keys()
@@ -78,5 +78,5 @@ def test_ncu(recorded):
         assert 0.5 < launch.duration_us < 1e5
         assert launch.dram_gb_per_s < 8000
         assert 16 <= launch.registers <= 255
-    said = json.loads((DATA / f"{name(recorded)}.json").read_text())
-    assert rounded([asdict(row) for row in kernel_rows(launches)]) == rounded(said["kernels"])
+    expected = json.loads((DATA / f"{name(recorded)}.json").read_text())
+    assert rounded([asdict(row) for row in kernel_rows(launches)]) == rounded(expected["kernels"])

@@ -21,11 +21,11 @@ def profiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
 
     layer = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
     conv = torch.nn.Conv2d(3, 4, 3)
-    picture = torch.rand(1, 3, 16, 16)
+    image = torch.rand(1, 3, 16, 16)
     path = tmp_path_factory.mktemp("trace") / "trace.json"
     with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU]) as profiler:
         with record_function("llmprof/vision"), record_function("llmprof/sam"):
-            features = conv(picture).flatten(2)[:, :, :16]
+            features = conv(image).flatten(2)[:, :, :16]
         with record_function("llmprof/prefill"):
             state = layer(features)
         with record_function("llmprof/decode"):
@@ -90,11 +90,11 @@ def test_kernels_and_operators_are_those_of_key_averages_on_a_card(tmp_path: Pat
 
     layer = torch.nn.TransformerEncoderLayer(64, 4, 128, batch_first=True).eval().cuda()
     conv = torch.nn.Conv2d(3, 4, 3).cuda()
-    picture = torch.rand(1, 3, 34, 66)
+    image = torch.rand(1, 3, 34, 66)
 
     def work() -> None:
         with record_function("llmprof/vision"):
-            features = conv(picture.cuda()).flatten(2)[:, :, :64]
+            features = conv(image.cuda()).flatten(2)[:, :, :64]
         with record_function("llmprof/decode"):
             for _ in range(5):
                 with record_function("llmprof/step"):

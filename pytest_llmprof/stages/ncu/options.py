@@ -43,7 +43,7 @@ class NcuOptions:
     args: tuple[str, ...] = ()
     """More arguments of `ncu`."""
     timeout_s: Seconds = 600.0
-    """The child is ended after this many seconds, with the tool's own work."""
+    """The child is ended after this many seconds, the tool's own work included."""
 
 
 def check_ncu(options: NcuOptions) -> Iterator[tuple[str, object, str]]:

@@ -18,12 +18,12 @@ class NsysOptions:
     path: ProgramPath = None
     """The program `nsys`; None looks on PATH and in the usual places."""
     capture: Capture = "all"
-    """What is captured: `all` (measured passes) or an NVTX range of ours (prefill, decode, step, vision, sam ...)."""
+    """What is captured: `all` (measured passes) or one NVTX range (prefill, decode, step, vision, sam ...)."""
     occurrences: Positive = 1
-    """How many of them, the first ones."""
+    """How many ranges are captured, the first ones."""
     env: Environment = field(default_factory=lambda: MappingProxyType({}))
     """Environment variables for the tool and what runs under it."""
     args: tuple[str, ...] = ()
     """More arguments of `nsys profile`."""
     timeout_s: Seconds = 600.0
-    """The child is ended after this many seconds, with the tool's own work."""
+    """The child is ended after this many seconds, the tool's own work included."""
