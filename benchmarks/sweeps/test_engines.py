@@ -21,7 +21,6 @@ import pytest
 from sweep import markdown, publish, sweep, why_not
 
 from pytest_llmprof.config.paths import conf_dir
-from pytest_llmprof.measure.figures import FIGURE_NAMES
 from pytest_llmprof.models.base import Costed, NoPhases
 
 pytestmark = pytest.mark.llmprof(overrides=["infer.ignore_eos=true", "measure.rounds=3", "measure.warmup=2"])
@@ -114,7 +113,7 @@ def test_engine(llmprof, llmprof_config, llmprof_stage, request, sides, left_out
             bytes_per_step=moved,
             vision_prefill_ms=median(one.phases["vision"] + one.phases["prefill"] for one in run.samples),
             copy_bytes_per_s=copy_rate(model.info.device),
-            figures={name: getattr(run, name) for name in FIGURE_NAMES},
+            figures=dict(run),
             deterministic=run.deterministic,
             device=about(model),
             tokens=tokens,

@@ -16,17 +16,18 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
+import msgspec
 import pytest
 from sweep import markdown, publish
 
 import pytest_llmprof.stages.torch_profiler.kineto  # noqa: F401 - not in the stage's cost and memory
-from pytest_llmprof.measure.collector import settled
+from pytest_llmprof.measure.collector import frozen_garbage_collector
 from pytest_llmprof.measure.phases import DOMAIN, WARMUP_DOMAIN, PhaseRecorder
 from pytest_llmprof.models.base import NoPhases
 from pytest_llmprof.stages.base import StageContext, StageResult
+from pytest_llmprof.stages.runner import PagesWorkload
 from pytest_llmprof.stages.torch_profiler.cupti import synchronise
 from pytest_llmprof.stages.torch_profiler.stage import profile_window
-from pytest_llmprof.stages.workloads import PagesWorkload
 
 PAIRS, BLOCK_S = 4, 4.0
 """Pairs of a bare and a measured round in a block, and as many more as its seconds hold; even, as their order turns."""
@@ -118,10 +119,13 @@ class Bench:
         self.settings, self.model, self.out_dir = settings, model, out_dir
         self.page = pages[0]
         self.rounds = 0
-        self.workload = PagesWorkload(
-            model,
-            pages[:1],
-            settings.infer,
+        self.workload = self._workload(settings.infer)
+
+    def _workload(self, infer):
+        return PagesWorkload(
+            self.model,
+            [self.page],
+            infer,
             on_answer=lambda *_: None,
             on_failure=lambda *facts: pytest.fail(str(facts[-1])),
             progress=lambda text: None,
@@ -163,7 +167,7 @@ class Bench:
         launch_us = self.launch_us()
         bare, measured = [], []
         until = time.perf_counter() + BLOCK_S
-        with settled():
+        with frozen_garbage_collector():
             while len(bare) < PAIRS or time.perf_counter() < until:
                 bare.append(self.bare())
                 measured += [self.measured(recorder), self.measured(recorder)]
@@ -179,9 +183,9 @@ class Bench:
     @contextmanager
     def answers_of(self, tokens):
         infer = replace(self.settings.infer, max_new_tokens=tokens)
-        self.workload.infer = infer
+        before, self.workload = self.workload, self._workload(infer)
         yield replace(self.settings, infer=infer)
-        self.workload.infer = self.settings.infer
+        self.workload = before
 
     def window(self, tokens):
         """The window for answers of *tokens*, unprofiled: what is made once for a length is not in the stage's cost."""
@@ -205,7 +209,7 @@ class Bench:
                     result=StageResult(),
                 )
             )
-        return profile, peak[0] / profile["trace_bytes"]
+        return msgspec.to_builtins(profile), peak[0] / profile.trace_bytes
 
 
 @contextmanager

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
 from typing import Any
+
+import msgspec
 
 from pytest_llmprof.analysis.kernel_names import short_name
 from pytest_llmprof.analysis.rows import KernelRow
@@ -22,12 +23,14 @@ Column = tuple[str, Callable[[Any], str], str]
 
 
 def csv_text(row_type: type, rows: Sequence[Any]) -> str:
-    """All *rows* (dataclass instances of *row_type*) as CSV with a header; floats with six decimals."""
+    """All *rows* (instances of *row_type*, a dataclass or Struct) as CSV with a header; floats with six decimals."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([item.name for item in fields(row_type)])
+    names = [field.name for field in msgspec.inspect.type_info(row_type).fields]  # type: ignore[attr-defined]
+    writer.writerow(names)
     for row in rows:
-        writer.writerow([f"{value:.6f}" if isinstance(value, float) else value for value in asdict(row).values()])
+        values = (getattr(row, name) for name in names)
+        writer.writerow([f"{value:.6f}" if isinstance(value, float) else value for value in values])
     return stream.getvalue()
 
 

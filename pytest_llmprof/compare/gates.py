@@ -1,20 +1,17 @@
-"""Absolute limits on a test's figures: `@pytest.mark.llmprof_gate(cer="<=0.05", ttft_ms="<=200")`."""
+"""Absolute limits on a test's metrics: `@pytest.mark.llmprof_gate(cer="<=0.05", ttft_ms="<=200")`."""
 
 from __future__ import annotations
 
 import operator
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from pytest_llmprof.errors import ConfigError, nearest
-from pytest_llmprof.measure.figures import FIGURE_NAMES
-from pytest_llmprof.quality.score import Quality
+from pytest_llmprof.errors import ConfigError
+from pytest_llmprof.records.catalogue import Catalogue
+from pytest_llmprof.records.metrics import GateResult
 
-__all__ = ["GATE_NAMES", "Gate", "Verdict", "judge", "parse_gates"]
-
-GATE_NAMES = (*FIGURE_NAMES, *(item.name for item in fields(Quality)))
-"""Every figure a gate can name: the words of metrics.json."""
+__all__ = ["Gate", "judge", "parse_gates"]
 
 _COMPARE = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt, "==": operator.eq}
 _LIMIT = re.compile(r"\s*(<=|>=|==|<|>)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
@@ -34,26 +31,13 @@ class Gate:
         return f"{self.relation}{self.limit:g}"
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What came of a gate. A figure that is None is not applicable, and does not fail."""
-
-    name: str
-    limit: str
-    figure: float | None
-    outcome: str
-    """passed | failed | not applicable"""
-
-
-def parse_gates(limits: Mapping[str, object], where: str) -> tuple[Gate, ...]:
+def parse_gates(limits: Mapping[str, object], where: str, catalogue: Catalogue) -> tuple[Gate, ...]:
     """Read a marker's keyword arguments. Raises `ConfigError` naming *where* the marker stands."""
+    allowed = [metric.name for metric in catalogue.shown_in("gate")]
     gates = []
     for name, limit in limits.items():
-        if name not in GATE_NAMES:
-            raise ConfigError(
-                f"llmprof_gate({name}=...) at {where}: there is no figure of this name{nearest(name, GATE_NAMES)}; "
-                f"allowed: {', '.join(GATE_NAMES)}"
-            )
+        if name not in allowed:
+            raise ConfigError(f"llmprof_gate({name}=...) at {where}: {catalogue.unknown(name, allowed)}")
         match = _LIMIT.fullmatch(limit) if isinstance(limit, str) else None
         if match is None:
             raise ConfigError(
@@ -63,14 +47,14 @@ def parse_gates(limits: Mapping[str, object], where: str) -> tuple[Gate, ...]:
     return tuple(gates)
 
 
-def judge(gates: tuple[Gate, ...], figures: Mapping[str, float | None]) -> list[Verdict]:
-    """Hold the figures against the gates."""
-    verdicts = []
+def judge(gates: tuple[Gate, ...], values: Mapping[str, float | None]) -> list[GateResult]:
+    """Hold the metrics against the gates. A metric that is None is not applicable, and does not fail."""
+    results = []
     for gate in gates:
-        figure = figures.get(gate.name)
-        if figure is None:
+        value = values.get(gate.name)
+        if value is None:
             outcome = "not applicable"
         else:
-            outcome = "passed" if _COMPARE[gate.relation](figure, gate.limit) else "failed"
-        verdicts.append(Verdict(gate.name, gate.text, figure, outcome))
-    return verdicts
+            outcome = "passed" if _COMPARE[gate.relation](value, gate.limit) else "failed"
+        results.append(GateResult(gate.name, gate.text, value, outcome))
+    return results

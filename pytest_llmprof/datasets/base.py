@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_llmprof.models.base import Box
+from pytest_llmprof.records.predictions import Box
 
 if TYPE_CHECKING:
     from PIL.Image import Image

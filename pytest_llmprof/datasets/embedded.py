@@ -15,8 +15,8 @@ import msgspec
 from pytest_llmprof.datasets.base import DatasetPlugin, Page
 from pytest_llmprof.datasets.select import Entry, select
 from pytest_llmprof.errors import DatasetError
-from pytest_llmprof.models.base import Box
 from pytest_llmprof.records.files import read_json
+from pytest_llmprof.records.predictions import Box
 
 if TYPE_CHECKING:
     from pytest_llmprof.config.schema import DatasetSettings

@@ -1,8 +1,8 @@
-"""Python's garbage collector, kept from walking the whole process while a clock runs.
+"""Python's garbage collector, kept out of the measured rounds.
 
-A full collection walks every object of torch, transformers and pytest (a tenth of a second and more) and frees what
-lay about in circles until then, at a moment of its own choosing. Collections go on in here, so that what a model
-leaves behind costs it what it would cost elsewhere; they only leave out what was there before.
+A full collection walks every object of torch, transformers and pytest, a tenth of a second and more. Objects that
+exist when the rounds begin are frozen, so that the GC ignores them while the clock runs; what a model leaves behind is
+still collected, and costs the model what it would cost elsewhere.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["settled"]
+__all__ = ["frozen_garbage_collector"]
 
 _OF_PYTHON = 1000
 """Fewer frozen objects than this are the interpreter's own: CPython 3.12 begins with 375. To thaw them is harmless."""
 
 
 @contextmanager
-def settled(*, collect: bool = True) -> Iterator[None]:
+def frozen_garbage_collector(*, collect: bool = True) -> Iterator[None]:
     """Collect what is garbage now (with *collect*), and leave what is alive out of collections inside the block.
 
     Where something is frozen already (by an enclosing block or the user) nothing more is: what is frozen can only be

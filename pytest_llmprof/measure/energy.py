@@ -1,6 +1,6 @@
-"""Energy of a round, from the card's own counter.
+"""Energy of a round, from the GPU's own counter.
 
-The counter stands still between its updates (every 20 to 100 ms, by card and driver), and it does not stop while
+The counter stands still between its updates (every 20 to 100 ms, by GPU and driver), and it does not stop while
 the host scores a page. So a round's energy is read over the whole round, from an update of the counter to the
 first one after its end, and given only where that says something about the model: the span holds enough updates
 and the model worked for nearly all of it.
@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
-__all__ = ["LEAST_SECONDS", "LEAST_UPDATES", "LEAST_WORK", "EnergyMeter", "RoundEnergy"]
+from pytest_llmprof.records.metrics import RoundEnergy
+
+__all__ = ["LEAST_SECONDS", "LEAST_UPDATES", "LEAST_WORK", "EnergyMeter"]
 
 LEAST_SECONDS = 0.5
 """A shorter round has no energy."""
@@ -24,17 +25,6 @@ scoring, and cannot be told apart."""
 _PATIENCE_S = 0.3
 """A counter that has not moved for so long does not count."""
 _PAUSE_S = 0.001
-
-
-@dataclass(frozen=True)
-class RoundEnergy:
-    """What one round took."""
-
-    energy_j: float | None
-    span_s: float | None
-    """Seconds between the two readings: a little more than the round."""
-    reason: str | None
-    """Why `energy_j` is None."""
 
 
 class EnergyMeter:
@@ -67,15 +57,15 @@ class EnergyMeter:
     def end(self, work_s: float) -> RoundEnergy:
         """Wait for the first update after the round (the device is idle). *work_s*: seconds that the model worked."""
         if self._start is None or self.update_s is None:
-            return RoundEnergy(None, None, f"the card's energy counter did not move in {_PATIENCE_S:g} s")
+            return RoundEnergy(None, None, f"the GPU's energy counter did not move in {_PATIENCE_S:g} s")
         stop = self._next()
         if stop is None:
-            return RoundEnergy(None, None, f"the card's energy counter did not move in {_PATIENCE_S:g} s")
+            return RoundEnergy(None, None, f"the GPU's energy counter did not move in {_PATIENCE_S:g} s")
         joules, span = (stop[0] - self._start[0]) / 1000, stop[1] - self._start[1]
         least = max(LEAST_SECONDS, LEAST_UPDATES * self.update_s)
         if span < least:
             reason = (
-                f"a round of {span:.2f} s is too short: the card's counter moves every {self.update_s * 1000:.0f} ms, "
+                f"a round of {span:.2f} s is too short: the GPU's counter moves every {self.update_s * 1000:.0f} ms, "
                 f"which asks for {least:.1f} s"
             )
             return RoundEnergy(None, span, reason)

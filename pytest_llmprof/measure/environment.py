@@ -1,4 +1,4 @@
-"""Where a result was measured: card, processor, versions, commit. Everything that can explain another number.
+"""Where a result was measured: GPU, processor, versions, commit. Everything that can explain another number.
 
 Light on purpose (well under 0.2 s on a CPU machine): versions come from package metadata, and torch is asked
 only where the program has imported it or a CUDA device is named. The host's name and its users stay out.
@@ -10,14 +10,13 @@ import os
 import platform
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-from pytest_llmprof.measure.gpu import Card, read_card, throttled_between
+from pytest_llmprof.measure.gpu import read_gpu, throttled_between
+from pytest_llmprof.records.environment import Environment, Git, Gpu, Host
 
-__all__ = ["PACKAGES", "Environment", "Git", "Host", "environment"]
+__all__ = ["PACKAGES", "environment"]
 
 PACKAGES = (
     "pytest-llmprof",
@@ -34,87 +33,38 @@ PACKAGES = (
 """Packages whose versions are recorded; null where one is not installed."""
 
 
-@dataclass(frozen=True)
-class Host:
-    """The machine beside the card."""
-
-    cpu: str | None
-    cores: int | None
-    """Logical processors of the machine."""
-    affinity: int | None
-    """Logical processors that this process may use."""
-    ram_gib: float | None
-    os: str
-    container: str | None
-    """What suggests a container: docker, podman, kubernetes, lxc ...; null where nothing does."""
-    torch_threads: int | None
-    """torch.get_num_threads(); null where torch is not imported."""
-
-
-@dataclass(frozen=True)
-class Git:
-    """The commit of the tested project (pytest's rootdir)."""
-
-    commit: str
-    dirty: bool
-    """Tracked files differ from the commit."""
-
-
-@dataclass(frozen=True)
-class Environment:
-    """All of environment.json."""
-
-    schema: int
-    python: str
-    versions: dict[str, str | None]
-    cuda: str | None
-    """The CUDA (or HIP) version that torch was built for; null on a CPU build or where torch is not imported."""
-    host: Host
-    git: Git | None
-    gpu: Card | None
-    """Before the first measured round (where a stage has none: at its end). Null for a run on a CPU."""
-    gpu_reason: str | None
-    """Why `gpu`, or a part of it, is null."""
-    gpu_after: Card | None
-    """After the last measured round; null where none was measured."""
-    gpu_throttled_ms: dict[str, float] | None
-    """Milliseconds that the card's clocks were held down between the two, by cause; null where it does not tell."""
-
-
 def environment(
     device: str | None = None,
     rootdir: Path | None = None,
     *,
-    before: Card | None = None,
-    after: Card | None = None,
+    before: Gpu | None = None,
+    after: Gpu | None = None,
     reason: str | None = None,
-) -> dict[str, Any]:
-    """Describe this process and machine as plain data for JSON.
+) -> Environment:
+    """Describe this process and machine for environment.json.
 
-    *device* is the device that the model runs on ("cuda:0", "cpu"); None leaves the card out. *rootdir* is the
-    directory whose git commit is recorded (default: the current one). *before* and *after* are the card around
+    *device* is the device that the model runs on ("cuda:0", "cpu"); None leaves the GPU out. *rootdir* is the
+    directory whose git commit is recorded (default: the current one). *before* and *after* are the GPU around
     the measured rounds, *reason* why a part of it is missing; without *before* it is read now.
     """
-    card = before
+    gpu = before
     if device is None:
         reason = "no device was named"
     elif not device.startswith("cuda"):
         reason = f"the device is {device}"
     elif before is None:
-        card, reason = read_card(device)
-    found = Environment(
-        schema=1,
+        gpu, reason = read_gpu(device)
+    return Environment(
         python=f"{platform.python_implementation()} {platform.python_version()}",
         versions={name: _version(name) for name in PACKAGES},
         cuda=_cuda_of_torch(),
         host=_host(),
         git=_git(rootdir or Path.cwd()),
-        gpu=card,
+        gpu=gpu,
         gpu_reason=reason,
         gpu_after=after,
         gpu_throttled_ms=throttled_between(before, after),
     )
-    return asdict(found)
 
 
 def _version(package: str) -> str | None:

@@ -1,7 +1,7 @@
-"""The card as its driver (NVML) sees it: name, clocks, power, throttling, who else is on it.
+"""The GPU as its driver (NVML) sees it: name, clocks, power, throttling, who else is on it.
 
-The card is found by the UUID that torch gives for the device, so CUDA_VISIBLE_DEVICES cannot mislead: NVML
-counts all cards of the machine, CUDA only the visible ones.
+The GPU is found by the UUID that torch gives for the device, so CUDA_VISIBLE_DEVICES cannot mislead: NVML
+counts all GPUs of the machine, CUDA only the visible ones.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["THROTTLE_REASONS", "Card", "CardReader", "read_card", "throttle_names", "throttled_between"]
+from pytest_llmprof.records.environment import Gpu
+
+__all__ = ["THROTTLE_REASONS", "GpuReader", "read_gpu", "throttle_names", "throttled_between"]
 
 THROTTLE_REASONS = {
     0x0000000000000001: "gpu_idle",
@@ -37,51 +38,18 @@ VIOLATIONS = {0: "power", 1: "thermal", 2: "sync_boost", 3: "board_limit", 5: "r
 """Policies of nvmlDeviceGetViolationStatus (nvmlPerfPolicyType_t) that hold clocks down against the load's wish."""
 
 
-@dataclass(frozen=True)
-class Card:
-    """One card at the moment of reading. A part that the driver does not give is None."""
-
-    name: str
-    uuid: str | None
-    driver: str | None = None
-    memory_gib: float | None = None
-    power_limit_w: float | None = None
-    """The power cap in force."""
-    power_default_w: float | None = None
-    sm_clock_mhz: int | None = None
-    memory_clock_mhz: int | None = None
-    sm_clock_max_mhz: int | None = None
-    temperature_c: int | None = None
-    throttle_reasons: tuple[str, ...] | None = None
-    """Why the clocks are below their maximum now (names of nvml.h's clock event reasons)."""
-    throttled: bool | None = None
-    """Whether one of them makes work slower (power cap, heat); idle clocks do not count."""
-    other_processes: int | None = None
-    """Compute processes on the card besides this one and its parents, as far as the driver shows them."""
-    mig: bool | None = None
-    energy_mj: int | None = None
-    """The card's energy counter in millijoules since the driver was loaded."""
-    throttled_ms: dict[str, float] | None = None
-    """Milliseconds that clocks were held down since the driver was loaded, by cause (power, thermal ...)."""
-
-    @property
-    def shared(self) -> bool | None:
-        """Whether another process used the card."""
-        return None if self.other_processes is None else self.other_processes > 0
+def read_gpu(device: str) -> tuple[Gpu | None, str | None]:
+    """The GPU behind *device* ("cuda", "cuda:1"), and the reason where it or a part of it is missing."""
+    with GpuReader(device) as reader:
+        return reader.gpu(), reader.reason
 
 
-def read_card(device: str) -> tuple[Card | None, str | None]:
-    """The card behind *device* ("cuda", "cuda:1"), and the reason where it or a part of it is missing."""
-    with CardReader(device) as reader:
-        return reader.card(), reader.reason
-
-
-class CardReader:
-    """One card, its driver kept at hand for several readings. On a CPU it reads nothing."""
+class GpuReader:
+    """One GPU, its driver kept at hand for several readings. On a CPU it reads nothing."""
 
     def __init__(self, device: str) -> None:
         self.reason: str | None = None
-        """Why the card or a part of it is missing."""
+        """Why the GPU or a part of it is missing."""
         self._name: str | None = None
         self._uuid: str | None = None
         self._nvml: Any = None
@@ -89,7 +57,7 @@ class CardReader:
         if not device.startswith("cuda"):
             self.reason = f"the device is {device}"
             return
-        self._name, self._uuid, self.reason = _torch_card(device)
+        self._name, self._uuid, self.reason = _torch_gpu(device)
         if self._name is not None:
             self.reason = self._open()
 
@@ -104,32 +72,32 @@ class CardReader:
             return f"the driver (NVML) cannot be asked: {error}"
         self._nvml = pynvml
         if self._uuid is None:
-            return "this torch gives no UUID of the card"
+            return "this torch gives no UUID of the GPU"
         try:
             self._handle = pynvml.nvmlDeviceGetHandleByUUID(self._uuid)
         except pynvml.NVMLError as error:
             return f"the driver (NVML) does not find {self._uuid}: {error}"
         return None
 
-    def card(self) -> Card | None:
-        """The card as it is now; None where there is none."""
+    def gpu(self) -> Gpu | None:
+        """The GPU as it is now; None where there is none."""
         if self._name is None:
             return None
         if self._handle is None:
-            return Card(name=self._name, uuid=self._uuid)
-        return nvml_card(self._nvml, self._handle, self._name, self._uuid)
+            return Gpu(name=self._name, uuid=self._uuid)
+        return nvml_gpu(self._nvml, self._handle, self._name, self._uuid)
 
     def energy_mj(self) -> int | None:
-        """The energy counter; None where the card or the driver has none."""
+        """The energy counter; None where the GPU or the driver has none."""
         if self._handle is None:
             return None
         try:
             counter: int = self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
         except self._nvml.NVMLError:
-            return None  # cards before Volta, and many virtual ones
+            return None  # GPUs before Volta, and many virtual ones
         return counter
 
-    def __enter__(self) -> CardReader:
+    def __enter__(self) -> GpuReader:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -138,12 +106,12 @@ class CardReader:
             self._nvml = self._handle = None
 
 
-def _torch_card(device: str) -> tuple[str | None, str | None, str | None]:
-    """Name and UUID that torch gives for *device*, and the reason where it knows no such card."""
+def _torch_gpu(device: str) -> tuple[str | None, str | None, str | None]:
+    """Name and UUID that torch gives for *device*, and the reason where it knows no such GPU."""
     import torch
 
     if not torch.cuda.is_available():
-        return None, None, "torch sees no CUDA card"
+        return None, None, "torch sees no CUDA GPU"
     try:
         properties: Any = torch.cuda.get_device_properties(torch.device(device))
     except (AssertionError, RuntimeError) as error:
@@ -159,14 +127,14 @@ def throttle_names(bits: int) -> tuple[str, ...]:
     return tuple(names + ([hex(unknown)] if unknown else []))
 
 
-def nvml_card(nvml: Any, handle: Any, name: str, uuid: str | None) -> Card:
-    """Read one card through the module *nvml* (pynvml). A call that the card does not support gives None."""
+def nvml_gpu(nvml: Any, handle: Any, name: str, uuid: str | None) -> Gpu:
+    """Read one GPU through the module *nvml* (pynvml). A call that the GPU does not support gives None."""
 
     def ask(call: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return call(*arguments)
         except nvml.NVMLError:
-            return None  # many cards and virtual ones lack some of these
+            return None  # many GPUs and virtual ones lack some of these
 
     def text(value: Any) -> str | None:
         return value.decode() if isinstance(value, bytes) else value
@@ -181,7 +149,7 @@ def nvml_card(nvml: Any, handle: Any, name: str, uuid: str | None) -> Card:
     processes = ask(nvml.nvmlDeviceGetComputeRunningProcesses, handle)
     memory = ask(nvml.nvmlDeviceGetMemoryInfo, handle)
     mig = ask(nvml.nvmlDeviceGetMigMode, handle)
-    return Card(
+    return Gpu(
         name=text(ask(nvml.nvmlDeviceGetName, handle)) or name,
         uuid=uuid,
         driver=text(ask(nvml.nvmlSystemGetDriverVersion)),
@@ -211,11 +179,11 @@ def _violations(nvml: Any, handle: Any) -> dict[str, float] | None:
         try:
             found[name] = status(handle, policy).violationTime / 1e6
         except nvml.NVMLError:
-            continue  # a policy that this card does not have
+            continue  # a policy that this GPU does not have
     return found or None
 
 
-def throttled_between(before: Card | None, after: Card | None) -> dict[str, float] | None:
+def throttled_between(before: Gpu | None, after: Gpu | None) -> dict[str, float] | None:
     """Milliseconds of throttling by cause between two readings; None where the driver does not count them."""
     if before is None or after is None or before.throttled_ms is None or after.throttled_ms is None:
         return None
@@ -227,11 +195,11 @@ def throttled_between(before: Card | None, after: Card | None) -> dict[str, floa
 
 
 def others(pids: Any) -> int:
-    """Number of processes that are neither this one nor one that it was started by: a test's parent holds the card
+    """Number of processes that are neither this one nor one that it was started by: a test's parent holds the GPU
     too while its child runs under a tool, and only waits.
 
     In a container the driver shows the host's process ids (or none that exist here): then one of them is
-    taken to be this process, as it holds the card too.
+    taken to be this process, as it holds the GPU too.
     """
     import psutil
 

@@ -1,4 +1,4 @@
-"""Peak device memory, as torch's allocator counts it: on the host, without waiting for the card.
+"""Peak device memory, as torch's allocator counts it: on the host, without waiting for the GPU.
 
 A reading takes tens of microseconds (the allocator's statistics become a Python dictionary). So the measured
 rounds read between batches only, with the clock stopped, and the phases' peaks come from the warm-up.
@@ -7,54 +7,37 @@ rounds read between batches only, with the clock stopped, and the phases' peaks 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Peak", "PeakMemory", "PhasePeaks"]
+from pytest_llmprof.records.metrics import Peak
 
-
-@dataclass(frozen=True)
-class Peak:
-    """The most memory that was in use at once, in bytes."""
-
-    allocated_bytes: int
-    """In tensors."""
-    reserved_bytes: int
-    """Taken from the card by the allocator: tensors, what is cached for the next ones, CUDA graphs' pools."""
-
-    def union(self, other: Peak | None) -> Peak:
-        """The higher of both, part by part."""
-        if other is None:
-            return self
-        return Peak(
-            max(self.allocated_bytes, other.allocated_bytes), max(self.reserved_bytes, other.reserved_bytes)
-        )
+__all__ = ["PeakMemory", "PhasePeaks"]
 
 
 class PeakMemory:
     """The peaks of one device since they were last taken; None on a CPU."""
 
     def __init__(self, device: str) -> None:
-        self._card: Any = None
+        self._device: Any = None
         if device.startswith("cuda"):
             import torch
 
             self._torch = torch
-            self._card = torch.device(device)
+            self._device = torch.device(device)
 
     def take(self) -> Peak | None:
         """The peaks since the last call; the counters start anew from what is in use now."""
-        if self._card is None:
+        if self._device is None:
             return None
-        stats = self._torch.cuda.memory_stats_as_nested_dict(self._card)
+        stats = self._torch.cuda.memory_stats_as_nested_dict(self._device)
         if not stats:
-            return Peak(0, 0)  # nothing was ever allocated on this card, and its counters cannot be reset
-        self._torch.cuda.reset_peak_memory_stats(self._card)
+            return Peak(0, 0)  # nothing was ever allocated on this GPU, and its counters cannot be reset
+        self._torch.cuda.reset_peak_memory_stats(self._device)
         return Peak(stats["allocated_bytes"]["all"]["peak"], stats["reserved_bytes"]["all"]["peak"])
 
     def release_cached(self) -> None:
-        """Give what is only cached back to the card, so that a test's reserved memory is its own."""
-        if self._card is not None:
+        """Give what is only cached back to the GPU, so that a test's reserved memory is its own."""
+        if self._device is not None:
             self._torch.cuda.empty_cache()
 
 

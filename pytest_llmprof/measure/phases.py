@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from pytest_llmprof.measure.memory import Peak, PhasePeaks
+    from pytest_llmprof.measure.memory import PhasePeaks
+    from pytest_llmprof.records.metrics import Peak
 
 __all__ = ["CALL", "DOMAIN", "ROUND", "STEP", "SUB_PHASES", "TOP_PHASES", "WARMUP_DOMAIN", "PhaseRecorder"]
 

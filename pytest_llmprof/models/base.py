@@ -12,6 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
+from pytest_llmprof.records.catalogue import Metric
+from pytest_llmprof.records.metrics import ModelInfo
+from pytest_llmprof.records.predictions import Box
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -49,16 +53,6 @@ class Token(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Box:
-    """A labelled box in pixels of the source picture: x1 <= x2, y1 <= y2, origin top left."""
-
-    label: str
-    box: tuple[int, int, int, int]
-    text: str = ""
-    """The text that follows the box in the answer, up to the next one."""
-
-
-@dataclass(frozen=True)
 class ParsedOutput:
     """An answer, read."""
 
@@ -81,25 +75,6 @@ class Capabilities:
     """Whether tokens carry ids."""
     block: int = 1
     """Tokens that arrive together. Of the times within such a block only the mean is known."""
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """Facts about a loaded model, for the report and the fingerprint."""
-
-    name: str
-    weights: str
-    """checkpoint | embedded | random. Quality is not applicable where it is random."""
-    digest: str
-    """Digest of the weights ("sha256:..." of the files, or "random:<size>:<seed>")."""
-    parameters: int
-    device: str
-    """"cpu" or "cuda:0"."""
-    dtype: str
-    """"float32", "bfloat16" or "float16"."""
-    mode: str
-    engine: str
-    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Phases(Protocol):
@@ -210,3 +185,5 @@ class ModelPlugin:
     """Yields (key below the extra block, value, what is allowed) for each value out of range."""
     config_dir: Path | None = None
     """A directory with its own Hydra groups (`model/<preset>.yaml`, ...), laid over the packaged ones."""
+    metrics: tuple[Metric, ...] = ()
+    """Metrics of its own: a `Metric` with a `score` is computed of each page's answer."""

@@ -17,11 +17,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from pytest_llmprof.datasets.base import Page
 from pytest_llmprof.errors import ArtifactError, LlmprofError
 from pytest_llmprof.outputs.images import boxes_image, crop, place_boxes, thumbnail
 from pytest_llmprof.outputs.markdown import PageFiles, document, result
-from pytest_llmprof.outputs.predictions import prediction_dict
+from pytest_llmprof.outputs.predictions import whole_unicode
 from pytest_llmprof.records.files import write_json, write_text
 from pytest_llmprof.records.predictions import Prediction
 from pytest_llmprof.text.escape import whole
@@ -146,7 +148,7 @@ def _save(image: Image, path: Path) -> None:
 
 def _info(files: PageFiles) -> dict[str, Any]:
     """The page's line of predictions.jsonl without its texts, and facts of its image."""
-    info = prediction_dict(files.record)
+    info: dict[str, Any] = msgspec.to_builtins(whole_unicode(files.record))
     del info["text_raw"], info["text_clean"]
     return info | {
         "picture": None if files.size is None else {"width": files.size[0], "height": files.size[1]},

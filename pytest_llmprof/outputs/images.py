@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_llmprof.models.base import Box
+from pytest_llmprof.records.predictions import Box
 from pytest_llmprof.text.escape import one_line
 
 if TYPE_CHECKING:

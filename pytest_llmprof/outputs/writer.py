@@ -1,12 +1,13 @@
-"""What a stage uses: a prediction's line is written at once, the gallery at the end."""
+"""The outputs of one test: each prediction's line is written at once, the gallery at the end."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from pytest_llmprof.datasets.base import Page
 from pytest_llmprof.errors import ArtifactError
@@ -19,10 +20,10 @@ __all__ = ["Outputs", "check_writable"]
 
 
 def check_writable(directory: Path, key: str = "save_dir") -> None:
-    """Make *directory* and try a file in it, before anything expensive starts.
+    """Make *directory* and write a file in it as a test, before anything expensive starts.
 
-    *key* is the setting that names the directory, for the message. Raises `ArtifactError` with one line: a
-    missing permission, a file in the way, a read-only or full disk.
+    *key* is the setting that names the directory, for the message. Raises `ArtifactError` with one line where that
+    fails: no permission, a file of that name, a read-only or full disk.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -40,8 +41,8 @@ def check_writable(directory: Path, key: str = "save_dir") -> None:
 class Outputs:
     """The outputs of one test in one stage.
 
-    A directory of None turns that output off. predictions.jsonl grows with each `add`; `close` writes the
-    gallery of what has been added so far, so it also serves after an interruption::
+    A directory of None turns that output off. predictions.jsonl grows with each `add`. `close` writes the gallery of
+    all that was added, also after an interruption::
 
         outputs = Outputs(prediction_dir, visualization_dir, title=…, prompt_kind=…, extra=…)
         try:
@@ -81,7 +82,7 @@ class Outputs:
         )
 
     def add(self, record: Prediction, plain: str) -> None:
-        """Take *record*. *plain* is its answer as scored (`ParsedOutput.plain`), empty for a failed page."""
+        """Write *record*. *plain* is its answer as scored (`ParsedOutput.plain`), empty for a failed page."""
         if self._predictions is not None:
             self._predictions.add(record)
         if self._visualization_dir is None:
@@ -90,7 +91,7 @@ class Outputs:
         if limit is None or record.page in self._plain or len(self._plain) < limit:
             self._plain[record.page] = plain
         else:
-            # Only its row of the table is left to write: don't keep the texts of ten thousand pages.
+            # It only gets a row of the table, so its texts are not kept: there may be ten thousand pages.
             record = replace(record, text_raw="", text_clean="", boxes=())
         self._records[record.page] = record
 

@@ -1,13 +1,16 @@
 """pytest-benchmark as a sink: it shows, stores and compares the rounds that our own loop timed.
 
-The one file that knows pytest-benchmark's inside (`_make_stats`, `_mode`; 5.1 to 5.x).
+Only this file uses its private names (`_make_stats`, `_mode`; 5.1 to 5.x).
 """
 
 from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pytest_llmprof.plugin.rows import Row
 
 __all__ = ["benchmark_json", "claim", "sink"]
 
@@ -31,33 +34,28 @@ def sink(benchmark: Any, round_seconds: Sequence[float], extra_info: Mapping[str
         stats.update(seconds)
 
 
-def benchmark_json(rows: Sequence[Mapping[str, Any]], config: Any) -> dict[str, Any]:
-    """A file in pytest-benchmark's format, which `pytest-benchmark compare` reads.
-
-    Each of *rows* has `id`, `params`, `param`, `round_seconds` and `extra_info`.
-    """
+def benchmark_json(rows: Sequence[Row], config: Any) -> dict[str, Any]:
+    """The content of a file in pytest-benchmark's format, which `pytest-benchmark compare` reads."""
     from pytest_benchmark import __version__, plugin
     from pytest_benchmark.stats import Stats
 
     benchmarks = []
     for row in rows:
-        if not row["round_seconds"]:
-            continue
         stats = Stats()
-        for seconds in row["round_seconds"]:
+        for seconds in row.round_seconds:
             stats.update(seconds)
         benchmarks.append(
             {
                 "group": None,
-                "name": row["id"].rpartition("::")[2],
-                "fullname": row["id"],
-                "params": row["params"],
-                "param": row["param"],
-                "extra_info": dict(row["extra_info"]),
+                "name": row.id.rpartition("::")[2],
+                "fullname": row.id,
+                "params": row.params,
+                "param": row.param,
+                "extra_info": row.extra_info,
                 "options": {
                     "disable_gc": False,
                     "timer": "perf_counter",
-                    "min_rounds": len(row["round_seconds"]),
+                    "min_rounds": len(row.round_seconds),
                     "max_time": 0.0,
                     "min_time": 0.0,
                     "warmup": False,

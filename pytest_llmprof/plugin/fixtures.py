@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,6 @@ import pytest
 
 from pytest_llmprof.errors import ConfigError, EngineUnavailable, StageError
 from pytest_llmprof.plugin.items import ITEM, ItemState
-from pytest_llmprof.plugin.results import row
 from pytest_llmprof.plugin.shared import SHARED, SharedState
 
 if TYPE_CHECKING:
@@ -48,10 +47,10 @@ class Output:
 class LlmProf:
     """Runs one workload in this test's stage: `run()` the dataset's pages, or `measure()` a callable."""
 
-    def __init__(self, request: pytest.FixtureRequest, state: ItemState, manager: SharedState) -> None:
+    def __init__(self, request: pytest.FixtureRequest, state: ItemState, shared: SharedState) -> None:
         self._request = request
         self._state = state
-        self._manager = manager
+        self._shared = shared
         self._used: str | None = None
         self._benchmark: Any = None
         if state.sink:
@@ -73,9 +72,9 @@ class LlmProf:
         """
         self._once("run()")
         pages: Sequence[Page] = self._request.getfixturevalue("llmprof_dataset")
-        digest = self._manager.session.digest(pages)
+        digest = self._shared.session.digest(pages)
         load = partial(self._request.getfixturevalue, "llmprof_model")
-        return self._go("pages", lambda runner: runner.pages(load, pages, digest))
+        return self._go(lambda runner: runner.pages(load, pages, digest))
 
     def measure(self, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> RunResult:
         """Measure a torch callable the same way: warm-up, rounds, profile. Arguments are handed on.
@@ -90,7 +89,7 @@ class LlmProf:
         name = getattr(call, "__qualname__", None) or type(call).__qualname__
         device = str(pick_device(self.settings.model.device))
         bound = partial(call, *args, **kwargs)
-        return self._go("callable", lambda runner: runner.callable(bound, name, device))
+        return self._go(lambda runner: runner.callable(bound, name, device))
 
     def _once(self, name: str) -> None:
         if self._used is not None:
@@ -99,42 +98,35 @@ class LlmProf:
             )
         self._used = name
 
-    def _go(self, kind: str, work: Callable[[Any], RunResult]) -> RunResult:
+    def _go(self, work: Callable[[Any], RunResult]) -> RunResult:
+        from pytest_llmprof.plugin.benchmark_sink import sink
         from pytest_llmprof.run.runner import Runner
         from pytest_llmprof.stages.base import StagePlugin
 
-        manager, state = self._manager, self._state
-        stage = manager.session.stage(state.stage)
+        shared, session, state = self._shared, self._shared.session, self._state
+        stage = session.stage(state.stage)
         assert isinstance(stage, StagePlugin)  # under a tool no test's body runs here
         runner = Runner(
             settings=self.settings,
             stage=stage,
-            artifacts=manager.session.artifacts(state.test),
+            artifacts=session.artifacts(state.test),
             test_id=self._request.node.nodeid,
             gates=state.gates,
-            progress=lambda text: manager.progress.show(f"{state.stage}: {text}", state.name),
-            rootdir=manager.config.rootpath,
-            profiler_ran_before=manager.session.profiler_ran,
-            timed=manager.session.timed,
+            catalogue=session.catalogue,
+            progress=lambda text: shared.progress.show(f"{state.stage}: {text}", state.name),
+            rootdir=shared.config.rootpath,
+            profiler_ran_before=session.profiler_ran,
+            timed=session.timed,
         )
         try:
             result = work(runner)
         finally:
-            state.verdicts = runner.verdicts
-            if runner.result is not None:
-                manager.session.profiler_ran |= runner.result.profile is not None
-                seconds = runner.result.round_seconds if manager.session.timed else []
-                out_dir = runner.artifacts.out_dir(state.stage)
-                state.row = row(self._request.node, state, kind, out_dir, seconds)
-                self._sink(seconds, state.row["extra_info"])
+            if runner.records is not None:
+                session.profiler_ran |= runner.records.blocks["profile"] is not None
+                row = state.keep(self._request.node, runner.records, timed=session.timed)
+                if self._benchmark is not None:
+                    sink(self._benchmark, row.round_seconds, row.extra_info)
         return result
-
-    def _sink(self, round_seconds: Sequence[float], extra_info: Mapping[str, Any]) -> None:
-        """Hand the rounds to pytest-benchmark where it is there."""
-        if self._benchmark is not None:
-            from pytest_llmprof.plugin.benchmark_sink import sink
-
-            sink(self._benchmark, round_seconds, extra_info)
 
 
 def _state(request: pytest.FixtureRequest) -> ItemState:
@@ -147,7 +139,7 @@ def _state(request: pytest.FixtureRequest) -> ItemState:
     return state
 
 
-def _manager(request: pytest.FixtureRequest) -> SharedState:
+def _shared(request: pytest.FixtureRequest) -> SharedState:
     return request.config.stash[SHARED]
 
 
@@ -168,7 +160,7 @@ def llmprof_config(request: pytest.FixtureRequest, llmprof_stage: str) -> Settin
 @pytest.fixture
 def llmprof_artifacts(request: pytest.FixtureRequest, llmprof_stage: str) -> Artifacts:
     """This test's directories: `.out_dir("torch_profiler")` is the stage directory."""
-    return _manager(request).session.artifacts(_state(request).test)
+    return _shared(request).session.artifacts(_state(request).test)
 
 
 @pytest.fixture
@@ -179,9 +171,10 @@ def llmprof_output(llmprof_config: Settings, llmprof_artifacts: Artifacts) -> Ou
     if output is None:
         raise ConfigError(f"the stage {llmprof_config.stage} has no outputs: llmprof_output is not for it")
 
-    prediction = OutputKind(output.prediction.enable, llmprof_artifacts.save_dir(llmprof_config, "prediction"))
-    gallery = OutputKind(output.visualization.enable, llmprof_artifacts.save_dir(llmprof_config, "visualization"))
-    return Output(prediction, gallery, output.extra.get(llmprof_config.model.name))
+    def kind(name: str) -> OutputKind:
+        return OutputKind(getattr(output, name).enable, llmprof_artifacts.save_dir(llmprof_config, name))
+
+    return Output(kind("prediction"), kind("visualization"), output.extra.get(llmprof_config.model.name))
 
 
 @pytest.fixture
@@ -189,9 +182,9 @@ def llmprof_model(request: pytest.FixtureRequest, llmprof_config: Settings) -> L
     """The loaded model of this test's configuration. One is kept between tests, and freed when another is asked for.
 
     A test whose engine lacks something on this machine (a compiler, say) is skipped with the reason."""
-    manager = _manager(request)
+    shared = _shared(request)
     try:
-        return manager.session.model_cache.get(llmprof_config, manager.progress.show)
+        return shared.session.model_cache.get(llmprof_config, shared.progress.show)
     except EngineUnavailable as error:
         pytest.skip(str(error))
 
@@ -199,11 +192,11 @@ def llmprof_model(request: pytest.FixtureRequest, llmprof_config: Settings) -> L
 @pytest.fixture
 def llmprof_dataset(request: pytest.FixtureRequest, llmprof_config: Settings) -> Sequence[Page]:
     """The pages of this test's dataset with their truth, after pattern, subset, shuffle and limit."""
-    return _manager(request).session.pages(llmprof_config.dataset)
+    return _shared(request).session.pages(llmprof_config.dataset)
 
 
 @pytest.fixture
 def llmprof(request: pytest.FixtureRequest, llmprof_config: Settings, llmprof_artifacts: Artifacts) -> LlmProf:
     """Run this test's workload in its stage: `llmprof.run()` sends every page of the dataset through the model,
     `llmprof.measure(fn, ...)` does the same for any torch callable. One of them, once a test."""
-    return LlmProf(request, _state(request), _manager(request))
+    return LlmProf(request, _state(request), _shared(request))

@@ -1,4 +1,4 @@
-"""Hooks for other plugins: register models, stages and datasets of your own.
+"""Hooks for other plugins: register models, stages, datasets and metrics of your own.
 
 Paste one of these into a plugin or a conftest.py that pytest loads at its start: the rootdir's, or that of a
 directory named on the command line. (The command line is checked before deeper ones are read.)
@@ -14,6 +14,7 @@ import pytest
 if TYPE_CHECKING:
     from pytest_llmprof.datasets.base import DatasetPlugin
     from pytest_llmprof.models.base import ModelPlugin
+    from pytest_llmprof.records.catalogue import Metric
     from pytest_llmprof.stages.base import StagePlugin
 
 
@@ -30,3 +31,8 @@ def pytest_llmprof_stages(config: pytest.Config) -> Iterable[StagePlugin]:  # ty
 @pytest.hookspec
 def pytest_llmprof_datasets(config: pytest.Config) -> Iterable[DatasetPlugin]:  # type: ignore[empty-body]
     """Return the datasets you add; `dataset.name` in a preset chooses one."""
+
+
+@pytest.hookspec
+def pytest_llmprof_metrics(config: pytest.Config) -> Iterable[Metric]:  # type: ignore[empty-body]
+    """Return metrics you add: each `Metric` has a `score(page, prediction)`, or a `value(sample)`."""

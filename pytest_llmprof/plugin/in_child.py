@@ -1,4 +1,4 @@
-"""The child's side of a test that runs under a tool: report its outcome to the process that started it."""
+"""Hooks of a child process that runs one test under a tool: they write its outcome for the parent."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from pytest_llmprof.stages.child import Nvtx, Outcome
 if TYPE_CHECKING:
     from pytest_llmprof.plugin.shared import SharedState
 
-__all__ = ["InChild"]
+__all__ = ["ChildHooks"]
 
 
-class InChild:
-    """Hooks of the child; registered beside the manager."""
+class ChildHooks:
+    """Registered beside the manager, in the child alone."""
 
     def __init__(self, shared: SharedState) -> None:
         self._shared = shared
@@ -29,7 +29,7 @@ class InChild:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> Generator[None, object, object]:
-        """End a test quietly where it computes with a time, which is null here; the parent notes where."""
+        """Pass a test that computes with a time, which is null here, and note the line for the parent."""
         try:
             return (yield)
         except TypeError as error:
@@ -45,16 +45,16 @@ class InChild:
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep the first of setup, call and teardown that did not pass; write the outcome when the test has ended."""
-        entry: dict[str, Any] | None = getattr(report, "llmprof", None)
-        if entry is None:
+        data: dict[str, Any] | None = getattr(report, "llmprof", None)
+        if data is None:
             return
         outcome, run_dir = self._outcome, self._shared.session.run_dir
         if outcome.outcome == "passed" and not report.passed:
             outcome.outcome = report.outcome
-            outcome.error = entry["error"] or _reason(report)
-        if entry["row"] is not None:
+            outcome.error = data["error"] or _reason(report)
+        if data["row"] is not None:
             outcome.measured = True
-            outcome.dir = str(run_dir / entry["dir"])
+            outcome.dir = str(run_dir / data["dir"])
         if report.when == "teardown":
             outcome.nvtx = _nvtx()
             outcome.write(run_dir)

@@ -1,4 +1,4 @@
-"""What the plugin knows of one pytest item: its directory, its markers' overrides and gates, its settings."""
+"""One pytest item of ours: its stage, directory, settings, and the overrides and gates of its markers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ import pytest
 from pytest_llmprof.errors import ConfigError, LlmprofError
 
 if TYPE_CHECKING:
-    from pytest_llmprof.compare.gates import Gate, Verdict
+    from pytest_llmprof.compare.gates import Gate
     from pytest_llmprof.config.schema import Settings
+    from pytest_llmprof.plugin.rows import Row
+    from pytest_llmprof.plugin.shared import SharedState
+    from pytest_llmprof.records.catalogue import Catalogue
+    from pytest_llmprof.records.metrics import GateResult
+    from pytest_llmprof.records.stage import StageRecords
     from pytest_llmprof.run.directory import TestKey
     from pytest_llmprof.run.session import Session
 
@@ -19,28 +24,27 @@ __all__ = [
     "ITEM",
     "STAGE_FIXTURE",
     "ItemState",
-    "asks",
-    "marker_gates",
-    "marker_overrides",
     "needs_sink",
-    "settle",
+    "prepare_items",
+    "reject_stray_gates",
     "stage_of",
-    "stray_gates",
+    "state_of",
+    "uses_llmprof",
 ]
 
 STAGE_FIXTURE = "llmprof_stage"
-"""Every fixture of ours needs it, so a test that has it asks for us."""
+"""All our fixtures request it, so a test that has it uses one of them."""
 _WRITERS = frozenset({"llmprof", "llmprof_output"})
-"""A test writes outputs through one of these; one that only looks at its configuration clashes with nobody."""
+"""The fixtures through which a test writes outputs. A test without them cannot overwrite another's."""
 _GATE = "llmprof_gate"
 
 
 class ItemState:
-    """What the plugin knows of one test in one stage."""
+    """One test in one stage."""
 
     def __init__(self) -> None:
         self.error: str | None = None
-        """Why it cannot run: its marker's fault, or, in an xdist worker, the session's."""
+        """Why it cannot run: an error in its marker, or, in an xdist worker, in the session."""
         self.settings: Settings | None = None
         self.gates: tuple[Gate, ...] = ()
         self.name = ""
@@ -48,49 +52,62 @@ class ItemState:
         self.test = ""
         """Its directory under the run directory."""
         self.stage = ""
-        self.row: dict[str, Any] | None = None
-        """What it came to, as plain data for the controller."""
-        self.verdicts: Sequence[Verdict] = ()
-        """What came of the gates, once they were judged: here, or in the child that ran the test."""
+        self.row: Row | None = None
+        """What it measured, for the controller."""
+        self.verdicts: Sequence[GateResult] = ()
+        """The results of its gates."""
         self.tool = False
-        """Whether it runs in a child process, under a tool: its body does not run here."""
+        """Whether it runs in a child process under a tool, not here."""
         self.sink = False
-        """Whether we asked for pytest-benchmark's fixture on its behalf."""
+        """Whether we added pytest-benchmark's fixture to it."""
 
     @property
-    def directory(self) -> str | None:
-        """The stage directory, relative to the run directory."""
-        return f"{self.test}/{self.stage}" if self.test else None
+    def directory(self) -> str:
+        """The stage directory, relative to the run directory; empty before it is known."""
+        return f"{self.test}/{self.stage}" if self.test else ""
+
+    def keep(self, item: pytest.Item, records: StageRecords, *, timed: bool) -> Row:
+        """Keep what *item* measured here, or in its child; *timed*: whether its times are valid."""
+        from pytest_llmprof.plugin.rows import Row
+
+        self.verdicts = records.metrics.gates
+        self.row = Row.of(item, self.name, self.stage, self.directory, records, timed=timed)
+        return self.row
 
 
 ITEM = pytest.StashKey[ItemState]()
 
 
-def asks(item: pytest.Item) -> bool:
+def state_of(item: pytest.Item) -> ItemState:
+    """The item's state, made where it has none yet."""
+    return item.stash.setdefault(ITEM, ItemState())
+
+
+def uses_llmprof(item: pytest.Item) -> bool:
     """Whether the test uses a fixture of ours."""
     return STAGE_FIXTURE in getattr(item, "fixturenames", ()) and STAGE_FIXTURE in _params(item)
 
 
-def needs_sink(item: pytest.Item, config: pytest.Config) -> bool:
-    """Whether pytest-benchmark is to be asked on the test's behalf: it has rounds, and doesn't use it itself.
+def needs_sink(item: pytest.Item, shared: SharedState) -> bool:
+    """Whether the test will have rounds for pytest-benchmark here, and does not request its fixture itself.
 
-    Under xdist pytest-benchmark is off and would say so for each session; only `--benchmark-skip` still holds.
+    Under xdist pytest-benchmark is off and would warn in each session; only `--benchmark-skip` works there.
     """
-    names = getattr(item, "fixturenames", ())
-    if config.getoption("llmprof_frozen") is not None:  # a child has no rounds to show
-        return False
+    config, names = shared.config, getattr(item, "fixturenames", ())
     if "llmprof" not in names or "benchmark" in names or not config.pluginmanager.hasplugin("benchmark"):
         return False
-    return not hasattr(config, "workerinput") or bool(config.getoption("benchmark_skip"))
+    in_child = config.getoption("llmprof_frozen") is not None  # its rounds are not timed
+    if in_child or not uses_llmprof(item) or shared.session.runs_in_child(stage_of(item)):
+        return False
+    return not shared.worker or bool(config.getoption("benchmark_skip"))
 
 
-def settle(
+def prepare_items(
     items: Sequence[pytest.Item], session: Session, refuse: Callable[[Sequence[pytest.Item], str], None]
 ) -> None:
-    """Give each test its directory, settings and gates, and find tests that would write into one place.
+    """Give each test its directory, settings and gates, and find tests that would write into one directory.
 
-    A fault of a test's own marker is kept for that test; *refuse* takes the tests that cannot run for another
-    reason, and why.
+    An error in a test's own marker fails that test later. For other errors *refuse* is called with tests and reason.
     """
     from pytest_llmprof.run.artifacts import output_dirs
     from pytest_llmprof.run.collisions import check_collisions
@@ -100,21 +117,22 @@ def settle(
     dirs = test_dirs(list(keys.values()))
     owners = []
     for item in items:
-        state = item.stash.setdefault(ITEM, ItemState())
+        state = state_of(item)
         state.name = f"{keys[item].module}::{keys[item].name}"
         state.test = dirs[keys[item]]
         state.stage = stage_of(item)
         state.tool = session.runs_in_child(state.stage)
-        own_fault = True
+        in_marker = True
         try:
-            overrides = marker_overrides(item)
-            state.gates = marker_gates(item)
-            own_fault = bool(overrides)
+            overrides = _overrides(item)
+            state.gates = _gates(item, session.catalogue)
+            in_marker = bool(overrides)
             where = f"marker of {state.name.partition('[')[0]}"
             settings = session.composer.for_test(overrides, where, state.test, state.stage)
-            output_dirs(settings, session.artifacts(state.test))
+            artifacts = session.artifacts(settings.test)
+            output_dirs(settings, artifacts)
         except LlmprofError as error:
-            if own_fault:
+            if in_marker:
                 state.error = str(error)
             else:
                 refuse([item], str(error))
@@ -122,7 +140,7 @@ def settle(
         state.settings = settings
         state.test = settings.test  # a child's is its parent's
         if _WRITERS & set(getattr(item, "fixturenames", ())):
-            owners.append((item.nodeid, settings, session.run_dir / state.test))
+            owners.append((item.nodeid, settings, artifacts))
     clashes = check_collisions(owners)
     for item in items:
         if item.nodeid in clashes:
@@ -134,18 +152,18 @@ def stage_of(item: pytest.Item) -> str:
     return str(_params(item)[STAGE_FIXTURE])
 
 
-def stray_gates(items: Sequence[pytest.Item]) -> None:
-    """A gate on a test that does not ask for `llmprof` would hold nothing: that test fails."""
+def reject_stray_gates(items: Sequence[pytest.Item]) -> None:
+    """Let a test fail that has a gate but no fixture of ours: its gate would check nothing."""
     for item in items:
-        if any(mark.name == _GATE for mark in item.own_markers) and not asks(item):
-            item.stash.setdefault(ITEM, ItemState()).error = (
+        if any(mark.name == _GATE for mark in item.own_markers) and not uses_llmprof(item):
+            state_of(item).error = (
                 f"llmprof_gate of {item.nodeid}: the test asks for no fixture of llmprof, so it has no figures; "
                 "add the argument llmprof and call llmprof.run() or llmprof.measure()"
             )
 
 
-def marker_overrides(item: pytest.Item) -> tuple[str, ...]:
-    """The overrides of the test's `llmprof` marks; later ones win. Raises `ConfigError`."""
+def _overrides(item: pytest.Item) -> tuple[str, ...]:
+    """The overrides of the test's `llmprof` marks, lowest precedence first. Raises `ConfigError`."""
     result: list[str] = []
     for mark in _marks(item, "llmprof"):
         unknown = sorted(set(mark.kwargs) - {"overrides"})
@@ -165,8 +183,8 @@ def marker_overrides(item: pytest.Item) -> tuple[str, ...]:
     return tuple(result)
 
 
-def marker_gates(item: pytest.Item) -> tuple[Gate, ...]:
-    """The limits of the test's `llmprof_gate` marks, the nearest mark's for each name. Raises `ConfigError`."""
+def _gates(item: pytest.Item, catalogue: Catalogue) -> tuple[Gate, ...]:
+    """The limits of the test's `llmprof_gate` marks; the nearest mark wins. Raises `ConfigError`."""
     limits: dict[str, object] = {}
     for mark in _marks(item, _GATE):
         if mark.args:
@@ -179,38 +197,35 @@ def marker_gates(item: pytest.Item) -> tuple[Gate, ...]:
         return ()
     from pytest_llmprof.compare.gates import parse_gates
 
-    return parse_gates(limits, item.nodeid)
+    return parse_gates(limits, item.nodeid, catalogue)
 
 
 def _marks(item: pytest.Item, name: str) -> Iterator[pytest.Mark]:
-    """The marks called *name* in rising precedence: package, module, class, function, parameter."""
+    """The marks called *name*, lowest precedence first: package, module, class, function, parameter."""
     for node in item.listchain():
         found = [mark for mark in node.own_markers if mark.name == name]
         if isinstance(node, pytest.Class):
             found = _by_class(node.obj, found)
-        parameter = [mark for mark in found if any(mark is one for one in _parameter_marks(node))]
-        own = [mark for mark in found if not any(mark is one for one in parameter)]
+        of_parameter = _parameter_marks(node)
         # pytest keeps the mark nearest to the function first.
-        yield from reversed(own)
-        yield from reversed(parameter)
+        found.reverse()
+        yield from sorted(found, key=lambda mark: id(mark) in of_parameter)
 
 
 def _by_class(cls: type, marks: Sequence[pytest.Mark]) -> list[pytest.Mark]:
     """A class's marks with its own before those of its bases, as pytest orders all others."""
-    order: list[object] = []
+    distance: dict[int, int] = {}
     for base in cls.__mro__:
         own = base.__dict__.get("pytestmark", [])
-        order += [getattr(mark, "mark", mark) for mark in (own if isinstance(own, list) else [own])]
-
-    def distance(mark: pytest.Mark) -> int:
-        return next((number for number, one in enumerate(order) if one is mark), -1)
-
-    return sorted(marks, key=distance)
+        for mark in own if isinstance(own, list) else [own]:
+            distance.setdefault(id(getattr(mark, "mark", mark)), len(distance))
+    return sorted(marks, key=lambda mark: distance.get(id(mark), -1))
 
 
-def _parameter_marks(node: object) -> Sequence[pytest.Mark]:
+def _parameter_marks(node: object) -> set[int]:
+    """The ids of a test's marks that its parameters bring."""
     callspec = getattr(node, "callspec", None)
-    return () if callspec is None else [getattr(mark, "mark", mark) for mark in callspec.marks]
+    return set() if callspec is None else {id(getattr(mark, "mark", mark)) for mark in callspec.marks}
 
 
 def _params(item: pytest.Item) -> Mapping[str, Any]:

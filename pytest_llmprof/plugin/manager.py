@@ -1,21 +1,30 @@
-"""pytest hooks: wiring only. The work is in `items`, `session`, `stages.runner` and below.
+"""The pytest hooks. They call the modules beside this one and the rooms below.
 
-Importing this module is cheap, and nothing is composed or imported before an option or a test asks for it.
+Importing this module is cheap: nothing is composed or imported before an option or a test asks for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from pytest_llmprof.errors import LlmprofError
 from pytest_llmprof.plugin import options
-from pytest_llmprof.plugin.items import ITEM, STAGE_FIXTURE, ItemState, asks, needs_sink, settle, stage_of, stray_gates
+from pytest_llmprof.plugin.items import (
+    ITEM,
+    STAGE_FIXTURE,
+    needs_sink,
+    prepare_items,
+    reject_stray_gates,
+    state_of,
+    uses_llmprof,
+)
 from pytest_llmprof.plugin.results import Results, failure, judge, one_line
 from pytest_llmprof.plugin.shared import SHARED, SharedState
-from pytest_llmprof.plugin.terminal import gate_lines, header, relative, summary
+from pytest_llmprof.plugin.terminal import columns, gate_lines, header, relative, summary
 
 pytest_plugins = ("pytest_llmprof.plugin.fixtures",)
 
@@ -34,10 +43,8 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
     if not config.getoption("llmprof_show_config"):
         return None
-    try:
+    with _usage_errors():
         print(SharedState(config).session.composer.show(), end="")
-    except LlmprofError as error:
-        raise pytest.UsageError(str(error)) from None
     return 0
 
 
@@ -48,26 +55,37 @@ def pytest_configure(config: pytest.Config) -> None:
     manager = Manager(shared)
     config.pluginmanager.register(manager, "llmprof-manager")
     if config.getoption("llmprof_frozen") is not None:
-        from pytest_llmprof.plugin.in_child import InChild
+        from pytest_llmprof.plugin.in_child import ChildHooks
 
-        config.pluginmanager.register(InChild(shared), "llmprof-in-child")
-    if options.given_on_command_line(config) or (shared.controller and options.given_in_ini(config)):
-        manager.check_early()
+        config.pluginmanager.register(ChildHooks(shared), "llmprof-in-child")
+    given = options.given_on_command_line(config) or (shared.controller and options.given_in_ini(config))
+    if given and not shared.worker:  # a worker's controller has checked it
+        with _usage_errors():
+            manager.check()
+
+
+@contextmanager
+def _usage_errors() -> Iterator[None]:
+    """Turn errors of ours into pytest's usage errors: one line, exit code 4."""
+    try:
+        yield
+    except LlmprofError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 class Manager:
-    """One session's hooks; every hook is a method, and state lives here."""
+    """The hooks of one session, and their state."""
 
     def __init__(self, shared: SharedState) -> None:
         self._shared = shared
         self._config = config = shared.config
-        self._dry = bool(config.option.collectonly or config.option.setupplan)
-        """Whether no test will run."""
-        self._fatal: str | None = None
+        self._runs_nothing = bool(config.option.collectonly or config.option.setupplan)
+        self._config_error: str | None = None
         """Why no test of ours can run."""
         self._header: str | None = None
         self._header_shown = False
-        self._asked = False
+        self._used = False
+        """Whether a collected test asks for us."""
         self._results = Results(config)
         self._interrupted = False
 
@@ -77,17 +95,9 @@ class Manager:
         """Check the session's configuration and name its run directory; give its stages. Raises `LlmprofError`."""
         if self._header is None:
             settings = self._shared.session.check()
+            self._results.columns = columns(self._shared.session.catalogue, options.columns(self._config))
             self._header = header(settings, self._shared.session.run_dir, self._config.invocation_params.dir)
         return self._shared.session.composer.session().stages
-
-    def check_early(self) -> None:
-        """Check what the command line says before anything is collected; a worker's controller has done it."""
-        if self._shared.worker:
-            return
-        try:
-            self.check()
-        except LlmprofError as error:
-            raise pytest.UsageError(str(error)) from None
 
     # -- collection -------------------------------------------------------------------------------------
 
@@ -96,47 +106,45 @@ class Manager:
         if STAGE_FIXTURE not in metafunc.fixturenames:
             return
         stages: Sequence[str] = ("invalid-configuration",)
-        if self._fatal is None:
+        if self._config_error is None:
             try:
                 stages = self.check()
             except LlmprofError as error:
-                self._fatal = str(error)
+                self._config_error = str(error)
         metafunc.parametrize(STAGE_FIXTURE, stages, indirect=True, ids=str)
 
     def pytest_itemcollected(self, item: pytest.Item) -> None:
-        """Ask for pytest-benchmark's fixture where rounds will be measured, before it looks for its tests."""
-        if not asks(item) or self._fatal is not None or self._shared.session.runs_in_child(stage_of(item)):
-            return
-        if needs_sink(item, self._config):
-            # A copy: the list is shared between the stages' items.
+        """Request pytest-benchmark's fixture for tests with rounds, before that plugin looks for its tests."""
+        if self._config_error is None and needs_sink(item, self._shared):
+            # A copy, as the items of all stages share one list.
             item.fixturenames = [*item.fixturenames, "benchmark"]  # type: ignore[attr-defined]
-            item.stash.setdefault(ITEM, ItemState()).sink = True
+            state_of(item).sink = True
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        stray_gates(items)
-        mine = [item for item in items if asks(item)]
-        if not mine:
+        reject_stray_gates(items)
+        ours = [item for item in items if uses_llmprof(item)]
+        if not ours:
             return
-        self._asked = True
-        if self._fatal is not None:
-            self._refuse(mine, self._fatal)
+        self._used = True
+        if self._config_error is not None:
+            self._refuse(ours, self._config_error)
         else:
-            settle(mine, self._shared.session, self._refuse)
+            prepare_items(ours, self._shared.session, self._refuse)
 
     def _refuse(self, items: Sequence[pytest.Item], text: str) -> None:
-        """Stop with a usage error; in an xdist worker, where that would be an internal error, fail the tests."""
+        """Stop with a usage error. In an xdist worker that would be an internal error, so fail *items* there."""
         if not self._shared.worker:
             raise pytest.UsageError(text)
         for item in items:
-            item.stash.setdefault(ITEM, ItemState()).error = text
+            state_of(item).error = text
 
     def pytest_report_header(self) -> str | None:
         self._header_shown = self._header is not None
         return self._header
 
     def pytest_report_collectionfinish(self) -> str | None:
-        if not self._asked or self._header_shown or self._dry:
+        if not self._used or self._header_shown or self._runs_nothing:
             return None
         self._header_shown = True
         return self._header
@@ -145,20 +153,20 @@ class Manager:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """A worker makes the run directory before it tells its tests, so that the controller knows of the run."""
-        if not (self._shared.worker and self._asked) or self._dry:
+        """In a worker: make the run directory before the controller gets the tests and looks for it."""
+        if not (self._shared.worker and self._used) or self._runs_nothing:
             return
         try:
             self._shared.session.begin()
         except LlmprofError as error:
             text = str(error)
-            self._refuse([item for item in session.items if asks(item)], text)
+            self._refuse([item for item in session.items if uses_llmprof(item)], text)
             report = pytest.CollectReport(session.nodeid, "failed", text, [], llmprof_refused=text)
             self._config.hook.pytest_collectreport(report=report)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """In the controller: what a worker could not begin is a usage error, as it is without workers."""
+        """In the controller: stop with a usage error where a worker could not begin the run."""
         text: str | None = getattr(report, "llmprof_refused", None)
         if text is not None and not self._shared.worker:
             raise pytest.UsageError(text)
@@ -166,38 +174,36 @@ class Manager:
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self) -> None:
         if self._shared.session.begun():
-            self._results.begin(self._shared.session.run_dir)
+            self._results.begin(self._shared.session.run_dir, self._shared.session.catalogue)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> None:
-        """Begin the run, where a test asked and none will be kept from running."""
+        """Begin the run where tests use it and will run."""
         stopped = session.testsfailed and not self._config.option.continue_on_collection_errors
-        if not self._asked or self._shared.worker or self._dry or stopped:
+        if not self._used or self._shared.worker or self._runs_nothing or stopped:
             return
         self._results.legacy(self._shared.session.legacy_keys)
         self._results.log_legacy()
-        try:
+        with _usage_errors():
             self._shared.session.begin()
-        except LlmprofError as error:
-            raise pytest.UsageError(str(error)) from None
-        self._results.begin(self._shared.session.run_dir)
+        self._results.begin(self._shared.session.run_dir, self._shared.session.catalogue)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         state = item.stash.get(ITEM, None)
-        if state is None or self._dry:
+        if state is None or self._runs_nothing:
             return
         if state.error is not None:
             raise LlmprofError(state.error)
         if not self._shared.worker:
-            self._results.running(item, state, self._shared.session.run_dir)
+            self._results.running(item, state)
         if state.tool:
-            # The test and its fixtures run in the child alone.
+            # Only the child runs the test and its fixtures.
             item.fixturenames = [STAGE_FIXTURE]  # type: ignore[attr-defined]
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> bool | None:
-        """A test whose stage runs under a tool: start it there, in place of its body."""
+        """Run a test whose stage is a tool in a child, instead of its body."""
         state = pyfuncitem.stash.get(ITEM, None)
         if state is None or not state.tool:
             return None
@@ -217,41 +223,40 @@ class Manager:
         report = yield
         error = call.excinfo.value if call.excinfo is not None else None
         if isinstance(error, LlmprofError):
-            details = getattr(error, "details", None)
-            if details:
+            if details := getattr(error, "details", None):
                 report.sections.append(("llmprof: where it failed", details))
             if report.failed and not self._config.option.fulltrace:
                 report.longrepr = item.repr_failure(failure(str(error)))
-        if state is None or not asks(item):
+        if state is None or not uses_llmprof(item):
             return report
         if call.when == "call" and state.verdicts:
             report.sections.append(("llmprof gates", gate_lines(state.verdicts)))
         report.llmprof = {  # type: ignore[attr-defined]
             "stage": state.stage,
-            "dir": state.directory,
+            "dir": state.directory or None,
             "error": one_line(error) if error is not None and report.failed else None,
             "legacy": self._shared.session.legacy_keys,
-            "row": state.row if call.when == "call" else None,
+            "row": state.row.encode() if call.when == "call" and state.row is not None else None,
         }
         return report
 
     # -- reports (in the controller) --------------------------------------------------------------------
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """In xdist's controller, which has no items: a test begins in a worker."""
+        """In xdist's controller, which has no items: record that a test begins in a worker."""
         if self._shared.controller and self._results.log is not None and (stage := self._stage_in(nodeid)):
-            self._results.log.test(nodeid, stage=stage, outcome="running", directory=None, kind=None, error=None)
+            self._results.log.test(nodeid, stage, "running")
 
     def _stage_in(self, nodeid: str) -> str | None:
-        """The stage that a test's id names; a test that is not ours may have a parameter that reads the same."""
+        """The stage that a node id seems to name; a test that is not ours may have a parameter of that name."""
         return next((stage for stage in self.check() if f"[{stage}]" in nodeid or f"-{stage}]" in nodeid), None)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if self._shared.worker or self._dry:
+        if self._shared.worker or self._runs_nothing:
             return
-        told: dict[str, Any] | None = getattr(report, "llmprof", None)
-        if told is not None:
-            self._results.take(report, told, self._shared.session.run_dir)
+        data: dict[str, Any] | None = getattr(report, "llmprof", None)
+        if data is not None:
+            self._results.take(report, data)
         elif self._shared.controller and self._results.log is not None and (stage := self._stage_in(report.nodeid)):
             self._results.take_foreign(report, stage)
 
@@ -266,12 +271,12 @@ class Manager:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        """A worker has ended; one that crashed tells nothing."""
+        """Collect the errors of a worker that has ended; one that crashed sends none."""
         self._results.close_errors += getattr(node, "workeroutput", {}).get("llmprof_close_errors", ())
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-        """Tell Ctrl-C, SIGTERM and pytest.exit from the kinds that pytest and xdist raise to stop by themselves."""
-        in_worker = "received keyboard-interrupt" in str(excinfo.value)  # what xdist says of it
+        """Note Ctrl-C, SIGTERM and pytest.exit, but not the interrupts by which pytest and xdist stop a session."""
+        in_worker = "received keyboard-interrupt" in str(excinfo.value)  # xdist's text for it
         self._interrupted = excinfo.type in (KeyboardInterrupt, pytest.exit.Exception) or in_worker
 
     def _status(self, session: pytest.Session, exitstatus: int | pytest.ExitCode) -> str:
@@ -300,9 +305,9 @@ class Manager:
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         results = self._results
-        lines = summary(list(results.rows.values()), terminalreporter._tw.fullwidth)
+        lines = summary(list(results.rows.values()), results.columns, terminalreporter._tw.fullwidth)
         if results.log is not None:
-            if not self._header_shown:  # under xdist nobody asked before the header's time
+            if not self._header_shown:  # under xdist it was not known in time
                 self.check()
                 lines.insert(0, str(self._header))
             lines.append(f"run directory: {relative(results.log.path, self._config.invocation_params.dir)}")

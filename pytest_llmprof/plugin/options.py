@@ -1,4 +1,4 @@
-"""Command line and ini options, and what they say about the configuration's sources."""
+"""Options of the command line and of ini files, and the sources of the configuration that they give."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ __all__ = [
     "MARKERS",
     "OPTIONS",
     "add_options",
+    "columns",
     "directory",
     "given_in_ini",
     "given_on_command_line",
@@ -35,48 +36,42 @@ MARKERS = (
     "is broken. A figure that is not applicable (no truth, random weights, a CPU) does not fail.",
 )
 
-OPTIONS: tuple[tuple[str, str, str, str], ...] = (
-    # name, metavar, ini type, help
-    (
-        "stage",
+OPTIONS = {
+    "llmprof_stage": (
         "STAGE[,STAGE]",
-        "linelist",
+        True,
         "stages to run each test in, repeatable and comma separated; default: the configuration's `stages`",
     ),
-    (
-        "override",
+    "llmprof_override": (
         "KEY=VALUE",
-        "linelist",
+        True,
         "a Hydra override, repeatable: a key (measure.rounds=5) or a preset (model=deepseek_ocr)",
     ),
-    ("config-dir", "DIR", "string", "your own configuration tree, laid over the packaged one"),
-    (
-        "run-dir",
+    "llmprof_config_dir": ("DIR", False, "your own configuration tree, laid over the packaged one"),
+    "llmprof_run_dir": (
         "DIR",
-        "string",
+        False,
         "this run's directory; default: llmprof-runs/<timestamp> under the rootdir. Refused when it holds a run",
     ),
-)
+    "llmprof_columns": (
+        "METRIC[,METRIC]",
+        True,
+        "metrics in the columns of the summary's table, repeatable and comma separated (ttft_ms,tpot_ms,decode_ms,cer)",
+    ),
+}
+"""Options with an ini twin, by ini key: metavar, whether it is a list, help."""
 
 
 def add_options(parser: pytest.Parser) -> None:
     """Register the group `llmprof` and its ini twins."""
     group = parser.getgroup("llmprof", "benchmark and profile document-OCR and multimodal models")
-    for name, metavar, kind, text in OPTIONS:
-        dest = "llmprof_" + name.replace("-", "_")
-        many = kind == "linelist"
-        group.addoption(
-            f"--llmprof-{name}",
-            dest=dest,
-            action="append" if many else "store",
-            default=None,
-            metavar=metavar,
-            help=text,
-        )
+    for key, (metavar, many, text) in OPTIONS.items():
+        action = "append" if many else "store"
+        group.addoption(_flag(key), dest=key, action=action, default=None, metavar=metavar, help=text)
         if many:
-            parser.addini(dest, f"{text} (one a line)", type="linelist", default=[])
+            parser.addini(key, f"{text} (one a line)", type="linelist", default=[])
         else:
-            parser.addini(dest, text, type="string", default="")
+            parser.addini(key, text, type="string", default="")
     group.addoption(
         "--llmprof-show-config",
         dest="llmprof_show_config",
@@ -84,37 +79,48 @@ def add_options(parser: pytest.Parser) -> None:
         default=False,
         help="print the session's resolved configuration as YAML and exit without collecting",
     )
+    group.addoption(FROZEN, dest="llmprof_frozen", default=None, help=argparse.SUPPRESS)
     parser.addini(
         CHILD_OPTIONS,
-        "options of other plugins that the child process of a tool (nsys, ncu) gets too where they are given, such as "
+        "options of other plugins that a child process under a profiling tool gets too where they are given, such as "
         "--asyncio-mode (one a line); it always gets those that conftest files define",
         type="linelist",
         default=[],
     )
-    group.addoption(FROZEN, dest="llmprof_frozen", default=None, help=argparse.SUPPRESS)
+
+
+def _flag(key: str) -> str:
+    return "--" + key.replace("_", "-")
 
 
 def given_on_command_line(config: pytest.Config) -> bool:
-    """Whether any option of ours was given there (pytest's `addopts` counts as given)."""
-    return any(config.getoption("llmprof_" + name.replace("-", "_")) is not None for name, _, _, _ in OPTIONS)
+    """Whether any option with an ini twin was given there (pytest's `addopts` counts as given)."""
+    return any(config.getoption(key) is not None for key in OPTIONS)
 
 
 def given_in_ini(config: pytest.Config) -> bool:
-    """Whether any ini value of ours is set."""
-    return any(config.getini("llmprof_" + name.replace("-", "_")) for name, _, _, _ in OPTIONS)
+    """Whether any of the ini twins is set."""
+    return any(config.getini(key) for key in OPTIONS)
 
 
-def directory(config: pytest.Config, name: str) -> Path | None:
-    """A directory option: from the command line relative to where pytest was started, from ini to the rootdir."""
-    given = config.getoption(name)
+def directory(config: pytest.Config, key: str) -> Path | None:
+    """A directory: on the command line relative to where pytest was started, in an ini file to the rootdir."""
+    given = config.getoption(key)
     if given is not None:
         if not given.strip():
             from pytest_llmprof.errors import ConfigError
 
-            raise ConfigError(f"--{name.replace('_', '-')} is empty: give a directory, or leave the option out")
+            raise ConfigError(f"{_flag(key)} is empty: give a directory, or leave the option out")
         return config.invocation_params.dir / Path(given).expanduser()
-    ini = str(config.getini(name))
+    ini = str(config.getini(key))
     return config.rootpath / Path(ini).expanduser() if ini else None
+
+
+def columns(config: pytest.Config) -> list[str] | None:
+    """The metrics that the summary's table is to show; None where nobody chose."""
+    given = config.getoption("llmprof_columns") or config.getini("llmprof_columns") or ()
+    names = [name.strip() for value in given for name in str(value).split(",") if name.strip()]
+    return list(dict.fromkeys(names)) or None
 
 
 def sources(config: pytest.Config) -> ConfigSources:

@@ -1,13 +1,12 @@
-"""What tests came to: the verdict on one test, and the controller's record of all of them.
+"""Results of tests: the gates of one test, and the controller's record of all tests.
 
-A test's outcome travels as plain data in its report (`report.llmprof`), so it is the same with and without
-xdist; `Results` makes run.json, benchmark.json and the summary's rows of it.
+A test's result travels as plain data in its report (`report.llmprof`), with and without xdist. `Results` writes
+run.json and benchmark.json and keeps the rows of the summary.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import signal
 import threading
 from collections.abc import Mapping, Sequence
@@ -22,52 +21,15 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from pytest_llmprof.plugin.items import ItemState
+    from pytest_llmprof.plugin.rows import Row
+    from pytest_llmprof.records.catalogue import Catalogue, Declaration
     from pytest_llmprof.run.directory import RunLog
 
-__all__ = ["Results", "failure", "judge", "one_line", "row"]
-
-
-def row(
-    item: pytest.Item, state: ItemState, kind: str, out_dir: Path, round_seconds: Sequence[float]
-) -> dict[str, Any]:
-    """What *item* came to, as plain data, from its metrics.json in *out_dir*."""
-    from pytest_llmprof.records.files import read_json
-    from pytest_llmprof.report.findings import card_warnings
-
-    metrics = read_json(out_dir / "metrics.json")
-    place = out_dir / "environment.json"
-    environment = read_json(place) if place.exists() else {}  # a tool that never ran its child has none
-    callspec = item.callspec  # type: ignore[attr-defined]
-    figures = {**metrics["figures"], **(metrics["quality"] or {})}
-    extra = {name: value for name, value in figures.items() if value is not None}
-    if hasattr(item.config, "workerinput"):  # numbers of tests that ran beside others
-        extra["xdist_workers"] = item.config.workerinput["workercount"]
-    return {
-        "id": item.nodeid,
-        "name": state.name,
-        "stage": state.stage,
-        "kind": kind,
-        "dir": state.directory,
-        "figures": metrics["figures"],
-        "quality": metrics["quality"],
-        "quality_reason": metrics["quality_reason"],
-        "card_warnings": card_warnings(metrics, environment),
-        "round_seconds": list(round_seconds),
-        "params": {name: _param(value) for name, value in callspec.params.items()},
-        "param": callspec.id,
-        "extra_info": extra,
-    }
-
-
-def _param(value: object) -> object:
-    """A parameter as JSON has it: what is no number, bool or None becomes text, that travels between processes too."""
-    if (type(value) is float and math.isfinite(value)) or type(value) in (bool, int, type(None)):
-        return value
-    return str(value).encode("utf-8", "replace").decode()  # JSON has no lone surrogates
+__all__ = ["Results", "failure", "judge", "one_line"]
 
 
 def judge(state: ItemState) -> pytest.ExceptionInfo[BaseException] | None:
-    """The failure of a test whose figures break a limit, or that has limits and no figures."""
+    """The failure of a test whose metrics break a gate, or that has gates and measured nothing."""
     if not state.gates:
         return None
     if state.row is None:
@@ -99,12 +61,14 @@ class Results:
     """The controller's record (without xdist: the session's)."""
 
     def __init__(self, config: pytest.Config) -> None:
-        self.rows: dict[str, dict[str, Any]] = {}
+        self.rows: dict[str, Row] = {}
         """By node id."""
+        self.columns: list[Declaration] = []
+        """The metrics that the summary's table shows."""
         self.log: RunLog | None = None
         """run.json, once the run has begun."""
         self.close_errors: list[str] = []
-        """What models could not be closed, in all workers."""
+        """Errors in closing models, in all workers."""
         self._config = config
         self._legacy: dict[str, None] = {}
         self._legacy_logged = False
@@ -112,15 +76,16 @@ class Results:
 
     @property
     def trouble(self) -> str | None:
-        """Why the record of the run is not whole."""
+        """Why run.json or benchmark.json is not complete."""
         return self.log.trouble if self.log is not None else None
 
-    def begin(self, run_dir: Path) -> RunLog:
+    def begin(self, run_dir: Path, catalogue: Catalogue) -> RunLog:
         """Begin run.json, once; from here on SIGTERM ends the run as Ctrl-C does."""
         if self.log is None:
             from pytest_llmprof.run.directory import RunLog
 
-            self.log = RunLog(run_dir, [str(arg) for arg in self._config.invocation_params.args])
+            declarations = [metric.declaration for metric in catalogue]
+            self.log = RunLog(run_dir, [str(arg) for arg in self._config.invocation_params.args], declarations)
             self.log.write("running")
             main = threading.current_thread() is threading.main_thread()
             if main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
@@ -128,46 +93,42 @@ class Results:
                 self._took_sigterm = True
         return self.log
 
-    def running(self, item: pytest.Item, state: ItemState, run_dir: Path) -> None:
-        """A test begins in this process."""
-        self.begin(run_dir).test(
-            item.nodeid, stage=state.stage, outcome="running", directory=state.directory, kind=None, error=None
-        )
+    def running(self, item: pytest.Item, state: ItemState) -> None:
+        """Record that a test begins in this process."""
+        assert self.log is not None
+        self.log.test(item.nodeid, state.stage, "running", directory=state.directory or None)
 
-    def take(self, report: pytest.TestReport, told: Mapping[str, Any], run_dir: Path) -> None:
-        """One report of a test of ours, with what its process told."""
-        self.legacy(told["legacy"])
-        row = told["row"]
-        if row is not None:
-            self.rows[report.nodeid] = row
+    def take(self, report: pytest.TestReport, data: Mapping[str, Any]) -> None:
+        """Record a report of a test of ours, with the data that its process added."""
+        self.legacy(data["legacy"])
+        kind = None
+        if data["row"] is not None:
+            from pytest_llmprof.plugin.rows import Row
+
+            row = self.rows[report.nodeid] = Row.decode(data["row"])
+            kind = row.kind
+        assert self.log is not None
         if report.when != "teardown" or not report.passed:
-            begun = report.when == "setup" and report.passed
-            self.begin(run_dir).test(
-                report.nodeid,
-                stage=told["stage"],
-                outcome="running" if begun else report.outcome,
-                directory=told["dir"],
-                kind=row["kind"] if row else None,
-                error=told["error"],
+            outcome = "running" if report.when == "setup" and report.passed else report.outcome
+            self.log.test(
+                report.nodeid, data["stage"], outcome, directory=data["dir"], kind=kind, error=data["error"]
             )
 
     def take_foreign(self, report: pytest.TestReport, stage: str) -> None:
-        """A report that tells nothing of ours: xdist's on a test whose worker crashed, or one of a test not ours."""
+        """Record a report without data of ours: xdist's for a test whose worker crashed, or of a test not ours."""
         assert self.log is not None
         if report.when == "setup":
             self.log.forget(report.nodeid)
         elif report.when not in ("call", "teardown"):
-            self.log.test(
-                report.nodeid, stage=stage, outcome="failed", directory=None, kind=None, error="worker crashed"
-            )
+            self.log.test(report.nodeid, stage, "failed", error="worker crashed")
 
     def legacy(self, keys: Sequence[str]) -> None:
-        """Legacy keys were met."""
+        """Record legacy keys that the configuration has."""
         self._legacy.update(dict.fromkeys(keys))
 
     @property
     def legacy_message(self) -> str | None:
-        """One text for all legacy keys met so far."""
+        """One text for all legacy keys so far."""
         if not self._legacy:
             return None
         from pytest_llmprof.config.legacy import message
@@ -182,11 +143,11 @@ class Results:
             logging.getLogger("pytest_llmprof").info(text)
 
     def finish(self, status: str) -> None:
-        """Write benchmark.json and close run.json with *status*. Nothing where no run has begun."""
+        """Write benchmark.json, and run.json with its last *status*. Does nothing where no run has begun."""
         if self.log is None:
             return
         self.log_legacy()
-        rows = [row for row in self.rows.values() if row["round_seconds"]]
+        rows = [row for row in self.rows.values() if row.round_seconds]
         if rows:
             from pytest_llmprof.plugin.benchmark_sink import benchmark_json
             from pytest_llmprof.records.files import write_json

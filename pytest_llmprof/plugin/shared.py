@@ -65,6 +65,7 @@ class SharedState:
             models=[*packaged_models(), *_flat(hook.pytest_llmprof_models(config=self.config))],
             stages=[*packaged_stages(), *_flat(hook.pytest_llmprof_stages(config=self.config))],
             datasets=[*builtin(), *_flat(hook.pytest_llmprof_datasets(config=self.config))],
+            metrics=_flat(hook.pytest_llmprof_metrics(config=self.config)),
             choose_run_dir=run_dir,
             id=sent.get("llmprof_session") or uuid.uuid4().hex,
             explicit=explicit is not None,

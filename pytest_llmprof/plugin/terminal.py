@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_llmprof.errors import ConfigError
+
 if TYPE_CHECKING:
     import pytest
 
-    from pytest_llmprof.compare.gates import Verdict
     from pytest_llmprof.config.schema import Settings
+    from pytest_llmprof.plugin.rows import Row
+    from pytest_llmprof.records.catalogue import Catalogue, Declaration
+    from pytest_llmprof.records.metrics import GateResult
 
-__all__ = ["Progress", "gate_lines", "header", "relative", "summary"]
+__all__ = ["LINE_EVERY_S", "Progress", "columns", "gate_lines", "header", "relative", "summary"]
 
-_EVERY_S = 10.0
+LINE_EVERY_S = 10.0
+"""Least time between two lines of progress where they stay (a log)."""
 _LEAST_COLUMNS = 20
-# Pieces of the terminal's language: the text is drawn behind the cursor, which stays where pytest left it.
+# Terminal escape sequences: the text is drawn behind the cursor, which stays where pytest left it.
 _SAVE, _RESTORE, _ERASE = "\x1b7", "\x1b8", "\x1b[K"
 
 
 class Progress:
     """One line of progress: live on a terminal, at most one in ten seconds elsewhere, none in a worker.
 
-    A live text stands behind what pytest has written on its line, and is gone before pytest goes on.
+    A live text stands behind what pytest has written on its line; it is removed before pytest writes on.
     """
 
     def __init__(self, config: pytest.Config) -> None:
@@ -35,7 +40,7 @@ class Progress:
         self._shown = False
 
     def show(self, text: str, test: str = "") -> None:
-        """Show *text* for the test *test* (named where lines are kept)."""
+        """Show *text*; *test* names the test where lines are kept."""
         reporter = self._config.pluginmanager.getplugin("terminalreporter")
         if reporter is None or hasattr(self._config, "workerinput"):
             return
@@ -46,14 +51,14 @@ class Progress:
             return
         now = time.monotonic()
         self._since = now if self._since is None else self._since
-        if verbosity >= 0 and now - self._since >= _EVERY_S:
+        if verbosity >= 0 and now - self._since >= LINE_EVERY_S:
             self._since = now
             with self._uncaptured():
                 reporter.ensure_newline()
                 reporter.write_line(f"llmprof: {test}: {text}" if test else f"llmprof: {text}")
 
     def clear(self) -> None:
-        """Take a live text away."""
+        """Remove a live text."""
         if self._shown:
             self._shown = False
             with self._uncaptured():
@@ -87,56 +92,56 @@ def header(settings: Settings, run_dir: Path, start: Path) -> str:
     )
 
 
-def summary(rows: Sequence[Mapping[str, Any]], width: int) -> list[str]:
+def columns(catalogue: Catalogue, chosen: Sequence[str] | None) -> list[Declaration]:
+    """The metrics of the summary's table: *chosen*, else the catalogue's own. Raises `ConfigError`."""
+    for name in chosen or ():
+        if name not in catalogue:
+            raise ConfigError(f"--llmprof-columns: {catalogue.unknown(name)}")
+    if chosen is not None:
+        return [catalogue[name].declaration for name in chosen]
+    return [metric.declaration for metric in catalogue.shown_in("terminal")]
+
+
+def summary(rows: Sequence[Row], metrics: Sequence[Declaration], width: int) -> list[str]:
     """A line for each test in each stage; where that is wider than *width*, the files go on a line below."""
     if not rows:
         return []
-    modules = {row["id"].partition("::")[0] for row in rows}
-    cells = [("test", "stage", "TTFT ms", "tokens/s", "page ms", "CER", "files")]
+    with_module = len({row.id.partition("::")[0] for row in rows}) > 1
+    cells = [("test", "stage", *(metric.column for metric in metrics), "files")]
     for row in rows:
-        figures, quality = row["figures"], row["quality"] or {}
-        cells.append(
-            (
-                _name(row, with_module=len(modules) > 1),
-                row["stage"],
-                _number(figures.get("ttft_ms"), ".1f"),
-                _number(figures.get("tokens_per_s"), ".1f"),
-                _number(figures.get("total_ms"), ".1f"),
-                _number(quality.get("cer"), ".4f"),
-                row["dir"],
-            )
-        )
-    widths = [max(len(cell[column]) for cell in cells) for column in range(7)]
-    wide = sum(widths) + 2 * 6 > width
+        values = [_number(row.values.get(metric.name), f".{metric.digits}f") for metric in metrics]
+        cells.append((_name(row, with_module=with_module), row.stage, *values, row.dir))
+    widths = [max(len(cell[column]) for cell in cells) for column in range(len(cells[0]))]
+    wide = sum(widths) + 2 * (len(widths) - 1) > width
     lines = []
     for number, cell in enumerate(cells):
         texts = [
-            text.rjust(wanted) if 2 <= column <= 5 else text.ljust(wanted)
+            text.rjust(wanted) if 2 <= column < len(cell) - 1 else text.ljust(wanted)
             for column, (text, wanted) in enumerate(zip(cell, widths, strict=True))
         ]
         if wide:
-            lines.append("  ".join(texts[:6]).rstrip())
-            lines += [f"    {cell[6]}"] if number else []
+            lines.append("  ".join(texts[:-1]).rstrip())
+            lines += [f"    {cell[-1]}"] if number else []
         else:
             lines.append("  ".join(texts).rstrip())
     noted: dict[str, list[str]] = {}
     for row in rows:
-        for text in row.get("card_warnings") or ():
-            noted.setdefault(text, []).append(f"{_name(row, with_module=len(modules) > 1)} ({row['stage']})")
+        for text in row.gpu_warnings:
+            noted.setdefault(text, []).append(f"{_name(row, with_module=with_module)} ({row.stage})")
     for text, names in noted.items():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         lines.append(f"{names[0]}{more}: {text}")
-    reasons = dict.fromkeys(row["quality_reason"] for row in rows if row.get("quality_reason"))
+    reasons = dict.fromkeys(row.quality_reason for row in rows if row.quality_reason)
     lines += [f"CER is not applicable: {reason}" for reason in reasons]
     return lines
 
 
-def gate_lines(verdicts: Iterable[Verdict]) -> str:
-    """The section of a test that has gates: each limit beside its figure."""
-    lines = [f"{'figure':<18} {'limit':>12} {'measured':>14}  outcome"]
-    for verdict in verdicts:
-        figure = "n/a" if verdict.figure is None else f"{verdict.figure:.6g}"
-        lines.append(f"{verdict.name:<18} {verdict.limit:>12} {figure:>14}  {verdict.outcome}")
+def gate_lines(results: Iterable[GateResult]) -> str:
+    """The section of a test that has gates: each limit beside its value."""
+    lines = [f"{'metric':<18} {'limit':>12} {'measured':>14}  outcome"]
+    for gate in results:
+        value = "n/a" if gate.figure is None else f"{gate.figure:.6g}"
+        lines.append(f"{gate.name:<18} {gate.limit:>12} {value:>14}  {gate.outcome}")
     return "\n".join(lines)
 
 
@@ -146,10 +151,9 @@ def relative(path: Path, start: Path) -> str:
     return str(path) if text.startswith("..") else text
 
 
-def _name(row: Mapping[str, Any], *, with_module: bool) -> str:
-    """A test's name without its stage, which has a column of its own."""
-    name = str(row["name"])
-    return name if with_module else name.partition("::")[2]
+def _name(row: Row, *, with_module: bool) -> str:
+    """A test's name; the stage has a column of its own."""
+    return row.name if with_module else row.name.partition("::")[2]
 
 
 def _number(value: float | None, form: str) -> str:

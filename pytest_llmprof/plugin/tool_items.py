@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_llmprof.plugin.options import CHILD_OPTIONS, FROZEN
-from pytest_llmprof.plugin.results import row
 
 if TYPE_CHECKING:
     from pytest_llmprof.plugin.items import ItemState
@@ -109,7 +108,6 @@ def _node_id(item: pytest.Function, stage: str, workload: str) -> str:
 
 def run_tool_item(item: pytest.Function, state: ItemState, shared: SharedState) -> None:
     """Run *item* in a child under its stage's tool. Raises the child's failure; skips where the child skipped."""
-    from pytest_llmprof.compare.gates import Verdict
     from pytest_llmprof.run.tool_runner import ToolRunner
     from pytest_llmprof.stages.base import ToolStagePlugin
     from pytest_llmprof.stages.child import ChildSkipped
@@ -123,6 +121,7 @@ def run_tool_item(item: pytest.Function, state: ItemState, shared: SharedState) 
         settings=state.settings,
         stage=stage,
         artifacts=session.artifacts(state.test),
+        catalogue=session.catalogue,
         test_id=item.nodeid,
         command=lambda *paths: _command(item, state, shared, stage.workload, paths),
         cwd=Path(shared.from_controller["llmprof_cwd"]) if shared.worker else item.config.invocation_params.dir,
@@ -133,7 +132,5 @@ def run_tool_item(item: pytest.Function, state: ItemState, shared: SharedState) 
     except ChildSkipped as skip:
         pytest.skip(str(skip))
     finally:
-        if runner.metrics is not None:
-            state.verdicts = [Verdict(**gate) for gate in runner.metrics["gates"]]
-            out_dir = runner.artifacts.out_dir(state.stage)
-            state.row = row(item, state, runner.metrics["kind"], out_dir, ())
+        if runner.records is not None:
+            state.keep(item, runner.records, timed=False)

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from pytest_llmprof.quality.score import PageQuality, Quality, score_page, summarise
+from pytest_llmprof.quality.score import PageQuality, score_page, summarise
 
-__all__ = ["PageQuality", "Quality", "score_page", "summarise"]
+__all__ = ["PageQuality", "score_page", "summarise"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pytest_llmprof.models.base import Box
+from pytest_llmprof.records.predictions import Box
 
 __all__ = ["iou", "mean_iou"]
 

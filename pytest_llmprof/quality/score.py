@@ -11,12 +11,12 @@ from pytest_llmprof.quality.boxes import mean_iou
 from pytest_llmprof.quality.repetition import repetition, runaway
 from pytest_llmprof.quality.text import EditCount, character_edits, normalise, word_edits
 
-__all__ = ["PageQuality", "Quality", "score_page", "summarise"]
+__all__ = ["PageQuality", "score_page", "summarise"]
 
 
 @dataclass(frozen=True)
 class PageQuality:
-    """How right one page is. None where a figure is not applicable: no truth, or random weights."""
+    """The quality of one page. None where a metric is not applicable: no truth, or random weights."""
 
     cer: float | None
     wer: float | None
@@ -24,33 +24,13 @@ class PageQuality:
     repetition: float | None
     runaway: bool
     characters: EditCount | None = None
-    """What `cer` is made of, so that pages can be added up."""
+    """The counts behind `cer`, to add pages up."""
     words: EditCount | None = None
-    """What `wer` is made of."""
+    """The counts behind `wer`."""
     truth_boxes: int = 0
-    """Number of true boxes that `box_iou` is the mean over."""
+    """Number of true boxes, over which `box_iou` is the mean."""
     applicable: bool = True
-    """False where the weights are random: then no figure says anything."""
-
-
-@dataclass(frozen=True)
-class Quality:
-    """How right the pages of a run are; the names are those of the gates. None where not applicable."""
-
-    cer: float | None
-    """Sum of edits over sum of truth characters, over the pages with truth."""
-    wer: float | None
-    """Sum of word edits over sum of truth words, over the pages with truth."""
-    box_iou: float | None
-    """Mean over all true boxes of all pages."""
-    repetition: float | None
-    """Mean over all pages."""
-    runaway_pages: int | None
-    """Pages that ended in a loop."""
-    pages: int
-    """Pages that were scored."""
-    truth_pages: int
-    """Pages among them whose text was held against a truth."""
+    """False where the weights are random: then no metric has a meaning."""
 
 
 def score_page(
@@ -63,9 +43,9 @@ def score_page(
 ) -> PageQuality:
     """Score one answer.
 
-    The text is held against the prompt's own truth (`Page.truth`). Boxes count for the markdown prompt,
-    which asks for them; with a prompt of the user's own (kind "other") only where the answer has any; never
-    for free OCR.
+    The text is compared with the truth of the prompt's kind (`Page.truth`). Boxes are scored for the markdown prompt,
+    which asks for them, for a prompt of the user's own (kind "other") only where the answer has boxes, never for free
+    OCR.
     """
     if random_weights:
         return PageQuality(None, None, None, None, runaway=False, applicable=False)
@@ -87,8 +67,8 @@ def score_page(
     )
 
 
-def summarise(pages: Iterable[PageQuality]) -> Quality:
-    """Add the pages of a run up. With random weights (or no page) every figure is None."""
+def summarise(pages: Iterable[PageQuality]) -> dict[str, float | None]:
+    """The metrics of all pages together, by the names of the catalogue; None with random weights or no page."""
     scored = list(pages)
     applicable = [page for page in scored if page.applicable]
     characters = [page.characters for page in applicable if page.characters is not None]
@@ -96,12 +76,12 @@ def summarise(pages: Iterable[PageQuality]) -> Quality:
     boxed = [(page.box_iou, page.truth_boxes) for page in applicable if page.box_iou is not None]
     repetitions = [page.repetition for page in applicable if page.repetition is not None]
     true_boxes = sum(count for _, count in boxed)
-    return Quality(
-        cer=sum(characters, EditCount(0, 0)).rate if characters else None,
-        wer=sum(words, EditCount(0, 0)).rate if words else None,
-        box_iou=sum(iou * count for iou, count in boxed) / true_boxes if boxed else None,
-        repetition=sum(repetitions) / len(repetitions) if repetitions else None,
-        runaway_pages=sum(page.runaway for page in applicable) if applicable else None,
-        pages=len(scored),
-        truth_pages=len(characters),
-    )
+    return {
+        "cer": sum(characters, EditCount(0, 0)).rate if characters else None,
+        "wer": sum(words, EditCount(0, 0)).rate if words else None,
+        "box_iou": sum(iou * count for iou, count in boxed) / true_boxes if boxed else None,
+        "repetition": sum(repetitions) / len(repetitions) if repetitions else None,
+        "runaway_pages": sum(page.runaway for page in applicable) if applicable else None,
+        "pages": len(scored),
+        "truth_pages": len(characters),
+    }

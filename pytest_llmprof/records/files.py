@@ -73,8 +73,8 @@ class _Version(msgspec.Struct):
     schema: int
 
 
-def decode_record(data: bytes, kind: type[_Record], newest: int, path: Path) -> _Record:
-    """Decode *data*, the content of *path*, as a *kind*.
+def decode_record(data: bytes, kind: type[_Record], newest: int, path: Path | str) -> _Record:
+    """Decode *data*, which *path* names, as a *kind*.
 
     Raises `ArtifactError` with one line where it is no JSON, is of a schema newer than *newest*, or has another shape.
     """
@@ -86,7 +86,7 @@ def decode_record(data: bytes, kind: type[_Record], newest: int, path: Path) -> 
     return _decode(data, path, kind)
 
 
-def _decode(data: bytes, path: Path, kind: type[_Record]) -> _Record:
+def _decode(data: bytes, path: Path | str, kind: type[_Record]) -> _Record:
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:

@@ -4,60 +4,60 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_llmprof.config.schema import Settings
 from pytest_llmprof.errors import ArtifactError
 
-__all__ = ["STAGE_FILES", "Artifacts", "OutputDirs", "output_dirs"]
+__all__ = ["Artifacts", "OutputDirs", "output_dirs"]
 
-_TABLES = ("kernels.csv", "kernels.md", "operators.csv", "operators.md")
-STAGE_FILES = frozenset(
-    ("config.yaml", "environment.json", "inputs.jsonl", "metrics.json", "report.md", "trace.json.gz", *_TABLES)
-)
-"""What a stage writes beside its outputs."""
+_FILES = ("config.yaml", "environment.json", "inputs.jsonl", "metrics.json", "report.md")
+"""Files of every stage directory."""
 
 
 class Artifacts:
     """The directories of one test: `<run>/<module>/<test>/`, one directory a stage inside.
 
-    `out_dir('torch_profiler')` is the stage directory that a relative `save_dir` resolves against.
+    A relative `save_dir` lies below the stage directory, `out_dir("torch_profiler")`.
     """
 
-    def __init__(self, test_dir: Path) -> None:
+    def __init__(self, test_dir: Path, stage_files: Mapping[str, Collection[str]]) -> None:
+        """*stage_files* holds the names of the files that each stage writes itself."""
         self.test_dir = test_dir
+        self._stage_files = stage_files
 
     def out_dir(self, stage: str) -> Path:
-        """The directory of *stage* for this test (it exists once the stage has begun)."""
+        """The directory of *stage*; it exists once the stage has begun."""
         return self.test_dir / stage
 
     def save_dir(self, settings: Settings, kind: str) -> Path:
-        """Where the outputs of *kind*, "prediction" or "visualization", of the stage of *settings* go.
+        """The absolute path of a `save_dir`; *kind* is "prediction" or "visualization".
 
-        Raises `ArtifactError` where a relative path leaves the stage directory, by ``..`` or through a link, or where a
-        file of the stage has its name.
+        `~` is the home directory; a relative path lies below the stage directory. Raises `ArtifactError` where a
+        relative path leaves that directory, by ``..`` or through a link, or has the name of a file of the stage.
         """
-        save_dir, key = settings.save_dir(kind), settings.save_dir_named(kind)
+        given, key = settings.save_dir(kind), settings.save_dir_named(kind)
         stage_dir = self.out_dir(settings.stage).resolve()
         try:
-            wanted = Path(save_dir).expanduser()
+            wanted = Path(given).expanduser()
         except RuntimeError as error:
-            raise ArtifactError(f"{key}: {save_dir!r}: {error}") from error
+            raise ArtifactError(f"{key}: {given!r}: {error}") from error
         if wanted.is_absolute():
             return Path(os.path.normpath(wanted))
-        lexical = Path(os.path.normpath(stage_dir / wanted))
-        if not lexical.is_relative_to(stage_dir) or not lexical.resolve().is_relative_to(stage_dir):
+        path = Path(os.path.normpath(stage_dir / wanted))
+        if not path.is_relative_to(stage_dir) or not path.resolve().is_relative_to(stage_dir):
             raise ArtifactError(
-                f"{key}: {save_dir!r} leaves the stage directory {stage_dir}: "
-                "give a path below it, or an absolute path"
+                f"{key}: {given!r} leaves the stage directory {stage_dir}: give a path below it, or an absolute path"
             )
-        if (taken := lexical.relative_to(stage_dir).parts[:1]) and taken[0] in STAGE_FILES:
-            raise ArtifactError(f"{key}: {save_dir!r}: {taken[0]} is a file of the stage, set another directory")
-        return lexical
+        first = path.relative_to(stage_dir).parts[:1]
+        if first and first[0] in (*_FILES, *self._stage_files[settings.stage]):
+            raise ArtifactError(f"{key}: {given!r}: {first[0]} is a file of the stage, set another directory")
+        return path
 
     def begin(self, stage: str) -> Path:
-        """Make an empty stage directory, replacing what an earlier run of this test left there."""
+        """Make an empty stage directory; what an earlier run of this test left there is removed."""
         path = self.out_dir(stage)
         try:
             if path.is_symlink() or path.is_file():
@@ -79,10 +79,9 @@ class OutputDirs:
 
 
 def output_dirs(settings: Settings, artifacts: Artifacts) -> OutputDirs:
-    """Resolve the enabled outputs' `save_dir`s. Raises `ArtifactError` where one leaves the stage directory."""
+    """The directories of the enabled outputs. Raises `ArtifactError` as `Artifacts.save_dir` does."""
     output = settings.current.output
-    if output is None:
-        return OutputDirs(None, None)
-    prediction = artifacts.save_dir(settings, "prediction") if output.prediction.enable else None
-    visualization = artifacts.save_dir(settings, "visualization") if output.visualization.enable else None
-    return OutputDirs(prediction, visualization)
+    return OutputDirs(
+        artifacts.save_dir(settings, "prediction") if output and output.prediction.enable else None,
+        artifacts.save_dir(settings, "visualization") if output and output.visualization.enable else None,
+    )

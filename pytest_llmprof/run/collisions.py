@@ -14,22 +14,22 @@ from pytest_llmprof.run.artifacts import Artifacts, output_dirs
 
 __all__ = ["check_collisions"]
 
+_Users = Mapping[Path, Mapping[str, tuple[Settings, list[str]]]]
+"""Output directory -> node id -> settings and the kinds of output there."""
 
-def check_collisions(owners: Sequence[tuple[str, Settings, Path]]) -> dict[str, str]:
-    """Find tests or stages whose enabled outputs share a directory, or lie where another's are replaced.
 
-    *owners* holds (node id, settings, test directory). Returns {node id: one-line error} for both sides; the
+def check_collisions(owners: Sequence[tuple[str, Settings, Artifacts]]) -> dict[str, str]:
+    """Find tests or stages whose enabled outputs share a directory, or lie in one that is replaced.
+
+    *owners* holds (node id, settings, directories of the test). Returns {node id: one-line error} for both sides; the
     error ends in the overrides that give each its own directory.
     """
-
     users: dict[Path, dict[str, tuple[Settings, list[str]]]] = {}
     replaced: dict[Path, tuple[str, str]] = {}
-    for node, settings, test_dir in owners:
-        artifacts = Artifacts(test_dir)
+    for node, settings, artifacts in owners:
         replaced[artifacts.out_dir(settings.stage).resolve()] = node, "the stage directory"
         dirs = output_dirs(settings, artifacts)
-        for kind in ("prediction", "visualization"):
-            directory = getattr(dirs, kind)
+        for kind, directory in (("prediction", dirs.prediction), ("visualization", dirs.visualization)):
             if directory is not None:
                 users.setdefault(directory.resolve(), {}).setdefault(node, (settings, []))[1].append(kind)
         if dirs.visualization is not None:
@@ -37,32 +37,34 @@ def check_collisions(owners: Sequence[tuple[str, Settings, Path]]) -> dict[str, 
                 replaced[dirs.visualization.resolve() / name] = node, "the gallery"
     errors = _in_replaced(users, replaced)
     for directory, nodes in users.items():
-        if len(nodes) < 2:
-            continue
-        first, second = list(nodes)[:2]
-        more = f" (and {len(nodes) - 2} more)" if len(nodes) > 2 else ""
-        keys = {settings.save_dir_key(kind) for settings, kinds in nodes.values() for kind in kinds}
-        stages = {settings.stage for settings, _ in nodes.values()}
-        own, tests = str(directory), {settings.test for settings, _ in nodes.values()}
-        if len(tests) == 1:  # stages of one test meet, maybe in a directory that names it: any test's is to be pasted
-            own = with_part(own, tests.pop(), "${llmprof.test}")
-        if own == str(directory):
-            own += "/${llmprof.test}"
-        if len(stages) > 1:
-            own += "/${llmprof.stage}"
-        fix = " ".join(f"--llmprof-override {_pasteable(key, own)}" for key in sorted(keys))
-        for node in nodes:
-            one, other = (first, second) if node in (first, second) else (first, node)
-            errors.setdefault(
-                node, f"{one} and {other}{more} would both write into {directory}: give each its own, {fix}"
-            )
+        if len(nodes) > 1:
+            errors = _in_shared(directory, nodes) | errors
     return errors
 
 
-def _in_replaced(
-    users: Mapping[Path, Mapping[str, tuple[Settings, list[str]]]], replaced: Mapping[Path, tuple[str, str]]
-) -> dict[str, str]:
-    """Outputs inside what another test or stage makes anew, or inside any gallery's pages, by node id."""
+def _in_shared(directory: Path, nodes: Mapping[str, tuple[Settings, list[str]]]) -> dict[str, str]:
+    """The error of each of *nodes*, which all write into *directory*."""
+    first, second = list(nodes)[:2]
+    more = f" (and {len(nodes) - 2} more)" if len(nodes) > 2 else ""
+    keys = {settings.save_dir_key(kind) for settings, kinds in nodes.values() for kind in kinds}
+    tests = {settings.test for settings, _ in nodes.values()}
+    own = str(directory)
+    if len(tests) == 1:  # the directory may name the test: suggest one that works for any test
+        own = with_part(own, tests.pop(), "${llmprof.test}")
+    if own == str(directory):
+        own += "/${llmprof.test}"
+    if len({settings.stage for settings, _ in nodes.values()}) > 1:
+        own += "/${llmprof.stage}"
+    fix = " ".join(f"--llmprof-override {_shell_word(key, own)}" for key in sorted(keys))
+    errors = {}
+    for node in nodes:
+        one, other = (first, second) if node in (first, second) else (first, node)
+        errors[node] = f"{one} and {other}{more} would both write into {directory}: give each its own, {fix}"
+    return errors
+
+
+def _in_replaced(users: _Users, replaced: Mapping[Path, tuple[str, str]]) -> dict[str, str]:
+    """Errors of outputs inside a directory that another test or stage, or any gallery, replaces."""
     errors: dict[str, str] = {}
     for directory, nodes in users.items():
         for place in (directory, *directory.parents):
@@ -77,8 +79,7 @@ def _in_replaced(
     return errors
 
 
-def _pasteable(key: str, value: str) -> str:
+def _shell_word(key: str, value: str) -> str:
     """An override as one word of a shell."""
-
     plain = re.fullmatch(r"[\w./$ {}-]*", value)
     return shlex.quote(f"{key}={value if plain else quoted(value)}")

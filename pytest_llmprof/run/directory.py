@@ -6,22 +6,22 @@ import datetime
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from pytest_llmprof import __version__
 from pytest_llmprof.errors import ArtifactError
+from pytest_llmprof.records.catalogue import Declaration
 from pytest_llmprof.records.files import write_json, write_text
+from pytest_llmprof.records.run import RunRecord, TestRecord
 from pytest_llmprof.text.names import unique_names
 
-__all__ = ["RUN_SCHEMA", "RunLog", "TestKey", "begin_run_dir", "begun_run_dir", "choose_run_dir", "test_dirs"]
+__all__ = ["RunLog", "TestKey", "begin_run_dir", "begun_run_dir", "choose_run_dir", "test_dirs"]
 
-RUN_SCHEMA = 1
 _BASE = "llmprof-runs"
 _PACKAGES = ("pytest", "pytest-benchmark", "torch", "transformers", "hydra-core", "nvtx")
 
@@ -39,27 +39,23 @@ class TestKey:
 
 
 def test_dirs(keys: Sequence[TestKey]) -> dict[TestKey, str]:
-    """The directory of each test under the run directory, `<module>/<test>`; no two alike.
+    """The directory of each test under the run directory, `<module>/<test>`; no two are alike.
 
     A module is named by its file's stem, and by its whole path where two have one stem.
     """
-    keys = list(dict.fromkeys(keys))
-    stems: dict[str, set[str]] = {}
-    for key in keys:
-        stems.setdefault(Path(key.module).stem.casefold(), set()).add(key.module)
-    wanted = {
-        path: Path(path).stem if len(paths) == 1 else path.removesuffix(".py").replace("/", ".")
-        for paths in stems.values()
-        for path in paths
-    }
-    modules = unique_names(list(wanted.values()))
     by_module: dict[str, list[TestKey]] = {}
-    for key in keys:
+    for key in dict.fromkeys(keys):
         by_module.setdefault(key.module, []).append(key)
+    stems = Counter(Path(module).stem.casefold() for module in by_module)
+    wanted = {}
+    for module in by_module:
+        stem = Path(module).stem
+        wanted[module] = stem if stems[stem.casefold()] == 1 else module.removesuffix(".py").replace("/", ".")
+    modules = unique_names(list(wanted.values()))
     result = {}
     for module, members in by_module.items():
         readable = [key.name.replace("[", "-").replace("]", "").replace("::", ".") for key in members]
-        # Where the readable forms of two tests are one, the names as they are keep them apart.
+        # Two tests may have one readable name: then the full names keep them apart.
         names = [key.name if readable.count(name) > 1 else name for key, name in zip(members, readable, strict=True)]
         safe = unique_names(names)
         for key, name in zip(members, names, strict=True):
@@ -71,7 +67,7 @@ test_dirs.__test__ = False  # type: ignore[attr-defined]
 
 
 def choose_run_dir(explicit: Path | None, rootdir: Path) -> Path:
-    """The run's directory; it is not made yet. Raises `ArtifactError` where *explicit* holds a run already."""
+    """The run's directory, not made yet. Raises `ArtifactError` where *explicit* cannot be one."""
     if explicit is not None:
         path = Path(os.path.abspath(explicit))
         if (path / "run.json").exists():
@@ -92,17 +88,17 @@ def choose_run_dir(explicit: Path | None, rootdir: Path) -> Path:
 
 
 def _numbered(path: Path) -> Iterator[Path]:
-    """*path*, and the names to go on with where it is taken."""
+    """*path*, then the names to try where it is taken: "path-2", "path-3", ..."""
     yield path
     yield from (path.with_name(f"{path.name}-{number}") for number in count(2))
 
 
 def begin_run_dir(wanted: Path, config_yaml: str, session: str, *, explicit: bool) -> Path:
-    """Make the run directory with its config.yaml, and what lies beside a default one (.gitignore, `latest`).
+    """Make the run directory with its config.yaml; beside a default one also .gitignore and the link `latest`.
 
-    Sessions that start together may want the same one: it belongs to that whose id, *session*, config.yaml has in its
-    first line; all processes of a session share it. Another session's goes on to the next name, or, where the user
-    named the directory, raises `ArtifactError`, as it does for one that cannot be made. Gives the directory.
+    Sessions that start at once may want the same directory. It belongs to the session whose id, *session*, stands in
+    the first line of its config.yaml; all processes of a session share it. Where it is taken the next name is tried,
+    but *explicit*, named by the user, raises `ArtifactError`, as does one that cannot be made. Returns the directory.
     """
     path = wanted
     try:
@@ -128,7 +124,7 @@ def begin_run_dir(wanted: Path, config_yaml: str, session: str, *, explicit: boo
 
 
 def begun_run_dir(wanted: Path, session: str, *, explicit: bool) -> Path | None:
-    """The directory that a process of *session* has begun where *wanted* was asked for."""
+    """The directory that a process of *session* has made for *wanted*; None where there is none yet."""
     for path in [wanted] if explicit else _numbered(wanted):
         if not path.exists():
             break
@@ -139,11 +135,11 @@ def begun_run_dir(wanted: Path, session: str, *, explicit: bool) -> Path | None:
 
 _OWNER = "# The session "
 _CLAIMED_S = 5.0
-"""How long a config.yaml may be empty: its owner writes it at once."""
+"""How long to wait for the text of an empty config.yaml, which its owner writes at once."""
 
 
 def _claim(path: Path, text: str, session: str) -> bool:
-    """Write *path*, unless it is there; whether it is the session's own then."""
+    """Write *path* unless it exists. Returns whether it belongs to the session."""
     try:
         path.open("x").close()
     except FileExistsError:
@@ -153,7 +149,7 @@ def _claim(path: Path, text: str, session: str) -> bool:
 
 
 def _owner(path: Path) -> str | None:
-    """The session whose config.yaml *path* is; None where it is no session's."""
+    """The id of the session that wrote *path*, a config.yaml; None where none did."""
     end = time.monotonic() + _CLAIMED_S
     while path.is_file():
         line = path.read_text("utf-8", "replace").partition("\n")[0]
@@ -174,72 +170,72 @@ def _link_latest(path: Path) -> None:
 
 
 class RunLog:
-    """`run.json` of a run: rewritten whole as tests come and go, so that a killed run keeps what it had."""
+    """`run.json`, rewritten whole at each change, so that a killed run keeps what it had."""
 
-    def __init__(self, path: Path, argv: Sequence[str]) -> None:
+    def __init__(self, path: Path, argv: Sequence[str], metrics: Sequence[Declaration]) -> None:
         self.path = path
         self.trouble: str | None = None
-        """Why it could not be written, once that happened."""
-        self._tests: dict[str, dict[str, Any]] = {}
-        self._argv = list(argv)
-        self._started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-    @cached_property
-    def _versions(self) -> dict[str, str | None]:
-        found: dict[str, str | None] = {"pytest-llmprof": __version__, "python": sys.version.split()[0]}
-        for name in _PACKAGES:
-            try:
-                found[name] = version(name)
-            except PackageNotFoundError:  # vendored or run from a source tree
-                found[name] = None
-        return found
+        """The last error in writing it: tests go on without it."""
+        self._tests: dict[str, TestRecord] = {}
+        self._record = RunRecord(
+            status="running",
+            argv=list(argv),
+            started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            versions=_versions(),
+            metrics=list(metrics),
+            tests=[],
+        )
 
     def test(
-        self, node: str, *, stage: str, outcome: str, directory: str | None, kind: str | None, error: str | None
+        self,
+        node: str,
+        stage: str,
+        outcome: str,
+        *,
+        directory: str | None = None,
+        kind: str | None = None,
+        error: str | None = None,
     ) -> None:
-        """Record one test in one stage: *outcome* running | passed | failed | skipped."""
-        known = self._tests.get(node, {})
-        entry = {
-            "id": node,
-            "stage": stage,
-            "kind": kind or known.get("kind"),
-            "outcome": outcome,
-            "dir": directory or known.get("dir"),
-            "error": error,
-        }
+        """Record a test. *outcome*: running | passed | failed | skipped; *directory* and *kind* keep their last value
+        where they are None."""
+        known = self._tests.get(node)
+        if known is not None:
+            directory, kind = directory or known.dir, kind or known.kind
+        entry = TestRecord(id=node, stage=stage, kind=kind, outcome=outcome, dir=directory, error=error)
         if entry != known:
             self._tests[node] = entry
             self.write("running")
 
     def forget(self, node: str) -> None:
-        """A test that was recorded as it began turned out not to be ours: those tell their directory."""
+        """Remove a test that was recorded as it began and is not ours: ours report their directory."""
         entry = self._tests.get(node)
-        if entry is not None and entry["outcome"] == "running" and entry["dir"] is None:
+        if entry is not None and entry.outcome == "running" and entry.dir is None:
             del self._tests[node]
             self.write("running")
 
     def finish(self, status: str) -> None:
-        """Mark the run with its last *status*, and the test that it was in as interrupted."""
+        """Write the last *status* of the run; a test that still runs is marked interrupted."""
         for entry in self._tests.values():
-            if entry["outcome"] == "running":
-                entry["outcome"] = "interrupted"
+            if entry.outcome == "running":
+                entry.outcome = "interrupted"
         self.write(status)
 
     def write(self, status: str) -> None:
-        """Write it with *status* running | complete | stopped | interrupted.
-
-        Trouble is kept, not raised: tests go on.
-        """
-        content = {
-            "schema": RUN_SCHEMA,
-            "status": status,
-            "argv": self._argv,
-            "started": self._started,
-            "versions": self._versions,
-            "tests": list(self._tests.values()),
-        }
+        """Write it with *status* running | complete | stopped | interrupted. An error is kept in `trouble`."""
+        self._record.status = status
+        self._record.tests = list(self._tests.values())
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_json(self.path / "run.json", content)
+            write_json(self.path / "run.json", self._record)
         except OSError as error:
             self.trouble = f"cannot write {self.path / 'run.json'}: {error.strerror}"
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {"pytest-llmprof": __version__, "python": sys.version.split()[0]}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # vendored or run from a source tree
+            found[name] = None
+    return found

@@ -1,4 +1,4 @@
-"""The one model that is kept loaded between tests."""
+"""The model that stays loaded between tests."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ __all__ = ["ModelCache"]
 
 @dataclass
 class ModelCache:
-    """The one model that is kept, keyed by its configuration; another one's load frees it first."""
+    """Keeps one model, by its configuration, and frees it before another is loaded."""
 
     plugins: Mapping[str, ModelPlugin]
     close_errors: list[str] = field(default_factory=list)
-    """What models could not be closed, a line each: no test's fault, so no test fails for it."""
+    """Errors in closing models, a line each. No test fails for them."""
     _key: object = None
     _model: LoadedModel | None = None
 
     def get(self, settings: Settings, progress: Callable[[str], None]) -> LoadedModel:
-        """The model of *settings*, loaded where it is not the one at hand."""
+        """The model of *settings*, loaded where another one or none is kept."""
         key = (replace(settings.model, max_new_tokens=0), settings.infer.engine)
         if self._model is None or self._key != key:
             self.close()
@@ -33,7 +33,7 @@ class ModelCache:
         return self._model
 
     def _load(self, settings: Settings) -> LoadedModel:
-        from pytest_llmprof.stages.runner import let_go, out_of_memory
+        from pytest_llmprof.stages.failures import free_memory_of, out_of_memory
 
         try:
             return self.plugins[settings.model.name].load(settings.model, settings.infer)
@@ -41,11 +41,11 @@ class ModelCache:
             if not out_of_memory(error):
                 raise
             text = " ".join(str(error).split())
-            let_go(error, "cuda")
+            free_memory_of(error, "cuda")
             raise ModelError(f"out of device memory while the model was loaded: {text[:300]}") from None
 
     def close(self) -> None:
-        """Free the model at hand. A failure of its own `close` is kept in `close_errors`: the session goes on."""
+        """Free the model. An error of its own `close` goes to `close_errors`."""
         model, self._model, self._key = self._model, None, None
         if model is not None:
             try:

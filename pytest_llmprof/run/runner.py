@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmprof.compare.gates import Gate, Verdict, judge
+import msgspec
+
+from pytest_llmprof.compare.gates import Gate, judge
 from pytest_llmprof.config.schema import Settings
 from pytest_llmprof.datasets.base import Page
-from pytest_llmprof.errors import ArtifactError, LlmprofError, PageError, StageError, error_line
-from pytest_llmprof.measure.figures import FIGURE_NAMES, Figures, as_dict, figures_of, spread_of
+from pytest_llmprof.errors import ArtifactError, LlmprofError, PageError, StageError, error_line, nearest
+from pytest_llmprof.measure.figures import figures_of, spread_of
 from pytest_llmprof.models.base import LoadedModel
-from pytest_llmprof.quality.score import PageQuality, Quality
-from pytest_llmprof.records.files import write_json, write_text
+from pytest_llmprof.quality.score import PageQuality
+from pytest_llmprof.records.catalogue import Catalogue, Metric
+from pytest_llmprof.records.files import write_text
+from pytest_llmprof.records.metrics import DatasetInfo, ErrorRecord, Fingerprint, Metrics, Sample
 from pytest_llmprof.records.predictions import Prediction
+from pytest_llmprof.records.stage import StageRecords
 from pytest_llmprof.run.artifacts import Artifacts, output_dirs
 from pytest_llmprof.stages.base import StageContext, StagePlugin, StageResult, Workload
-from pytest_llmprof.stages.runner import Answer, Failure, Sample
+from pytest_llmprof.stages.failures import Failure
+from pytest_llmprof.stages.runner import Answer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from pytest_llmprof.outputs import Outputs
 
-__all__ = ["PagesFailed", "RunResult", "Runner"]
-
-METRICS_SCHEMA = 1
+__all__ = ["PagesFailed", "RunResult", "Runner", "Values"]
 
 
 class PagesFailed(LlmprofError):
@@ -40,24 +44,62 @@ class PagesFailed(LlmprofError):
         """The first failure's traceback, where it was not a known kind."""
 
 
-@dataclass(frozen=True)
-class RunResult(Figures):
-    """What `llmprof.run()` and `llmprof.measure()` return: the figures, by the names of metrics.json, and more."""
+class Values(Mapping[str, float | None]):
+    """Metrics by name, as items and as attributes: `values["cer"]`, `values.cer`. None where one cannot be known."""
 
-    quality: Quality | None = None
-    """None for a callable; figures inside are None where they are not applicable."""
-    predictions: tuple[Prediction, ...] = ()
-    """The first measured round's answers, page by page."""
-    samples: tuple[Sample, ...] = ()
-    round_seconds: tuple[float, ...] = ()
-    deterministic: bool | None = None
-    """Whether later rounds gave the first one's tokens; None for a single round."""
-    profile: Mapping[str, Any] | None = None
-    """Figures of the profiled window; None where none ran."""
-    dir: Path = Path()
-    """The stage directory."""
-    value: Any = None
-    """`measure`: what the callable returned in the last round."""
+    def __init__(self, values: Mapping[str, float | None]) -> None:
+        self._values = dict(values)
+
+    def __getitem__(self, name: str) -> float | None:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getattr__(self, name: str) -> float | None:
+        if name.startswith("_") or name not in self._values:
+            raise AttributeError(f"unknown metric {name!r}{nearest(name, self.__dict__.get('_values', ()))}")
+        return self._values[name]
+
+    def __repr__(self) -> str:
+        return f"Values({self._values!r})"
+
+
+class RunResult(Values):
+    """What `llmprof.run()` and `llmprof.measure()` return: `run.ttft_ms`, `run.quality.cer`, and more.
+
+    The attributes are the metrics of the catalogue that metrics.json has under `figures`.
+    """
+
+    def __init__(
+        self,
+        figures: Mapping[str, float | None],
+        *,
+        quality: Values | None,
+        predictions: tuple[Prediction, ...],
+        metrics: Metrics,
+        profile: Mapping[str, Any] | None,
+        dir: Path,
+        value: Any,
+    ) -> None:
+        super().__init__(figures)
+        self.quality = quality
+        """None for a callable; values inside are None where they are not applicable."""
+        self.predictions = predictions
+        """The first measured round's answers, page by page."""
+        self.samples = tuple(metrics.samples)
+        self.round_seconds = tuple(metrics.round_seconds)
+        self.deterministic = metrics.deterministic
+        """Whether later rounds gave the first one's tokens; None for a single round."""
+        self.profile = profile
+        """Results of the profiled window; None where none ran."""
+        self.dir = dir
+        """The stage directory."""
+        self.value = value
+        """`measure`: what the callable returned in the last round."""
 
 
 @dataclass
@@ -69,20 +111,19 @@ class Runner:
     artifacts: Artifacts
     test_id: str
     gates: tuple[Gate, ...]
+    catalogue: Catalogue
     progress: Callable[[str], None]
     rootdir: Path
     profiler_ran_before: bool = False
     timed: bool = True
     """Whether times mean anything here; under a tool they don't, and are null."""
-    verdicts: list[Verdict] = field(default_factory=list)
-    """What came of the gates, once it ran."""
-    result: StageResult | None = None
-    """What the stage measured, once its files are written."""
+    records: StageRecords | None = None
+    """What was written, once it is."""
 
     def pages(self, load: Callable[[], LoadedModel], pages: Sequence[Page], dataset_digest: str) -> RunResult:
         """Run every page through the model that *load* gives. Raises `PagesFailed` at the end where one failed."""
         from pytest_llmprof.outputs import Outputs, check_gallery, check_writable
-        from pytest_llmprof.stages.workloads import PagesWorkload
+        from pytest_llmprof.stages.runner import PagesWorkload
 
         dirs = output_dirs(self.settings, self.artifacts)
         out_dir = self._begin()
@@ -104,7 +145,7 @@ class Runner:
             prompt_kind=model.prompt_kind(self.settings.infer),
             extra=extra,
         )
-        answers = _Answers(self.settings, model, outputs, extra, timed=self.timed)
+        answers = _Answers(self.settings, model, outputs, extra, self.catalogue, timed=self.timed)
         workload = PagesWorkload(
             model,
             pages,
@@ -113,7 +154,13 @@ class Runner:
             on_failure=answers.fail,
             progress=self.progress,
         )
-        facts = self._facts(model)
+        info = model.info
+        facts = {
+            "model": f"{info.name}, {info.weights} weights, {info.parameters / 1e6:.1f} M parameters",
+            "mode": info.mode,
+            "device": f"{info.device}, {info.dtype}, engine {info.engine}",
+            "prompt": self.settings.infer.prompt,
+        }
         try:
             result, error = self._stage(out_dir, workload)
         except BaseException:
@@ -123,35 +170,33 @@ class Runner:
             outputs.close(pages, facts)
         except ArtifactError as unwritten:  # what was measured is kept all the same
             error = error or unwritten
-        about = {
-            "model": asdict(model.info),
-            "prompt": model.prompt(self.settings.infer),
-            "dataset": {"name": self.settings.dataset.name, "digest": dataset_digest, "pages": len(pages)},
-        }
-        return self._finish(out_dir, workload, result, error, answers, about, model.capabilities.block)
+        metrics = self._metrics(workload, result)
+        metrics.token_block = model.capabilities.block
+        metrics.model = info
+        metrics.prompt = model.prompt(self.settings.infer)
+        metrics.dataset = DatasetInfo(self.settings.dataset.name, dataset_digest, len(pages))
+        metrics.fingerprint.model = info.digest
+        metrics.fingerprint.dataset = dataset_digest
+        metrics.figures |= answers.scores("figures")
+        metrics.quality = answers.quality()
+        metrics.quality_reason = answers.why_no_quality()
+        return self._finish(out_dir, workload, result, error, metrics, tuple(answers.records))
 
     def callable(self, call: Callable[[], Any], name: str, device: str) -> RunResult:
         """Run a callable."""
-        from pytest_llmprof.stages.workloads import CallableWorkload
+        from pytest_llmprof.stages.callable import CallableWorkload
 
         out_dir = self._begin()
         workload = CallableWorkload(call, name, device, self.progress)
         result, error = self._stage(out_dir, workload)
-        return self._finish(out_dir, workload, result, error, None, {"callable": name})
+        metrics = self._metrics(workload, result)
+        metrics.callable = name
+        return self._finish(out_dir, workload, result, error, metrics, ())
 
     def _begin(self) -> Path:
         out_dir = self.artifacts.begin(self.settings.stage)
         write_text(out_dir / "config.yaml", self.settings.yaml)
         return out_dir
-
-    def _facts(self, model: LoadedModel) -> dict[str, str]:
-        info = model.info
-        return {
-            "model": f"{info.name}, {info.weights} weights, {info.parameters / 1e6:.1f} M parameters",
-            "mode": info.mode,
-            "device": f"{info.device}, {info.dtype}, engine {info.engine}",
-            "prompt": self.settings.infer.prompt,
-        }
 
     def _stage(self, out_dir: Path, workload: Workload) -> tuple[StageResult, BaseException | None]:
         """Do the stage's work; an error of its own comes back, so that the files are written first."""
@@ -180,83 +225,70 @@ class Runner:
             return context.result, StageError(workload.disturbed[0] + more)
         return context.result, None
 
+    def _metrics(self, workload: Workload, result: StageResult) -> Metrics:
+        """What pages and callables have in common."""
+        return Metrics(
+            test=self.settings.test,
+            id=self.test_id,
+            stage=self.settings.stage,
+            kind=workload.kind,
+            status="ok",
+            rounds=len(result.round_seconds),
+            warmup=self.settings.measure.warmup,
+            pages=len({sample.page for sample in result.samples}),
+            batch_size=self.settings.infer.batch_size,
+            deterministic=workload.deterministic,
+            samples=result.samples,
+            round_seconds=result.round_seconds,
+            phase_peaks=workload.phase_peaks or None,
+            energy=result.energy,
+            figures=figures_of(result.samples, result.round_seconds, result.energy.rounds, self.catalogue),
+            spread=spread_of(result.samples, result.round_seconds, self.catalogue) if self.timed else {},
+            profiler_ran_before=self.profiler_ran_before,
+            fingerprint=Fingerprint(device=workload.device, config=self.settings.digest),
+        )
+
     def _finish(
         self,
         out_dir: Path,
-        workload: Any,
+        workload: Workload,
         result: StageResult,
         error: BaseException | None,
-        answers: _Answers | None,
-        about: dict[str, Any],
-        token_block: int | None = None,
+        metrics: Metrics,
+        predictions: tuple[Prediction, ...],
     ) -> RunResult:
+        """Judge the gates, write the files, then raise what went wrong."""
         from pytest_llmprof.measure.environment import environment
         from pytest_llmprof.report import write_report
 
-        if strange := sorted(set(result.figures) - set(FIGURE_NAMES)):
-            names = ", ".join(strange)
-            error = error or StageError(f"the stage {self.settings.stage} gave figures that there are not: {names}")
-        own = {name: value for name, value in result.figures.items() if name not in strange}
-        figures = replace(figures_of(result.samples, result.round_seconds, result.energy), **own)
+        allowed = self.catalogue.names("figures")
+        if unknown := sorted(set(result.figures).difference(allowed)):
+            text = f"the stage {self.settings.stage} reported an unknown metric: declare it in StagePlugin.metrics"
+            error = error or StageError(f"{text} ({self.catalogue.unknown(unknown[0], allowed)})")
+        metrics.figures |= {name: value for name, value in result.figures.items() if name in allowed}
         if not self.timed:
-            figures = Figures(tokens=figures.tokens)
-        quality = answers.quality() if answers is not None else None
-        named = {**as_dict(figures), **(asdict(quality) if quality is not None else {})}
-        self.verdicts = judge(self.gates, named) if error is None else []
+            metrics.figures = {**dict.fromkeys(metrics.figures), "tokens": metrics.figures["tokens"]}
+        if error is None:
+            metrics.gates = judge(self.gates, {**metrics.figures, **(metrics.quality or {})})
+        failures = workload.failures
+        metrics.status = "error" if failures or error is not None else "ok"
+        metrics.errors = [ErrorRecord(failure.page, failure.error) for failure in failures]
+        metrics.errors += [ErrorRecord(None, " ".join(line.split())) for line in workload.disturbed]
+        if error is not None and not workload.disturbed:
+            metrics.errors.append(ErrorRecord(None, error_line(error)))
         place = environment(
             workload.device,
             self.rootdir,
-            before=result.card_before,
-            after=result.card_after,
-            reason=result.card_reason,
+            before=result.gpu_before,
+            after=result.gpu_after,
+            reason=result.gpu_reason,
         )
-        failures: list[Failure] = workload.failures
-        metrics = {
-            "schema": METRICS_SCHEMA,
-            "test": self.settings.test,
-            "id": self.test_id,
-            "stage": self.settings.stage,
-            "kind": workload.kind,
-            "status": "error" if failures or error is not None else "ok",
-            "errors": [{"page": failure.page, "error": failure.error} for failure in failures]
-            + [{"page": None, "error": " ".join(line.split())} for line in workload.disturbed]
-            + ([{"page": None, "error": error_line(error)}] if error and not workload.disturbed else []),
-            "rounds": len(result.round_seconds),
-            "warmup": self.settings.measure.warmup,
-            "pages": len({sample.page for sample in result.samples}),
-            "batch_size": self.settings.infer.batch_size,
-            "token_block": token_block,
-            "deterministic": workload.deterministic,
-            "samples": [asdict(sample) for sample in result.samples],
-            "round_seconds": result.round_seconds,
-            "phase_peaks": {name: asdict(peak) for name, peak in workload.phase_peaks.items()} or None,
-            "energy": {
-                "reason": result.energy_reason,
-                "update_s": result.energy_update_s,
-                "rounds": [asdict(taken) for taken in result.energy],
-            },
-            "figures": as_dict(figures),
-            "spread": spread_of(result.samples, result.round_seconds) if self.timed else {},
-            "quality": asdict(quality) if quality is not None else None,
-            "quality_reason": answers.why_no_quality() if answers is not None else None,
-            "gates": [asdict(verdict) for verdict in self.verdicts],
-            "profile": result.profile,
-            **result.blocks,
-            "profiler_ran_before": self.profiler_ran_before,
-            **about,
-            "fingerprint": {
-                "card": place.get("gpu", {}).get("name") if isinstance(place.get("gpu"), dict) else None,
-                "device": workload.device,
-                "model": about.get("model", {}).get("digest"),
-                "dataset": about.get("dataset", {}).get("digest"),
-                "config": self.settings.digest,
-                "versions": place.get("versions"),
-            },
-        }
-        write_json(out_dir / "environment.json", place)
-        write_json(out_dir / "metrics.json", metrics)
-        write_report(out_dir)
-        self.result = result
+        metrics.fingerprint.card = place.gpu.name if place.gpu is not None else None
+        metrics.fingerprint.versions = place.versions
+        records = StageRecords(metrics, {"profile": result.profile, **result.blocks}, place)
+        records.write(out_dir)
+        write_report(out_dir, self.stage, self.catalogue)
+        self.records = records
         if error is not None:
             raise error
         if failures:
@@ -264,15 +296,13 @@ class Runner:
         if not result.samples:
             raise StageError("no page was measured")
         return RunResult(
-            **as_dict(figures),
-            quality=quality,
-            predictions=tuple(answers.records) if answers is not None else (),
-            samples=tuple(result.samples),
-            round_seconds=tuple(result.round_seconds),
-            deterministic=workload.deterministic,
-            profile=result.profile,
+            metrics.figures,
+            quality=None if metrics.quality is None else Values(metrics.quality),
+            predictions=predictions,
+            metrics=metrics,
+            profile=None if result.profile is None else msgspec.to_builtins(result.profile),
             dir=out_dir,
-            value=getattr(workload, "result", None),
+            value=workload.value,
         )
 
 
@@ -283,8 +313,6 @@ def _failed_pages(failures: Sequence[Failure]) -> str:
 
 
 def _input_line(page: Page) -> str:
-    import msgspec
-
     from pytest_llmprof.datasets import image_digest
 
     line = {
@@ -305,33 +333,39 @@ def _input_line(page: Page) -> str:
     return msgspec.json.encode(line).decode() + "\n"
 
 
-_NO_TIMES: dict[str, Any] = {
-    item.name: None for item in fields(Prediction) if item.name.endswith("_ms") or item.name == "tokens_per_s"
-}
+_TIMES = tuple(name for name in Prediction.__struct_fields__ if name.endswith("_ms") or name == "tokens_per_s")
 
 
 class _Answers:
     """Turns tokens into records and scores, between pages, with the clock stopped."""
 
     def __init__(
-        self, settings: Settings, model: LoadedModel, outputs: Outputs, extra: Any, *, timed: bool = True
+        self,
+        settings: Settings,
+        model: LoadedModel,
+        outputs: Outputs,
+        extra: Any,
+        catalogue: Catalogue,
+        *,
+        timed: bool,
     ) -> None:
         from pytest_llmprof.outputs import output_options
 
         self.records: list[Prediction] = []
-        self._settings = settings
         self._model = model
         self._outputs = outputs
-        self._scores: list[PageQuality] = []
-        self._random = model.info.weights == "random"
-        self._prompt = model.prompt(settings.infer)
-        self._kind = model.prompt_kind(settings.infer)
-        self._prediction = partial(Prediction, stage=settings.stage, prompt=self._prompt)
-        self._strip = output_options(extra).prediction.strip_special_tokens
-        self._truths = 0
+        self._catalogue = catalogue
         self._timed = timed
+        self._quality: list[PageQuality] = []
+        self._random = model.info.weights == "random"
+        self._kind = model.prompt_kind(settings.infer)
+        self._prediction = partial(Prediction, stage=settings.stage, prompt=model.prompt(settings.infer))
+        self._strip = output_options(extra).prediction.strip_special_tokens
+        self._scored = [metric for metric in catalogue if metric.score is not None]
+        self._truths = 0
 
     def add(self, page: Page, image: Image, answer: Answer, sample: Sample) -> None:
+        """Take a page's first answer. Raises `PageError` where the model or a metric cannot read it."""
         from pytest_llmprof.quality import score_page
 
         try:
@@ -339,43 +373,41 @@ class _Answers:
             parsed = self._model.parse(text, image.size)
         except Exception as error:  # a model's own code: it fails its page by name
             raise PageError(f"the model cannot read its answer: {error_line(error)}") from error
-        score = score_page(page, self._kind, parsed, answer.finish, random_weights=self._random)
-        self._scores.append(score)
+        quality = score_page(page, self._kind, parsed, answer.finish, random_weights=self._random)
+        self._quality.append(quality)
         self._truths += page.truth(self._kind) is not None
-        phases = sample.phases
-        self._put(
-            parsed.plain,
-            self._prediction(
-                page=page.name,
-                image=page.source,
-                status="ok",
-                error=None,
-                batch_id=sample.batch_id,
-                batch_size=sample.batch_size,
-                round=sample.round,
-                text_raw=text,
-                text_clean=parsed.plain if self._strip else text,
-                boxes=parsed.boxes,
-                bad_boxes=parsed.bad_boxes,
-                tokens=sample.tokens,
-                finish_reason=answer.finish,
-                preprocess_ms=phases.get("preprocess"),
-                vision_ms=phases.get("vision"),
-                prefill_ms=phases.get("prefill"),
-                decode_ms=phases.get("decode"),
-                other_ms=sample.other_ms,
-                total_ms=sample.total_ms,
-                ttft_ms=sample.ttft_ms,
-                tokens_per_s=1000.0 / sample.tpot_ms if sample.tpot_ms else None,
-                cer=score.cer,
-                wer=score.wer,
-                box_iou=score.box_iou,
-                repetition=score.repetition,
-                runaway=score.runaway,
-            ),
+        record = self._prediction(
+            page=page.name,
+            image=page.source,
+            status="ok",
+            batch_id=sample.batch_id,
+            batch_size=sample.batch_size,
+            round=sample.round,
+            text_raw=text,
+            text_clean=parsed.plain if self._strip else text,
+            boxes=parsed.boxes,
+            bad_boxes=parsed.bad_boxes,
+            tokens=sample.tokens,
+            finish_reason=answer.finish,
+            preprocess_ms=sample.phases.get("preprocess"),
+            vision_ms=sample.phases.get("vision"),
+            prefill_ms=sample.phases.get("prefill"),
+            decode_ms=sample.phases.get("decode"),
+            other_ms=sample.other_ms,
+            total_ms=sample.total_ms,
+            ttft_ms=sample.ttft_ms,
+            tokens_per_s=1000.0 / sample.tpot_ms if sample.tpot_ms else None,
+            cer=quality.cer,
+            wer=quality.wer,
+            box_iou=quality.box_iou,
+            repetition=quality.repetition,
+            runaway=quality.runaway,
         )
+        scores = {metric.name: _score(metric, page, record) for metric in self._scored}
+        self._put(parsed.plain, msgspec.structs.replace(record, scores=scores))
 
     def fail(self, page: Page, batch_id: int, batch_size: int, text: str) -> None:
+        """Take a page that could not be read or run."""
         if any(record.page == page.name for record in self.records):
             return  # it was answered in an earlier round; the failure is told by the test
         self._put(
@@ -388,34 +420,30 @@ class _Answers:
                 batch_id=batch_id,
                 batch_size=batch_size,
                 round=0,
-                text_raw="",
-                text_clean="",
-                boxes=(),
-                bad_boxes=0,
-                tokens=0,
-                finish_reason=None,
-                preprocess_ms=None,
-                vision_ms=None,
-                prefill_ms=None,
-                decode_ms=None,
-                other_ms=None,
-                total_ms=None,
-                ttft_ms=None,
-                tokens_per_s=None,
-                cer=None,
             ),
         )
 
     def _put(self, plain: str, record: Prediction) -> None:
         if not self._timed:
-            record = replace(record, **_NO_TIMES)
+            record = msgspec.structs.replace(record, **dict.fromkeys(_TIMES))
         self.records.append(record)
         self._outputs.add(record, plain)
 
-    def quality(self) -> Quality:
+    def scores(self, section: str) -> dict[str, float | None]:
+        """The metrics of *section* that plugins compute of each page, reduced over the pages."""
+        found: dict[str, float | None] = {}
+        for metric in self._scored:
+            if metric.section == section:
+                values = [one for record in self.records if (one := record.scores.get(metric.name)) is not None]
+                reduced = sum(values) if metric.reduce == "sum" else sum(values) / max(len(values), 1)
+                found[metric.name] = (max(values) if metric.reduce == "max" else reduced) if values else None
+        return found
+
+    def quality(self) -> dict[str, float | None]:
+        """The object `quality` of metrics.json."""
         from pytest_llmprof.quality import summarise
 
-        return summarise(self._scores)
+        return {**summarise(self._quality), **self.scores("quality")}
 
     def why_no_quality(self) -> str | None:
         """Why CER is null, or None where it is not."""
@@ -423,5 +451,13 @@ class _Answers:
             return "random weights"
         if self._truths:
             return None
-        return "no page has truth" if self._scores else "no page was answered"
+        return "no page has truth" if self._quality else "no page was answered"
 
+
+def _score(metric: Metric, page: Page, record: Prediction) -> float | None:
+    assert metric.score is not None
+    try:
+        value = metric.score(page, record)
+        return None if value is None else float(value)
+    except Exception as error:  # a plugin's own code: it fails its page by name
+        raise PageError(f"the metric {metric.name} cannot be computed: {error_line(error)}") from error

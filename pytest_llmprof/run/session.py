@@ -1,7 +1,4 @@
-"""One session's state: what is registered, the configuration, the run directory and the model at hand.
-
-Nothing here is made before a test (or an option) asks for it, and nothing here knows pytest.
-"""
+"""One session: registered plugins, configuration, run directory and loaded model, each made on first use."""
 
 from __future__ import annotations
 
@@ -11,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_llmprof.run.artifacts import Artifacts
+from pytest_llmprof.records.catalogue import BUILTIN, Catalogue, Metric
+from pytest_llmprof.run.artifacts import Artifacts, output_dirs
 from pytest_llmprof.run.directory import begin_run_dir, begun_run_dir
 
 if TYPE_CHECKING:
@@ -27,18 +25,20 @@ __all__ = ["Session"]
 
 @dataclass
 class Session:
-    """What tests share. *models*, *stages* and *datasets* are all that are registered."""
+    """What the tests of a session share. *models*, *stages* and *datasets* are all that are registered."""
 
     sources: ConfigSources
     models: Sequence[ModelPlugin]
     stages: Sequence[StagePlugin | ToolStagePlugin]
     datasets: Sequence[DatasetPlugin]
     choose_run_dir: Callable[[], Path]
-    """Names the run directory, once; raises `ArtifactError`."""
+    """Returns the run directory; called once. Raises `ArtifactError`."""
     id: str
-    """Of the whole session: its processes have one, no other session has it."""
+    """One for all processes of the session; no other session has it."""
     explicit: bool
-    """Whether the user named the run directory: then it is that one or none."""
+    """Whether the user named the run directory: then no other is tried."""
+    metrics: Sequence[Metric] = ()
+    """Metrics that plugins declare through the hook."""
     profiler_ran: bool = False
     """Whether a profiler ran in this process already."""
     _pages: dict[DatasetSettings, tuple[Page, ...]] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class Session:
 
     @cached_property
     def composer(self) -> Composer:
-        """Composes when first asked; its methods raise `ConfigError`."""
+        """The configuration; its methods raise `ConfigError`."""
         from pytest_llmprof.config.compose import Composer
         from pytest_llmprof.config.registry import Registry
 
@@ -59,34 +59,39 @@ class Session:
         return Composer(self.sources, registry)
 
     @cached_property
+    def catalogue(self) -> Catalogue:
+        """All metrics: the common ones, then those of stages, models and plugins. Raises `ConfigError`."""
+        own = [metric for plugin in (*self.stages, *self.models) for metric in plugin.metrics]
+        return Catalogue((*BUILTIN, *own, *self.metrics))
+
+    @cached_property
     def run_dir(self) -> Path:
-        """This run's directory; it is there once the run has begun, which may give it another name."""
+        """This run's directory. `begin` makes it, and may have to change its name."""
         return self.choose_run_dir()
 
     @cached_property
     def model_cache(self) -> ModelCache:
-        """Holds the loaded model."""
+        """The loaded model."""
         from pytest_llmprof.run.model_cache import ModelCache
 
         return ModelCache({plugin.name: plugin for plugin in self.models})
 
     def check(self) -> Settings:
         """Check all that can be checked before tests are collected. Raises `LlmprofError`."""
-        from pytest_llmprof.run.artifacts import output_dirs
-
         settings = self.composer.session()
+        _ = self.catalogue
         for stage in settings.stages:
             output_dirs(replace(settings, stage=stage), self.artifacts("test"))
         return settings
 
     @property
     def legacy_keys(self) -> tuple[str, ...]:
-        """Legacy keys met so far, by what was composed."""
+        """Legacy keys in all that was composed so far."""
         return self.composer.legacy_keys if "composer" in vars(self) else ()
 
     @property
     def timed(self) -> bool:
-        """Whether times taken in this process mean anything: not in a child that a tool watches."""
+        """Whether times taken in this process are valid; under a tool, in a child, they are not."""
         return self.sources.frozen is None
 
     def stage(self, name: str) -> StagePlugin | ToolStagePlugin:
@@ -94,13 +99,11 @@ class Session:
         return next(stage for stage in self.stages if stage.name == name)
 
     def runs_in_child(self, stage: str) -> bool:
-        """Whether tests of the stage *stage* run in a child process, under a tool."""
-        from pytest_llmprof.stages.base import ToolStagePlugin
-
-        return isinstance(self.stage(stage), ToolStagePlugin)
+        """Whether tests run in a child process, under a tool, in the stage *stage*."""
+        return self.stage(stage).in_child
 
     def pages(self, settings: DatasetSettings) -> tuple[Page, ...]:
-        """A dataset's pages, found once. Raises `DatasetError`."""
+        """A dataset's pages, read once. Raises `DatasetError`."""
         if settings not in self._pages:
             from pytest_llmprof.datasets import load_pages
 
@@ -112,14 +115,13 @@ class Session:
         """The digest of *pages*, computed once for each list of them."""
         from pytest_llmprof.datasets import dataset_digest
 
-        known = self._digests.get(id(pages))
-        if known is None:
-            known = self._digests[id(pages)] = (pages, dataset_digest(pages))
-        return known[1]
+        if id(pages) not in self._digests:
+            self._digests[id(pages)] = pages, dataset_digest(pages)
+        return self._digests[id(pages)][1]
 
     def artifacts(self, test: str) -> Artifacts:
-        """The directories of the test *test* (`llmprof.test`)."""
-        return Artifacts(self.run_dir / test)
+        """The directories of a test; *test* is its directory under the run directory (`llmprof.test`)."""
+        return Artifacts(self.run_dir / test, {stage.name: stage.files for stage in self.stages})
 
     def begin(self) -> None:
         """Make the run directory, once. Raises `ArtifactError`."""
@@ -128,18 +130,18 @@ class Session:
             self._begun = True
 
     def begun(self) -> bool:
-        """Whether this or another process of the session has made the run directory; takes over its name."""
+        """Whether any process of the session has made the run directory; takes over its name."""
         if not self._begun and (found := begun_run_dir(self.run_dir, self.id, explicit=self.explicit)):
             self.run_dir = found
             self._begun = True
         return self._begun
 
     def close(self) -> None:
-        """Free the model; another is loaded when one is asked for."""
+        """Free the model. The next test that needs one loads it."""
         if "model_cache" in vars(self):
             self.model_cache.close()
 
     @property
     def close_errors(self) -> Sequence[str]:
-        """What models could not be closed so far, a line each."""
+        """Errors in closing models so far, a line each."""
         return self.model_cache.close_errors if "model_cache" in vars(self) else ()

@@ -14,18 +14,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from pytest_llmprof.config.frozen import freeze
 from pytest_llmprof.config.schema import Settings
-from pytest_llmprof.errors import ArtifactError, LlmprofError
-from pytest_llmprof.measure.figures import Figures, as_dict
-from pytest_llmprof.records.files import read_json, write_json, write_text
+from pytest_llmprof.errors import ArtifactError, LlmprofError, error_line
+from pytest_llmprof.records.catalogue import Catalogue
+from pytest_llmprof.records.files import write_text
+from pytest_llmprof.records.metrics import ErrorRecord, Fingerprint, Metrics
+from pytest_llmprof.records.stage import StageRecords
 from pytest_llmprof.run.artifacts import Artifacts
 from pytest_llmprof.stages.base import ToolContext, ToolStagePlugin
 from pytest_llmprof.stages.child import Child, ChildSkipped, Outcome
 
 __all__ = ["ToolRunner"]
 
-_FROM_CHILD = ("model", "prompt", "dataset", "callable")
+_FROM_CHILD = (
+    *("kind", "errors", "rounds", "warmup", "pages", "quality", "quality_reason", "gates"),
+    *("model", "prompt", "dataset", "callable"),
+)
+"""Fields of metrics.json that are the child's."""
 
 
 @dataclass
@@ -40,8 +48,9 @@ class ToolRunner:
     """The child's command for (frozen configuration, run directory, directory for temporary files)."""
     cwd: Path
     progress: Callable[[str], None]
-    metrics: dict[str, Any] | None = None
-    """metrics.json, once it is written."""
+    catalogue: Catalogue
+    records: StageRecords | None = None
+    """What was written, once it is."""
 
     @property
     def workload(self) -> Path:
@@ -68,6 +77,7 @@ class ToolRunner:
                     if stage != self.settings.stage
                 ],
                 progress=self.progress,
+                block=self.stage.block(),
                 figures={},
             )
             error: LlmprofError | None = None
@@ -131,41 +141,37 @@ class ToolRunner:
         from pytest_llmprof.report import write_report
 
         outcome = Outcome.read(self.workload / "run") or Outcome()
-        ran: Mapping[str, Any] = {}
+        child: StageRecords | None = None
         if outcome.dir:
             directory = Path(outcome.dir)
-            ran = read_json(directory / "metrics.json")
-            for name in ("environment.json", "inputs.jsonl"):
-                if (directory / name).exists():
-                    shutil.copyfile(directory / name, context.out_dir / name)
-        errors = list(ran.get("errors", ()))
-        if error is not None and not errors:
-            errors = [{"page": None, "error": " ".join(str(error).split())}]
-        self.metrics = {
-            "schema": ran.get("schema", 1),
+            child = StageRecords.read(directory)
+            if (directory / "inputs.jsonl").exists():
+                shutil.copyfile(directory / "inputs.jsonl", context.out_dir / "inputs.jsonl")
+        metrics = self._metrics(child.metrics if child else None)
+        metrics.figures |= context.figures
+        if error is not None:
+            metrics.status = "error"
+            metrics.errors = metrics.errors or [ErrorRecord(None, error_line(error))]
+        context.block.not_applied = outcome.notes
+        environment = child.environment if child else None
+        self.records = StageRecords(metrics, {"profile": None, self.settings.stage: context.block}, environment)
+        self.records.write(context.out_dir)
+        write_report(context.out_dir, self.stage, self.catalogue)
+
+    def _metrics(self, ran: Metrics | None) -> Metrics:
+        """What the child measured, less its times, which mean nothing under a tool."""
+        figures: dict[str, float | None] = dict.fromkeys(self.catalogue.names("figures"))
+        own: dict[str, Any] = {
             "test": self.settings.test,
             "id": self.test_id,
             "stage": self.settings.stage,
-            "kind": ran.get("kind"),
-            "status": "ok" if error is None else "error",
-            "errors": errors,
-            "rounds": ran.get("rounds", 0),
-            "warmup": ran.get("warmup", 0),
-            "pages": ran.get("pages", 0),
+            "status": "ok",
             "batch_size": self.settings.infer.batch_size,
-            "deterministic": None,
-            "samples": [],
-            "round_seconds": [],
-            "figures": as_dict(Figures(tokens=ran.get("figures", {}).get("tokens"))),
-            "spread": {},
-            "quality": ran.get("quality"),
-            "quality_reason": ran.get("quality_reason"),
-            "gates": ran.get("gates", []),
-            "profile": None,
-            "profiler_ran_before": False,
-            **{name: ran[name] for name in _FROM_CHILD if name in ran},
-            "fingerprint": {**ran.get("fingerprint", {}), "config": self.settings.digest},
-            self.settings.stage: {**context.figures, "not_applied": outcome.notes},
+            "figures": figures,
         }
-        write_json(context.out_dir / "metrics.json", self.metrics)
-        write_report(context.out_dir)
+        if ran is None:
+            return Metrics(kind=None, fingerprint=Fingerprint(config=self.settings.digest), **own)
+        figures["tokens"] = ran.figures.get("tokens")
+        kept = {name: getattr(ran, name) for name in _FROM_CHILD}
+        fingerprint = replace(ran.fingerprint, config=self.settings.digest)
+        return Metrics(fingerprint=fingerprint, **kept, **own)

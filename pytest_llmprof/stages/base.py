@@ -5,21 +5,26 @@ A third party registers a `StagePlugin` through the hook ``pytest_llmprof_stages
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_llmprof.config.registry import StageSpec
-from pytest_llmprof.config.schema import Count, Positive, Settings, StageSettings
-from pytest_llmprof.stages.runner import Failure, Sample
+from pytest_llmprof.config.schema import Count, InferSettings, Positive, Settings, StageSettings
+from pytest_llmprof.datasets.base import Page
+from pytest_llmprof.records.catalogue import Metric
+from pytest_llmprof.records.environment import Gpu
+from pytest_llmprof.records.metrics import Energy, Peak, Sample
+from pytest_llmprof.records.stage import StageRecords
+from pytest_llmprof.report.sections import Section
+from pytest_llmprof.stages.tool_block import ToolBlock
 
 if TYPE_CHECKING:
-    from pytest_llmprof.measure.energy import RoundEnergy
-    from pytest_llmprof.measure.gpu import Card
-    from pytest_llmprof.measure.memory import Peak
     from pytest_llmprof.measure.phases import PhaseRecorder
+    from pytest_llmprof.models.base import LoadedModel
     from pytest_llmprof.stages.child import Child
+    from pytest_llmprof.stages.failures import Failure
 
 __all__ = ["StageContext", "StagePlugin", "StageResult", "ToolContext", "ToolStagePlugin", "Window", "Workload"]
 
@@ -43,12 +48,22 @@ class Workload(Protocol):
     """"pages" or "callable"."""
     device: str
     """"cpu" or "cuda:0"."""
+    model: LoadedModel | None
+    """None for a callable."""
+    pages: Sequence[Page]
+    """Empty for a callable."""
+    infer: InferSettings | None
+    """None for a callable."""
     failures: list[Failure]
     """Pages that failed so far."""
     disturbed: list[str]
     """One line for each measured or profiled pass in which something compiled; the test fails with them."""
+    deterministic: bool | None
+    """Whether later rounds gave the first one's tokens; None for a single round and for a callable."""
     phase_peaks: dict[str, Peak]
     """Peak device memory of each phase in the warm-up; empty on a CPU and without a warm-up."""
+    value: Any
+    """What the callable returned in the last round; None for pages."""
 
     def warmup(self, passes: int, recorder: PhaseRecorder) -> None:
         """Run each distinct input shape once a pass, unmeasured. Called with 0, too."""
@@ -63,28 +78,23 @@ class Workload(Protocol):
 
 @dataclass
 class StageResult:
-    """What a stage adds to the common figures."""
+    """What a stage adds to the common metrics."""
 
     samples: list[Sample] = field(default_factory=list)
     round_seconds: list[float] = field(default_factory=list)
-    profile: dict[str, Any] | None = None
-    """Figures of the tool's own run; they never mix with the clean ones."""
     figures: dict[str, float | None] = field(default_factory=dict)
-    """Figures that this stage alone knows, by names of `pytest_llmprof.measure.figures.Figures`."""
+    """Metrics that this stage alone knows, by the names that it declares (`StagePlugin.metrics`)."""
     blocks: dict[str, Any] = field(default_factory=dict)
-    """Blocks of plain data that the stage adds to metrics.json, by their keys."""
-    energy: list[RoundEnergy] = field(default_factory=list)
-    """One for each round; empty on a CPU."""
-    energy_update_s: float | None = None
-    """Seconds between two updates of the card's energy counter, as seen."""
-    energy_reason: str | None = None
-    """Why there is no energy at all."""
-    card_before: Card | None = None
-    """The card before the first measured round."""
-    card_after: Card | None = None
+    """What the stage adds to metrics.json, by key: Structs, dataclasses or plain data."""
+    profile: Any = None
+    """The block "profile": results of a tool's own run, which never mix with the measured rounds."""
+    energy: Energy = field(default_factory=Energy)
+    gpu_before: Gpu | None = None
+    """The GPU before the first measured round."""
+    gpu_after: Gpu | None = None
     """And after the last."""
-    card_reason: str | None = None
-    """Why the card, or a part of it, is not known."""
+    gpu_reason: str | None = None
+    """Why the GPU, or a part of it, is not known."""
 
 
 @dataclass(frozen=True)
@@ -109,14 +119,33 @@ class StageContext:
 
 
 @dataclass(frozen=True)
-class StagePlugin(StageSpec):
-    """A registered stage: what the configuration knows of it, and the function that does its work."""
+class _Stage(StageSpec):
+    """What all stages have beside their options: metrics, and a part of the report."""
 
-    run: Callable[[StageContext], None] = field(kw_only=True)
-    """Do the stage's work and fill in `context.result`. Raises `StageError` with one line where it cannot."""
+    metrics: tuple[Metric, ...] = ()
+    """Metrics of its own. It sets them in `result.figures`; they show wherever the common ones do."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Files that it writes into the stage directory and what each holds, for the report."""
+    blocks: Mapping[str, type] = field(default_factory=dict)
+    """The types of the blocks that it adds to metrics.json, by key, for the JSON Schema."""
+    report: Callable[[StageRecords], Section | None] | None = None
+    """Makes its section of the report of what the run left in the stage directory."""
+
+    def section(self, records: StageRecords) -> Section | None:
+        """Its section of the report; None where it has nothing to show."""
+        return None if self.report is None else self.report(records)
 
 
 @dataclass(frozen=True)
+class StagePlugin(_Stage):
+    """A stage that runs in this process: what the configuration knows of it, and the function that does its work."""
+
+    run: Callable[[StageContext], None] = field(kw_only=True)
+    """Do the stage's work and fill in `context.result`. Raises `StageError` with one line where it cannot."""
+    in_child = False
+
+
+@dataclass
 class ToolContext:
     """All that a stage is given whose test runs again in a child process under a tool."""
 
@@ -131,8 +160,10 @@ class ToolContext:
     """The other stages of this run in their order, each with its directory for this test; it may not exist."""
     progress: Callable[[str], None]
     """Shows one line of progress."""
-    figures: dict[str, Any]
-    """What the tool said, for metrics.json under the stage's name; filled in as it goes."""
+    block: Any
+    """A new `ToolStagePlugin.block`, for metrics.json under the stage's name; filled in as the tool goes."""
+    figures: dict[str, float | None]
+    """Metrics that the stage declares, by name."""
 
     @property
     def options(self) -> Any:
@@ -141,12 +172,15 @@ class ToolContext:
 
 
 @dataclass(frozen=True)
-class ToolStagePlugin(StageSpec):
-    """A registered stage whose test runs in a child process, under a tool."""
+class ToolStagePlugin(_Stage):
+    """A stage whose test runs again in a child process, under a tool."""
 
+    block: type[ToolBlock] = ToolBlock
+    """The Struct of its block in metrics.json; all fields have defaults."""
     outputs: bool = field(kw_only=True)
     """Whether the child writes its outputs, into `tmp/workload/<workload>` of the test's directory."""
     workload: str = field(kw_only=True)
     """The stage that the child runs, with its own tool off."""
     run: Callable[[ToolContext], None] = field(kw_only=True)
-    """Run the child once and fill in `context.figures`. Raises `StageError` with one line where it cannot."""
+    """Run the child once and fill in `context.block`. Raises `StageError` with one line where it cannot."""
+    in_child = True

@@ -22,6 +22,7 @@ import msgspec
 
 from pytest_llmprof.errors import LlmprofError, StageError
 from pytest_llmprof.records.files import read_json, write_json, write_text
+from pytest_llmprof.records.stage import StageRecords
 from pytest_llmprof.stages.tools import Tool, tail
 
 if TYPE_CHECKING:
@@ -150,8 +151,8 @@ class Ended:
     def opened_ranges(self) -> list[str]:
         """The values of `capture` that this test's measured pass could have had."""
         assert self.outcome is not None
-        metrics = read_json(Path(str(self.outcome.dir)) / "metrics.json")
-        names = dict.fromkeys(name for sample in metrics["samples"] for name in sample["phases"])
+        samples = StageRecords.read(Path(str(self.outcome.dir))).metrics.samples
+        names = dict.fromkeys(name for sample in samples for name in sample.phases)
         return ["all", *names, *(["step"] if "decode" in names else [])]
 
 

@@ -1,77 +1,288 @@
-"""The measured loop: passes over the pages, the clock running only while the model works.
+"""The measured loop, from the rounds of a stage down to the clock around one batch.
 
-`run_batch` is the whole of what is timed. Reading pictures, decoding tokens to text, scoring and writing files
-happen between batches, with the clock stopped.
+`clean_rounds` -> `PagesWorkload.round` -> `run_batch`: the whole of what is timed is between the two readings of the
+clock in `run_batch`. Reading images, decoding tokens to text, scoring and writing files happen between batches.
 """
 
 from __future__ import annotations
 
-import gc
-import re
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from pytest_llmprof.datasets.base import Page
-from pytest_llmprof.errors import LlmprofError, ModelError
-from pytest_llmprof.measure.memory import Peak, PeakMemory
-from pytest_llmprof.measure.phases import CALL, TOP_PHASES, PhaseRecorder
+from pytest_llmprof.errors import LlmprofError, ModelError, PageError, StageError
+from pytest_llmprof.measure.collector import frozen_garbage_collector
+from pytest_llmprof.measure.compiles import CompileWatch, complaint
+from pytest_llmprof.measure.energy import EnergyMeter
+from pytest_llmprof.measure.gpu import GpuReader
+from pytest_llmprof.measure.memory import PeakMemory
+from pytest_llmprof.measure.phases import DOMAIN, TOP_PHASES, WARMUP_DOMAIN, PhaseRecorder
 from pytest_llmprof.models.base import LoadedModel
+from pytest_llmprof.records.environment import Gpu
+from pytest_llmprof.records.metrics import Peak, Sample
+from pytest_llmprof.stages.base import StageContext, Window
+from pytest_llmprof.stages.failures import Failure, describe_error, free_memory_of, out_of_memory
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from pytest_llmprof.config.schema import InferSettings
 
-__all__ = [
-    "Answer",
-    "Failure",
-    "Sample",
-    "batch_rate",
-    "batches",
-    "describe_error",
-    "generate_batch",
-    "let_go",
-    "out_of_memory",
-    "run_batch",
-    "time_per_token",
-]
+__all__ = ["Answer", "PagesWorkload", "batch_rate", "clean_rounds", "run_batch", "time_per_token"]
 
 
-_OUT_OF_MEMORY = re.compile(r"\b(?:CUDA|HIP)\b[\w\]: ]* out of memory|_STATUS_ALLOC_FAILED")
+def clean_rounds(context: StageContext) -> None:
+    """Warm up, then run `measure.rounds` measured passes without a profiler.
+
+    The GPU is read before the first pass and after the last, its energy counter around each, while the device is idle
+    and the clock is stopped.
+    """
+    measure = context.settings.measure
+    workload = context.workload
+    result = context.result
+    if measure.warmup:
+        context.progress("warm-up")
+    workload.warmup(measure.warmup, context.recorder(WARMUP_DOMAIN))
+    recorder = context.recorder(DOMAIN)
+    energy = result.energy
+    with frozen_garbage_collector(), GpuReader(workload.device) as reader:
+        result.gpu_before, result.gpu_reason = reader.gpu(), reader.reason
+        energy.reason = _why_no_energy(result.gpu_before, result.gpu_reason)
+        meter = EnergyMeter(reader.energy_mj) if energy.reason is None else None
+        for index in range(measure.rounds):
+            if meter is not None:
+                meter.begin()
+            with recorder.round():
+                samples, seconds = workload.round(index, recorder)
+            if index + 1 == measure.rounds:
+                result.gpu_after = reader.gpu()  # at once, while clocks and heat are still those of the work
+            if meter is not None:
+                energy.rounds.append(meter.end(seconds))
+                energy.update_s = meter.update_s
+            result.samples += samples
+            if samples:
+                result.round_seconds.append(seconds)
+    if energy.rounds and (late := _why_no_energy(result.gpu_after, None)) is not None:
+        energy.reason, energy.rounds = late, []
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Times of one page in one round (milliseconds). In a batch, phases and `other_ms` are the batch's own."""
+def _why_no_energy(gpu: Gpu | None, reason: str | None) -> str | None:
+    if gpu is None or gpu.energy_mj is None:
+        return reason or "the GPU or its driver has no energy counter"
+    if gpu.mig:
+        return "the counter is the whole GPU's, and this is a part of it (MIG)"
+    if gpu.shared:
+        return "another process used the GPU, and the counter counts both"
+    return None
 
-    round: int
-    page: str
-    batch_id: int
-    tokens: int
-    """Generated tokens, EOS included."""
-    ttft_ms: float | None
-    """From the decoded picture in memory to the first token on the host (preprocess included)."""
-    tpot_ms: float | None
-    """(last - first arrival) / tokens that came after the first arrival; None where none did."""
-    total_ms: float
-    """Until the page's last token was on the host; of the batch's last page, until the model had ended."""
-    other_ms: float
-    """The batch's total less the sum of preprocess, vision, prefill and decode."""
-    phases: dict[str, float]
-    peak_bytes: int | None
-    """Peak device memory of the batch in tensors; None on a CPU."""
-    peak_reserved_bytes: int | None = None
-    """Peak device memory that torch had taken from the card during the batch; None on a CPU."""
-    batch_total_ms: float | None = None
-    """Until the batch's last token was on the host and the model had ended."""
-    batch_size: int = 1
-    """Pages in its batch: the last one may have fewer than `infer.batch_size`."""
-    batch_tokens_per_s: float | None = None
-    """Tokens of all rows after their first arrival / time from the first arrival of all to the last."""
+
+class PagesWorkload:
+    """Pages through a model. The first measured round's answers go to *on_answer*, page by page."""
+
+    kind = "pages"
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        pages: Sequence[Page],
+        infer: InferSettings,
+        *,
+        on_answer: Callable[[Page, Image, Answer, Sample], None],
+        on_failure: Callable[[Page, int, int, str], None],
+        progress: Callable[[str], None],
+    ) -> None:
+        self.model: LoadedModel | None = model
+        self._model = model
+        self.pages = pages
+        self.infer: InferSettings | None = infer
+        self._infer = infer
+        self.device = model.info.device
+        self.failures: list[Failure] = []
+        self.deterministic: bool | None = None
+        self.value = None
+        self._on_answer = on_answer
+        self._on_failure = on_failure
+        self._progress = progress
+        self.disturbed: list[str] = []
+        self.phase_peaks: dict[str, Peak] = {}
+        self._memory = PeakMemory(self.device)
+        self._warmup = 0
+        self._first: dict[str, object] = {}
+        self._failed: set[str] = set()
+        self._compiled = False
+
+    def _images(self, batch_id: int, batch: Sequence[Page]) -> list[tuple[Page, Image]]:
+        """Read a batch's images; a page that cannot be read fails once, and is left out from then on."""
+        read = []
+        for page in batch:
+            if page.name in self._failed:
+                continue
+            try:
+                read.append((page, page.load()))
+            except PageError as error:
+                self._fail([page], batch_id, str(error))
+        return read
+
+    def _fail(self, pages: Sequence[Page], batch_id: int, text: str, details: str | None = None) -> None:
+        for page in pages:
+            self._failed.add(page.name)
+            self.failures.append(Failure(page.name, text, details))
+            self._on_failure(page, batch_id, len(pages), text)
+
+    def _give_up(self, error: Exception, pages: Sequence[Page], batch_id: int, recorder: PhaseRecorder) -> None:
+        """Fail a batch's pages by what the model raised, and free what it held."""
+        text = describe_error(error, recorder, [page.name for page in pages], self.device)
+        known = isinstance(error, LlmprofError) or out_of_memory(error)
+        self._fail(pages, batch_id, text, None if known else "".join(traceback.format_exception(error)))
+        recorder.drop()
+        free_memory_of(error, self.device)
+
+    def _run(
+        self, index: int, batch_id: int, batch: Sequence[Page], recorder: PhaseRecorder
+    ) -> tuple[list[tuple[Page, Image]], list[Answer], list[Sample], float] | None:
+        loaded = self._images(batch_id, batch)
+        if not loaded:
+            return None
+        names = [page.name for page, _ in loaded]
+        error: Exception | None = None
+        with CompileWatch() as watch:
+            try:
+                answers, samples, seconds = run_batch(
+                    self._model,
+                    names,
+                    [image for _, image in loaded],
+                    self._infer,
+                    recorder,
+                    round_index=index,
+                    batch_id=batch_id,
+                    memory=self._memory,
+                )
+            # Whatever a model raises fails its pages by name; the others go on and the test fails at its end.
+            except Exception as found:  # noqa: BLE001
+                error = found
+        self._compiled = bool(watch.seen)
+        if error is not None:
+            self._give_up(error, [page for page, _ in loaded], batch_id, recorder)
+            return None
+        if watch.seen and index >= 0:
+            self.disturbed.append(complaint(f"round {index + 1}, {_pages(names)}", watch.seen, self._warmup))
+        return loaded, answers, samples, seconds
+
+    def warmup(self, passes: int, recorder: PhaseRecorder) -> None:
+        """Run one batch of each distinct input shape, *passes* times, each to its answer's end.
+
+        The last pass gives the phases' peak memory. A batch that compiled something there runs once more, as
+        compilers and tuners use memory of their own.
+        """
+        self._warmup = passes
+        self._memory.release_cached()
+        for number in range(passes):
+            seen: set[object] = set()
+            for batch_id, batch in _batches(self.pages, self._infer.batch_size):
+                loaded = self._images(batch_id, batch)
+                try:
+                    key = tuple(self._model.shape_key(image, self._infer) for _, image in loaded)
+                except Exception as error:  # noqa: BLE001 - as in _run
+                    self._give_up(error, [page for page, _ in loaded], batch_id, recorder)
+                    continue
+                if not key or key in seen:
+                    continue
+                seen.add(key)
+                self._run(-1, batch_id, batch, recorder)
+                peaks = recorder.take_peaks()
+                if number + 1 < passes:
+                    continue
+                if peaks and self._compiled:
+                    self._run(-1, batch_id, batch, recorder)
+                    peaks = recorder.take_peaks()
+                for name, peak in peaks.items():
+                    self.phase_peaks[name] = peak.union(self.phase_peaks.get(name))
+
+    def round(self, index: int, recorder: PhaseRecorder) -> tuple[list[Sample], float]:
+        """One pass over the pages."""
+        samples: list[Sample] = []
+        seconds = 0.0
+        for batch_id, batch in _batches(self.pages, self._infer.batch_size):
+            done = batch_id * self._infer.batch_size
+            self._progress(f"round {index + 1}, page {done + 1} of {len(self.pages)}")
+            ran = self._run(index, batch_id, batch, recorder)
+            if ran is None:
+                continue
+            loaded, answers, batch_samples, batch_seconds = ran
+            samples += batch_samples
+            seconds += batch_seconds
+            for (page, image), answer, sample in zip(loaded, answers, batch_samples, strict=True):
+                if page.name not in self._first:
+                    self._first[page.name] = answer.key()
+                    try:
+                        self._on_answer(page, image, answer, sample)
+                    except PageError as error:
+                        self._fail([page], batch_id, str(error), "".join(traceback.format_exception(error)))
+                else:
+                    same = self._first[page.name] == answer.key()
+                    self.deterministic = same and self.deterministic is not False
+        return samples, seconds
+
+    def windows(self, window: Window, recorder: PhaseRecorder) -> Iterator[Iterator[None]]:
+        """One iterator for each of the first `window.pages` batches that can be read."""
+        given = 0
+        for batch_id, batch in _batches(self.pages, self._infer.batch_size):
+            if given == window.pages:
+                return
+            loaded = self._images(batch_id, batch)
+            if loaded:
+                given += 1
+                names = [page.name for page, _ in loaded]
+                yield self._window(names, [image for _, image in loaded], window, recorder)
+
+    def _window(
+        self, names: list[str], images: list[Image], window: Window, recorder: PhaseRecorder
+    ) -> Iterator[None]:
+        """The window's batch; running out of memory in it becomes one line, and what it held is freed."""
+        watch = CompileWatch()
+        try:
+            yield from self._steps(images, window, recorder, watch)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            text = f"the profiled window: {describe_error(error, recorder, names, self.device)}"
+            free_memory_of(error, self.device)
+            raise StageError(text) from None
+        if watch.seen:
+            self.disturbed.append(complaint(f"the profiled window, {_pages(names)}", watch.seen, self._warmup))
+
+    def _steps(
+        self, images: list[Image], window: Window, recorder: PhaseRecorder, watch: CompileWatch
+    ) -> Iterator[None]:
+        tokens = self._model.generate(images, self._infer, recorder)
+        counts: Counter[int] = Counter()  # tokens a row; a batch's step is its furthest row's
+        with closing(tokens):  # type: ignore[type-var]
+            while window.start_token and max(counts.values(), default=0) < window.start_token:
+                token = next(tokens, None)
+                if token is None:
+                    raise StageError(
+                        f"the profiled window never opened: the answer ended after {max(counts.values())} tokens, "
+                        f"before the window's start_token={window.start_token}"
+                    )
+                counts[token.row] += 1
+            yield
+            # A window from the start holds the first token, then its decode steps.
+            last = (window.start_token or 1) + window.decode_tokens
+            with watch:
+                for token in tokens:
+                    counts[token.row] += 1
+                    if max(counts.values()) >= last:
+                        return
+
+
+def _pages(names: Sequence[str]) -> str:
+    return f"page {names[0]}" if len(names) == 1 else f"pages {names[0]} ... {names[-1]}"
 
 
 @dataclass
@@ -92,104 +303,10 @@ class Answer:
         return tuple(self.ids) if self.ids else "".join(self.pieces)
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A page that could not be read or run."""
-
-    page: str
-    error: str
-    details: str | None = None
-    """The traceback of an error that is not a known kind."""
-
-
-def batches(pages: Sequence[Page], size: int) -> Iterator[tuple[int, Sequence[Page]]]:
+def _batches(pages: Sequence[Page], size: int) -> Iterator[tuple[int, Sequence[Page]]]:
     """Consecutive groups of *size* pages with their number."""
     for batch_id, start in enumerate(range(0, len(pages), size)):
         yield batch_id, pages[start : start + size]
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether device memory ran out: in torch's allocator (a compiler wraps what it raises), or below it in the
-    driver or a library."""
-    if type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
-
-
-def describe_error(error: BaseException, recorder: PhaseRecorder, names: Sequence[str], device: str) -> str:
-    """One line for a failed batch or callable; an out-of-memory names the phase, the batch and the peak.
-
-    Takes what the recorder knows of peaks: its readings have reset torch's counters on the way out.
-    """
-    where = recorder.where
-    peak = Peak(0, 0)
-    for found in recorder.take_peaks().values():
-        peak = found.union(peak)
-    if isinstance(error, LlmprofError):
-        return str(error)
-    text = " ".join(str(error).split())
-    if out_of_memory(error):
-        wanted = re.search(r"Tried to allocate ([\d.]+ \w+)", text)
-        asked = f", {wanted[1]} more asked for" if wanted else ""
-        if where == CALL:
-            return f"out of device memory in the callable {names[0]}{_peak_now(device, peak)}{asked}"
-        pages = f"batch of {len(names)} ({names[0]}{f' ... {names[-1]}' if len(names) > 1 else ''})"
-        return (
-            f"out of device memory in phase {where or 'unknown'}, {pages}{_peak_now(device, peak)}{asked}: lower "
-            f"{'infer.batch_size, ' if len(names) > 1 else ''}infer.max_new_tokens or model.mode"
-        )
-    place = f" in phase {where}" if where else ""
-    return f"{type(error).__name__}{place}: {text[:500]}"
-
-
-def _peak_now(device: str, known: Peak) -> str:
-    if not device.startswith("cuda"):
-        return ""
-    import torch
-
-    card = torch.device(device)
-    peak = known.union(Peak(torch.cuda.max_memory_allocated(card), torch.cuda.max_memory_reserved(card)))
-    allocated, reserved = peak.allocated_bytes / 2**30, peak.reserved_bytes / 2**30
-    total = torch.cuda.get_device_properties(card).total_memory / 2**30
-    return f", peak {allocated:.2f} GiB allocated and {reserved:.2f} GiB reserved of {total:.1f} GiB"
-
-
-def let_go(error: BaseException, device: str) -> None:
-    """Drop what the frames of *error* and of its causes hold (a batch's tensors), and free the cached memory."""
-    seen: set[int] = set()
-    chain: list[BaseException | None] = [error]
-    while chain:
-        one = chain.pop()
-        if one is None or id(one) in seen:
-            continue
-        seen.add(id(one))
-        chain += [one.__cause__, one.__context__]
-        traceback.clear_frames(one.__traceback__)
-        one.__traceback__ = None
-    if device.startswith("cuda"):
-        import torch
-
-        gc.collect()  # modules and caches may refer to one another in circles
-        torch.cuda.empty_cache()
-
-
-def generate_batch(
-    model: LoadedModel, images: Sequence[Image], infer: InferSettings, recorder: PhaseRecorder
-) -> tuple[list[Answer], int, int]:
-    """Run one batch to its end. Returns the answers and the clock (ns) before and after."""
-    answers = [Answer() for _ in images]
-    begin = time.perf_counter_ns()
-    for token in model.generate(images, infer, recorder):
-        answer = answers[token.row]
-        answer.times_ns.append(token.time_ns)
-        if token.id is not None:
-            answer.ids.append(token.id)
-        elif token.text is not None:
-            answer.pieces.append(token.text)
-        if token.finish is not None:
-            answer.finish = token.finish
-    end = time.perf_counter_ns()
-    return answers, begin, end
 
 
 def run_batch(
@@ -209,7 +326,18 @@ def run_batch(
     """
     memory.take()
     recorder.take()
-    answers, begin, end = generate_batch(model, images, infer, recorder)
+    answers = [Answer() for _ in images]
+    begin = time.perf_counter_ns()
+    for token in model.generate(images, infer, recorder):
+        answer = answers[token.row]
+        answer.times_ns.append(token.time_ns)
+        if token.id is not None:
+            answer.ids.append(token.id)
+        elif token.text is not None:
+            answer.pieces.append(token.text)
+        if token.finish is not None:
+            answer.finish = token.finish
+    end = time.perf_counter_ns()
     for name, answer in zip(names, answers, strict=True):
         _check_times(name, [begin, *answer.times_ns, end])
     phases = recorder.take()

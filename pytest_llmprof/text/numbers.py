@@ -1,47 +1,23 @@
-"""Reading and showing values of metrics.json, any of which may be missing or null."""
+"""Numbers and counts as a reader sees them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-__all__ = ["NOT_APPLICABLE", "at", "count", "fixed", "number", "numeric", "share"]
+__all__ = ["NOT_APPLICABLE", "count", "fixed", "number"]
 
 NOT_APPLICABLE = "n/a"
 
 
-def at(value: Any, *keys: str) -> Any:
-    """`value[keys[0]][keys[1]]...`; None where a key is missing or something on the way is no mapping."""
-    for key in keys:
-        if not isinstance(value, Mapping):
-            return None
-        value = value.get(key)
-    return value
-
-
-def numeric(value: Any) -> float | None:
-    """*value* as a float where it is a number (no bool), else None."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def share(part: Any, whole: Any) -> float | None:
-    """part / whole; None where either is no number or the whole is zero."""
-    one, all_of_it = numeric(part), numeric(whole)
-    return one / all_of_it if one is not None and all_of_it else None
-
-
-def number(value: Any) -> str:
+def number(value: float | None) -> str:
     """A number with about three digits ("0.0123", "1.23", "45.6", "1,234"); "n/a" for None, "0" for zero."""
-    found = numeric(value)
-    if found is None:
+    if value is None:
         return NOT_APPLICABLE
-    size = abs(found)
+    size = abs(value)
     if size >= 99.95 or not size:
-        return f"{found:,.0f}"
+        return f"{value:,.0f}"
     digits = 1
     while digits < 9 and size < 9.995 * 10 ** (1 - digits):
         digits += 1
-    return f"{found:.{digits}f}"
+    return f"{value:.{digits}f}"
 
 
 def fixed(value: float | None, form: str = ".1f", missing: str = "") -> str:

@@ -103,7 +103,7 @@ def test_kernels_are_weighted_by_time(tmp_path):
     with (tmp_path / "launches.csv").open() as stream:
         assert len(list(csv.DictReader(stream))) == 3
     assert "| `Kernel2<…>` | DRAM | 2 | 20.00 | 35.0 | 90.0 |" in (tmp_path / "kernels.md").read_text()
-    assert kernels_table([vars(second)]).count("\n") == 3
+    assert kernels_table([second]).count("\n") == 3
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import csv
 import sqlite3
-from dataclasses import fields
 from pathlib import Path
 
+import msgspec
 import pytest
 from nsys_tables import GEMM, SCALE, Export, one_round
 
 from pytest_llmprof.errors import ArtifactError
-from pytest_llmprof.stages.ncu.export import NcuKernelRow
+from pytest_llmprof.stages.ncu.records import KernelProfile
 from pytest_llmprof.stages.nsys.export import read_report
+from pytest_llmprof.stages.nsys.records import NsysBlock
 from pytest_llmprof.stages.nsys.summary import kernel_rows, phase_rows, summary, write_nsys_tables
+
+
+def captured(reports, *, gpu):
+    """The block of metrics.json as JSON has it."""
+    return msgspec.to_builtins(summary(reports, NsysBlock(), gpu=gpu))
 
 
 @pytest.fixture
@@ -22,7 +28,7 @@ def report(tmp_path):
 
 
 def test_figures_of_one_round(report):
-    found = summary([report], gpu=True)
+    found = captured([report], gpu=True)
     assert report.ranges == 6  # round, preprocess, prefill, decode, two steps; none of the warm-up
     assert (found["captures"], found["kernels"], found["graph_kernels"]) == (1, 6, 4)
     assert (found["host_launches"], found["graph_launches"]) == (4, 2)
@@ -76,13 +82,13 @@ def test_kernels_are_counted_by_phase_and_launching_call(report):
 
 def test_every_figure_is_documented(report):
     text = (Path(__file__).parents[2] / "docs" / "nsight.md").read_text(encoding="utf-8")
-    found = summary([report], gpu=True)
-    for name in (*found, *found["phases"]["decode"], *found["top_kernels"][0], *fields(NcuKernelRow)):
-        assert f"`{getattr(name, 'name', name)}`" in text, name
+    found = captured([report], gpu=True)
+    for name in (*found, *found["phases"]["decode"], *found["top_kernels"][0], *KernelProfile.__struct_fields__):
+        assert f"`{name}`" in text, name
 
 
 def test_captures_add_up(report):
-    one, two = summary([report], gpu=True), summary([report, report], gpu=True)
+    one, two = captured([report], gpu=True), captured([report, report], gpu=True)
     assert two["captures"] == 2
     for name in ("kernels", "host_launches", "steps", "gpu_busy_ms_profiled", "window_ms_profiled"):
         assert two[name] == pytest.approx(2 * one[name]), name
@@ -111,7 +117,7 @@ def test_a_cpu_report_has_ranges_alone(tmp_path):
     export.range("decode", 0, 100)
     export.range("step", 10, 40)
     report = read_report(export.write(tmp_path / "r.sqlite"), "llmprof")
-    found = summary([report], gpu=False)
+    found = captured([report], gpu=False)
     assert (report.kernels, found["kernels"], found["kernels_per_token"], found["steps"]) == (0, None, None, 1)
     assert found["phases"]["decode"]["host_ms_profiled"] == pytest.approx(0.1)
     write_nsys_tables(tmp_path, [report], with_kernels=False)

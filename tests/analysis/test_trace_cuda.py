@@ -13,11 +13,10 @@ from traces import GEMM, SCALE, TO_HOST, Kineto, one_page
 
 from pytest_llmprof.analysis.trace import Trace
 from pytest_llmprof.errors import ArtifactError
-from pytest_llmprof.stages.torch_profiler import kineto
 from pytest_llmprof.stages.torch_profiler.json_reader import JsonReader
-from pytest_llmprof.stages.torch_profiler.kineto import merged, read_trace
+from pytest_llmprof.stages.torch_profiler.kineto import decode, merged, read_trace
+from pytest_llmprof.stages.torch_profiler.records import Profile
 from pytest_llmprof.stages.torch_profiler.summary import profile_summary
-from pytest_llmprof.stages.torch_profiler.text_reader import TextReader
 
 
 def test_kernels_carry_phase_launcher_and_times(page: Trace) -> None:
@@ -128,17 +127,17 @@ def test_figures_of_a_step_include_what_follows_its_range(page: Trace) -> None:
 
 def test_summary_names_what_the_profiler_slowed(page: Trace) -> None:
     summary = profile_summary(page, clean_step_ms=0.068)
-    assert summary["gpu_busy_share"] == pytest.approx(0.5)
-    assert summary["copies"] == {"DtoH": 2, "HtoD": 1}
-    assert (summary["kernels"], summary["host_launches"], summary["graph_launches"]) == (10, 6, 2)
-    assert summary["kernels_per_token"] == 3
-    assert summary["phases"]["sam"]["parent"] == "vision"
-    assert summary["top_kernels"][0]["share"] == pytest.approx(60 / 200)
-    assert profile_summary(page)["gpu_busy_share"] is None
-    times = [key for key in summary if "_ms" in key]
+    assert summary.gpu_busy_share == pytest.approx(0.5)
+    assert summary.copies == {"DtoH": 2, "HtoD": 1}
+    assert (summary.kernels, summary.host_launches, summary.graph_launches) == (10, 6, 2)
+    assert summary.kernels_per_token == 3
+    assert summary.phases["sam"].parent == "vision"
+    assert summary.top_kernels[0].share == pytest.approx(60 / 200)
+    assert profile_summary(page).gpu_busy_share is None
+    times = [name for name in summary.__struct_fields__ if "_ms" in name]
     assert times
-    assert all(key.endswith("_profiled") for key in times)
-    assert msgspec.json.decode(msgspec.json.encode(summary)) == summary
+    assert all(name.endswith("_profiled") for name in times)
+    assert msgspec.json.decode(msgspec.json.encode(summary), type=Profile) == summary
 
 
 def test_the_span_of_a_phase_goes_from_its_first_kernel_to_its_last(page: Trace) -> None:
@@ -147,7 +146,7 @@ def test_the_span_of_a_phase_goes_from_its_first_kernel_to_its_last(page: Trace)
     assert spans == pytest.approx(
         {"preprocess": 0.0, "vision": 0.105, "sam": 0.030, "clip": 0.030, "prefill": 0.060, "decode": 0.155}
     )
-    assert profile_summary(page)["phases"]["vision"]["gpu_span_ms_profiled"] == pytest.approx(0.105)
+    assert profile_summary(page).phases["vision"].gpu_span_ms_profiled == pytest.approx(0.105)
 
 
 def test_the_spans_of_a_phase_that_was_opened_twice_add_up() -> None:
@@ -240,7 +239,7 @@ def test_host_events_are_in_order_whatever_the_files_is() -> None:
     for _ in range(300):
         start, length, thread = random.integers(0, 40), random.integers(1, 9), int(random.integers(1, 4))
         trace.host("aten::mm", float(start), float(start + length), thread=thread)
-    host = kineto.decode(trace.text().encode()).host
+    host = decode(trace.text().encode()).host
     order = np.lexsort((-host.dur, host.start, host.thread))
     assert (order == np.arange(len(host))).all()
 
@@ -280,45 +279,29 @@ def test_late_windows_of_two_pages_add_up(tmp_path: Path) -> None:
         merged(paths)
 
 
-@pytest.fixture(params=["text", "json"])
-def by_text(request: pytest.FixtureRequest) -> bool:
-    """Whether `TextReader` reads, or `JsonReader` alone."""
-    return request.param == "text"
-
-
-def cut_into(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    for reader in (TextReader, JsonReader):
-        monkeypatch.setattr(reader, "slice_bytes", size)
-    monkeypatch.setattr(kineto, "TAIL", 32)
-
-
 @pytest.mark.parametrize("size", [1, 300, 1 << 20])
-def test_slices_give_what_the_whole_gives(
-    page: Trace, size: int, by_text: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cut_into(size, monkeypatch)
-    again = read_trace(one_page().text().encode(), text=by_text)
+def test_slices_give_what_the_whole_gives(page: Trace, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(JsonReader, "slice_bytes", size)
+    again = read_trace(one_page().text().encode())
     assert again.events == page.events
     assert again.operators() == page.operators()
     assert again.kernels() == page.kernels()
 
 
-def test_a_cut_inside_a_text_is_noticed(by_text: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    cut_into(1, monkeypatch)
+def test_a_cut_inside_a_text_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(JsonReader, "slice_bytes", 1)
     trace = Kineto()
     trace.host("odd }, { name", 0, 10)
     trace.host("aten::mm", 20, 30)
-    found = read_trace(trace.text().encode(), text=by_text)
+    found = read_trace(trace.text().encode())
     assert {row.name for row in found.operators()} == {"odd }, { name", "aten::mm"}
 
 
-def test_infinities_do_not_end_the_reading_in_slices(
-    page: Trace, by_text: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cut_into(300, monkeypatch)
+def test_infinities_do_not_end_the_reading_in_slices(page: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(JsonReader, "slice_bytes", 300)
     monkeypatch.setattr(JsonReader, "read_file", lambda self: pytest.fail("read at once"))
     text = one_page().text().replace('"queued": 0', '"memory bandwidth (GB/s)": inf')
-    assert read_trace(text.encode(), text=by_text).kernels() == page.kernels()
+    assert read_trace(text.encode()).kernels() == page.kernels()
 
 
 def test_packed_files_compact_json_and_infinities_are_read(tmp_path: Path, page: Trace) -> None:
@@ -346,4 +329,4 @@ def test_a_broken_trace_is_named(tmp_path: Path) -> None:
 def test_a_trace_without_events_gives_empty_tables() -> None:
     empty = read_trace(b'{"traceEvents": []}')
     assert (empty.operators(), empty.kernels(), empty.phase_rows(), empty.steps()) == ([], [], [], None)
-    assert profile_summary(empty)["kernels"] is None
+    assert profile_summary(empty).kernels is None

@@ -76,10 +76,10 @@ def test_phases_and_steps_are_found(profiled: tuple[Any, Path]) -> None:
     assert trace.timeline.steps == 4
     assert trace.kernels() == []
     summary = profile_summary(trace)
-    assert summary["steps"] == 4
-    assert summary["kernels"] is None
-    assert summary["host_launches_per_token"] is None
-    assert summary["step_ms_profiled"] > 0
+    assert summary.steps == 4
+    assert summary.kernels is None
+    assert summary.host_launches_per_token is None
+    assert summary.step_ms_profiled > 0
 
 
 @pytest.mark.gpu

@@ -6,19 +6,18 @@ import ast
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 
-from pytest_llmprof.compare.gates import GATE_NAMES
 from pytest_llmprof.config.compose import Composer, ConfigSources
 from pytest_llmprof.config.registry import Registry
 from pytest_llmprof.config.tree import find, is_block, known_paths, root_block
 from pytest_llmprof.datasets import builtin
 from pytest_llmprof.models.deepseek_ocr import plugin
 from pytest_llmprof.plugin import options
+from pytest_llmprof.records.catalogue import BUILTIN
 from pytest_llmprof.records.predictions import Prediction
 from pytest_llmprof.stages import packaged_stages
 
@@ -122,7 +121,7 @@ def test_keys_of_the_plan_are_shown():
 
 @ALL
 def test_options_exist(document, pytestconfig):
-    known = {f"--llmprof-{name}" for name, *_ in options.OPTIONS} | {"--llmprof-show-config"}
+    known = {"--" + key.replace("_", "-") for key in options.OPTIONS} | {"--llmprof-show-config"}
     named = set(re.findall(r"--llmprof-[a-z-]+", document.read_text(encoding="utf-8")))
     assert named <= known
     if document == CONFIGURATION:
@@ -184,11 +183,12 @@ def test_configuration_tree_recipes(recipe, tmp_path):
 
 def test_documents_name_every_figure_and_field():
     measures = (ROOT / "docs" / "measures.md").read_text(encoding="utf-8")
-    for name in GATE_NAMES:
+    for metric in (*BUILTIN, *(metric for stage in packaged_stages() for metric in stage.metrics)):
+        name = f"quality.{metric.name}" if metric.section == "quality" else metric.name
         assert f"`{name}`" in measures, name
     predictions = section(ROOT / "docs" / "outputs.md", "predictions.jsonl")
-    for field in fields(Prediction):
-        assert f"`{field.name}`" in predictions, field.name
+    for field in Prediction.__struct_fields__:
+        assert f"`{field}`" in predictions, field
 
 
 @ALL
@@ -226,7 +226,14 @@ def test_the_plugin_of_extending_md_runs(pytester, monkeypatch):
     )
     result.assert_outcomes(passed=2)
     test = pytester.path / "llmprof-runs" / "latest" / "test_ink" / "test_ink"
-    assert set(json.loads((test / "cold" / "cold.json").read_text())) == {"first_page_ms", "slow"}
+    cold = json.loads((test / "cold" / "metrics.json").read_text())
+    assert cold["figures"]["first_page_ms"] == json.loads((test / "cold" / "cold.json").read_text())["first_page_ms"]
+    assert 0 < cold["figures"]["first_page_share"] < 1
+    assert cold["cold"] == {"page": "day", "slow": False}
+    report = (test / "cold" / "report.md").read_text()
+    for text in ("| First page (ms) | ", "| Words a page | 3", "## Cold start", "| day | ", "(cold.json): the first"):
+        assert text in report, text
+    result.stdout.fnmatch_lines(["*first ms*"])
     metrics = json.loads((test / "torch_profiler" / "metrics.json").read_text())
     assert metrics["quality"]["cer"] == 0.0
     assert metrics["model"]["name"] == "ink"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pytest_llmprof.measure.collector import settled
+from pytest_llmprof.measure.collector import frozen_garbage_collector
 
 
 class Circle:
@@ -25,7 +25,7 @@ def not_frozen() -> Iterator[None]:
 
 def test_garbage_is_collected_before_and_what_lives_is_left_out() -> None:
     garbage = weakref.ref(Circle())
-    with settled():
+    with frozen_garbage_collector():
         assert garbage() is None
         assert gc.get_freeze_count() > 1000
         made = weakref.ref(Circle())
@@ -38,7 +38,7 @@ def test_without_collecting_garbage_stays() -> None:
     gc.disable()
     try:
         garbage = weakref.ref(Circle())
-        with settled(collect=False):
+        with frozen_garbage_collector(collect=False):
             gc.collect()
             assert garbage() is not None
         gc.collect()
@@ -52,7 +52,7 @@ def test_what_the_user_froze_stays_frozen_and_nothing_else_does() -> None:
     gc.freeze()
     before = gc.get_freeze_count()
     model = Circle()
-    with settled():
+    with frozen_garbage_collector():
         pass
     assert gc.get_freeze_count() == before
     found = weakref.ref(model)
@@ -66,7 +66,7 @@ def test_what_python_froze_itself_does_not_count(monkeypatch: pytest.MonkeyPatch
     count = gc.get_freeze_count
     monkeypatch.setattr(gc, "get_freeze_count", lambda: count() + 375)
     model = Circle()
-    with settled():
+    with frozen_garbage_collector():
         assert count() > 1000
     found = weakref.ref(model)
     del model

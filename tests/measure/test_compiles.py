@@ -17,7 +17,8 @@ from pytest_llmprof.measure.compiles import CompileWatch, complaint
 from pytest_llmprof.measure.phases import PhaseRecorder
 from pytest_llmprof.models.base import ModelInfo, Token
 from pytest_llmprof.stages.base import Window
-from pytest_llmprof.stages.workloads import CallableWorkload, PagesWorkload
+from pytest_llmprof.stages.callable import CallableWorkload
+from pytest_llmprof.stages.runner import PagesWorkload
 
 
 @pytest.fixture(autouse=True)
@@ -160,7 +161,7 @@ def test_the_profiled_window_is_watched_too():
 
 
 class CompilingModel:
-    """Compiles a step for each new picture's height."""
+    """Compiles a step for each new image's height."""
 
     info = ModelInfo("compiling", "random", "none", 0, "cpu", "float32", "tiny", "reference")
 

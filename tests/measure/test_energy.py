@@ -4,15 +4,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from pytest_llmprof.measure.energy import EnergyMeter, RoundEnergy
-from pytest_llmprof.measure.gpu import Card
+from pytest_llmprof.measure.energy import EnergyMeter
 from pytest_llmprof.measure.phases import PhaseRecorder
-from pytest_llmprof.stages import direct_inference
+from pytest_llmprof.records.environment import Gpu
+from pytest_llmprof.records.metrics import RoundEnergy
+from pytest_llmprof.stages import runner
 from pytest_llmprof.stages.base import StageResult
 
 
 class Counter:
-    """A card of steady *watts* whose counter moves every *update_s*; time passes only in sleeps."""
+    """A GPU of steady *watts* whose counter moves every *update_s*; time passes only in sleeps."""
 
     def __init__(self, update_s=0.1, watts=400.0):
         self.update_s = update_s
@@ -30,12 +31,12 @@ class Counter:
 
 
 def test_the_energy_of_a_round():
-    card = Counter()
-    meter = card.meter()
+    gpu = Counter()
+    meter = gpu.meter()
     for _ in range(2):
         meter.begin()
         assert meter.update_s == pytest.approx(0.1, abs=0.002)
-        card.sleep(2.05)
+        gpu.sleep(2.05)
         taken = meter.end(2.05)
         assert taken.reason is None
         assert taken.span_s == pytest.approx(2.1, abs=0.002)  # up to the counter's next update
@@ -44,24 +45,24 @@ def test_the_energy_of_a_round():
 
 @pytest.mark.parametrize(("update_s", "least"), [(0.02, 0.5), (0.1, 1.0)])
 def test_a_short_round_has_no_energy(update_s, least):
-    card = Counter(update_s)
-    meter = card.meter()
+    gpu = Counter(update_s)
+    meter = gpu.meter()
     meter.begin()
-    card.sleep(least - 1.5 * update_s)
+    gpu.sleep(least - 1.5 * update_s)
     taken = meter.end(least)
     assert taken.energy_j is None
     assert "too short" in taken.reason
     assert f"asks for {least:.1f} s" in taken.reason
     meter.begin()
-    card.sleep(least + update_s)
+    gpu.sleep(least + update_s)
     assert meter.end(least + update_s).energy_j is not None
 
 
 def test_a_round_of_mostly_other_work_has_no_energy():
-    card = Counter()
-    meter = card.meter()
+    gpu = Counter()
+    meter = gpu.meter()
     meter.begin()
-    card.sleep(3.0)
+    gpu.sleep(3.0)
     taken = meter.end(1.5)
     assert taken.energy_j is None
     assert "worked for 48% of the round" in taken.reason
@@ -69,10 +70,10 @@ def test_a_round_of_mostly_other_work_has_no_energy():
 
 @pytest.mark.parametrize("value", [None, 5])
 def test_a_counter_that_stands_says_so(value):
-    card = Counter()
-    meter = EnergyMeter(lambda: value, clock=lambda: card.now, sleep=card.sleep)
+    gpu = Counter()
+    meter = EnergyMeter(lambda: value, clock=lambda: gpu.now, sleep=gpu.sleep)
     meter.begin()
-    card.sleep(2.0)
+    gpu.sleep(2.0)
     taken = meter.end(2.0)
     assert (taken.energy_j, meter.update_s) == (None, None)
     assert "did not move" in taken.reason
@@ -94,9 +95,9 @@ class Rounds:
         return [f"sample {index}"], 1.0
 
 
-def clean_rounds(monkeypatch, *cards):
-    """What `clean_rounds` makes of a card that reads as *cards*, and the order of things."""
-    log, cards = [], list(cards)
+def clean_rounds(monkeypatch, *readings):
+    """What `clean_rounds` makes of a GPU that reads as *readings*, and the order of things."""
+    log, left = [], list(readings)
 
     class Reader:
         reason = None
@@ -105,9 +106,9 @@ def clean_rounds(monkeypatch, *cards):
         def __init__(self, device):
             assert device == "cuda:0"
 
-        def card(self):
-            log.append("card")
-            return cards.pop(0)
+        def gpu(self):
+            log.append("gpu")
+            return left.pop(0)
 
         def __enter__(self):
             return self
@@ -128,8 +129,8 @@ def clean_rounds(monkeypatch, *cards):
             log.append("end")
             return RoundEnergy(100.0, seconds, None)
 
-    monkeypatch.setattr(direct_inference, "CardReader", Reader)
-    monkeypatch.setattr(direct_inference, "EnergyMeter", Meter)
+    monkeypatch.setattr(runner, "GpuReader", Reader)
+    monkeypatch.setattr(runner, "EnergyMeter", Meter)
     context = SimpleNamespace(
         settings=SimpleNamespace(measure=SimpleNamespace(rounds=2, warmup=1)),
         workload=Rounds(log),
@@ -137,32 +138,32 @@ def clean_rounds(monkeypatch, *cards):
         recorder=lambda domain: PhaseRecorder("cpu", domain=domain),
         progress=lambda text: None,
     )
-    direct_inference.clean_rounds(context)
+    runner.clean_rounds(context)
     return context.result, log
 
 
-def test_the_card_is_read_around_the_rounds(monkeypatch):
-    before, after = (Card("H100", "GPU-1", energy_mj=value, other_processes=0) for value in (1, 2))
+def test_the_gpu_is_read_around_the_rounds(monkeypatch):
+    before, after = (Gpu("H100", "GPU-1", energy_mj=value, other_processes=0) for value in (1, 2))
     result, log = clean_rounds(monkeypatch, before, after)
-    ordered = "warm-up, card, begin, round 0, end, begin, round 1, card, end, closed"
+    ordered = "warm-up, gpu, begin, round 0, end, begin, round 1, gpu, end, closed"
     assert ", ".join(log) == ordered
-    assert (result.card_before, result.card_after) == (before, after)
-    assert [taken.energy_j for taken in result.energy] == [100.0, 100.0]
-    assert (result.energy_reason, result.energy_update_s) == (None, 0.1)
+    assert (result.gpu_before, result.gpu_after) == (before, after)
+    assert [taken.energy_j for taken in result.energy.rounds] == [100.0, 100.0]
+    assert (result.energy.reason, result.energy.update_s) == (None, 0.1)
 
 
 @pytest.mark.parametrize(
-    ("card", "reason"),
+    ("facts", "reason"),
     [
         ({}, "no energy counter"),
         ({"energy_mj": 1, "other_processes": 1}, "another process"),
         ({"energy_mj": 1, "mig": True}, "MIG"),
     ],
 )
-def test_a_card_whose_counter_says_nothing_of_the_model(monkeypatch, card, reason):
-    fine = Card("H100", "GPU-1", energy_mj=1, other_processes=0)
-    for cards in ((Card("H100", "GPU-1", **card), fine), (fine, Card("H100", "GPU-1", **card))):
-        result, _ = clean_rounds(monkeypatch, *cards)
-        assert result.energy == []
-        assert reason in result.energy_reason
+def test_a_counter_that_says_nothing_of_the_model_gives_no_energy(monkeypatch, facts, reason):
+    fine = Gpu("H100", "GPU-1", energy_mj=1, other_processes=0)
+    for readings in ((Gpu("H100", "GPU-1", **facts), fine), (fine, Gpu("H100", "GPU-1", **facts))):
+        result, _ = clean_rounds(monkeypatch, *readings)
+        assert result.energy.rounds == []
+        assert reason in result.energy.reason
         assert result.round_seconds == [1.0, 1.0]

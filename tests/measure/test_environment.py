@@ -1,8 +1,7 @@
-"""measure/environment.py and measure/card.py: this machine, and a card by a stand-in for NVML."""
+"""measure/environment.py and measure/gpu.py: this machine, and a GPU by a stand-in for NVML."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -11,25 +10,30 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
-from pytest_llmprof.measure import gpu as card_module
+from pytest_llmprof.measure import gpu as gpu_module
 from pytest_llmprof.measure.environment import environment
-from pytest_llmprof.measure.gpu import Card, CardReader, nvml_card, read_card, throttle_names, throttled_between
+from pytest_llmprof.measure.gpu import GpuReader, nvml_gpu, read_gpu, throttle_names, throttled_between
+from pytest_llmprof.records.environment import Environment, Git, Gpu
 
 
 def test_this_machine(tmp_path: Path) -> None:
     begin = time.perf_counter()
     found = environment("cpu", tmp_path)
     assert time.perf_counter() - begin < 1.0
-    assert json.loads(json.dumps(found)) == found
-    assert found["schema"] == 1
-    assert found["versions"]["pytest"] == pytest.__version__
-    assert found["host"]["cores"] >= found["host"]["affinity"] >= 1
-    assert found["host"]["ram_gib"] > 0
-    assert found["git"] is None
-    assert (found["gpu"], found["gpu_reason"]) == (None, "the device is cpu")
-    assert os.uname().nodename not in json.dumps({key: found[key] for key in ("host", "versions")})
+    assert msgspec.json.decode(msgspec.json.encode(found), type=Environment) == found
+    assert found.schema == 1
+    assert found.versions["pytest"] == pytest.__version__
+    assert found.host.cores is not None
+    assert found.host.affinity is not None
+    assert found.host.cores >= found.host.affinity >= 1
+    assert found.host.ram_gib is not None
+    assert found.host.ram_gib > 0
+    assert found.git is None
+    assert (found.gpu, found.gpu_reason) == (None, "the device is cpu")
+    assert os.uname().nodename not in msgspec.json.encode((found.host, found.versions)).decode()
 
 
 def test_commit_and_local_changes(tmp_path: Path) -> None:
@@ -44,16 +48,16 @@ def test_commit_and_local_changes(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one")
     git("add", "a.txt")
     git("commit", "-q", "-m", "first")
-    assert environment("cpu", tmp_path)["git"] == {"commit": git("rev-parse", "HEAD"), "dirty": False}
+    assert environment("cpu", tmp_path).git == Git(commit=git("rev-parse", "HEAD"), dirty=False)
     (tmp_path / "new.txt").write_text("untracked files do not count")
-    assert environment("cpu", tmp_path)["git"]["dirty"] is False
+    assert environment("cpu", tmp_path).git == Git(commit=git("rev-parse", "HEAD"), dirty=False)
     (tmp_path / "a.txt").write_text("two")
-    assert environment("cpu", tmp_path)["git"]["dirty"] is True
+    assert environment("cpu", tmp_path).git == Git(commit=git("rev-parse", "HEAD"), dirty=True)
 
 
 def test_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert environment("cpu", tmp_path)["git"] is None
+    assert environment("cpu", tmp_path).git is None
 
 
 def test_torch_is_not_imported_for_a_cpu() -> None:
@@ -74,7 +78,7 @@ class _NvmlError(Exception):
 
 
 class _Nvml:
-    """As much of pynvml as is asked; what a card lacks raises, as NVML does."""
+    """As much of pynvml as is asked; what a GPU lacks raises, as NVML does."""
 
     NVMLError = _NvmlError
     NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
@@ -107,34 +111,34 @@ class _Nvml:
         return call
 
 
-def test_a_card_with_its_state() -> None:
-    card = nvml_card(_Nvml([os.getpid(), NOBODY]), object(), "H100", "GPU-1")
-    assert (card.name, card.driver, card.memory_gib) == ("NVIDIA H100 80GB HBM3", "580.65", 80.0)
-    assert (card.power_limit_w, card.power_default_w) == (350.0, 700.0)
-    assert card.throttle_reasons == ("sw_power_cap", "sw_thermal_slowdown")
-    assert card.throttled is True
-    assert (card.other_processes, card.shared, card.mig) == (1, True, False)
+def test_a_gpu_with_its_state() -> None:
+    gpu = nvml_gpu(_Nvml([os.getpid(), NOBODY]), object(), "H100", "GPU-1")
+    assert (gpu.name, gpu.driver, gpu.memory_gib) == ("NVIDIA H100 80GB HBM3", "580.65", 80.0)
+    assert (gpu.power_limit_w, gpu.power_default_w) == (350.0, 700.0)
+    assert gpu.throttle_reasons == ("sw_power_cap", "sw_thermal_slowdown")
+    assert gpu.throttled is True
+    assert (gpu.other_processes, gpu.shared, gpu.mig) == (1, True, False)
 
 
 def test_a_parent_that_waits_is_no_other_process() -> None:
-    card = nvml_card(_Nvml([os.getpid(), os.getppid(), NOBODY]), object(), "H100", "GPU-1")
-    assert card.other_processes == 1
+    gpu = nvml_gpu(_Nvml([os.getpid(), os.getppid(), NOBODY]), object(), "H100", "GPU-1")
+    assert gpu.other_processes == 1
 
 
 def test_idle_clocks_are_no_throttling() -> None:
-    card = nvml_card(_Nvml([os.getpid()], reasons=0x1), object(), "H100", "GPU-1")
-    assert (card.throttle_reasons, card.throttled, card.shared) == (("gpu_idle",), False, False)
+    gpu = nvml_gpu(_Nvml([os.getpid()], reasons=0x1), object(), "H100", "GPU-1")
+    assert (gpu.throttle_reasons, gpu.throttled, gpu.shared) == (("gpu_idle",), False, False)
     assert throttle_names(0x1000) == ("0x1000",)
 
 
-def test_what_a_card_does_not_tell_is_none() -> None:
+def test_what_a_gpu_does_not_tell_is_none() -> None:
     lacking = ("nvmlDeviceGetEnforcedPowerLimit", "nvmlDeviceGetMigMode", "nvmlDeviceGetComputeRunningProcesses")
-    card = nvml_card(_Nvml([], lacking=lacking), object(), "H100", None)
-    assert (card.power_limit_w, card.mig, card.other_processes, card.shared) == (None, None, None, None)
-    assert card.sm_clock_mhz == 1_500
+    gpu = nvml_gpu(_Nvml([], lacking=lacking), object(), "H100", None)
+    assert (gpu.power_limit_w, gpu.mig, gpu.other_processes, gpu.shared) == (None, None, None, None)
+    assert gpu.sm_clock_mhz == 1_500
 
 
-def test_the_card_is_found_by_its_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_is_found_by_its_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
     nvml = _Nvml([])
     asked: list[str] = []
 
@@ -151,43 +155,43 @@ def test_the_card_is_found_by_its_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         setattr(nvml, name, call)
     monkeypatch.setitem(sys.modules, "pynvml", nvml)  # type: ignore[arg-type]
-    monkeypatch.setattr(card_module, "_torch_card", lambda device: ("H100", "GPU-2", None))
-    card, reason = read_card("cuda:0")
-    assert card is not None
-    assert (card.driver, reason, asked) == ("580.65", None, ["GPU-2"])
-    monkeypatch.setattr(card_module, "_torch_card", lambda device: ("H100", "GPU-3", None))
-    card, reason = read_card("cuda:0")
-    assert card is not None
-    assert card.driver is None
+    monkeypatch.setattr(gpu_module, "_torch_gpu", lambda device: ("H100", "GPU-2", None))
+    gpu, reason = read_gpu("cuda:0")
+    assert gpu is not None
+    assert (gpu.driver, reason, asked) == ("580.65", None, ["GPU-2"])
+    monkeypatch.setattr(gpu_module, "_torch_gpu", lambda device: ("H100", "GPU-3", None))
+    gpu, reason = read_gpu("cuda:0")
+    assert gpu is not None
+    assert gpu.driver is None
     assert reason is not None
     assert "does not find GPU-3" in reason
     monkeypatch.setitem(sys.modules, "pynvml", None)  # type: ignore[arg-type]
-    card, reason = read_card("cuda:0")
-    assert card is not None
+    gpu, reason = read_gpu("cuda:0")
+    assert gpu is not None
     assert reason is not None
     assert "nvidia-ml-py is not installed" in reason
 
 
 def test_throttling_is_counted_between_two_readings() -> None:
-    before = nvml_card(_Nvml([]), object(), "H100", "GPU-1")
+    before = nvml_gpu(_Nvml([]), object(), "H100", "GPU-1")
     assert before.throttled_ms == dict.fromkeys(("power", "thermal", "sync_boost", "board_limit", "reliability"), 2.5)
-    after = Card("H100", "GPU-1", throttled_ms={"power": 12.5, "thermal": 2.5})
+    after = Gpu("H100", "GPU-1", throttled_ms={"power": 12.5, "thermal": 2.5})
     assert throttled_between(before, after) == {"power": 10.0, "thermal": 0.0}
     assert throttled_between(before, None) is None
-    silent = nvml_card(_Nvml([], lacking=("nvmlDeviceGetViolationStatus",)), object(), "H100", "GPU-1")
+    silent = nvml_gpu(_Nvml([], lacking=("nvmlDeviceGetViolationStatus",)), object(), "H100", "GPU-1")
     assert silent.throttled_ms is None
     assert throttled_between(silent, after) is None
 
 
-def test_the_card_around_the_rounds_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    before = Card("H100", "GPU-1", sm_clock_mhz=1980, throttled_ms={"power": 1.0})
-    after = Card("H100", "GPU-1", sm_clock_mhz=1500, throttled_ms={"power": 4.0})
+def test_the_gpu_around_the_rounds_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    before = Gpu("H100", "GPU-1", sm_clock_mhz=1980, throttled_ms={"power": 1.0})
+    after = Gpu("H100", "GPU-1", sm_clock_mhz=1500, throttled_ms={"power": 4.0})
     found = environment("cuda:0", tmp_path, before=before, after=after, reason=None)
-    assert (found["gpu"]["sm_clock_mhz"], found["gpu_after"]["sm_clock_mhz"]) == (1980, 1500)
-    assert found["gpu_throttled_ms"] == {"power": 3.0}
-    assert found["gpu_reason"] is None
+    assert (found.gpu, found.gpu_after) == (before, after)
+    assert found.gpu_throttled_ms == {"power": 3.0}
+    assert found.gpu_reason is None
     found = environment("cpu", tmp_path)
-    assert (found["gpu"], found["gpu_after"], found["gpu_throttled_ms"]) == (None, None, None)
+    assert (found.gpu, found.gpu_after, found.gpu_throttled_ms) == (None, None, None)
 
 
 def test_a_reader_keeps_the_driver_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,16 +201,16 @@ def test_a_reader_keeps_the_driver_at_hand(monkeypatch: pytest.MonkeyPatch) -> N
         setattr(nvml, name, lambda name=name: calls.append(name))
     nvml.nvmlDeviceGetHandleByUUID = lambda uuid: "handle"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pynvml", nvml)  # type: ignore[arg-type]
-    monkeypatch.setattr(card_module, "_torch_card", lambda device: ("H100", "GPU-2", None))
-    with CardReader("cuda:0") as reader:
+    monkeypatch.setattr(gpu_module, "_torch_gpu", lambda device: ("H100", "GPU-2", None))
+    with GpuReader("cuda:0") as reader:
         assert [reader.energy_mj(), reader.energy_mj()] == [123, 123]
-        card = reader.card()
-        assert card is not None
-        assert card.driver == "580.65"
+        gpu = reader.gpu()
+        assert gpu is not None
+        assert gpu.driver == "580.65"
     assert calls == ["nvmlInit", "nvmlShutdown"]
     assert reader.energy_mj() is None
     nvml.nvmlDeviceGetTotalEnergyConsumption = nvml._call("energy", 0, lacking=True)  # type: ignore[attr-defined]
-    with CardReader("cuda:0") as reader:
+    with GpuReader("cuda:0") as reader:
         assert reader.energy_mj() is None
-    with CardReader("cpu") as reader:
-        assert (reader.card(), reader.energy_mj(), reader.reason) == (None, None, "the device is cpu")
+    with GpuReader("cpu") as reader:
+        assert (reader.gpu(), reader.energy_mj(), reader.reason) == (None, None, "the device is cpu")

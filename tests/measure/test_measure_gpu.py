@@ -16,7 +16,7 @@ from pytest_llmprof.datasets.base import Page
 from pytest_llmprof.measure.memory import PeakMemory, PhasePeaks
 from pytest_llmprof.measure.phases import PhaseRecorder
 from pytest_llmprof.models.base import ModelInfo, Token
-from pytest_llmprof.stages.workloads import PagesWorkload
+from pytest_llmprof.stages.runner import PagesWorkload
 
 pytestmark = pytest.mark.gpu
 PHASES = ("preprocess", "vision", "prefill", "decode")

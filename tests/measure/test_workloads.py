@@ -12,13 +12,15 @@ from pytest_llmprof.config.schema import InferSettings
 from pytest_llmprof.datasets.base import Page
 from pytest_llmprof.errors import LlmprofError, PageError, StageError
 from pytest_llmprof.measure import phases as phases_module
-from pytest_llmprof.measure.memory import Peak, PhasePeaks
+from pytest_llmprof.measure.memory import PhasePeaks
 from pytest_llmprof.measure.phases import PhaseRecorder
 from pytest_llmprof.models.base import ModelInfo, Token
-from pytest_llmprof.stages import runner as rounds_module
+from pytest_llmprof.records.metrics import Peak
+from pytest_llmprof.stages import runner as runner_module
 from pytest_llmprof.stages.base import Window
-from pytest_llmprof.stages.runner import batch_rate, out_of_memory, time_per_token
-from pytest_llmprof.stages.workloads import CallableWorkload, PagesWorkload
+from pytest_llmprof.stages.callable import CallableWorkload
+from pytest_llmprof.stages.failures import out_of_memory
+from pytest_llmprof.stages.runner import PagesWorkload, batch_rate, time_per_token
 
 
 class CountingModel:
@@ -74,13 +76,13 @@ def recorder():
     return PhaseRecorder("cpu")
 
 
-def workload(model, names, batch_size=1):
+def workload(model, names, batch_size=1, on_answer=None):
     seen, failed = [], []
     work = PagesWorkload(
         model,
         pages(*names),
         InferSettings(batch_size=batch_size),
-        on_answer=lambda page, image, answer, sample: seen.append((page.name, answer.ids, sample)),
+        on_answer=on_answer or (lambda page, image, answer, sample: seen.append((page.name, answer.ids, sample))),
         on_failure=lambda page, batch, size, text: failed.append((page.name, text)),
         progress=lambda text: None,
     )
@@ -106,7 +108,7 @@ class Clock:
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_delay_is_found_in_its_phase_and_nowhere_else(recorder, monkeypatch, phase):
     clock = Clock()
-    for module in (phases_module, rounds_module, sys.modules[__name__]):
+    for module in (phases_module, runner_module, sys.modules[__name__]):
         monkeypatch.setattr(module, "time", clock)
     model = CountingModel(tokens=3, delays={"step" if phase == "decode" else phase: 0.05})
     work, _, _ = workload(model, ["a"])
@@ -234,7 +236,7 @@ def test_a_callable_is_a_workload(recorder):
     work = CallableWorkload(lambda: 41 + 1, "answer", "cpu", lambda text: None)
     work.warmup(1, recorder)
     (sample,), seconds = work.round(0, recorder)
-    assert (sample.page, sample.tokens, work.result) == ("answer", 0, 42)
+    assert (sample.page, sample.tokens, work.value) == ("answer", 0, 42)
     assert sample.total_ms == pytest.approx(seconds * 1e3)
 
 
@@ -270,7 +272,7 @@ class UnevenModel(CountingModel):
 
 def test_a_page_that_ends_early_has_its_own_total(recorder, monkeypatch):
     clock = Clock()
-    for module in (phases_module, rounds_module, sys.modules[__name__]):
+    for module in (phases_module, runner_module, sys.modules[__name__]):
         monkeypatch.setattr(module, "time", clock)
     work, _, _ = workload(UnevenModel(), ["a", "b"], batch_size=2)
     (early, late), seconds = work.round(0, recorder)
@@ -402,13 +404,14 @@ def test_what_a_model_raises_around_its_answer_fails_its_page_alone(recorder):
                 raise KeyError("wide")
             return image.size
 
+    seen = []
+
     def unreadable(page, image, answer, sample):
         if page.name == "b":
             raise PageError("the model cannot read its answer: ValueError: no luck")
         seen.append(page.name)
 
-    work, seen, failed = workload(Model(), ["wide", "a", "b", "c"])
-    work._on_answer = unreadable
+    work, _, failed = workload(Model(), ["wide", "a", "b", "c"], on_answer=unreadable)
     work.warmup(1, recorder)
     work.round(0, recorder)
     assert seen == ["a", "c"]
@@ -471,4 +474,4 @@ def test_a_callables_last_value_is_not_kept_through_the_next_round(recorder):
     work.warmup(1, recorder)
     work.round(0, recorder)
     work.round(1, recorder)
-    assert work.result is values[-1]()
+    assert work.value is values[-1]()

@@ -23,7 +23,7 @@ from ocr_helpers import Record, blocks_image
 
 from pytest_llmprof.config.schema import InferSettings, ModelSettings
 from pytest_llmprof.errors import EngineUnavailable, ModelError
-from pytest_llmprof.measure.collector import settled
+from pytest_llmprof.measure.collector import frozen_garbage_collector
 from pytest_llmprof.models.base import NoPhases
 from pytest_llmprof.models.deepseek_ocr import vision
 from pytest_llmprof.models.deepseek_ocr.engines import prefill
@@ -316,7 +316,7 @@ def test_memory_repeats_and_what_goes_wrong(emptied: None) -> None:
     infer = InferSettings(engine="fast", max_new_tokens=40)
     first = [token.id for token in model.generate([blocks_image(1)], infer, Record())]
     assert len(set(first)) > 5
-    with settled():
+    with frozen_garbage_collector():
         assert [token.id for token in model.generate([blocks_image(1)], infer, Record())] == first
 
     norm = model.engine.step.norm

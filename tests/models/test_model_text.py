@@ -10,10 +10,10 @@ import time
 import pytest
 
 from pytest_llmprof.errors import ModelError
-from pytest_llmprof.models.base import Box
 from pytest_llmprof.models.deepseek_ocr import prompts
 from pytest_llmprof.models.deepseek_ocr.parsing import parse
 from pytest_llmprof.models.deepseek_ocr.tokenizers import BuiltInTokenizer
+from pytest_llmprof.records.predictions import Box
 
 SIZE = (1998, 999)
 EOS = "<｜end▁of▁sentence｜>"

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from pytest_llmprof.errors import ArtifactError
-from pytest_llmprof.models.base import Box
 from pytest_llmprof.outputs import gallery as gallery_module
 from pytest_llmprof.outputs.gallery import write_gallery
+from pytest_llmprof.records.predictions import Box
 
 GOLDEN = Path(__file__).parent / "data" / "predictions.md"
 LIMITS = {"max_images": None, "thumbnail_width": 60}

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 from PIL import Image, ImageFont
 
-from pytest_llmprof.models.base import Box
 from pytest_llmprof.outputs.images import boxes_image, colour, crop, place_boxes, thumbnail
+from pytest_llmprof.records.predictions import Box
 
 
 def test_boxes_are_cut_at_the_edges_and_bad_ones_skipped() -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 import random
 from pathlib import Path
@@ -8,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from pytest_llmprof.errors import ArtifactError
-from pytest_llmprof.models.base import Box
-from pytest_llmprof.outputs.predictions import PredictionWriter, prediction_dict, read_predictions
-from pytest_llmprof.records.predictions import Prediction
+from pytest_llmprof.outputs.predictions import PredictionWriter, read_predictions, whole_unicode
+from pytest_llmprof.records.predictions import Box, Prediction
 
 KEYS = [
     "schema",
@@ -42,6 +40,7 @@ KEYS = [
     "box_iou",
     "repetition",
     "runaway",
+    "scores",
 ]
 
 
@@ -52,7 +51,8 @@ def test_fields_and_their_order(tmp_path: Path, make_record) -> None:
         writer.add(make_record("a", boxes=boxes, cer=0.25))
     line = json.loads(path.read_text())
     assert list(line) == KEYS
-    assert set(KEYS) == {field.name for field in dataclasses.fields(Prediction)}
+    assert tuple(KEYS) == Prediction.__struct_fields__
+    assert read_predictions(path) == [make_record("a", boxes=boxes, cer=0.25)]
     assert line["schema"] == 1
     assert line["image"] == "pages/a.png"
     assert line["boxes"] == [{"label": "title", "box": [1, 2, 30, 40], "text": "Hello"}]
@@ -84,8 +84,8 @@ def test_any_text_gives_one_valid_line(tmp_path: Path, make_record, text: str) -
     expected = (
         text.replace("\ud83d\ude00", "\U0001f600").replace("\ud800", "\ufffd").replace("\udfff", "\ufffd")
     )
-    assert first["text_raw"] == first["text_clean"] == first["error"] == expected
-    assert second["text_raw"] == "Hello"
+    assert first.text_raw == first.text_clean == first.error == expected
+    assert second.text_raw == "Hello"
 
 
 def test_random_text_comes_back(tmp_path: Path, make_record) -> None:
@@ -98,7 +98,7 @@ def test_random_text_comes_back(tmp_path: Path, make_record) -> None:
     with PredictionWriter(path) as writer:
         for number, text in enumerate(texts):
             writer.add(make_record(str(number), text))
-    assert [line["text_raw"] for line in read_predictions(path)] == texts
+    assert [line.text_raw for line in read_predictions(path)] == texts
 
 
 def test_figures_that_are_no_numbers_are_null(make_record, tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_each_line_is_there_at_once(tmp_path: Path, make_record) -> None:
     for number in range(3):
         writer.add(make_record(str(number)))
         # Read while the file is open: what a killed run would leave.
-        assert [line["page"] for line in read_predictions(path)] == [
+        assert [line.page for line in read_predictions(path)] == [
             str(done) for done in range(number + 1)
         ]
     writer.close()
@@ -127,7 +127,7 @@ def test_an_earlier_file_is_replaced(tmp_path: Path, make_record) -> None:
     for page in ("old", "new"):
         with PredictionWriter(path) as writer:
             writer.add(make_record(page))
-    assert [line["page"] for line in read_predictions(path)] == ["new"]
+    assert [line.page for line in read_predictions(path)] == ["new"]
 
 
 def test_only_a_cut_last_line_is_left_out(tmp_path: Path, make_record) -> None:
@@ -139,11 +139,11 @@ def test_only_a_cut_last_line_is_left_out(tmp_path: Path, make_record) -> None:
     first = data.index(b"\n") + 1
     for end in range(first, len(data) - 1):
         path.write_bytes(data[:end])
-        assert [line["page"] for line in read_predictions(path)] == ["a"]
+        assert [line.page for line in read_predictions(path)] == ["a"]
     path.write_bytes(data[:-1])  # whole but for its line feed
-    assert [line["page"] for line in read_predictions(path)] == ["a", "ü"]
+    assert [line.page for line in read_predictions(path)] == ["a", "ü"]
     path.write_bytes(b"{broken\n" + data)
-    with pytest.raises(ArtifactError, match=r"predictions\.jsonl, line 1, is not a JSON object"):
+    with pytest.raises(ArtifactError, match=r"predictions\.jsonl, line 1, is not JSON"):
         read_predictions(path)
     path.write_bytes(data + b"[1]\n")
     with pytest.raises(ArtifactError, match="line 3"):
@@ -179,8 +179,8 @@ def test_a_line_that_did_not_fit_is_taken_back(make_record, tmp_path: Path) -> N
     writer.add(make_record("c"))
     writer.close()
     assert path.read_bytes().count(b"\n") == 2
-    assert [line["page"] for line in read_predictions(path)] == ["a", "c"]
+    assert [line.page for line in read_predictions(path)] == ["a", "c"]
 
 
-def test_dict_is_whole_unicode(make_record) -> None:
-    assert prediction_dict(make_record("a\ud800"))["page"] == "a\ufffd"
+def test_a_record_of_whole_unicode(make_record) -> None:
+    assert whole_unicode(make_record("a\ud800")).page == "a\ufffd"

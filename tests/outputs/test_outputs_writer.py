@@ -9,10 +9,10 @@ import pytest
 
 from pytest_llmprof.config.schema import OutputExtra
 from pytest_llmprof.errors import ArtifactError
-from pytest_llmprof.models.base import Box
 from pytest_llmprof.outputs.options import output_options
 from pytest_llmprof.outputs.predictions import read_predictions
 from pytest_llmprof.outputs.writer import Outputs, check_writable
+from pytest_llmprof.records.predictions import Box
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ def test_both_outputs_in_one_directory(tmp_path: Path, make_record, make_page) -
     assert os.listdir(tmp_path / "out/pages") == ["a"]
     # The line of a page without a section is whole all the same.
     assert [
-        (line["text_raw"], len(line["boxes"]))
+        (line.text_raw, len(line.boxes))
         for line in read_predictions(tmp_path / "out/predictions.jsonl")
     ] == [
         ("raw", 1),
@@ -96,7 +96,7 @@ def test_an_interrupted_run_keeps_what_it_had(tmp_path: Path, make_record, make_
 
     with pytest.raises(KeyboardInterrupt):
         run()
-    assert [line["page"] for line in read_predictions(tmp_path / "p/predictions.jsonl")] == ["a"]
+    assert [line.page for line in read_predictions(tmp_path / "p/predictions.jsonl")] == ["a"]
     assert "| [a](#page-1) | ok |" in (tmp_path / "v/predictions.md").read_text()
 
 

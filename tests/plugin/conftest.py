@@ -29,8 +29,8 @@ def warm() -> None:
     from pytest_llmprof.report import write_report  # noqa: F401
     from pytest_llmprof.run.runner import Runner  # noqa: F401
     from pytest_llmprof.stages import packaged_stages
+    from pytest_llmprof.stages.runner import PagesWorkload  # noqa: F401
     from pytest_llmprof.stages.torch_profiler.kineto import read_trace  # noqa: F401
-    from pytest_llmprof.stages.workloads import PagesWorkload  # noqa: F401
 
     Composer(ConfigSources(Path(), Path()), Registry.of([plugin()], packaged_stages(), builtin())).show()
     infer = InferSettings(max_new_tokens=2)

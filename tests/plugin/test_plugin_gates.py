@@ -43,7 +43,7 @@ def test_fails_the_test_with_limit_and_figure(bench):
         [
             "llmprof_gate: cer is 0.*, limit <=0.05",
             "*llmprof gates*",
-            "figure*limit*measured*outcome",
+            "metric*limit*measured*outcome",
             "cer *<=0.05*0.*failed",
             "tokens *>=2*2*passed",
         ]
@@ -73,7 +73,7 @@ def test_a_callables_figures(bench):
     [
         (
             'cre="<=0.05"',
-            "llmprof_gate(cre=...) at *: there is no figure of this name (did you mean 'cer'?); allowed: *",
+            "llmprof_gate(cre=...) at *: unknown metric cre (did you mean 'cer'?); allowed: *",
         ),
         ('cer="0.05"', "llmprof_gate(cer='0.05') at *: a limit is a text such as *<=0.05*"),
         ("cer=0.05", "llmprof_gate(cer=0.05) at *: a limit is a text such as *<=0.05*"),

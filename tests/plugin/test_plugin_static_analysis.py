@@ -5,14 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import xml.etree.ElementTree as ElementTree
-from types import SimpleNamespace
 
 import pytest
 from plugin_bench import clean, files
-
-from pytest_llmprof.errors import StageError
-from pytest_llmprof.models.base import Costs, PhaseCost
-from pytest_llmprof.stages.static_analysis import stage as static_analysis
 
 STAGE = ["--llmprof-stage=static_analysis"]
 RANDOM = ("model.weights=random", "infer.max_new_tokens=5")
@@ -158,25 +153,30 @@ def test_a_callable_is_not_applicable(bench):
     assert "n/a: the FLOPs and bytes of a callable are not known" in report(bench)
 
 
-def test_a_model_that_tells_no_costs_is_not_applicable(bench):
+def test_a_model_that_counts_no_costs_is_not_applicable(bench):
     bench.echo()
     bench.test()
     bench.passed("model=echo", "dataset=blank", "infer.prompt='hello world'", args=STAGE)
-    assert metrics(bench)["static_analysis"]["reason"].startswith("the model echo does not tell its costs")
+    assert metrics(bench)["static_analysis"]["reason"].startswith("the model echo does not count its costs")
 
 
-def test_a_third_partys_costs(bench):
+def echo_with_costs(bench, body: str) -> None:
+    """The echo, which counts its costs as *body* says."""
     bench.echo()
     path = bench.path / "conftest.py"
-    method = '''
+    method = f"""
     def costs(self, images, infer, tokens):
         from pytest_llmprof.models.base import Costs, PhaseCost
 
-        decode = PhaseCost(1000 * sum(tokens), 10, {"weights": 10})
-        return Costs({"decode": decode, "<b>|x": PhaseCost(1, 1)}, "| a _note_")
+        {body}
 
-    def prompt(self, infer):'''
+    def prompt(self, infer):"""
     path.write_text(path.read_text().replace("\n    def prompt(self, infer):", method), encoding="utf-8")
+
+
+def test_a_third_partys_costs(bench):
+    decode = 'PhaseCost(1000 * sum(tokens), 10, {"weights": 10})'
+    echo_with_costs(bench, f'return Costs({{"decode": {decode}, "<b>|x": PhaseCost(1, 1)}}, "| a _note_")')
     bench.test()
     bench.passed("model=echo", "dataset=blank", "infer.prompt='a b c'", *SLOW, args=STAGE)
     block = metrics(bench)["static_analysis"]
@@ -205,7 +205,6 @@ def test_a_page_that_fails_leaves_the_others_costs(bench):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_on_a_card_of_the_table(bench, dtype):
     import torch
-
     from pytest_llmprof.measure.hardware import find_card
 
     card = torch.cuda.get_device_name(0)
@@ -225,11 +224,12 @@ def test_on_a_card_of_the_table(bench, dtype):
     assert block["batches"][0]["details"]["experts_counted"] is True
 
 
-def test_costs_that_are_no_numbers_are_the_models_fault():
-    model = SimpleNamespace(
-        info=SimpleNamespace(name="ink"),
-        costs=lambda images, infer, tokens: Costs({"decode": PhaseCost(flops=float("nan"), bytes=1)}),
-    )
-    workload = SimpleNamespace(pages=(), infer=None, model=model)
-    with pytest.raises(StageError, match=r"the model ink counts nan FLOPs and 1 bytes in phase decode: costs\(\) must"):
-        static_analysis._costs(model, workload, [])
+def test_costs_that_are_no_numbers_are_the_models_fault(bench):
+    echo_with_costs(bench, 'return Costs({"decode": PhaseCost(flops=float("nan"), bytes=1)})')
+    bench.test()
+    result = bench.run("model=echo", "dataset=blank", "infer.prompt='a b c'", args=STAGE)
+    result.assert_outcomes(failed=1)
+    clean(result)
+    text = "the model echo counts nan FLOPs and 1 bytes in phase decode: costs() must"
+    result.stdout.fnmatch_lines([f"{text}*"])
+    assert metrics(bench)["errors"][0]["error"].startswith(text)

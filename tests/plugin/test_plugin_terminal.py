@@ -13,7 +13,9 @@ import termios
 import pytest
 from plugin_bench import OUTPUT
 
-from pytest_llmprof.plugin.terminal import summary
+from pytest_llmprof.plugin.results import Row
+from pytest_llmprof.plugin.terminal import columns, summary
+from pytest_llmprof.records.catalogue import Catalogue
 
 ECHO = ("model=echo", "dataset=blank", "infer.prompt='hello world'")
 STAGE = ["--llmprof-stage=direct_inference"]
@@ -91,7 +93,7 @@ def test_lines_off_a_terminal_are_throttled(bench, monkeypatch):
     bench.test()
     quiet = bench.passed(*ECHO, args=STAGE).stdout.str()
     assert "page 1 of 1" not in quiet
-    monkeypatch.setattr("pytest_llmprof.plugin.terminal._EVERY_S", 0.0)
+    monkeypatch.setattr("pytest_llmprof.plugin.terminal.LINE_EVERY_S", 0.0)
     result = bench.passed(*ECHO, args=STAGE)
     result.stdout.fnmatch_lines(["llmprof: test_it.py::test_pages: direct_inference: round 1, page 1 of 1"])
     assert "page 1 of 1" not in bench.passed(*ECHO, args=[*STAGE, "-q"]).stdout.str()
@@ -99,7 +101,7 @@ def test_lines_off_a_terminal_are_throttled(bench, monkeypatch):
 
 @pytest.mark.parametrize("args", [[], ["-v"], ["-q"], ["-s"], ["-p", "no:capture"], ["-p", "no:terminal"]])
 def test_however_pytest_is_asked_to_talk(bench, args, monkeypatch):
-    monkeypatch.setattr("pytest_llmprof.plugin.terminal._EVERY_S", 0.0)
+    monkeypatch.setattr("pytest_llmprof.plugin.terminal.LINE_EVERY_S", 0.0)
     bench.echo()
     bench.test()
     assert bench.run(*ECHO, args=[*STAGE, *args]).ret == 0
@@ -157,19 +159,28 @@ def test_output_fixture_alone_has_no_row(bench):
     result.stdout.fnmatch_lines(["run directory: llmprof-runs/20*"])
 
 
-def test_the_summary_says_where_a_card_was_throttled_or_shared():
-    row = {
-        "id": "test_it.py::test_a",
-        "name": "test_it::test_a",
-        "stage": "direct_inference",
-        "figures": {"total_ms": 10.0},
-        "quality": None,
-        "dir": "test_it/test_a/direct_inference",
-        "card_warnings": ["The card was shared with 1 other process."],
-    }
-    second = {**row, "name": "test_it::test_b", "card_warnings": row["card_warnings"] + ["The card was throttled (x)."]}
-    lines = summary([row, second, {**row, "name": "test_it::test_c", "card_warnings": []}], 200)
+def test_the_summary_says_where_a_gpu_was_throttled_or_shared():
+    shared, throttled = "The GPU was shared with 1 other process.", "The GPU was throttled (x)."
+
+    def row(name: str, *warnings: str) -> Row:
+        return Row(
+            id=f"test_it.py::{name}",
+            name=f"test_it::{name}",
+            stage="direct_inference",
+            kind="pages",
+            dir=f"test_it/{name}/direct_inference",
+            values={"total_ms": 10.0},
+            quality_reason=None,
+            gpu_warnings=list(warnings),
+            round_seconds=[],
+            params={},
+            param="",
+            xdist_workers=None,
+        )
+
+    rows = [row("test_a", shared), row("test_b", shared, throttled), row("test_c")]
+    lines = summary(rows, columns(Catalogue(), None), 200)
     assert lines[4:] == [
-        "test_a (direct_inference) and 1 more: The card was shared with 1 other process.",
-        "test_b (direct_inference): The card was throttled (x).",
+        f"test_a (direct_inference) and 1 more: {shared}",
+        f"test_b (direct_inference): {throttled}",
     ]

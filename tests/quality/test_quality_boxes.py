@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_llmprof.models.base import Box
 from pytest_llmprof.quality.boxes import iou, mean_iou
+from pytest_llmprof.records.predictions import Box
 
 
 def test_iou() -> None:

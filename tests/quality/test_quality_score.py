@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from pytest_llmprof.datasets.base import Page
-from pytest_llmprof.models.base import Box, ParsedOutput
-from pytest_llmprof.quality import PageQuality, Quality, score_page, summarise
+from pytest_llmprof.models.base import ParsedOutput
+from pytest_llmprof.quality import PageQuality, score_page, summarise
+from pytest_llmprof.records.catalogue import Catalogue
+from pytest_llmprof.records.predictions import Box
 
 BOXES = (Box("text", (0, 0, 10, 10)), Box("text", (0, 20, 10, 30)))
 PAGE = Page(
@@ -63,13 +65,16 @@ def test_summary_adds_up() -> None:
             score(BARE, "markdown", "a b c d a b c d"),
         ]
     )
-    assert quality.cer == pytest.approx(2 / 14)
-    assert quality.wer == pytest.approx(2 / 3)
-    assert quality.box_iou == pytest.approx(2 / 3)
-    assert quality.repetition == pytest.approx((1 - 4 / 5) / 3)
-    assert (quality.runaway_pages, quality.pages, quality.truth_pages) == (0, 3, 2)
+    assert quality["cer"] == pytest.approx(2 / 14)
+    assert quality["wer"] == pytest.approx(2 / 3)
+    assert quality["box_iou"] == pytest.approx(2 / 3)
+    assert quality["repetition"] == pytest.approx((1 - 4 / 5) / 3)
+    assert (quality["runaway_pages"], quality["pages"], quality["truth_pages"]) == (0, 3, 2)
 
 
 def test_summary_of_nothing_and_of_random_weights() -> None:
-    assert summarise([]) == Quality(None, None, None, None, None, 0, 0)
-    assert summarise([score(PAGE, "free", "x", random_weights=True)]) == Quality(*(None,) * 5, 1, 0)
+    nothing = dict.fromkeys(("cer", "wer", "box_iou", "repetition", "runaway_pages"))
+    assert summarise([]) == {**nothing, "pages": 0, "truth_pages": 0}
+    untrained = summarise([score(PAGE, "free", "x", random_weights=True)])
+    assert untrained == {**nothing, "pages": 1, "truth_pages": 0}
+    assert list(untrained) == Catalogue().names("quality")

@@ -1,18 +1,24 @@
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from msgspec.structs import replace
+from report_helpers import CATALOGUE, STAGES, report
 
 from pytest_llmprof.errors import ArtifactError
-from pytest_llmprof.records.files import write_json
+from pytest_llmprof.records.environment import Environment, Gpu
+from pytest_llmprof.records.metrics import Energy, ErrorRecord, Metrics, Peak, RoundEnergy
+from pytest_llmprof.records.stage import StageRecords
 from pytest_llmprof.report import write_report
-from pytest_llmprof.report.stage_report import render
+from pytest_llmprof.stages.torch_profiler.records import Profile
 from pytest_llmprof.text.numbers import number
+
+STAGE = STAGES["torch_profiler"]
 
 
 def _sections(text: str) -> list[str]:
@@ -20,11 +26,11 @@ def _sections(text: str) -> list[str]:
 
 
 def test_a_whole_report(stage_dir: Path) -> None:
-    write_report(stage_dir)
+    write_report(stage_dir, STAGE, CATALOGUE)
     text = (stage_dir / "report.md").read_text(encoding="utf-8")
     assert text.startswith("# test_pages/test_pages-base · torch_profiler\n\n**OK.** 3 pages in 3 rounds")
     assert _sections(text) == [
-        "Figures",
+        "Metrics",
         "What to look at",
         "Phases",
         "Quality",
@@ -54,7 +60,7 @@ def test_a_whole_report(stage_dir: Path) -> None:
 
 
 def test_every_table_row_has_the_columns_of_its_head(stage_dir: Path) -> None:
-    write_report(stage_dir)
+    write_report(stage_dir, STAGE, CATALOGUE)
     columns = 0
     for line in (stage_dir / "report.md").read_text(encoding="utf-8").splitlines():
         if not line.startswith("|"):
@@ -65,54 +71,63 @@ def test_every_table_row_has_the_columns_of_its_head(stage_dir: Path) -> None:
         assert cells == columns, line
 
 
-def test_missing_figures_say_why_and_empty_sections_are_left_out(
-    metrics: dict[str, Any], environment: dict[str, Any]
+def test_missing_metrics_say_why_and_empty_sections_are_left_out(
+    metrics: Metrics, environment: Environment
 ) -> None:
-    metrics["figures"].update(preprocess_ms=1.0, tpot_ms=None, tokens_per_s=None, peak_memory_gib=None)
-    metrics["model"]["device"] = "cpu"
-    metrics.update(profile=None, gates=[], quality=None, quality_reason="the weights are random")
-    environment.update(gpu=None, gpu_reason="the device is cpu")
-    text = render(metrics, environment, [])
+    metrics.figures.update(preprocess_ms=1.0, tpot_ms=None, tokens_per_s=None, peak_memory_gib=None)
+    metrics.fingerprint.device = "cpu"
+    metrics.gates, metrics.quality, metrics.quality_reason = [], None, "the weights are random"
+    environment = replace(environment, gpu=None, gpu_reason="the device is cpu")
+    text = report(StageRecords(metrics, {"profile": None}, environment))
     assert "| Peak device memory (GiB) | n/a (not recorded on a CPU) |" in text
     assert "| Decode (tokens/s) | n/a (needs answers whose tokens come at two times or more) |" in text
     assert "## Quality\n\nn/a: the weights are random\n" in text
-    assert "| Card | none (the device is cpu) |" in text
-    assert _sections(text) == ["Figures", "Phases", "Quality", "Slowest pages", "Environment"]
+    assert "| GPU | none (the device is cpu) |" in text
+    assert _sections(text) == ["Metrics", "Phases", "Quality", "Slowest pages", "Environment"]
 
 
-def test_a_callable(metrics: dict[str, Any]) -> None:
-    figures = dict.fromkeys(metrics["figures"]) | {"total_ms": 2.5, "other_ms": 0.1, "round_s": 0.0025}
-    metrics.update(kind="callable", figures=figures, spread={}, samples=[], quality=None, profile=None)
-    metrics.update(gates=[], prompt=None, dataset=None, model=None, deterministic=None, pages=1)
-    text = render(metrics, {}, [])
+def test_a_callable(metrics: Metrics) -> None:
+    metrics.figures = dict.fromkeys(metrics.figures) | {"total_ms": 2.5, "other_ms": 0.1, "round_s": 0.0025}
+    metrics.kind, metrics.spread, metrics.samples, metrics.quality, metrics.gates = "callable", {}, [], None, []
+    metrics.prompt = metrics.dataset = metrics.model = metrics.deterministic = None
+    metrics.pages = 1
+    text = report(StageRecords(metrics))
     assert "**OK.** A callable, 3 rounds." in text
     assert "| Total (ms) | 2.50 |" in text
     assert "n/a" not in text
-    assert _sections(text) == ["Figures"]
+    assert _sections(text) == ["Metrics"]
 
 
-def test_failed_pages_and_gates_come_first(metrics: dict[str, Any], environment: dict[str, Any]) -> None:
-    metrics["gates"][0].update(figure=0.2, outcome="failed")
-    assert "**Failed:** outside the limit of cer." in render(metrics, environment, [])
-    metrics["status"] = "error"
-    metrics["errors"] = [
-        {"page": "scan 1", "error": "cannot read a.png: <truncated> | `file`\nmore"},
-        {"page": None, "error": "no kernel"},
+def test_failed_pages_and_gates_come_first(records: StageRecords) -> None:
+    metrics = records.metrics
+    metrics.gates[0].figure, metrics.gates[0].outcome = 0.2, "failed"
+    assert "**Failed:** outside the limit of cer." in report(records)
+    metrics.status = "error"
+    metrics.errors = [
+        ErrorRecord("scan 1", "cannot read a.png: <truncated> | `file`\nmore"),
+        ErrorRecord(None, "no kernel"),
     ]
-    text = render(metrics, environment, [])
+    text = report(records)
     assert "**Failed:** 2 errors, see below." in text
     assert _sections(text)[0] == "Errors"
     assert "- **scan 1**: cannot read a.png: &lt;truncated&gt; \\| \\`file\\` more\n- no kernel\n" in text
 
 
-def test_untrusted_text_stays_text(metrics: dict[str, Any], environment: dict[str, Any]) -> None:
+def test_untrusted_text_stays_text(records: StageRecords, profile: Profile, tmp_path: Path) -> None:
     evil = "x|y](http://evil) <script>alert(1)</script> `z`\n# title\u202e"
-    metrics["test"] = metrics["prompt"] = metrics["dataset"]["name"] = metrics["model"]["name"] = evil
-    metrics["samples"][0]["page"] = evil
-    metrics["profile"]["top_kernels"][0]["name"] = evil
-    metrics["profile"]["top_operators"][0]["phase"] = evil
-    environment["host"]["cpu"] = evil
-    text = render(metrics, environment, ["a<b>.txt"])
+    metrics, environment = records.metrics, records.environment
+    assert metrics.dataset is not None
+    assert metrics.model is not None
+    assert environment is not None
+    metrics.test = metrics.prompt = metrics.dataset.name = evil
+    metrics.model = replace(metrics.model, name=evil)
+    metrics.samples[0] = replace(metrics.samples[0], page=evil)
+    profile.top_kernels[0].name = profile.top_operators[0].phase = evil
+    environment = replace(environment, host=replace(environment.host, cpu=evil))
+    dataclasses.replace(records, environment=environment).write(tmp_path)
+    (tmp_path / "a<b>.txt").touch()
+    write_report(tmp_path, STAGE, CATALOGUE)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
     outside_code = re.sub(r"`[^`\n]*`", "", text.replace("\\`", ""))
     assert "<script>" not in outside_code
     assert "](http://evil)" not in outside_code.replace("\\](", "")
@@ -121,41 +136,47 @@ def test_untrusted_text_stays_text(metrics: dict[str, Any], environment: dict[st
     assert "[a&lt;b&gt;.txt](a%3Cb%3E.txt)" in text
 
 
-@pytest.mark.parametrize("broken", [{}, {"figures": None, "profile": {}, "samples": None, "gates": None}])
-def test_a_poor_metrics_file_still_gives_a_report(broken: dict[str, Any]) -> None:
-    text = render(broken, {}, [])
-    assert text.startswith("# test · stage\n\n**OK.**")
+@pytest.mark.parametrize("blocks", [{}, {"profile": Profile()}, {"profile": {"kernels": "of another plugin"}}])
+def test_poor_metrics_still_give_a_report(blocks: dict[str, object]) -> None:
+    metrics = Metrics(test="test", id="test_it.py::test", stage="torch_profiler", kind=None, status="ok")
+    text = report(StageRecords(metrics, blocks))
+    assert text.startswith("# test · torch_profiler\n\n**OK.**")
     assert "n/a" not in text
 
 
 def test_a_missing_or_broken_metrics_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"metrics\.json"):
-        write_report(tmp_path)
+        write_report(tmp_path, STAGE, CATALOGUE)
     (tmp_path / "metrics.json").write_text("{")
     with pytest.raises(ArtifactError, match="not JSON"):
-        write_report(tmp_path)
+        write_report(tmp_path, STAGE, CATALOGUE)
 
 
-def test_a_report_needs_no_environment(tmp_path: Path, metrics: dict[str, Any]) -> None:
-    write_json(tmp_path / "metrics.json", metrics)
-    write_report(tmp_path)
+def test_a_report_needs_no_environment(tmp_path: Path, metrics: Metrics) -> None:
+    StageRecords(metrics).write(tmp_path)
+    write_report(tmp_path, STAGE, CATALOGUE)
     assert "## Environment" not in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
 def test_reports_do_not_import_torch(stage_dir: Path) -> None:
-    script = (
-        "import sys; from pathlib import Path; from pytest_llmprof.report import write_report;"
-        f"write_report(Path({str(stage_dir)!r})); print('torch' in sys.modules)"
-    )
+    script = f"""
+import sys
+from pathlib import Path
+from pytest_llmprof.report import write_report
+light = not {{"numpy", "torch"}}.intersection(sys.modules)
+from pytest_llmprof.records.catalogue import Catalogue
+from pytest_llmprof.stages.torch_profiler.stage import plugin
+write_report(Path({str(stage_dir)!r}), plugin(), Catalogue())
+print(light, "torch" in sys.modules)
+"""
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert done.stdout.strip() == "True False"
 
 
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
         (None, "n/a"),
-        (True, "n/a"),
         (0, "0"),
         (0.01234, "0.0123"),
         (0.634, "0.634"),
@@ -166,37 +187,40 @@ def test_reports_do_not_import_torch(stage_dir: Path) -> None:
         (-2.5, "-2.50"),
     ],
 )
-def test_numbers_have_about_three_digits(value: object, shown: str) -> None:
+def test_numbers_have_about_three_digits(value: float | None, shown: str) -> None:
     assert number(value) == shown
 
 
-def test_memory_energy_and_the_cards_state(metrics: dict[str, Any], environment: dict[str, Any]) -> None:
-    plain = render(metrics, environment, [])
+def test_memory_energy_and_the_gpus_state(records: StageRecords, environment: Environment, gpu: Gpu) -> None:
+    metrics = records.metrics
+    plain = report(records)
     assert "Peak GiB" not in plain
     assert "Share of a page" in plain
-    metrics["phase_peaks"] = {"vision": {"allocated_bytes": 3 * 2**30, "reserved_bytes": 4 * 2**30}}
-    metrics["energy"] = {"reason": None, "update_s": 0.1, "rounds": [{"energy_j": None, "reason": "too short: 0.2 s"}]}
-    environment["gpu_after"] = {**environment["gpu"], "temperature_c": 71}
-    environment["gpu_throttled_ms"] = {"power": 12.5, "thermal": 0.0}
-    text = render(metrics, environment, [])
+    assert "| GPU state |" in plain
+    metrics.phase_peaks = {"vision": Peak(3 * 2**30, 4 * 2**30)}
+    metrics.energy = Energy(update_s=0.1, rounds=[RoundEnergy(None, None, "too short: 0.2 s")])
+    held = {"power": 12.5, "thermal": 0.0}
+    environment = replace(environment, gpu_after=replace(gpu, temperature_c=71), gpu_throttled_ms=held)
+    records = dataclasses.replace(records, environment=environment)
+    text = report(records)
     assert re.search(r"^\| vision \| 28.0 \| .* \| 3.00 \|$", text, re.MULTILINE)
     assert "| Energy a page (J) | n/a (too short: 0.2 s) |" in text
-    assert "| Card's state before |" in text
-    assert re.search(r"^\| Card's state after \| .*71 °C", text, re.MULTILINE)
+    assert "| GPU state before |" in text
+    assert re.search(r"^\| GPU state after \| .*71 °C", text, re.MULTILINE)
     assert "| Throttled during the rounds | power 12.5 ms |" in text
-    environment["gpu_throttled_ms"]["power"] = 0.0
-    metrics["figures"].update(joules_per_page=250.0, joules_per_token=0.25)
-    text = render(metrics, environment, [])
+    held["power"] = 0.0
+    metrics.figures.update(joules_per_page=250.0, joules_per_token=0.25)
+    text = report(records)
     assert "| Energy a page (J) | 250 |" in text
     assert "not at all, by the driver's counters" in text
 
 
-def test_a_batchs_phases_are_shares_of_the_batch(metrics: dict[str, Any]) -> None:
-    metrics["batch_size"] = 8
-    metrics["figures"].update(batch_total_ms=31_980.0, batch_tokens_per_s=500.0)
-    text = render(metrics, {}, [])
+def test_a_batchs_phases_are_shares_of_the_batch(metrics: Metrics) -> None:
+    metrics.batch_size = 8
+    metrics.figures.update(batch_total_ms=31_980.0, batch_tokens_per_s=500.0)
+    text = report(StageRecords(metrics))
     assert "| Phase | Median ms | IQR | Share of a batch |" in text
     assert "| decode | 15,990 | 160 | 50.0 % |" in text
     assert "| Decode of a batch (tokens/s) | 500 |" in text
-    metrics["batch_size"] = 1
-    assert "of a batch" not in render(metrics, {}, [])
+    metrics.batch_size = 1
+    assert "of a batch" not in report(StageRecords(metrics))

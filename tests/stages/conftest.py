@@ -66,6 +66,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tool
             child=child,
             other_stages=[(other, out_dir.parent / other) for other in ("torch_profiler", "nsys")],
             progress=lambda text: None,
+            block=STAGES[name].block(),
             figures={},
         )
         STAGES[name].run(context)

@@ -26,8 +26,10 @@ def passed(records=True):
     run = Path(option("--llmprof-run-dir"))
     stage = run / "test" / "torch_profiler"
     stage.mkdir(parents=True)
-    sample = {"page": "one", "phases": {"preprocess": 1.0, "prefill": 2.0, "decode": 3.0}}
-    (stage / "metrics.json").write_text(json.dumps({"kind": "pages", "samples": [sample], "gates": []}))
+    sample = {"round": 0, "page": "one", "batch_id": 0, "tokens": 3, "ttft_ms": 3.0, "tpot_ms": 1.0, "total_ms": 6.0}
+    sample |= {"other_ms": 0.0, "phases": {"preprocess": 1.0, "prefill": 2.0, "decode": 3.0}, "peak_bytes": None}
+    metrics = {"schema": 1, "test": "test", "id": "test_it.py::test", "stage": "torch_profiler", "kind": "pages"}
+    (stage / "metrics.json").write_text(json.dumps({**metrics, "status": "ok", "samples": [sample]}))
     told = {"outcome": "passed", "error": None, "measured": MODE != "unmeasured", "dir": str(stage), "notes": []}
     if MODE.startswith("failed"):
         told |= {"outcome": "failed", "error": "cer 3 is over 2"}

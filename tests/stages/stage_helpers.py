@@ -13,8 +13,8 @@ from pytest_llmprof.config.schema import InferSettings
 from pytest_llmprof.datasets.base import Page
 from pytest_llmprof.measure.phases import PhaseRecorder
 from pytest_llmprof.stages.base import Window
+from pytest_llmprof.stages.runner import PagesWorkload
 from pytest_llmprof.stages.torch_profiler.options import TorchProfilerOptions
-from pytest_llmprof.stages.workloads import PagesWorkload
 
 
 class WhitePage(Page):

@@ -18,10 +18,10 @@ from pytest_llmprof.config.schema import InferSettings, ModelSettings
 from pytest_llmprof.errors import StageError
 from pytest_llmprof.measure.phases import PhaseRecorder
 from pytest_llmprof.stages.base import Window
+from pytest_llmprof.stages.callable import CallableWorkload
 from pytest_llmprof.stages.torch_profiler import cupti
 from pytest_llmprof.stages.torch_profiler import stage as torch_profiler
 from pytest_llmprof.stages.torch_profiler.compress import GzipWriter
-from pytest_llmprof.stages.workloads import CallableWorkload
 
 START = "WARNING:2026-01-01 00:00:00 1:1 init.cpp:155] function cbapi->getCuptiStatus() failed with error "
 HINT = "INFO:2026-01-01 00:00:00 1:1 init.cpp:158] If you see CUPTI_ERROR_INSUFFICIENT_PRIVILEGES, refer to the web"
@@ -186,22 +186,22 @@ def test_a_profiler_is_freed_at_once(tmp_path: Path, tiny: Any, monkeypatch: pyt
 def test_a_window_writes_its_trace_and_its_costs(tmp_path: Path, tiny: Any) -> None:
     profile = torch_profiler.profile_window(context(tmp_path, pages(tiny, 8), Window(decode_tokens=3)))
     raw = gzip.decompress((tmp_path / "trace.json.gz").read_bytes())
-    assert len(raw) == profile["trace_bytes"]
-    assert profile["steps"] == 3
-    parts = profile["stage_costs_s"]
+    assert len(raw) == profile.trace_bytes
+    assert profile.steps == 3
+    parts = profile.stage_costs_s
     assert set(parts) == {"reach", "start", "window", "stop", "export", "release", "read", "tables", "write"}
     assert all(seconds > 0 for seconds in parts.values())
-    assert sum(parts.values()) <= profile["stage_cost_s"]
-    assert profile["profiler_unload_s"] is None
-    assert {phase["event_ms_profiled"] for phase in profile["phases"].values()} == {None}
+    assert sum(parts.values()) <= profile.stage_cost_s
+    assert profile.profiler_unload_s is None
+    assert {phase.event_ms_profiled for phase in profile.phases.values()} == {None}
 
 
 def test_a_late_window_profiles_its_steps_alone(tmp_path: Path, tiny: Any) -> None:
     late = torch_profiler.profile_window(context(tmp_path, pages(tiny, 200), Window(start_token=120, decode_tokens=4)))
-    assert late["steps"] == 4
-    assert set(late["phases"]) == {"decode"}
+    assert late.steps == 4
+    assert set(late.phases) == {"decode"}
     early = torch_profiler.profile_window(context(tmp_path, pages(tiny, 200), Window(decode_tokens=4)))
-    assert late["events"] < early["events"]
+    assert late.events < early.events
 
 
 def test_a_window_behind_the_last_step_says_so(tmp_path: Path, tiny: Any) -> None:

@@ -14,8 +14,8 @@ from pytest_llmprof.config.schema import InferSettings, ModelSettings
 from pytest_llmprof.measure.phases import PhaseRecorder
 from pytest_llmprof.models.deepseek_ocr.loader import load
 from pytest_llmprof.stages.base import Window
+from pytest_llmprof.stages.callable import CallableWorkload
 from pytest_llmprof.stages.torch_profiler import stage as torch_profiler
-from pytest_llmprof.stages.workloads import CallableWorkload
 
 pytestmark = pytest.mark.gpu
 CARD = "cuda:0"
@@ -38,7 +38,7 @@ from pytest_llmprof.stages.base import Window
 from pytest_llmprof.errors import StageError
 from pytest_llmprof.models.deepseek_ocr.loader import load
 from pytest_llmprof.stages.torch_profiler import stage as torch_profiler
-from pytest_llmprof.stages.workloads import CallableWorkload
+from pytest_llmprof.stages.callable import CallableWorkload
 
 workload = CallableWorkload(lambda: torch.ones(99, device="cuda").sum(), "sum", "cuda:0", lambda text: None)
 try:
@@ -78,9 +78,9 @@ def test_events_and_kernels_agree_on_each_phase(tmp_path: Path, engine: str) -> 
     def times(recorder: type[PhaseRecorder]) -> dict[str, tuple[float, float]]:
         given = context(tmp_path, workload, Window(), device=CARD)
         given.recorder = lambda domain: recorder(CARD, domain=domain)
-        phases = torch_profiler.profile_window(given)["phases"]
+        phases = torch_profiler.profile_window(given).phases
         del phases["preprocess"]
-        return {name: (one["event_ms_profiled"], one["gpu_span_ms_profiled"]) for name, one in phases.items()}
+        return {name: (one.event_ms_profiled, one.gpu_span_ms_profiled) for name, one in phases.items()}
 
     busy, plain = times(KeptBusy), times(PhaseRecorder)
     model.close()
@@ -108,8 +108,8 @@ def test_a_second_profile_sees_its_kernels_and_tokens_stay(tmp_path: Path) -> No
         profile = torch_profiler.profile_window(
             context(tmp_path, workload, Window(decode_tokens=4), device=CARD)
         )
-        kernels.append(profile["kernels"])
-        assert profile["profiler_unload_s"] is not None
+        kernels.append(profile.kernels)
+        assert profile.profiler_unload_s is not None
     workload.round(3, recorder)
     model.close()
     assert len(set(kernels)) == 1, kernels
@@ -136,8 +136,8 @@ def test_graphs_outlive_the_profiler(tmp_path: Path) -> None:
             total.zero_()
             work = CallableWorkload(graph.replay, "replay", CARD, lambda text: None)
             profile = torch_profiler.profile_window(context(tmp_path, work, Window(), device=CARD))
-            assert profile["graph_launches"] == 1
-            assert profile["kernels"] >= 2
+            assert profile.graph_launches == 1
+            assert profile.kernels >= 2
             torch.cuda.synchronize()
             assert total.item() == 999_000
         graphs.append(captured())

@@ -18,6 +18,7 @@ from pytest_llmprof.stages.child import Child, ToolFailed
 from pytest_llmprof.stages.ncu.options import NcuOptions
 from pytest_llmprof.stages.ncu.stage import NCU, Chosen, choose
 from pytest_llmprof.stages.nsys.stage import NSYS
+from pytest_llmprof.stages.tool_block import ToolInfo
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "analysis"))
 from nsys_tables import Export, one_round
@@ -45,9 +46,9 @@ def failure(stage, name: str, mode: str, *overrides: str, **more: object) -> Sta
 
 def test_nsys_on_a_card(stage, exported, tmp_path):
     context = stage("nsys", "pass", report=exported)
-    found = context.figures
-    assert found["tool"] == {"path": str(tmp_path / "bin" / "nsys"), "version": "2025.3.1.90"}
-    assert (found["kernels"], found["kernels_per_token"], found["captures"]) == (6, 2.0, 1)
+    found = context.block
+    assert found.tool == ToolInfo(path=str(tmp_path / "bin" / "nsys"), version="2025.3.1.90")
+    assert (found.kernels, found.kernels_per_token, found.captures) == (6, 2.0, 1)
     assert {"kernels.csv", "kernels.md", "phases.csv", "phases.md"} <= {path.name for path in context.out_dir.iterdir()}
     command = (context.out_dir / "command.txt").read_text()
     for word in (
@@ -80,7 +81,7 @@ def test_nsys_capture_and_occurrences(stage, exported):
     assert "cuda-graph" not in command
     assert "--backtrace=none" in command
     assert "'WORD=a b'" in command
-    assert context.figures["kernels"] is None  # a CPU has no figures of a card
+    assert context.block.kernels is None  # a CPU has no figures of a card
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,7 @@ def test_a_tool_that_is_not_there(stage, exported, tmp_path, monkeypatch):
         path.write_bytes((tmp_path / "bin" / "nsys").read_bytes())
         path.chmod(0o755)
     context = stage("nsys", "pass", report=exported)
-    assert context.figures["tool"]["path"] == f"{tmp_path}/opt/2025.10/nsys"
+    assert context.block.tool.path == f"{tmp_path}/opt/2025.10/nsys"
     places(monkeypatch, "ncu", f"{tmp_path}/nowhere/*/ncu")
     text = str(failure(stage, "ncu", "pass"))
     assert "the program ncu (Nsight Compute) was not found on PATH" in text
@@ -221,9 +222,9 @@ def test_what_has_left_the_family_is_ended_too(tmp_path, lasts):
 
 def test_ncu_on_a_card(stage, printed):
     context = stage("ncu", "pass", "pipeline.ncu.launch_skip=2", report=printed)
-    found = context.figures
-    assert (found["chosen_by"], found["launch_count"], found["launches"]) == ("first", 5, 2)
-    assert found["kernels"][0]["bound"] == "DRAM"
+    found = context.block
+    assert (found.chosen_by, found.launch_count, found.launches) == ("first", 5, 2)
+    assert found.kernels[0].bound == "DRAM"
     command = (context.out_dir / "command.txt").read_text()
     for words in (
         "--nvtx --nvtx-include llmprof@decode/",
@@ -248,8 +249,8 @@ def test_ncu_takes_the_longest_kernels_of_this_run(stage, printed, tmp_path):
         '_triton.v1,kernel,decode,2\n"Memcpy HtoD",memcpy,decode,99\n'
     )
     context = stage("ncu", "pass", "pipeline.ncu.kernels=top:2", "pipeline.ncu.sections=[Occupancy]", report=printed)
-    assert (context.figures["chosen_by"], context.figures["chosen"]) == ("nsys", ["Kernel2", "_triton.v1"])
-    assert context.figures["missing"] == ["_triton.v1"]
+    assert (context.block.chosen_by, context.block.chosen) == ("nsys", ["Kernel2", "_triton.v1"])
+    assert context.block.missing == ["_triton.v1"]
     command = (context.out_dir / "command.txt").read_text()
     assert r"--kernel-name 'regex:^(Kernel2|_triton\.v1)$'" in command
     assert "--section Occupancy" in command

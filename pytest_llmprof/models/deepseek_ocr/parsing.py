@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from pytest_llmprof.models.base import Box, ParsedOutput
+from pytest_llmprof.models.base import ParsedOutput
+from pytest_llmprof.records.predictions import Box
 
 __all__ = ["SPECIAL", "parse"]
 

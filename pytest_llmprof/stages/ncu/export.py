@@ -9,20 +9,19 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pytest_llmprof.analysis.kernel_names import short_name
 from pytest_llmprof.analysis.tables import csv_text
 from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.records.files import write_text
+from pytest_llmprof.stages.ncu.records import KernelProfile
 from pytest_llmprof.text.markdown import code, table
 from pytest_llmprof.text.numbers import fixed
 
 __all__ = [
     "METRICS",
-    "NcuKernelRow",
     "NcuLaunch",
     "bound_of",
     "kernel_rows",
@@ -79,25 +78,6 @@ class NcuLaunch:
     dram_gb_per_s: float | None
     registers: float | None
     """Per thread."""
-
-
-@dataclass(frozen=True)
-class NcuKernelRow:
-    """All profiled launches of one kernel. Fields as in `NcuLaunch`: means weighted by time."""
-
-    kernel: str
-    launches: int
-    total_us: float
-    duration_us: float
-    """Mean of a launch."""
-    sm_percent: float | None
-    dram_percent: float | None
-    l2_percent: float | None
-    occupancy_percent: float | None
-    dram_gb_per_s: float | None
-    registers: float | None
-    bound: str | None
-    """See `bound_of`."""
 
 
 def bound_of(sm: float | None, dram: float | None, l2: float | None) -> str | None:
@@ -166,7 +146,7 @@ def _launch(row: Mapping[str, str], unit: Mapping[str, str], where: str) -> NcuL
     )
 
 
-def kernel_rows(launches: Sequence[NcuLaunch]) -> list[NcuKernelRow]:
+def kernel_rows(launches: Sequence[NcuLaunch]) -> list[KernelProfile]:
     """Launches by kernel, longest total first."""
     by_kernel: dict[str, list[NcuLaunch]] = {}
     for launch in launches:
@@ -176,7 +156,7 @@ def kernel_rows(launches: Sequence[NcuLaunch]) -> list[NcuKernelRow]:
         means = {name: _mean(name, group) for name in _MEANS}
         total = sum(launch.duration_us for launch in group)
         rows.append(
-            NcuKernelRow(
+            KernelProfile(
                 kernel=kernel,
                 launches=len(group),
                 total_us=total,
@@ -195,30 +175,30 @@ def _mean(name: str, launches: Sequence[NcuLaunch]) -> float | None:
     return sum(value * duration for value, duration in known) / total if total else None
 
 
-def kernels_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """*rows* (the fields of `NcuKernelRow`) as a Markdown table."""
+def kernels_table(rows: Sequence[KernelProfile]) -> str:
+    """*rows* as a Markdown table."""
     head = ["Kernel", "Bound", "Launches", "Mean µs", "SM %", "DRAM %", "L2 %", "Occupancy %", "DRAM GB/s", "Registers"]
     cells = [
         [
-            code(short_name(str(row["kernel"]))),
-            str(row["bound"] or ""),
-            f"{row['launches']}",
-            fixed(row["duration_us"], ".2f"),
-            *(fixed(row[name]) for name in ("sm_percent", "dram_percent", "l2_percent", "occupancy_percent")),
-            fixed(row["dram_gb_per_s"], ".0f"),
-            fixed(row["registers"], ".0f"),
+            code(short_name(row.kernel)),
+            row.bound or "",
+            f"{row.launches}",
+            fixed(row.duration_us, ".2f"),
+            *map(fixed, (row.sm_percent, row.dram_percent, row.l2_percent, row.occupancy_percent)),
+            fixed(row.dram_gb_per_s, ".0f"),
+            fixed(row.registers, ".0f"),
         ]
         for row in rows
     ]
     return table(head, cells, 2)
 
 
-def write_ncu_tables(out_dir: Path, rows: Sequence[NcuKernelRow], launches: Sequence[NcuLaunch]) -> None:
+def write_ncu_tables(out_dir: Path, rows: Sequence[KernelProfile], launches: Sequence[NcuLaunch]) -> None:
     """Write kernels.csv, kernels.md and launches.csv to *out_dir*."""
     write_text(out_dir / "launches.csv", csv_text(NcuLaunch, launches))
-    write_text(out_dir / "kernels.csv", csv_text(NcuKernelRow, rows))
+    write_text(out_dir / "kernels.csv", csv_text(KernelProfile, rows))
     text = (
         "# Kernels under Nsight Compute\n\nPer cent of peak, weighted by time; bound is the unit nearest to its peak, "
         f"or latency where none reaches {LATENCY_BELOW:g} %. Names are whole in [kernels.csv](kernels.csv).\n\n"
     )
-    write_text(out_dir / "kernels.md", text + kernels_table([asdict(row) for row in rows]))
+    write_text(out_dir / "kernels.md", text + kernels_table(rows))

@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_llmprof.errors import ArtifactError, StageError
@@ -20,6 +20,9 @@ from pytest_llmprof.records.files import write_text
 from pytest_llmprof.stages.base import ToolContext, ToolStagePlugin
 from pytest_llmprof.stages.child import Ended, ToolFailed
 from pytest_llmprof.stages.ncu.options import NcuOptions, check_ncu
+from pytest_llmprof.stages.ncu.records import NcuBlock
+from pytest_llmprof.stages.ncu.section import FILES, ncu_section
+from pytest_llmprof.stages.tool_block import ToolInfo
 from pytest_llmprof.stages.tools import Program, Tool, find_tool, range_of, tail
 
 __all__ = ["NCU", "Chosen", "choose", "plugin"]
@@ -114,15 +117,14 @@ def _run(context: ToolContext) -> None:
     tool = find_tool(NCU, options.path, options.env)
     chosen = choose(options, context.other_stages)
     report = context.out_dir / f"{_NAME}.ncu-rep"
-    context.figures.update(
-        tool={"path": str(tool.path), "version": tool.version},
-        capture=options.capture,
-        chosen_by=chosen.source,
-        chosen=list(chosen.kernels),
-        launch_skip=options.launch_skip,
-        launch_count=chosen.count,
-        clock_control=options.clock_control,
-    )
+    block: NcuBlock = context.block
+    block.tool = ToolInfo(str(tool.path), tool.version)
+    block.capture = options.capture
+    block.chosen_by = chosen.source
+    block.chosen = list(chosen.kernels)
+    block.launch_skip = options.launch_skip
+    block.launch_count = chosen.count
+    block.clock_control = options.clock_control
     ended = context.child.run(_command(tool, options, chosen, report), options.env, _NAME)
     if "ERR_NVGPUCTRPERM" in ended.output:
         raise ToolFailed(
@@ -186,11 +188,10 @@ def _summarise(context: ToolContext, chosen: Chosen, tool: Tool, ended: Ended, t
     rows = kernel_rows(launches)
     write_ncu_tables(context.out_dir, rows, launches)
     seen = {function_name(row.kernel) for row in rows}
-    context.figures.update(
-        launches=len(launches),
-        missing=[name for name in chosen.kernels if name not in seen],
-        kernels=[asdict(row) for row in rows],
-    )
+    block: NcuBlock = context.block
+    block.launches = len(launches)
+    block.missing = [name for name in chosen.kernels if name not in seen]
+    block.kernels = rows
 
 
 def plugin(workload: str) -> ToolStagePlugin:
@@ -199,6 +200,10 @@ def plugin(workload: str) -> ToolStagePlugin:
         _NAME,
         options=NcuOptions,
         check=check_ncu,
+        files=FILES,
+        blocks={_NAME: NcuBlock},
+        report=ncu_section,
+        block=NcuBlock,
         outputs=False,
         why_no_output="the test has no outputs under it",
         workload=workload,

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pytest_llmprof.analysis.metrics import TRACE_METRICS
 from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.measure.phases import DOMAIN
 from pytest_llmprof.stages.base import ToolContext, ToolStagePlugin
 from pytest_llmprof.stages.child import Ended, ToolFailed
 from pytest_llmprof.stages.nsys.options import NsysOptions
+from pytest_llmprof.stages.nsys.records import NsysBlock
+from pytest_llmprof.stages.nsys.section import FILES, nsys_section
+from pytest_llmprof.stages.tool_block import ToolInfo
 from pytest_llmprof.stages.tools import Program, Tool, find_tool, range_of
 
 __all__ = ["NSYS", "plugin"]
@@ -61,11 +65,10 @@ def _run(context: ToolContext) -> None:
     tool = find_tool(NSYS, options.path, options.env)
     cuda = context.device.startswith("cuda")
     command = _command(tool, options, context.out_dir, cuda=cuda)
-    context.figures.update(
-        tool={"path": str(tool.path), "version": tool.version},
-        capture=options.capture,
-        occurrences=options.occurrences,
-    )
+    block: NsysBlock = context.block
+    block.tool = ToolInfo(str(tool.path), tool.version)
+    block.capture = options.capture
+    block.occurrences = options.occurrences
     # By default nsys looks at registered strings only, which the range's name is not.
     env = {**options.env, "NSYS_NVTX_PROFILER_REGISTER_ONLY": "0"}
     ended = context.child.run(command, env, _NAME)
@@ -127,7 +130,8 @@ def _summarise(context: ToolContext, tool: Tool, ended: Ended, paths: list[Path]
             "launches none"
         )
     write_nsys_tables(context.out_dir, reports, with_kernels=cuda)
-    context.figures.update(summary(reports, gpu=cuda))
+    context.block = summary(reports, context.block, gpu=cuda)
+    context.figures |= {metric.name: getattr(context.block, metric.name) for metric in TRACE_METRICS}
 
 
 def plugin(workload: str) -> ToolStagePlugin:
@@ -135,6 +139,11 @@ def plugin(workload: str) -> ToolStagePlugin:
     return ToolStagePlugin(
         _NAME,
         options=NsysOptions,
+        metrics=TRACE_METRICS,
+        files=FILES,
+        blocks={_NAME: NsysBlock},
+        report=nsys_section,
+        block=NsysBlock,
         outputs=True,
         why_no_output=f"outputs of the test go to its tmp/workload/{workload}",
         workload=workload,

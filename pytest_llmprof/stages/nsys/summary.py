@@ -10,11 +10,14 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from pytest_llmprof.analysis.kernel_names import short_name
 from pytest_llmprof.analysis.rows import KernelRow, PhaseRow
 from pytest_llmprof.analysis.tables import csv_text, kernels_md
 from pytest_llmprof.records.files import write_text
 from pytest_llmprof.stages.nsys.export import CopyRow, NsysReport
+from pytest_llmprof.stages.nsys.records import NsysBlock
 from pytest_llmprof.text.markdown import code, percent, table
 
 __all__ = ["NsysPhaseRow", "kernel_rows", "phase_rows", "summary", "write_nsys_tables"]
@@ -126,8 +129,8 @@ def _copies(reports: Sequence[NsysReport]) -> list[CopyRow]:
     return sorted(found.values(), key=lambda row: -row.total_ms)
 
 
-def summary(reports: Sequence[NsysReport], *, gpu: bool) -> dict[str, Any]:
-    """Metrics for metrics.json; docs/nsight.md defines each. Without a *gpu* those of the GPU are None."""
+def summary(reports: Sequence[NsysReport], block: NsysBlock, *, gpu: bool) -> NsysBlock:
+    """*block* with what was captured. Without a *gpu* what is of the GPU is None."""
     totals = _sum([report.trace.totals() for report in reports])
     steps = [figures for report in reports if (figures := report.trace.steps()) is not None]
     count = sum(one.steps for one in steps)
@@ -150,7 +153,8 @@ def summary(reports: Sequence[NsysReport], *, gpu: bool) -> dict[str, Any]:
         "gpu_idle_ms_profiled": dict(totals.idle_ms),
         "gpu_busy_share_profiled": _busy_share(totals),
     }
-    return {
+    values = {
+        **msgspec.structs.asdict(block),
         "captures": len(reports),
         "window_ms_profiled": sum(report.trace.window_ms for report in reports),
         **{name: value if gpu else None for name, value in of_gpu.items()},
@@ -173,6 +177,7 @@ def summary(reports: Sequence[NsysReport], *, gpu: bool) -> dict[str, Any]:
             for row in (kernel_rows(reports)[:_TOP] if gpu else ())
         ],
     }
+    return msgspec.convert(values, NsysBlock)
 
 
 def _phase(row: NsysPhaseRow) -> dict[str, Any]:

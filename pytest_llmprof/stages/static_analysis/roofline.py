@@ -1,4 +1,4 @@
-"""Costs and times to a roofline: how near a phase comes to what the card allows.
+"""Costs and times to a roofline: how near a phase comes to what the GPU allows.
 
     compute floor = FLOPs / peak FLOP/s        MFU = compute floor / time
     memory floor  = bytes / bandwidth          MBU = memory floor / time
@@ -12,52 +12,40 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-from pytest_llmprof.measure.hardware import Peaks
+from pytest_llmprof.measure.phases import SUB_PHASES
 from pytest_llmprof.models.base import Costs
-from pytest_llmprof.stages.runner import Sample
+from pytest_llmprof.records.catalogue import Metric
+from pytest_llmprof.records.metrics import Sample
+from pytest_llmprof.stages.static_analysis.records import PeakTable, PhaseRoof
 
-__all__ = ["FIGURE_PHASES", "PhaseRoof", "figures", "phase_roofs"]
+__all__ = ["FIGURE_PHASES", "METRICS", "figures", "phase_roofs"]
 
 FIGURE_PHASES = ("vision", "prefill", "decode")
-"""Phases whose MFU and MBU are figures of a test."""
+"""Phases whose MFU and MBU are metrics of a test."""
+METRICS = tuple(
+    Metric(
+        f"{phase}_{kind}", "share", f"{kind.upper()} of {phase}", "higher", shown=("gate",), digits=3, description=text
+    )
+    for kind, text in (
+        ("mfu", "FLOPs of the phase / (its time x the GPU's dense peak)."),
+        ("mbu", "Bytes of the phase / (its time x the GPU's memory bandwidth)."),
+    )
+    for phase in FIGURE_PHASES
+)
 
 
-@dataclass(frozen=True)
-class PhaseRoof:
-    """One phase of a round against the card."""
-
-    flops: int
-    bytes: int
-    parts: dict[str, int]
-    """What the bytes consist of."""
-    intensity: float | None
-    """FLOPs a byte; None where no byte is counted."""
-    ms: float | None
-    """Measured; None where the phase was not."""
-    compute_floor_ms: float | None
-    memory_floor_ms: float | None
-    floor_ms: float | None
-    bound: str | None
-    """"compute" or "memory": which floor is the longer one."""
-    mfu: float | None
-    mbu: float | None
-    of_floor: float | None
-    """floor / time: the larger of MFU and MBU."""
-
-
-def phase_roofs(costs: Mapping[int, Costs], samples: Sequence[Sample], peaks: Peaks) -> dict[str, PhaseRoof]:
+def phase_roofs(costs: Mapping[int, Costs], samples: Sequence[Sample], peaks: PeakTable) -> dict[str, PhaseRoof]:
     """The roofs of each phase that *costs* (by batch number) name, in their order."""
     names = dict.fromkeys(name for one in costs.values() for name in one.phases)
     return {name: _roof(name, costs, samples, peaks) for name in names}
 
 
-def _roof(name: str, costs: Mapping[int, Costs], samples: Sequence[Sample], peaks: Peaks) -> PhaseRoof:
+def _roof(name: str, costs: Mapping[int, Costs], samples: Sequence[Sample], peaks: PeakTable) -> PhaseRoof:
     found = {batch: one.phases[name] for batch, one in costs.items() if name in one.phases}
     flops = sum(one.flops for one in found.values())
     moved = sum(one.bytes for one in found.values())
-    parts: dict[str, int] = {}
+    parts: dict[str, float] = {}
     for one in found.values():
         for part, amount in one.parts.items():
             parts[part] = parts.get(part, 0) + amount
@@ -85,6 +73,7 @@ def _roof(name: str, costs: Mapping[int, Costs], samples: Sequence[Sample], peak
         mfu=share(compute),
         mbu=share(memory),
         of_floor=share(floor),
+        parent="vision" if name in SUB_PHASES else None,
     )
 
 
@@ -99,7 +88,7 @@ def _in(sample: Sample, batch: int, name: str) -> bool:
 
 
 def figures(roofs: Mapping[str, PhaseRoof]) -> dict[str, float | None]:
-    """`vision_mfu`, `vision_mbu` and so on: the figures of a test."""
+    """`vision_mfu`, `vision_mbu` and so on: the metrics of a test."""
     return {
         f"{name}_{kind}": getattr(roofs[name], kind) if name in roofs else None
         for kind in ("mfu", "mbu")

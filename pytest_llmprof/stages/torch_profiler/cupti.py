@@ -24,8 +24,8 @@ _ERROR = re.compile(r"CUPTI_ERROR_\w+(?: \(\d+\))?")
 _ADVICE = {
     "CUPTI_ERROR_INSUFFICIENT_PRIVILEGES": "this user may not profile: run as root, or load the driver with "
     "NVreg_RestrictProfilingToAdminUsers=0",
-    "CUPTI_ERROR_MULTIPLE_SUBSCRIBERS_NOT_SUPPORTED": "another profiler holds this process: run without nsys, ncu or "
-    "any other user of CUPTI around it",
+    "CUPTI_ERROR_MULTIPLE_SUBSCRIBERS_NOT_SUPPORTED": "another profiler holds this process: run it without "
+    "Nsight tools or any other user of CUPTI around it",
 }
 _ENDS_AFTER_S, _ENDS_WITHIN_S = 0.1, 1.0
 

@@ -1,8 +1,7 @@
 """Read the Chrome trace that torch.profiler (its tracer is called kineto) writes, within a few times its size.
 
 Only complete events of the kinds in `analysis.events` are kept. Times in the file are microseconds with three
-decimals; here they are whole nanoseconds from the first kept event. The file is read slice by slice: by `text_reader`
-where its text is laid out as kineto does, else by `json_reader`.
+decimals; here they are whole nanoseconds from the first kept event. The file is decoded slice by slice.
 """
 
 from __future__ import annotations
@@ -21,34 +20,29 @@ from pytest_llmprof.analysis.events import DeviceEvents, HostEvents, Ints, RawTr
 from pytest_llmprof.analysis.trace import Trace
 from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.records.files import read_bytes
-from pytest_llmprof.stages.torch_profiler.columns import FIRST_DEVICE, Columns, Heads
-from pytest_llmprof.stages.torch_profiler.json_reader import JsonReader, decode_finite
-from pytest_llmprof.stages.torch_profiler.text_reader import TextReader
+from pytest_llmprof.stages.torch_profiler.json_reader import FIRST_DEVICE, Columns, Heads, JsonReader, decode_finite
 
 __all__ = ["decode", "merged", "read_trace"]
 
 _OPENING = re.compile(rb'"traceEvents"\s*:\s*\[')
 _BETWEEN_EVENTS = re.compile(rb'\}(\s*,)\s*\{\s*"ph"')
-TAIL = 1 << 14
-"""Bytes at the end, where threads get their names, that `json_reader` reads."""
 
 
-def read_trace(source: Path | str | bytes, *, text: bool = True) -> Trace:
+def read_trace(source: Path | str | bytes) -> Trace:
     """Read a trace: a path (`.json` or `.json.gz`) or the file's bytes, packed or not.
 
-    With *text* slices are read by `text_reader` where it can, else all by `json_reader`.
     Raises `ArtifactError` where the file cannot be read or is not a whole trace.
     """
-    return Trace(decode(source, text=text))
+    return Trace(decode(source))
 
 
-def decode(source: Path | str | bytes, *, text: bool = True) -> RawTrace:
-    """The events of a trace; arguments and errors as those of `read_trace`."""
+def decode(source: Path | str | bytes) -> RawTrace:
+    """The events of a trace; argument and errors as those of `read_trace`."""
     data, where = _unpacked(source)
     heads = Heads()
     try:
         try:
-            columns, events = _read_slices(data, heads, text=text)
+            columns, events = _read_slices(JsonReader(data, heads), data)
         except msgspec.DecodeError:  # a cut inside a name
             heads = Heads()
             columns, events = JsonReader(data, heads).read_file()
@@ -90,22 +84,17 @@ def _not_whole(where: str, error: Exception) -> ArtifactError:
     return ArtifactError(f"{where} is not a whole torch.profiler trace: {error}")
 
 
-def _read_slices(data: bytes, heads: Heads, *, text: bool) -> tuple[Columns, int]:
+def _read_slices(reader: JsonReader, data: bytes) -> tuple[Columns, int]:
     """All events slice by slice, so that no more than one slice is in memory as objects; and their number."""
     opening = _OPENING.search(data)
-    json_reader = JsonReader(data, heads)
     if opening is None:
-        return json_reader.read_file()
-    text_reader = TextReader(data, heads) if text else None
-    size = (text_reader or json_reader).slice_bytes
-    begin, last = opening.end(), len(data) - TAIL
+        return reader.read_file()
+    begin = opening.end()
     parts: list[tuple[Columns, int]] = []
-    while begin < last and (cut := _BETWEEN_EVENTS.search(data, min(begin + size, last))):
-        end = cut.start(1)
-        part = text_reader.read(begin, end) if text_reader else None
-        parts.append(part or json_reader.read(begin, end))
+    while cut := _BETWEEN_EVENTS.search(data, begin + reader.slice_bytes):
+        parts.append(reader.read(begin, cut.start(1)))
         begin = cut.end(1)
-    parts.append(json_reader.read_to_end(begin))
+    parts.append(reader.read_to_end(begin))
     return Columns.joined([columns for columns, _ in parts]), sum(number for _, number in parts)
 
 

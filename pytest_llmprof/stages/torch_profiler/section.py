@@ -1,130 +1,248 @@
-"""The report's section on the profiled window."""
+"""The report's section on the profiled window, and what it says about where the time goes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
-from pytest_llmprof.report.findings import gpu_busy_share
+from pytest_llmprof.analysis.busy_kernels import busy_kernels_table
+from pytest_llmprof.records.metrics import Metrics
+from pytest_llmprof.records.stage import StageRecords
+from pytest_llmprof.report.sections import Finding, Section, phase_share, phase_weight, share, share_of_first
+from pytest_llmprof.stages.torch_profiler.records import Profile, TopKernel, TopOperator
 from pytest_llmprof.text.escape import inline
 from pytest_llmprof.text.markdown import code, percent, table
-from pytest_llmprof.text.numbers import at, count, number, numeric
+from pytest_llmprof.text.numbers import count, number
 
-__all__ = ["profile_section", "top_kernels"]
+__all__ = ["profile_section"]
 
+IDLE_SHARE = 0.3
+"""A phase whose GPU is idle for more than this is worth a line."""
+COPIES_A_TOKEN = 1.5
+"""One device-to-host copy a token is needed: the token itself."""
+OPERATOR_SHARE = 0.15
+PYTHON_SHARE = 0.25
 _ROWS = 5
 
+_CAUSES = {
+    "launch": "launch-bound: it waits for the host to launch work",
+    "synchronisation": "held up by synchronisation: the host waits for the GPU before it launches more",
+    "device": "waiting between kernels that are queued already",
+}
+_CURES = {
+    "launch": " CUDA graphs, torch.compile or a larger batch would help.",
+    "synchronisation": " Keep the decision on the GPU, or look at it only every few steps.",
+    "device": " Fewer, larger kernels would help.",
+}
 
-def profile_section(metrics: Mapping[str, Any]) -> list[str]:
-    """Paragraphs and tables; empty where nothing was profiled."""
-    profile = at(metrics, "profile")
-    if not isinstance(profile, Mapping):
-        return []
-    parts = [_window(profile), _card(metrics, profile), _phases(profile), top_kernels(profile), _operators(profile)]
-    return [part for part in parts if part]
+
+def profile_section(records: StageRecords) -> Section | None:
+    """Paragraphs, tables, findings and warnings; None where nothing was profiled."""
+    profile = records.block("profile", Profile)
+    if profile is None:
+        return None
+    metrics = records.metrics
+    busy = _gpu_busy_share(metrics, profile)
+    parts = [
+        _window(profile),
+        _gpu(profile, busy),
+        _phases(profile),
+        busy_kernels_table(profile.top_kernels),
+        _operators(profile),
+    ]
+    warnings = []
+    if busy is not None and busy > 1:
+        warnings = [f"GPU busy came out as {percent(busy)}: the profiled steps were slower than the clean ones."]
+    return Section(
+        "Profiled window",
+        [part for part in parts if part],
+        findings=[
+            *_decode(metrics, profile, busy),
+            *_idle_phases(metrics, profile, busy),
+            *_copies(metrics, profile),
+            *_top(metrics, profile, busy),
+            *_python(metrics, profile),
+        ],
+        warnings=warnings,
+    )
 
 
-def _window(profile: Mapping[str, Any]) -> str:
-    window = at(profile, "window")
-    said = []
-    pages = numeric(at(window, "pages"))
-    if pages is not None:
-        said.append(count(int(pages), "batch", "batches") if pages != 1 else "one batch")
-    start, tokens = numeric(at(window, "start_token")), numeric(at(window, "decode_tokens"))
-    if start:
-        said.append(f"from token {int(start)} on")
-    steps = numeric(at(profile, "steps"))
-    if steps:
-        said.append(count(int(steps), "decode step"))
-        if tokens is not None:
-            said.append(f"at most {count(int(tokens), 'decode token')}{' each' if pages != 1 else ''}")
-    text = f"Window: {', '.join(said)}." if said else "Window: the whole call."
-    length, events = numeric(at(profile, "window_ms_profiled")), numeric(at(profile, "events"))
-    if length is not None and events is not None:
-        text += f" {number(length)} ms and {int(events):,} events under the profiler."
-    cost = numeric(at(profile, "stage_cost_s"))
-    if cost is not None:
-        text += f" The stage took {number(cost)} s beyond the measured rounds."
+def _gpu_busy_share(metrics: Metrics, profile: Profile) -> float | None:
+    """Kernel time of a step (profiled) over the clean time of a step; None where one is not known."""
+    if profile.gpu_busy_share is not None:
+        return profile.gpu_busy_share
+    return share(profile.gpu_busy_ms_per_step_profiled, metrics.figures.get("tpot_ms"))
+
+
+# -- paragraphs and tables
+
+
+def _window(profile: Profile) -> str:
+    window, parts = profile.window, []
+    if window is not None:
+        parts.append(count(window.pages, "batch", "batches") if window.pages != 1 else "one batch")
+        if window.start_token:
+            parts.append(f"from token {window.start_token} on")
+    if profile.steps:
+        parts.append(count(profile.steps, "decode step"))
+        if window is not None:
+            each = " each" if window.pages != 1 else ""
+            parts.append(f"at most {count(window.decode_tokens, 'decode token')}{each}")
+    text = f"Window: {', '.join(parts)}." if parts else "Window: the whole call."
+    if profile.window_ms_profiled is not None and profile.events is not None:
+        text += f" {number(profile.window_ms_profiled)} ms and {profile.events:,} events under the profiler."
+    if profile.stage_cost_s is not None:
+        text += f" The stage took {number(profile.stage_cost_s)} s beyond the measured rounds."
     return text + " Times here are slowed by the profiler; compare shares and counts.\n"
 
 
-def _card(metrics: Mapping[str, Any], profile: Mapping[str, Any]) -> str:
-    if numeric(at(profile, "kernels")) is None:
+def _gpu(profile: Profile, busy: float | None) -> str:
+    if profile.kernels is None:
         return ""
     rows = []
-    busy = gpu_busy_share(metrics)
     if busy is not None:
         rows.append(["GPU busy in a decode step (kernel time / clean step time)", percent(busy)])
-    idle = numeric(at(profile, "gpu_idle_share_profiled"))
-    if idle is not None:
-        rows.append(["GPU idle in the window, under the profiler", percent(idle)])
+    if profile.gpu_idle_share_profiled is not None:
+        rows.append(["GPU idle in the window, under the profiler", percent(profile.gpu_idle_share_profiled)])
     rows += [
-        [label, number(at(profile, key))]
-        for key, label in (
-            ("host_launches_per_token", "Launches by the host a token"),
-            ("kernels_per_token", "Kernels a token"),
-            ("d2h_copies_per_token", "Device-to-host copies a token"),
-            ("synchronisations_per_token", "Synchronisations a token"),
-            ("graph_launches", "CUDA graph launches in the window"),
+        [label, number(value)]
+        for label, value in (
+            ("Launches by the host a token", profile.host_launches_per_token),
+            ("Kernels a token", profile.kernels_per_token),
+            ("Device-to-host copies a token", profile.d2h_copies_per_token),
+            ("Synchronisations a token", profile.synchronisations_per_token),
+            ("CUDA graph launches in the window", profile.graph_launches or None),
         )
-        if numeric(at(profile, key)) is not None and (key != "graph_launches" or at(profile, key))
+        if value is not None
     ]
-    return table(["Figure", "Value"], rows) if rows else ""
+    return table(["Metric", "Value"], rows) if rows else ""
 
 
-def _phases(profile: Mapping[str, Any]) -> str:
-    phases = at(profile, "phases")
-    if not isinstance(phases, Mapping) or numeric(at(profile, "kernels")) is None:
+def _phases(profile: Profile) -> str:
+    if profile.kernels is None:
         return ""
     rows = []
-    for name, phase in phases.items():
-        idle = numeric(at(phase, "gpu_idle_share_profiled"))
-        causes = at(phase, "idle_ms_profiled")
-        cause = max(causes, key=lambda key: causes[key] or 0.0) if isinstance(causes, Mapping) and causes else ""
+    for name, phase in profile.phases.items():
+        idle, causes = phase.gpu_idle_share_profiled, phase.idle_ms_profiled or {}
+        cause = max(causes, key=lambda key: causes[key], default="")
+        counts = (phase.kernels, phase.host_launches, phase.d2h_copies, phase.synchronisations)
         rows.append(
             [
-                f"– {inline(name)}" if at(phase, "parent") else inline(name),
-                inline(cause) if idle and cause else "",
-                number(at(phase, "gpu_busy_ms_profiled")),
+                f"– {inline(name)}" if phase.parent else inline(name),
+                inline(cause) if idle else "",
+                number(phase.gpu_busy_ms_profiled),
                 "" if idle is None else percent(idle),
-                *(
-                    "" if numeric(at(phase, key)) is None else f"{int(at(phase, key)):,}"
-                    for key in ("kernels", "host_launches", "d2h_copies", "synchronisations")
-                ),
+                *("" if one is None else f"{one:,}" for one in counts),
             ]
         )
     head = ["Phase", "Idle cause", "GPU busy ms", "GPU idle", "Kernels", "Launches", "D2H copies", "Syncs"]
     return table(head, rows, 2) if rows else ""
 
 
-def top_kernels(profile: Mapping[str, Any]) -> str:
-    """The kernels that kept the card busy longest; of a profile or of what nsys captured."""
+def _operators(profile: Profile) -> str:
     rows = [
         [
-            code(str(at(row, "name") or ""), 90),
-            inline(str(at(row, "phase") or "–")),
-            f"{int(numeric(at(row, 'count')) or 0):,}",
-            number(at(row, "busy_ms_profiled")),
-            percent(numeric(at(row, "share")) or 0.0),
+            code(row.name, 90),
+            inline(row.phase or "–"),
+            f"{row.count:,}",
+            number(row.self_ms_profiled),
+            percent(row.share),
         ]
-        for row in (at(profile, "top_kernels") or [])[:_ROWS]
+        for row in profile.top_operators[:_ROWS]
     ]
-    if not rows:
-        return ""
-    return table(["Kernel ([more](kernels.md))", "Phase", "Count", "Busy ms", "Share"], rows, 2)
+    return table(["Operator ([more](operators.md))", "Phase", "Calls", "Self ms", "Share"], rows, 2) if rows else ""
 
 
-def _operators(profile: Mapping[str, Any]) -> str:
-    rows = [
-        [
-            code(str(at(row, "name") or ""), 90),
-            inline(str(at(row, "phase") or "–")),
-            f"{int(numeric(at(row, 'count')) or 0):,}",
-            number(at(row, "self_ms_profiled")),
-            percent(numeric(at(row, "share")) or 0.0),
-        ]
-        for row in (at(profile, "top_operators") or [])[:_ROWS]
-    ]
-    if not rows:
-        return ""
-    return table(["Operator ([more](operators.md))", "Phase", "Calls", "Self ms", "Share"], rows, 2)
+# -- findings
+
+
+def _idle_cause(idle_ms: Mapping[str, float] | None) -> str | None:
+    """The cause with the most idle time, where there is any."""
+    known = {name: value or 0.0 for name, value in (idle_ms or {}).items() if name in _CAUSES}
+    cause = max(known, key=lambda name: known[name], default=None)
+    return cause if cause is not None and known[cause] > 0 else None
+
+
+def _decode(metrics: Metrics, profile: Profile, busy: float | None) -> Iterator[Finding]:
+    if busy is None or 1 - busy < IDLE_SHARE:
+        return
+    decode = profile.phases.get("decode")
+    cause = _idle_cause(decode.idle_ms_profiled if decode else None) or "launch"
+    launches, kernels = profile.host_launches_per_token, profile.kernels_per_token
+    each = ""
+    if launches is not None and kernels is not None:
+        each = f" A token takes {number(launches)} launches by the host and {number(kernels)} kernels."
+    yield Finding(
+        (phase_share(metrics, "decode") or 1.0) * (1 - busy),
+        f"**In decode the GPU is busy {percent(busy)} of a step**, {_CAUSES[cause]}.{each}{_CURES[cause]}",
+    )
+
+
+def _idle_phases(metrics: Metrics, profile: Profile, busy: float | None) -> Iterator[Finding]:
+    for name, phase in profile.phases.items():
+        idle, cause = phase.gpu_idle_share_profiled, _idle_cause(phase.idle_ms_profiled)
+        if idle is None or cause is None or idle < IDLE_SHARE or phase.parent:
+            continue
+        if name == "preprocess" or (name == "decode" and busy is not None):
+            continue  # preprocessing is the host's own work; decode has its clean figure
+        first = share_of_first(metrics, name)
+        before = f" It is {percent(first)} of the time to first token." if first else ""
+        yield Finding(
+            phase_weight(metrics, name) * idle,
+            f"**In {inline(name)} the GPU is idle {percent(idle)} of its time** (under the profiler, which "
+            f"slows launches), {_CAUSES[cause]}.{before}",
+        )
+
+
+def _copies(metrics: Metrics, profile: Profile) -> Iterator[Finding]:
+    decode = phase_share(metrics, "decode") or 0.0
+    copies, waits = profile.d2h_copies_per_token, profile.synchronisations_per_token
+    if copies is not None and copies > COPIES_A_TOKEN:
+        yield Finding(
+            0.3 * decode,
+            f"**{number(copies)} device-to-host copies a token**: one is needed (the token); look for `.item()`, "
+            "`.tolist()`, `.cpu()` and conditions on tensors in the loop.",
+        )
+    if waits is not None and waits > COPIES_A_TOKEN:
+        yield Finding(0.25 * decode, f"**The host waits for the GPU {number(waits)} times a token**; one is needed.")
+
+
+def _top(metrics: Metrics, profile: Profile, busy: float | None) -> Iterator[Finding]:
+    """The kernel (without a GPU: the operator) that takes most of a page, as far as the window tells.
+
+    The window holds few decode steps, so a row counts by its share of its phase and the phase's share of a page.
+    """
+    operators = [row for row in profile.top_operators if row.kind == "op"]
+    rows: Sequence[TopKernel | TopOperator] = profile.top_kernels or operators
+
+    def weight(row: TopKernel | TopOperator) -> float:
+        return row.phase_share * phase_weight(metrics, row.phase)
+
+    top = max(rows, key=weight, default=None)
+    if top is None or top.phase_share < OPERATOR_SHARE or not top.phase:
+        return
+    phase, name = inline(top.phase), code(top.name, cell=False)
+    if isinstance(top, TopOperator):
+        text = f"**{name} takes {percent(top.phase_share)} of {phase}**, {top.count:,} calls in the window."
+        yield Finding(weight(top), text)
+        return
+    in_use = min(busy, 1.0) if busy is not None and phase == "decode" else 1.0
+    yield Finding(
+        weight(top) * in_use,
+        f"**{name} takes {percent(top.phase_share)} of the GPU's time in {phase}** ({top.count:,} times in the window, "
+        f"launched by {code(top.operator, cell=False)}).",
+    )
+
+
+def _python(metrics: Metrics, profile: Profile) -> Iterator[Finding]:
+    """Time of our own ranges in no operator: Python, and the framework between its operators."""
+    shares: dict[str, float] = {}
+    for row in profile.top_operators:
+        if row.kind == "range" and row.name.startswith("llmprof/"):
+            shares[row.phase] = shares.get(row.phase, 0.0) + row.phase_share
+    for phase, part in shares.items():
+        if part > PYTHON_SHARE and phase != "preprocess":
+            yield Finding(
+                part * phase_weight(metrics, phase),
+                f"**{percent(part)} of {inline(phase)} is Python between operators** (under the profiler, which "
+                "makes it look longer).",
+            )

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmprof.errors import ArtifactError, StageError
-from pytest_llmprof.measure.collector import settled
+from pytest_llmprof.measure.collector import frozen_garbage_collector
 from pytest_llmprof.measure.figures import figures_of
 from pytest_llmprof.measure.phases import DOMAIN
 from pytest_llmprof.records.files import write_bytes
 from pytest_llmprof.stages.base import StageContext, StagePlugin, Window
-from pytest_llmprof.stages.direct_inference import clean_rounds
+from pytest_llmprof.stages.runner import clean_rounds
 from pytest_llmprof.stages.torch_profiler.compress import GzipWriter
 from pytest_llmprof.stages.torch_profiler.cupti import (
     Cupti,
@@ -26,7 +26,10 @@ from pytest_llmprof.stages.torch_profiler.cupti import (
     missing_kernels_reason,
     synchronise,
 )
+from pytest_llmprof.stages.torch_profiler.metrics import FILES, METRICS
 from pytest_llmprof.stages.torch_profiler.options import LEGACY, TorchProfilerOptions
+from pytest_llmprof.stages.torch_profiler.records import Profile, ProfiledWindow
+from pytest_llmprof.stages.torch_profiler.section import profile_section
 
 if TYPE_CHECKING:
     from pytest_llmprof.analysis.trace import Trace
@@ -37,7 +40,8 @@ __all__ = ["plugin", "profile_window"]
 def _run(context: StageContext) -> None:
     clean_rounds(context)
     if context.stage.enable and context.result.samples:
-        context.result.profile = profile_window(context)
+        profile = context.result.profile = profile_window(context)
+        context.result.figures |= {metric.name: getattr(profile, metric.name) for metric in METRICS}
 
 
 def _profiler(context: StageContext) -> Any:
@@ -144,9 +148,9 @@ def _whole(scratch: str, free: int) -> Iterator[None]:
         ) from error
 
 
-@settled(collect=False)  # a full collection inside would cost as much as the process is large
-def profile_window(context: StageContext) -> dict[str, Any]:
-    """Run the bounded window, write trace.json.gz and the tables, and return the profile's figures.
+@frozen_garbage_collector(collect=False)  # a full collection inside would cost as much as the process is large
+def profile_window(context: StageContext) -> Profile:
+    """Run the bounded window, write trace.json.gz and the tables, and return the block `profile`.
 
     Raises `StageError` where the trace holds no kernel (CUDA) or no operator (CPU), with the cause where the profiler
     gave one.
@@ -189,28 +193,21 @@ def profile_window(context: StageContext) -> dict[str, Any]:
             raise StageError(empty)
         with costs.of("tables"):
             write_tables(context.out_dir, trace, with_kernels=cuda)
-            summary = profile_summary(trace, clean_step_ms=figures_of(context.result.samples, ()).tpot_ms)
+            profile = profile_summary(trace, clean_step_ms=figures_of(context.result.samples, ())["tpot_ms"])
         with costs.of("write"):
             write_bytes(context.out_dir / "trace.json.gz", packed.data())
     done = time.perf_counter()
-    # A window that starts late holds no whole phase.
-    whole = cuda and window.start_token == 0
-    for name, phase in summary["phases"].items():
-        phase["event_ms_profiled"] = events.get(name) if whole else None
-    return {
-        **summary,
-        "window": {
-            "pages": len(paths),
-            "start_token": window.start_token,
-            "decode_tokens": window.decode_tokens,
-        },
-        "window_s_profiled": costs.window,
-        "profiler_load_s": loaded - begin,
-        "profiler_unload_s": unloaded - unloading if cupti.ends else None,
-        "stage_cost_s": done - loaded - (unloaded - unloading),
-        "stage_costs_s": asdict(costs),
-        "trace_bytes": len(raw),
-    }
+    if cuda and window.start_token == 0:  # a window that starts late holds no whole phase
+        for name, phase in profile.phases.items():
+            phase.event_ms_profiled = events.get(name)
+    profile.window = ProfiledWindow(len(paths), window.start_token, window.decode_tokens)
+    profile.window_s_profiled = costs.window
+    profile.profiler_load_s = loaded - begin
+    profile.profiler_unload_s = unloaded - unloading if cupti.ends else None
+    profile.stage_cost_s = done - loaded - (unloaded - unloading)
+    profile.stage_costs_s = asdict(costs)
+    profile.trace_bytes = len(raw)
+    return profile
 
 
 def plugin() -> StagePlugin:
@@ -219,6 +216,10 @@ def plugin() -> StagePlugin:
         "torch_profiler",
         options=TorchProfilerOptions,
         output=True,
+        metrics=METRICS,
+        files=FILES,
+        blocks={"profile": Profile},
+        report=profile_section,
         legacy=LEGACY,
         run=_run,
     )

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from pytest_llmprof.measure.hardware import Peaks
 from pytest_llmprof.models.base import Costs, PhaseCost
-from pytest_llmprof.stages.runner import Sample
+from pytest_llmprof.records.metrics import Sample
+from pytest_llmprof.stages.static_analysis.records import PeakTable
 from pytest_llmprof.stages.static_analysis.roofline import figures, phase_roofs
 
-PEAKS = Peaks(flops=100e9, bandwidth=10e9, kind="float32", source="mine", reason=None)
+PEAKS = PeakTable(flops=100e9, bandwidth=10e9, kind="float32", source="mine", reason=None)
 
 
 def sample(batch: int, round_: int, **phases: float) -> Sample:
@@ -52,7 +52,7 @@ def test_batches_are_summed_each_at_its_median_over_rounds() -> None:
 
 
 def test_without_peaks_there_are_only_flops_and_bytes() -> None:
-    none = Peaks(None, None, "float32", None, "it ran on a CPU")
+    none = PeakTable(None, None, "float32", None, "it ran on a CPU")
     roofs = phase_roofs({0: costs(decode=(10, 5))}, [sample(0, 0, decode=1.0)], none)
     roof = roofs["decode"]
     assert (roof.flops, roof.bytes, roof.intensity, roof.ms) == (10, 5, 2.0, 1.0)
@@ -62,7 +62,7 @@ def test_without_peaks_there_are_only_flops_and_bytes() -> None:
 
 
 def test_one_peak_gives_its_half() -> None:
-    half = Peaks(None, 10e9, "fp8", "a table", "the table has no fp8 peak")
+    half = PeakTable(None, 10e9, "fp8", "a table", "the table has no fp8 peak")
     roof = phase_roofs({0: costs(decode=(10, 10_000_000))}, [sample(0, 0, decode=4.0)], half)["decode"]
     assert (roof.mfu, roof.floor_ms, roof.bound, roof.of_floor) == (None, None, None, None)
     assert roof.mbu == pytest.approx(0.25)

@@ -1,0 +1,81 @@
+"""What one test measured, as it travels from the process that ran it to the controller."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from pytest_llmprof.records.stage import StageRecords
+from pytest_llmprof.report.findings import gpu_warnings
+
+if TYPE_CHECKING:
+    import pytest
+
+__all__ = ["Row"]
+
+
+class Row(msgspec.Struct):
+    """A test's line in the summary and its entry in benchmark.json."""
+
+    id: str
+    name: str
+    """The node id without the stage."""
+    stage: str
+    kind: str | None
+    dir: str
+    """The stage directory under the run directory."""
+    values: dict[str, float | None]
+    """Metrics by name."""
+    quality_reason: str | None
+    gpu_warnings: list[str]
+    round_seconds: list[float]
+    params: dict[str, Any]
+    param: str
+    xdist_workers: int | None
+    """Number of workers, where it ran beside others."""
+
+    @classmethod
+    def of(cls, item: pytest.Item, name: str, stage: str, dir: str, records: StageRecords, *, timed: bool) -> Row:
+        """What *item* measured; without rounds where they are not *timed*."""
+        metrics = records.metrics
+        callspec = item.callspec  # type: ignore[attr-defined]
+        worker = getattr(item.config, "workerinput", None)
+        return cls(
+            id=item.nodeid,
+            name=name,
+            stage=stage,
+            kind=metrics.kind,
+            dir=dir,
+            values={**metrics.figures, **(metrics.quality or {})},
+            quality_reason=metrics.quality_reason,
+            gpu_warnings=gpu_warnings(metrics, records.environment),
+            round_seconds=metrics.round_seconds if timed else [],
+            params={name: _param(value) for name, value in callspec.params.items()},
+            param=callspec.id,
+            xdist_workers=None if worker is None else worker["workercount"],
+        )
+
+    @property
+    def extra_info(self) -> dict[str, Any]:
+        """The `extra_info` of pytest-benchmark: the metrics that are known."""
+        known: dict[str, Any] = {name: value for name, value in self.values.items() if value is not None}
+        return known | ({"xdist_workers": self.xdist_workers} if self.xdist_workers is not None else {})
+
+    def encode(self) -> dict[str, Any]:
+        """The row as plain data, which xdist can send."""
+        data: dict[str, Any] = msgspec.to_builtins(self)
+        return data
+
+    @classmethod
+    def decode(cls, data: dict[str, Any]) -> Row:
+        """The row of `encode`."""
+        return msgspec.convert(data, cls)
+
+
+def _param(value: object) -> object:
+    """A parameter as JSON: all but numbers, bools and None becomes text."""
+    if (type(value) is float and math.isfinite(value)) or type(value) in (bool, int, type(None)):
+        return value
+    return str(value).encode("utf-8", "replace").decode()  # JSON has no lone surrogates

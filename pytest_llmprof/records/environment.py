@@ -1,0 +1,86 @@
+"""environment.json: where a result was measured. The host's name and its users stay out."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+__all__ = ["SCHEMA", "Environment", "Git", "Gpu", "Host"]
+
+SCHEMA = 1
+"""Version of environment.json."""
+
+
+class Gpu(Struct, frozen=True):
+    """One GPU at the moment of reading. A part that the driver does not give is null."""
+
+    name: str
+    uuid: str | None
+    driver: str | None = None
+    memory_gib: float | None = None
+    power_limit_w: float | None = None
+    """The power cap in force."""
+    power_default_w: float | None = None
+    sm_clock_mhz: int | None = None
+    memory_clock_mhz: int | None = None
+    sm_clock_max_mhz: int | None = None
+    temperature_c: int | None = None
+    throttle_reasons: tuple[str, ...] | None = None
+    """Why the clocks are below their maximum now (names of nvml.h's clock event reasons)."""
+    throttled: bool | None = None
+    """Whether one of them makes work slower (power cap, heat); idle clocks do not count."""
+    other_processes: int | None = None
+    """Compute processes on the GPU besides this one and its parents, as far as the driver shows them."""
+    mig: bool | None = None
+    energy_mj: int | None = None
+    """The GPU's energy counter in millijoules since the driver was loaded."""
+    throttled_ms: dict[str, float] | None = None
+    """Milliseconds that clocks were held down since the driver was loaded, by cause (power, thermal ...)."""
+
+    @property
+    def shared(self) -> bool | None:
+        """Whether another process used the GPU."""
+        return None if self.other_processes is None else self.other_processes > 0
+
+
+class Host(Struct, frozen=True):
+    """The machine beside the GPU."""
+
+    cpu: str | None = None
+    cores: int | None = None
+    """Logical processors of the machine."""
+    affinity: int | None = None
+    """Logical processors that this process may use."""
+    ram_gib: float | None = None
+    os: str = ""
+    container: str | None = None
+    """What suggests a container: docker, podman, kubernetes, lxc ...; null where nothing does."""
+    torch_threads: int | None = None
+    """torch.get_num_threads(); null where torch is not imported."""
+
+
+class Git(Struct, frozen=True):
+    """The commit of the tested project (pytest's rootdir)."""
+
+    commit: str
+    dirty: bool
+    """Tracked files differ from the commit."""
+
+
+class Environment(Struct, frozen=True, kw_only=True):
+    """All of environment.json."""
+
+    schema: int = SCHEMA
+    python: str = ""
+    versions: dict[str, str | None] = {}
+    cuda: str | None = None
+    """The CUDA (or HIP) version that torch was built for; null on a CPU build or where torch is not imported."""
+    host: Host = Host()
+    git: Git | None = None
+    gpu: Gpu | None = None
+    """Before the first measured round (where a stage has none: at its end). Null for a run on a CPU."""
+    gpu_reason: str | None = None
+    """Why `gpu`, or a part of it, is null."""
+    gpu_after: Gpu | None = None
+    """After the last measured round; null where none was measured."""
+    gpu_throttled_ms: dict[str, float] | None = None
+    """Milliseconds that the GPU's clocks were held down between the two, by cause; null where it is not known."""

@@ -1,0 +1,230 @@
+"""metrics.json: what one test measured in one stage.
+
+Times are milliseconds of the host's clock unless a name says otherwise. A value that cannot be known is null.
+A stage adds blocks of its own beside these fields (`pytest_llmprof.records.stage`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+__all__ = [
+    "SCHEMA",
+    "DatasetInfo",
+    "Energy",
+    "ErrorRecord",
+    "Fingerprint",
+    "GateResult",
+    "Metrics",
+    "ModelInfo",
+    "Peak",
+    "RoundEnergy",
+    "Sample",
+    "Spread",
+]
+
+SCHEMA = 1
+"""Version of metrics.json."""
+
+
+class Sample(Struct, frozen=True):
+    """One page in one round. In a batch, `phases`, `other_ms`, the peaks and `batch_*` are the batch's own."""
+
+    round: int
+    page: str
+    batch_id: int
+    tokens: int
+    """Generated tokens, EOS included."""
+    ttft_ms: float | None
+    """From the decoded image in memory to the first token on the host (preprocess included)."""
+    tpot_ms: float | None
+    """(last - first arrival) / tokens that came after the first arrival; null where none did."""
+    total_ms: float
+    """Until the page's last token was on the host; of the batch's last page, until the model had ended."""
+    other_ms: float
+    """The batch's total less the sum of preprocess, vision, prefill and decode."""
+    phases: dict[str, float]
+    """Milliseconds by phase."""
+    peak_bytes: int | None
+    """Peak device memory of the batch in tensors; null on a CPU."""
+    peak_reserved_bytes: int | None = None
+    """Peak device memory that torch had taken from the GPU during the batch; null on a CPU."""
+    batch_total_ms: float | None = None
+    """Until the batch's last token was on the host and the model had ended; null for a callable."""
+    batch_size: int = 1
+    """Pages in its batch: the last one may have fewer than `infer.batch_size`."""
+    batch_tokens_per_s: float | None = None
+    """Tokens of all rows after their first arrival / time from the first arrival of all to the last."""
+
+
+class Peak(Struct, frozen=True):
+    """The most memory that was in use at once, in bytes."""
+
+    allocated_bytes: int
+    """In tensors."""
+    reserved_bytes: int
+    """Taken from the GPU by the allocator: tensors, what is cached for the next ones, CUDA graphs' pools."""
+
+    def union(self, other: Peak | None) -> Peak:
+        """The higher of both, part by part."""
+        if other is None:
+            return self
+        return Peak(
+            max(self.allocated_bytes, other.allocated_bytes), max(self.reserved_bytes, other.reserved_bytes)
+        )
+
+
+class RoundEnergy(Struct, frozen=True):
+    """The energy of one round."""
+
+    energy_j: float | None
+    span_s: float | None
+    """Seconds between the two readings of the counter: a little more than the round."""
+    reason: str | None
+    """Why `energy_j` is null."""
+
+
+class Energy(Struct):
+    """The GPU's energy counter around the rounds."""
+
+    reason: str | None = None
+    """Why there is no energy at all."""
+    update_s: float | None = None
+    """Seconds between two updates of the counter, as seen."""
+    rounds: list[RoundEnergy] = []
+    """One for each round; empty on a CPU."""
+
+
+class ErrorRecord(Struct):
+    """One error of a test."""
+
+    page: str | None
+    """The page that failed; null where the whole stage did."""
+    error: str
+    """One line."""
+
+
+class Spread(Struct):
+    """What a metric's median hides: over the medians of pages (of batches, for what a batch's pages share)."""
+
+    min: float
+    max: float
+    p50: float
+    p90: float
+    iqr: float | None
+    """The noise: the median over pages of the interquartile range of the rounds; null for a single round."""
+    p99: float | UnsetType = UNSET
+    """Only from 100 pages (or batches) on."""
+
+
+class GateResult(Struct):
+    """A gate and its outcome."""
+
+    name: str
+    limit: str
+    """As it was written, "<=0.05"."""
+    figure: float | None
+    """The measured value; null where it is not applicable."""
+    outcome: str
+    """passed | failed | not applicable"""
+
+
+class ModelInfo(Struct, frozen=True):
+    """Facts about a loaded model."""
+
+    name: str
+    weights: str
+    """checkpoint | embedded | random. Quality is not applicable where it is random."""
+    digest: str
+    """Digest of the weights ("sha256:..." of the files, or "random:<size>:<seed>")."""
+    parameters: int
+    device: str
+    """"cpu" or "cuda:0"."""
+    dtype: str
+    """"float32", "bfloat16" or "float16"."""
+    mode: str
+    engine: str
+    details: dict[str, Any] = {}
+
+
+class DatasetInfo(Struct):
+    """The pages that ran."""
+
+    name: str
+    digest: str
+    pages: int
+
+
+class Fingerprint(Struct):
+    """What must be equal for two results to be of the same work."""
+
+    card: str | None = None
+    """The GPU's name; null on a CPU."""
+    device: str | None = None
+    model: str | None = None
+    """Digest of the weights."""
+    dataset: str | None = None
+    """Digest of the pages."""
+    config: str | None = None
+    """Digest of the configuration."""
+    versions: dict[str, str | None] | None = None
+
+
+class Metrics(Struct, kw_only=True):
+    """All of metrics.json but the stage's own blocks."""
+
+    schema: int = SCHEMA
+    test: str
+    """The test's directory under the run directory."""
+    id: str
+    """pytest's node id."""
+    stage: str
+    kind: str | None
+    """"pages" or "callable"; null where a child under a tool ended before it measured."""
+    status: str
+    """ok | error"""
+    errors: list[ErrorRecord] = []
+    rounds: int = 0
+    warmup: int = 0
+    """Warm-up passes."""
+    pages: int = 0
+    """Pages that were measured."""
+    batch_size: int = 1
+    token_block: int | None = None
+    """Tokens that the engine hands over at a time; null for a callable."""
+    deterministic: bool | None = None
+    """Whether later rounds gave the first one's tokens; null for a single round."""
+    samples: list[Sample] = []
+    round_seconds: list[float] = []
+    """Seconds of each round: the sum of its batches."""
+    phase_peaks: dict[str, Peak] | None = None
+    """Peak memory of each phase in the warm-up; null on a CPU and without a warm-up."""
+    energy: Energy | None = None
+    """Null under a tool."""
+    figures: dict[str, float | None] = {}
+    """By the names of the catalogue."""
+    spread: dict[str, Spread] = {}
+    quality: dict[str, float | None] | None = None
+    """By the names of the catalogue; null for a callable."""
+    quality_reason: str | None = None
+    """Why CER is null; null where it is not."""
+    gates: list[GateResult] = []
+    profiler_ran_before: bool = False
+    """Whether a profiler ran in this process before."""
+    model: ModelInfo | None = None
+    """Null for a callable."""
+    prompt: str | None = None
+    """The full prompt; null for a callable."""
+    dataset: DatasetInfo | None = None
+    """Null for a callable."""
+    callable: str | None = None
+    """The callable's name; null for pages."""
+    fingerprint: Fingerprint = msgspec.field(default_factory=Fingerprint)
+
+    @property
+    def device(self) -> str:
+        """Where it ran, "cpu" or "cuda:0"; empty where it is not known."""
+        return self.fingerprint.device or (self.model.device if self.model else "")

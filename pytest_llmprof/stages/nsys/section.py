@@ -1,0 +1,107 @@
+"""The report's section on a test that ran again under Nsight Systems."""
+
+from __future__ import annotations
+
+from pytest_llmprof.analysis.busy_kernels import busy_kernels_table
+from pytest_llmprof.records.stage import StageRecords
+from pytest_llmprof.report.sections import Section
+from pytest_llmprof.stages.nsys.records import NsysBlock
+from pytest_llmprof.stages.tool_block import TOOL_FILES, not_applied_text, tool_text
+from pytest_llmprof.text.escape import inline
+from pytest_llmprof.text.markdown import percent, table
+from pytest_llmprof.text.numbers import count, number
+
+__all__ = ["FILES", "nsys_section"]
+
+_TITLE = "Nsight Systems"
+FILES = {
+    "phases.md": "phases under the tool",
+    "phases.csv": "the same in full precision",
+    "kernels.md": "kernels, the longest",
+    "kernels.csv": "kernels, all",
+    "nsys.nsys-rep": "the report, for nsys-ui",
+    "nsys.sqlite": "the same as a database",
+    **TOOL_FILES,
+}
+"""What it writes into the stage directory, for the report."""
+
+
+def nsys_section(records: StageRecords) -> Section | None:
+    """Paragraphs and tables; no part where the tool did not run."""
+    block = records.block("nsys", NsysBlock)
+    if block is None:
+        return None
+    parts = [not_applied_text(block)]
+    if block.tool is not None:
+        parts += [_text(block), _gpu(block), _phases(block), _copies(block), busy_kernels_table(block.top_kernels)]
+    return Section(_TITLE, [part for part in parts if part])
+
+
+def _text(block: NsysBlock) -> str:
+    text = tool_text(block, _TITLE)
+    if not block.captures:
+        return text + ".\n"
+    text += f": {count(block.captures, 'capture')}"
+    text += f" of {block.occurrences} asked for" if block.captures != block.occurrences else ""
+    text += f", {number(block.window_ms_profiled)} ms, {count(block.steps or 0, 'decode step')}."
+    return text + " Times here are slowed by the tool; compare shares and counts.\n"
+
+
+def _gpu(block: NsysBlock) -> str:
+    if block.kernels is None:
+        return ""
+    busy = block.gpu_busy_share_profiled
+    rows = [["GPU busy in the capture, under the tool", "" if busy is None else percent(busy)]]
+    rows += [
+        [label, number(value)]
+        for label, value in (
+            ("Kernels a decode step", block.kernels_per_token),
+            ("Launches by the host a decode step", block.host_launches_per_token),
+            ("Device-to-host copies a decode step", block.d2h_copies_per_token),
+            ("Synchronisations a decode step", block.synchronisations_per_token),
+            ("GPU busy a decode step (ms)", block.gpu_busy_ms_per_step_profiled),
+        )
+        if value is not None
+    ]
+    rows += [
+        [label, f"{value or 0:,}"]
+        for label, value in (
+            ("Kernels", block.kernels),
+            ("Kernels that were nodes of a CUDA graph", block.graph_kernels),
+            ("CUDA graph launches", block.graph_launches),
+            ("Synchronisations", block.synchronisations),
+        )
+    ]
+    idle = block.gpu_idle_ms_profiled or {}
+    rows += [[f"GPU idle: {inline(cause)} (ms)", number(value)] for cause, value in idle.items()]
+    return table(["Metric", "Value"], rows)
+
+
+def _phases(block: NsysBlock) -> str:
+    if not block.phases:
+        return ""
+    gpu = block.kernels is not None
+    rows = []
+    for name, phase in block.phases.items():
+        label = f"– {inline(name)}" if phase.parent else inline(name)
+        rows.append([label, str(phase.count), number(phase.host_ms_profiled)])
+        if gpu:
+            counts = (phase.kernels, phase.host_launches, phase.d2h_copies, phase.synchronisations)
+            rows[-1] += [
+                number(phase.gpu_busy_ms_profiled),
+                number(phase.gpu_idle_ms_profiled),
+                "" if phase.gpu_busy_share is None else percent(phase.gpu_busy_share),
+                *(f"{one or 0:,}" for one in counts),
+            ]
+    head = ["Phase ([all](phases.md))", "Times", "Host ms"]
+    if gpu:
+        head += ["GPU busy ms", "GPU idle ms", "GPU busy", "Kernels", "Launches", "D2H copies", "Syncs"]
+    return table(head, rows)
+
+
+def _copies(block: NsysBlock) -> str:
+    rows = [
+        [inline(way), f"{row.count:,}", number(row.bytes / 2**20), number(row.ms)]
+        for way, row in (block.copies or {}).items()
+    ]
+    return table(["Copies", "Count", "MiB", "ms"], rows) if rows else ""

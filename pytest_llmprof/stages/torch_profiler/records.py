@@ -1,0 +1,120 @@
+"""The block `profile` of metrics.json: the profiled window.
+
+Times that the profiler has slowed end in `_profiled`; the others are counts or shares. What is of the GPU is null where
+nothing ran on one.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from pytest_llmprof.analysis.busy_kernels import BusyKernel
+
+__all__ = ["PhaseProfile", "Profile", "ProfiledWindow", "TopKernel", "TopOperator"]
+
+
+class PhaseProfile(Struct):
+    """One phase. Sub-phases are included in their parent."""
+
+    parent: str | None = None
+    count: int = 0
+    """How often it was opened."""
+    host_ms_profiled: float | None = None
+    """Sum of its ranges on the host."""
+    gpu_busy_ms_profiled: float | None = None
+    """Union of the intervals of its kernels."""
+    gpu_span_ms_profiled: float | None = None
+    """From the start of its first kernel to the end of its last one."""
+    gpu_idle_share_profiled: float | None = None
+    """Idle / (idle + busy), slowed launches included (0..1)."""
+    idle_ms_profiled: dict[str, float] | None = None
+    """Time in which the GPU waited for its work, by cause: "launch", "synchronisation", "device"."""
+    kernels: int | None = None
+    host_launches: int | None = None
+    """Kernel and CUDA graph launches by the host."""
+    d2h_copies: int | None = None
+    synchronisations: int | None = None
+    event_ms_profiled: float | None = None
+    """Its time between two CUDA events; null on a CPU and in a window that starts late."""
+
+
+class TopOperator(Struct):
+    """One of the ten operators with the longest self time."""
+
+    name: str
+    kind: str
+    """op | range | runtime"""
+    phase: str
+    count: int
+    self_ms_profiled: float
+    share: float
+    """Of all self time (0..1)."""
+    phase_share: float
+    """Of its phase's self time (0..1)."""
+
+
+class TopKernel(BusyKernel, kw_only=True):
+    """One of the ten busiest kernels."""
+
+    operator: str
+    """The innermost operator around its launch."""
+    phase_share: float
+    """Of its phase's share of the busy time (0..1)."""
+
+
+class ProfiledWindow(Struct):
+    """What was profiled."""
+
+    pages: int
+    start_token: int
+    decode_tokens: int
+
+
+class Profile(Struct, kw_only=True):
+    """All of the block."""
+
+    events: int | None = None
+    """Events in the trace file."""
+    window_ms_profiled: float | None = None
+    """From the first event to the last, host and GPU."""
+    kernels: int | None = None
+    host_launches: int | None = None
+    graph_launches: int | None = None
+    """CUDA graph launches among the host's launches."""
+    copies: dict[str, int] | None = None
+    """Device copies by direction: {"HtoD": 3, "DtoH": 33}."""
+    d2h_copies: int | None = None
+    synchronisations: int | None = None
+    """Times the host waited for the GPU."""
+    steps: int | None = None
+    """`llmprof/step` ranges."""
+    step_ms_profiled: float | None = None
+    """Mean length of a step's range on the host."""
+    host_launches_per_token: float | None = None
+    """Per step, which is a token of each page of the batch; a token ends where the next step begins."""
+    kernels_per_token: float | None = None
+    d2h_copies_per_token: float | None = None
+    synchronisations_per_token: float | None = None
+    gpu_busy_ms_profiled: float | None = None
+    """Union of the kernels' intervals, whole window."""
+    gpu_busy_ms_per_step_profiled: float | None = None
+    """The same of the kernels that steps launched, per step."""
+    gpu_busy_share: float | None = None
+    """gpu_busy_ms_per_step_profiled / TPOT: how busy the GPU is in the measured rounds (kernels hardly slow down under
+    the profiler)."""
+    gpu_idle_share_profiled: float | None = None
+    """Idle / (idle + busy) over the window."""
+    phases: dict[str, PhaseProfile] = {}
+    top_operators: list[TopOperator] = []
+    top_kernels: list[TopKernel] = []
+    window: ProfiledWindow | None = None
+    window_s_profiled: float | None = None
+    profiler_load_s: float | None = None
+    """Seconds of the profiler's first start in this process."""
+    profiler_unload_s: float | None = None
+    stage_cost_s: float | None = None
+    """Seconds that the stage took beyond the measured rounds, without loading and unloading the profiler."""
+    stage_costs_s: dict[str, float] = {}
+    """The same by step."""
+    trace_bytes: int | None = None
+    """Size of the trace before it was compressed."""
