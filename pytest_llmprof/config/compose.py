@@ -6,7 +6,6 @@ marker, command line, with legacy keys below all explicit ones; so where each va
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import re
 import typing
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from pytest_llmprof.config import legacy
 from pytest_llmprof.config.convert import Mismatch, bare, convert
-from pytest_llmprof.config.overrides import Parser, quoted
+from pytest_llmprof.config.overrides import Parser
 from pytest_llmprof.config.presets import Composed, Presets
 from pytest_llmprof.config.provenance import (
     COMMAND_LINE,
@@ -46,7 +45,6 @@ from pytest_llmprof.config.tree import (
     stage_settings,
     unknown,
     with_defaults,
-    without_null_blocks,
 )
 from pytest_llmprof.config.trees import ConfigTrees, open_trees
 from pytest_llmprof.config.validate import Checker, show_value
@@ -83,14 +81,22 @@ class Composition:
     """One composed configuration, before it is set to a test."""
 
     config: DictConfig
+    """Its block `llmprof` is that of the test it is set to."""
     choices: Mapping[str, str]
     presets: Composed | None = None
-    chosen: Mapping[str, Choice] = field(default_factory=dict)
-    """Presets that somebody chose, by key of the defaults list."""
     origins: Mapping[str, Assignment] = field(default_factory=dict)
     """Keys that somebody set, the winner of each."""
     by_default: str = "by default"
     """Where a value was set that neither a preset nor a key set."""
+    set_in: Mapping[str, str] = field(default_factory=dict)
+    """Where each `save_dir` was set, by its key."""
+
+    @cached_property
+    def written(self) -> dict[str, Any]:
+        """The configuration as plain data, with its interpolations."""
+        from omegaconf import OmegaConf
+
+        return typing.cast("dict[str, Any]", OmegaConf.to_container(self.config, resolve=False))
 
     def source(self, path: str) -> Source | None:
         """Who set *path*: a key there or above it, else the chosen preset that has it."""
@@ -101,23 +107,17 @@ class Composition:
                 return one.source
         return self.presets.origin(path) if self.presets is not None else None
 
+    def comment(self, path: str) -> str:
+        """Who set *path*, for the configuration that is shown; "" where it is as packaged."""
+        source = self.source(path)
+        return source.comment if source is not None else ""
+
     def where(self, path: str) -> str:
         """Where *path* was set, for errors."""
         one = self.origins.get(path)
         source = self.source(path)
         written = f" as {one.written}" if one is not None and one.written else ""
         return (source.where if source is not None else self.by_default) + written
-
-    @cached_property
-    def set_in(self) -> Mapping[str, str]:
-        """Where each `save_dir` was set, by its key."""
-        outputs = [
-            f"pipeline.{stage}.output.{kind}.save_dir"
-            for stage, block in self.config.pipeline.items()
-            for kind in block.get("output", {})
-            if kind != "extra"
-        ]
-        return {path: self.where(path) for path in outputs}
 
 
 @dataclass
@@ -162,30 +162,14 @@ class Composer:
     def show(self) -> str:
         """The session's configuration as YAML, resolved, with a comment on each value that somebody set."""
         composition = self._compose((), "")
-        return to_yaml(escaped(plain(self._resolved(composition, *PLACEHOLDERS))), self._comments(composition))
+        return to_yaml(escaped(plain(self._resolved(composition, *PLACEHOLDERS))), composition.comment)
 
     def saved(self) -> str:
         """The same to be saved: what depends on the test is not resolved, so any test can use it."""
         composition = self._compose((), "")
         saved = self._to_save(composition, self._resolved(composition, *PLACEHOLDERS))
         node = dict.fromkeys(("test", "stage"), MISSING_VALUE)
-        return to_yaml({**saved, "llmprof": node}, self._comments(composition))
-
-    def _comments(self, composition: Composition) -> typing.Callable[[str], str | None]:
-        """Says of a key who set it; None for what is as packaged."""
-        notable = [
-            key
-            for key, option in composition.choices.items()
-            if key in composition.chosen or not self._trees.is_ours(key, option)
-        ]
-
-        def comment(path: str) -> str | None:
-            if path in composition.origins:
-                return composition.origins[path].source.comment
-            source = composition.presets.origin(path, notable) if composition.presets is not None else None
-            return source.comment if source is not None else None
-
-        return comment
+        return to_yaml({**saved, "llmprof": node}, composition.comment)
 
     @property
     def legacy_keys(self) -> tuple[str, ...]:
@@ -222,13 +206,16 @@ class Composer:
         below = _Layer()
         trees = self._trees
         if trees.user_source is not None:
-            body = without_null_blocks(self.root, trees.user_body)
+            body = dict(trees.user_body)
             node = body.get("llmprof")
             if isinstance(node, Mapping) and {"test", "stage"} <= set(node):
                 # A saved config.yaml can serve as a configuration: its test and stage were another run's.
                 body["llmprof"] = {key: value for key, value in node.items() if key not in ("test", "stage")}
                 body = per_test(body) if (node["test"], node["stage"]) == PLACEHOLDERS else body
-            below.assignments = flatten(self.root, "", body, trees.user_source)
+            for one in flatten(self.root, "", body, trees.user_source):
+                # A section whose keys are all commented out reads as null: it sets nothing.
+                if one.value is not None or not is_block(find(self.root, one.path)):
+                    below.assignments.append(one)
         assignments, choices = self._parser.parse(self.sources.ini_overrides, INI)
         below.assignments += assignments
         below.choices += choices
@@ -257,10 +244,9 @@ class Composer:
 
         choices = [*below.choices, *middle.choices, *above.choices]
         chosen = {one.key: one for one in sorted(choices, key=lambda one: (one.source.rank, not one.short))}
-        texts = sorted(f"{'+' if one.append else ''}{one.key}={quoted(one.option)}" for one in chosen.values())
-        presets = self.presets.compose(tuple(texts))
+        presets = self.presets.compose(chosen.values())
         for choice in middle.choices:
-            if presets.origin("stages", (choice.key,)) is not None:
+            if presets.origin("stages", choice.key) is not None:
                 _refuse_stages(f"stages of the preset {choice.key}={choice.option}", choice.source.where)
         content = OmegaConf.to_container(presets.config, resolve=False)
         assert isinstance(content, dict)
@@ -280,7 +266,10 @@ class Composer:
                 ) from None
             origins[one.path] = one
         self._legacy_used.update(dict.fromkeys(f"{one.written} (use {one.path})" for one in mapped))
-        return Composition(config, presets.choices, presets, chosen, origins)
+        composition = Composition(config, presets.choices, presets, origins)
+        save_dirs = [path for path in known_paths(self.root) if path.endswith(".save_dir")]
+        composition.set_in = {path: composition.where(path) for path in save_dirs}
+        return composition
 
     def _check_presets(self, content: dict[Any, Any], presets: Composed) -> list[Assignment]:
         """Reject unknown keys in presets; take legacy keys out of *content* and give them as assignments."""
@@ -382,10 +371,9 @@ class Composer:
         from omegaconf import OmegaConf
         from omegaconf.errors import OmegaConfBaseException
 
-        config = copy.deepcopy(composition.config)
-        OmegaConf.update(config, "llmprof", {"test": test, "stage": stage}, merge=False, force_add=True)
+        OmegaConf.update(composition.config, "llmprof", {"test": test, "stage": stage}, merge=False, force_add=True)
         try:
-            content = OmegaConf.to_container(config, resolve=True)
+            content = OmegaConf.to_container(composition.config, resolve=True)
         except OmegaConfBaseException as error:
             path = str(error.full_key or "")
             text = " ".join(str(error.msg or error).split("\n")[0].split())
@@ -409,9 +397,7 @@ class Composer:
 
     def _to_save(self, composition: Composition, values: Any) -> dict[str, Any]:
         """*values* as plain data to be saved, without the test and its stage."""
-        from omegaconf import OmegaConf
-
-        raw = typing.cast("dict[str, Any]", OmegaConf.to_container(composition.config, resolve=False))
+        raw = composition.written
         # These are made absolute: as they are written they would be relative to another directory.
         absolute = {"model": raw["model"] | {"path": None}, "dataset": raw["dataset"] | {"root": None, "subset": None}}
         saved = with_interpolations(plain(values), raw | absolute, raw)

@@ -11,13 +11,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_llmprof.config.presets import Presets
+from pytest_llmprof.config.presets import Presets, quoted
 from pytest_llmprof.config.provenance import Assignment, Choice, Source, flatten
 from pytest_llmprof.config.registry import Registry
 from pytest_llmprof.config.tree import find, why_no_output
 from pytest_llmprof.errors import ConfigError, nearest
 
-__all__ = ["Parser", "quoted"]
+__all__ = ["Parser"]
 
 _KEY = re.compile(r"(\+\+|\+)?[A-Za-z_][\w./@$-]*")
 _QUOTED = r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\""""
@@ -28,13 +28,6 @@ _LITERALS = tuple(
     re.compile(rf"{_QUOTED}|({before}){_NUMBER}", re.IGNORECASE)
     for before in (r"[\[,]\s*|[{,]\s*[\w.$/-]+\s*:\s*", r"[\[,]\s*")
 )
-
-
-def quoted(text: str) -> str:
-    """*text* as a quoted value of an override, which Hydra reads back unchanged."""
-    inner = re.sub(r"(\\*)'", lambda match: match[1] * 2 + "\\'", text)
-    trailing = len(inner) - len(inner.rstrip("\\"))
-    return "'" + inner + "\\" * trailing + "'"
 
 
 def _example(text: str, source: Source) -> str:

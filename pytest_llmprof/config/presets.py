@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmprof.config.provenance import Source, preset
+from pytest_llmprof.config.provenance import Choice, Source, preset
 from pytest_llmprof.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["ROOT_NAME", "USER_NAME", "Composed", "Presets"]
+__all__ = ["ROOT_NAME", "USER_NAME", "Composed", "Presets", "listed_choices", "quoted"]
 
 ROOT_NAME = "llmprof_root"
 """The name of our root, which a user's own config.yaml lists in its defaults."""
@@ -34,10 +34,10 @@ class Composed:
     layers: Sequence[tuple[str, Mapping[str, Any], Source]]
     """(key of `choices`, keys from the root down, who sets them) of each preset file, the strongest first."""
 
-    def origin(self, path: str, choices: Collection[str] | None = None) -> Source | None:
-        """Which preset sets *path* (or a key above or below it); *choices*: only a preset of these keys."""
+    def origin(self, path: str, choice: str | None = None) -> Source | None:
+        """Which preset sets *path* (or a key above or below it); *choice*: only the preset of this key."""
         for key, body, source in self.layers:
-            if (choices is None or key in choices) and _mentions(body, path):
+            if choice in (None, key) and _mentions(body, path):
                 return source
         return None
 
@@ -94,13 +94,15 @@ class Presets:
         """The keys of the defaults lists, `group` or `group@package`."""
         return frozenset(self.compose(()).choices)
 
-    def compose(self, overrides: tuple[str, ...]) -> Composed:
-        """Compose with the presets that *overrides* choose; each set of them once. Raises `ConfigError`."""
-        if overrides not in self._composed:
-            self._composed[overrides] = self._compose(overrides)
-        return self._composed[overrides]
+    def compose(self, chosen: Iterable[Choice]) -> Composed:
+        """Compose with the presets that somebody chose; each set of them once. Raises `ConfigError`."""
+        overrides = {f"{'+' if one.append else ''}{one.key}={quoted(one.option)}": one.key for one in chosen}
+        key = tuple(sorted(overrides))
+        if key not in self._composed:
+            self._composed[key] = self._compose(key, set(overrides.values()))
+        return self._composed[key]
 
-    def _compose(self, overrides: tuple[str, ...]) -> Composed:
+    def _compose(self, overrides: Sequence[str], chosen: Collection[str]) -> Composed:
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
 
@@ -118,9 +120,12 @@ class Presets:
             self._raise_missing(str(error))
             text = " ".join(str(error).split()) or type(error).__name__
             raise ConfigError(f"the presets don't compose: {text}") from None
-        sources = {
-            key: preset(key, option, self.file(key.partition("@")[0], option)) for key, option in choices.items()
-        }
+        packaged = listed_choices(self.roots[ROOT_NAME]["defaults"])
+        sources = {}
+        for key, option in choices.items():
+            file = self.file(key.partition("@")[0], option)
+            ours = packaged.get(key) == option and file is not None and file.is_relative_to(self.directories[-1])
+            sources[key] = preset(key, option, file, as_packaged=ours and key not in chosen)
         layers = [(key, body, sources[key]) for key, body in reversed(found) if key]
         return Composed(config, choices, layers)
 
@@ -148,9 +153,21 @@ class Presets:
                 f"{group} has {', '.join(there)}"
             )
 
-    def root_body(self) -> Mapping[str, Any]:
-        """The keys of our root, without its defaults list."""
-        return {key: value for key, value in self.roots[ROOT_NAME].items() if key != "defaults"}
+
+def quoted(text: str) -> str:
+    """*text* as a quoted value of an override, which Hydra reads back unchanged."""
+    inner = re.sub(r"(\\*)'", lambda match: match[1] * 2 + "\\'", text)
+    trailing = len(inner) - len(inner.rstrip("\\"))
+    return "'" + inner + "\\" * trailing + "'"
+
+
+def listed_choices(defaults: Any) -> dict[str, Any]:
+    """Key -> preset of a defaults list; a key is `group` or `group@package`."""
+    found = {}
+    for entry in defaults:
+        for key, option in entry.items() if isinstance(entry, Mapping) else ():
+            found[str(key).removeprefix("optional ").removeprefix("override ").strip().lstrip("/")] = option
+    return found
 
 
 def _mentions(body: Any, path: str) -> bool:

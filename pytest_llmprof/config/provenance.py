@@ -30,7 +30,7 @@ class Source:
 
     rank: int
     comment: str
-    """For the configuration that is shown: "command line"."""
+    """For the configuration that is shown: "command line"; "" for none."""
     where: str
     """For errors: "on the command line"."""
 
@@ -57,10 +57,10 @@ def config_file(path: Path) -> Source:
     return Source(0, str(path), f"in {path}")
 
 
-def preset(key: str, option: str, path: Path | None) -> Source:
-    """A preset's file: below all explicit keys."""
+def preset(key: str, option: str, path: Path | None, *, as_packaged: bool) -> Source:
+    """A preset's file: below all explicit keys. *as_packaged*: nobody chose or changed it."""
     file = f" ({path})" if path is not None else ""
-    return Source(-1, f"preset {key}={option}", f"in preset {key}={option}{file}")
+    return Source(-1, "" if as_packaged else f"preset {key}={option}", f"in preset {key}={option}{file}")
 
 
 @dataclass(frozen=True)

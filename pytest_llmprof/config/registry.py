@@ -51,11 +51,9 @@ class DatasetSpec(Protocol):
     def config_dir(self) -> Path | None: ...
 
 
-class ModelSpec(Protocol):
+class ModelSpec(DatasetSpec, Protocol):
     """A model as the configuration sees it: `model.name` and `pipeline.<stage>.output.extra.<name>`."""
 
-    @property
-    def name(self) -> str: ...
     @property
     def modes(self) -> tuple[str, ...]: ...
     @property
@@ -64,11 +62,9 @@ class ModelSpec(Protocol):
     def extra(self) -> type | None: ...
     @property
     def check_extra(self) -> Check | None: ...
-    @property
-    def config_dir(self) -> Path | None: ...
 
 
-_Plugin = TypeVar("_Plugin", bound=ModelSpec | StageSpec | DatasetSpec)
+_Plugin = TypeVar("_Plugin", bound=StageSpec | DatasetSpec)
 
 
 def _by_name(kind: str, plugins: Iterable[_Plugin]) -> Mapping[str, _Plugin]:
@@ -124,12 +120,10 @@ class Registry:
     @property
     def config_dirs(self) -> tuple[Path, ...]:
         """The plugins' own configuration trees, each once."""
-        plugins: tuple[ModelSpec | StageSpec | DatasetSpec, ...] = (
-            *self.models.values(),
-            *self.stages.values(),
-            *self.datasets.values(),
-        )
-        return tuple(dict.fromkeys(one.config_dir for one in plugins if one.config_dir is not None))
+        found = [one.config_dir for one in self.models.values()]
+        found += [one.config_dir for one in self.stages.values()]
+        found += [one.config_dir for one in self.datasets.values()]
+        return tuple(dict.fromkeys(path for path in found if path is not None))
 
     @property
     def legacy_keys(self) -> Mapping[str, str]:

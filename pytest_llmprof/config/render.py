@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import enum
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,7 @@ __all__ = ["PLACEHOLDERS", "escaped", "per_test", "plain", "to_yaml", "with_inte
 PLACEHOLDERS = ("<test>", "<stage>")
 """What stands for a test and its stage where the session's configuration is checked and shown."""
 
-# Texts that PyYAML leaves bare and other readers (OmegaConf's among them) take for numbers.
-_SIMPLE = re.compile(r"[A-Za-z_][\w./-]*", re.ASCII)
-_WORDS = {"true", "false", "yes", "no", "on", "off", "null", "y", "n"}
+# Texts that PyYAML leaves without quotes and other readers (OmegaConf's among them) take for numbers.
 _NUMBER_LIKE = re.compile(r"[-+]?[\d_.]+([eE][-+]?\d+)?")
 
 
@@ -84,45 +82,46 @@ def _depends_on_test(text: str, config: Mapping[str, Any]) -> bool:
     return False
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether PyYAML writes it on one line and every reader takes it for what it is."""
-    if isinstance(value, str):
-        return value.isprintable() and not _NUMBER_LIKE.fullmatch(value)
-    if isinstance(value, Mapping):
-        return all(_is_plain(item) for pair in value.items() for item in pair)
-    return not isinstance(value, list) or all(map(_is_plain, value))
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
+    """Each value on one line; a text that some reader takes for a number, or that is not printable, in quotes."""
+
+    def represent_text(self, value: str) -> Any:
+        bare = value.isprintable() and not _NUMBER_LIKE.fullmatch(value)
+        return self.represent_scalar("tag:yaml.org,2002:str", value, style=None if bare else '"')
 
 
-def _scalar(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, int) or (
-        isinstance(value, str) and _SIMPLE.fullmatch(value) and value.lower() not in _WORDS
-    ):
-        return str(value)
-    if not _is_plain(value):  # JSON is YAML too, with every text in quotes
-        return json.dumps(value, ensure_ascii=True)
+_Dumper.add_representer(str, _Dumper.represent_text)
+
+
+def _flow(value: Any) -> str:
+    return _dumped(value) if isinstance(value, (list, dict)) else _scalar(value)
+
+
+def _dumped(value: Any) -> str:
     # Too wide to be folded: a value stays on its line.
-    text: str = yaml.safe_dump(
-        value, default_flow_style=True, allow_unicode=True, sort_keys=False, width=10**6
+    text: str = yaml.dump(
+        value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=10**6, sort_keys=False
     )
     return text.removesuffix("\n").removesuffix("\n...")
 
 
-def to_yaml(data: Mapping[str, Any], comment: Callable[[str], str | None] = lambda path: None) -> str:
+_scalar = lru_cache(maxsize=1024, typed=True)(_dumped)
+
+
+def to_yaml(data: Mapping[str, Any], comment: Callable[[str], str] = lambda path: "") -> str:
     """*data* as YAML in its own order, lists on one line; *comment* gives a leaf's trailing comment."""
     lines: list[str] = []
 
     def write(block: Mapping[str, Any], prefix: str, indent: str) -> None:
         for name, value in block.items():
             path = f"{prefix}.{name}" if prefix else name
-            key = _scalar(name)
+            key = _flow(name)
             if isinstance(value, Mapping) and value:
                 lines.append(f"{indent}{key}:")
                 write(value, path, indent + "  ")
                 continue
             note = comment(path)
-            lines.append(f"{indent}{key}: {_scalar(value)}" + (f"  # {note}" if note else ""))
+            lines.append(f"{indent}{key}: {_flow(value)}" + (f"  # {note}" if note else ""))
 
     write(data, "", "")
     return "\n".join(lines) + "\n"

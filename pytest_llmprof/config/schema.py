@@ -67,7 +67,7 @@ class InferSettings:
 
     prompt: Annotated[str, Meta(pattern=r"\S", description="markdown, free or a prompt's text")] = "markdown"
     """A prompt's name (markdown | free) or the prompt's whole text."""
-    max_new_tokens: Positive = 8192
+    max_new_tokens: Positive = ModelSettings.max_new_tokens
     """At most this many generated tokens a page, EOS included."""
     no_repeat_ngram_size: Count = 35
     """An n-gram of this size is never generated twice; 0 turns it off."""

@@ -42,7 +42,6 @@ __all__ = [
     "unknown",
     "why_no_output",
     "with_defaults",
-    "without_null_blocks",
 ]
 
 MISSING_VALUE = "???"
@@ -219,17 +218,6 @@ def with_defaults(block: Any, value: Mapping[Any, Any], default: Any = None) -> 
             found[name] = with_defaults(child, value.get(name) or {}, getattr(default, name))
         elif name not in found:
             found[name] = plain(getattr(default, name))
-    return found
-
-
-def without_null_blocks(root: Any, body: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """*body* without blocks that are null: a YAML section whose keys are all commented out sets nothing."""
-    found = {}
-    for name, value in body.items():
-        path = f"{prefix}.{name}" if prefix else str(name)
-        if is_block(find(root, path)) and value is None:
-            continue
-        found[name] = without_null_blocks(root, value, path) if isinstance(value, Mapping) else value
     return found
 
 

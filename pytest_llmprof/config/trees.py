@@ -9,7 +9,7 @@ from typing import Any
 
 from pytest_llmprof.config.files import check_defaults, read_keys
 from pytest_llmprof.config.paths import absolute, conf_dir
-from pytest_llmprof.config.presets import ROOT_NAME, USER_NAME, Presets
+from pytest_llmprof.config.presets import ROOT_NAME, USER_NAME, Presets, listed_choices
 from pytest_llmprof.config.provenance import Source, config_file
 from pytest_llmprof.config.registry import Registry
 from pytest_llmprof.errors import ConfigError
@@ -30,13 +30,6 @@ class ConfigTrees:
     """The keys of the user's config.yaml, without its defaults list."""
     user_source: Source | None = None
     """The user's config.yaml; None where there is none."""
-
-    def is_ours(self, key: str, option: str) -> bool:
-        """Whether a chosen preset is the packaged root's own choice, from the packaged tree."""
-        file = self.presets.file(key.partition("@")[0], option)
-        packaged = self.presets.directories[-1]
-        ours = _choices(self.presets.roots[ROOT_NAME]["defaults"])
-        return ours.get(key) == option and file is not None and file.is_relative_to(packaged)
 
 
 def open_trees(config_dir: Path | None, invocation_dir: Path, registry: Registry) -> ConfigTrees:
@@ -105,15 +98,6 @@ def _check_names(path: Path, config_dir: Path, groups: Collection[str]) -> None:
         )
 
 
-def _choices(defaults: Any) -> dict[str, Any]:
-    """Key -> preset of a defaults list; a key is `group` or `group@package`."""
-    found = {}
-    for entry in defaults:
-        for key, option in entry.items() if isinstance(entry, Mapping) else ():
-            found[str(key).removeprefix("optional ").removeprefix("override ").strip().lstrip("/")] = option
-    return found
-
-
 def _check_user_defaults(file: Path, defaults: Any, mount: str) -> None:
     """Raise for mistakes in the user's defaults list that Hydra would take for something else."""
     check_defaults(file, defaults)
@@ -122,7 +106,7 @@ def _check_user_defaults(file: Path, defaults: Any, mount: str) -> None:
             f"{file}: its defaults list names config, which is this file itself; "
             f"to build on the packaged root write defaults: [{ROOT_NAME}, _self_]"
         )
-    for key, option in _choices(defaults).items():
+    for key, option in listed_choices(defaults).items():
         if key.endswith(_OUTPUT):
             raise ConfigError(
                 f"{file}: its defaults list names {key} without a mount; write override {key}@{mount}: {option}"
@@ -131,7 +115,7 @@ def _check_user_defaults(file: Path, defaults: Any, mount: str) -> None:
 
 def _with_mounts(defaults: Any, registry: Registry) -> list[Any]:
     """The packaged *defaults* with the mounts of the registered stages and models, and of no others."""
-    packaged = _choices(defaults)
+    packaged = listed_choices(defaults)
     models = [model.name for model in registry.models.values() if model.extra is not None]
     keys = []
     for stage in registry.stages.values():
@@ -142,6 +126,6 @@ def _with_mounts(defaults: Any, registry: Registry) -> list[Any]:
     order = [*packaged, *(key.removeprefix("optional ") for key in keys)]
     keys.sort(key=lambda key: order.index(key.removeprefix("optional ")))
     mounts = [{key: packaged.get(key.removeprefix("optional "), "default")} for key in keys]
-    others = [entry for entry in defaults if not any("pipeline" in key for key in _choices([entry]))]
+    others = [entry for entry in defaults if not any("pipeline" in key for key in listed_choices([entry]))]
     position = others.index("_self_") if "_self_" in others else len(others)
     return [*others[:position], *mounts, *others[position:]]

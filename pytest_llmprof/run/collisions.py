@@ -7,8 +7,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pytest_llmprof.config.overrides import quoted
 from pytest_llmprof.config.paths import with_part
+from pytest_llmprof.config.presets import quoted
 from pytest_llmprof.config.schema import Settings
 from pytest_llmprof.run.artifacts import Artifacts, output_dirs
 
