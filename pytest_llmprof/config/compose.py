@@ -120,12 +120,6 @@ class Composition:
         return (source.where if source is not None else self.by_default) + written
 
 
-@dataclass
-class _Layer:
-    assignments: list[Assignment] = field(default_factory=list)
-    choices: list[Choice] = field(default_factory=list)
-
-
 class Composer:
     """The configuration of one pytest session. Cheap to make; composes when first asked.
 
@@ -176,10 +170,6 @@ class Composer:
         """The legacy keys used so far, in the session or by a marker: "outputs.x (use pipeline...)"."""
         return tuple(self._legacy_used)
 
-    def legacy_message(self) -> str | None:
-        """One text naming each legacy key used so far, in the session or by a marker; None where none was."""
-        return legacy.message(self._legacy_used)
-
     @property
     def presets(self) -> Presets:
         """The presets of the session's configuration trees."""
@@ -196,14 +186,17 @@ class Composer:
         """The tree of all keys."""
         return root_block(self.registry, self._trees.stages)
 
+    def _node(self, path: str) -> Any:
+        return find(self.root, path)
+
     @cached_property
     def _parser(self) -> Parser:
         return Parser(self.root, self.presets, self.registry)
 
     @cached_property
-    def _session_layers(self) -> tuple[_Layer, _Layer]:
-        """(config file and ini, command line): below and above a marker."""
-        below = _Layer()
+    def _given(self) -> tuple[list[Assignment], list[Choice]]:
+        """What the user's config.yaml, the ini file and the command line set; the sources say which is stronger."""
+        assignments: list[Assignment] = []
         trees = self._trees
         if trees.user_source is not None:
             body = dict(trees.user_body)
@@ -212,19 +205,17 @@ class Composer:
                 # A saved config.yaml can serve as a configuration: its test and stage were another run's.
                 body["llmprof"] = {key: value for key, value in node.items() if key not in ("test", "stage")}
                 body = per_test(body) if (node["test"], node["stage"]) == PLACEHOLDERS else body
-            for one in flatten(self.root, "", body, trees.user_source):
-                # A section whose keys are all commented out reads as null: it sets nothing.
-                if one.value is not None or not is_block(find(self.root, one.path)):
-                    below.assignments.append(one)
-        assignments, choices = self._parser.parse(self.sources.ini_overrides, INI)
-        below.assignments += assignments
-        below.choices += choices
-        above = _Layer(*self._parser.parse(self.sources.cli_overrides, COMMAND_LINE))
+            set_there = flatten(self.root, "", body, trees.user_source)
+            # A section whose keys are all commented out reads as null: it sets nothing.
+            assignments += [one for one in set_there if one.value is not None or not is_block(self._node(one.path))]
+        ini, ini_choices = self._parser.parse(self.sources.ini_overrides, INI)
+        cli, cli_choices = self._parser.parse(self.sources.cli_overrides, COMMAND_LINE)
+        assignments += [*ini, *cli]
         if self.sources.stages is not None:
             names = [name.strip() for text in self.sources.stages for name in text.split(",")]
-            source, layer = (STAGE_INI, below) if self.sources.stages_from_ini else (STAGE_OPTION, above)
-            layer.assignments.append(Assignment("stages", [name for name in names if name], source))
-        return below, above
+            source = STAGE_INI if self.sources.stages_from_ini else STAGE_OPTION
+            assignments.append(Assignment("stages", [name for name in names if name], source))
+        return assignments, [*ini_choices, *cli_choices]
 
     def _compose(self, overrides: tuple[str, ...], where: str) -> Composition:
         key = (overrides, where if overrides else "")
@@ -236,26 +227,24 @@ class Composer:
         from omegaconf import OmegaConf
         from omegaconf.errors import OmegaConfBaseException
 
-        below, above = self._session_layers
-        middle = _Layer(*self._parser.parse(overrides, marker(where))) if overrides else _Layer()
-        for one in middle.assignments:
+        assignments, choices = self._given
+        marked, marked_choices = self._parser.parse(overrides, marker(where))
+        for one in marked:
             if one.path == "stages":
                 _refuse_stages(f"stages={show_value(one.value)}", one.source.where)
-
-        choices = [*below.choices, *middle.choices, *above.choices]
-        chosen = {one.key: one for one in sorted(choices, key=lambda one: (one.source.rank, not one.short))}
-        presets = self.presets.compose(chosen.values())
-        for choice in middle.choices:
+        rising = sorted([*choices, *marked_choices], key=lambda one: (one.source.rank, not one.short))
+        presets = self.presets.compose({one.key: one for one in rising}.values())
+        for choice in marked_choices:
             if presets.origin("stages", choice.key) is not None:
                 _refuse_stages(f"stages of the preset {choice.key}={choice.option}", choice.source.where)
         content = OmegaConf.to_container(presets.config, resolve=False)
         assert isinstance(content, dict)
         from_presets = self._check_presets(content, presets)
         config = OmegaConf.create(with_defaults(self.root, content))
-        given = [*from_presets, *below.assignments, *middle.assignments, *above.assignments]
+        given = sorted([*from_presets, *assignments, *marked], key=lambda one: one.source.rank)
         mapped, explicit = legacy.split(self.root, self.registry.legacy_keys, given)
         origins: dict[str, Assignment] = {}
-        for one in [*sorted(mapped, key=_rank), *sorted(explicit, key=_rank)]:
+        for one in [*mapped, *explicit]:
             value = self._check_assignment(one)
             try:
                 OmegaConf.update(config, one.path, value, merge=True, force_add=True)
@@ -413,10 +402,6 @@ def _refuse_stages(what: str, where: str) -> NoReturn:
     raise ConfigError(
         f"{what} can't be set {where}: stages are chosen before tests are collected; use --llmprof-stage"
     )
-
-
-def _rank(one: Assignment) -> int:
-    return one.source.rank
 
 
 def _takes_text(hint: Any) -> bool:

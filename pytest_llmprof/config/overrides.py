@@ -172,42 +172,31 @@ def _read(text: str) -> Any:
 
 
 def _parse(text: str, source: Source, root: Any, presets: Presets) -> Any:
+    """What Hydra reads of *text*. Raises `ConfigError` with the form that works where it can't."""
     shown = " ".join(text.split())
+    usual = _example("measure.rounds=5", source)
     if not shown:
-        raise ConfigError(
-            f"an empty override, given {source.where}: write KEY=VALUE, "
-            f"{_example('measure.rounds=5', source)}"
-        )
-    key, equals, value = text.partition("=")
-    key = key.strip()
+        raise ConfigError(f"an empty override, given {source.where}: write KEY=VALUE, {usual}")
+
+    def wrong(why: str) -> ConfigError:
+        return ConfigError(f"override {shown!r}, given {source.where}{why}")
+
+    key, equals, value = (part.strip() for part in text.partition("="))
     if key.startswith("~"):
-        raise ConfigError(
-            f"override {shown!r}, given {source.where}, would delete {key[1:]}: keys can't be deleted; "
-            "set the key to its default, or choose another preset"
+        raise wrong(
+            f", would delete {key[1:]}: keys can't be deleted; set the key to its default, or choose another preset"
         )
     if not equals:
-        raise ConfigError(
-            f"override {shown!r}, given {source.where}, has no '=': write KEY=VALUE, "
-            f"{_example(f'{shown}=VALUE' if _KEY.fullmatch(shown) else 'measure.rounds=5', source)}"
-        )
+        example = _example(f"{shown}=VALUE", source) if _KEY.fullmatch(shown) else usual
+        raise wrong(f", has no '=': write KEY=VALUE, {example}")
     if not _KEY.fullmatch(key):
-        raise ConfigError(
-            f"override {shown!r}, given {source.where}: {key!r} is no key; write KEY=VALUE, "
-            f"{_example('measure.rounds=5', source)}"
-        )
+        raise wrong(f": {key!r} is no key; write KEY=VALUE, {usual}")
     override = _read(text)
     if override is None:
-        mended = _mend(text, source, root, presets)
-        raise ConfigError(f"override {shown!r}, given {source.where}, can't be read: {mended}")
+        raise wrong(f", can't be read: {_mend(text, source, root, presets)}")
     if override.is_sweep_override():
         if "/" in key or "@" in key or presets.options(key.lstrip("+")):
-            raise ConfigError(
-                f"override {shown!r}, given {source.where}, has several values: {_one_of_group(key, presets, source)}"
-            )
-        as_list = f"{key}=[{value.strip()}]"
-        fixed = f"{key}={quoted(value.strip())}"
-        raise ConfigError(
-            f"override {shown!r}, given {source.where}, has several values: "
-            f"for one text quote it, {_example(fixed, source)}; for a list, {_example(as_list, source)}"
-        )
+            raise wrong(f", has several values: {_one_of_group(key, presets, source)}")
+        one, several = (_example(f"{key}={form}", source) for form in (quoted(value), f"[{value}]"))
+        raise wrong(f", has several values: for one text quote it, {one}; for a list, {several}")
     return override

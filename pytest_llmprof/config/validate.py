@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
@@ -56,8 +56,7 @@ class Checker:
         names = error.allowed.removeprefix("one of ").split(", ") if error.allowed.startswith("one of ") else ()
         self.refuse(error.key, error.value, error.allowed, names)
 
-    def _name(self, path: str, value: str, names: Iterable[str], what: str) -> None:
-        names = tuple(names)
+    def _name(self, path: str, value: str, names: Collection[str], what: str) -> None:
         if value not in names:
             self.refuse(path, value, f"{what}: {', '.join(names)}", names)
 
@@ -82,10 +81,7 @@ class Checker:
             )
         if _has_placeholder(model.path):
             return model
-        base = self.base("model.path")
-        if not is_local(model.path, base):
-            if not is_hub_id(model.path):
-                self._missing("model.path", model.path, absolute(model.path, base))
+        if is_hub_id(model.path) and not is_local(model.path, self.base("model.path")):
             return model
         path = self._directory("model.path", model.path)
         if model.revision is not None:
@@ -101,17 +97,11 @@ class Checker:
         if dataset.root is not None and not _has_placeholder(dataset.root):
             dataset = replace(dataset, root=str(self._directory("dataset.root", dataset.root)))
         if isinstance(dataset.subset, str) and not _has_placeholder(dataset.subset):
-            path = absolute(dataset.subset, self.base("dataset.subset"))
-            if not path.exists():
-                self._missing("dataset.subset", dataset.subset, path)
+            path = self._existing("dataset.subset", dataset.subset)
             if not path.is_file():
-                where = self.where("dataset.subset")
-                raise ConfigError(f"dataset.subset={dataset.subset}: {path} is not a file, set {where}")
+                self._wrong_path("dataset.subset", dataset.subset, f"{path} is not a file")
             if not path.read_bytes().strip():
-                raise ConfigError(
-                    f"dataset.subset={dataset.subset}: {path} is empty, set {self.where('dataset.subset')}; "
-                    "write one page name a line"
-                )
+                self._wrong_path("dataset.subset", dataset.subset, f"{path} is empty", "; write one page name a line")
             dataset = replace(dataset, subset=str(path))
         return dataset
 
@@ -139,23 +129,25 @@ class Checker:
                 )
         return tuple(dict.fromkeys(names))
 
-    def _missing(self, key: str, value: str, path: Path) -> NoReturn:
-        raise ConfigError(f"{key}={value}: {path} does not exist, set {self.where(key)}")
+    def _wrong_path(self, key: str, value: str, why: str, hint: str = "") -> NoReturn:
+        raise ConfigError(f"{key}={value}: {why}, set {self.where(key)}{hint}")
 
-    def _directory(self, key: str, value: str) -> Path:
+    def _existing(self, key: str, value: str) -> Path:
         path = absolute(value, self.base(key))
         if not path.exists():
-            self._missing(key, value, path)
+            self._wrong_path(key, value, f"{path} does not exist")
+        return path
+
+    def _directory(self, key: str, value: str) -> Path:
+        path = self._existing(key, value)
         if not path.is_dir():
-            raise ConfigError(f"{key}={value}: {path} is not a directory, set {self.where(key)}")
+            self._wrong_path(key, value, f"{path} is not a directory")
         try:
             empty = next(path.iterdir(), None) is None
         except OSError as error:
-            raise ConfigError(
-                f"{key}={value}: {path} cannot be read ({error.strerror}), set {self.where(key)}"
-            ) from error
+            self._wrong_path(key, value, f"{path} can't be read ({error.strerror})")
         if empty:
-            raise ConfigError(f"{key}={value}: {path} is an empty directory, set {self.where(key)}")
+            self._wrong_path(key, value, f"{path} is an empty directory")
         return path
 
 

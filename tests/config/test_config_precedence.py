@@ -6,6 +6,8 @@ from itertools import combinations
 
 import pytest
 
+from pytest_llmprof.config.legacy import message as legacy_message
+
 STAGE = "pipeline.torch_profiler.output"
 EXTRA = f"{STAGE}.extra.deepseek_ocr"
 SOURCES = ("config", "ini", "mark", "cli")
@@ -197,7 +199,7 @@ def test_legacy_null_is_unset(bench):
     )
     settings = composer.session()
     assert at(settings, f"{EXTRA}.visualization.max_images") == 16
-    assert composer.legacy_message() is None
+    assert legacy_message(composer.legacy_keys) is None
 
 
 def test_legacy_keys_apply_to_torch_profiler_alone(bench):
@@ -217,7 +219,7 @@ def test_legacy_keys_of_a_users_preset(bench):
     bench.write("experiment/old.yaml", "# @package _global_\noutputs:\n  save_predictions: true\n")
     composer = bench.composer("experiment=old")
     assert at(composer.session(), f"{STAGE}.prediction.enable") is True
-    assert "outputs.save_predictions" in composer.legacy_message()
+    assert "outputs.save_predictions" in legacy_message(composer.legacy_keys)
     assert (
         at(bench.settings("experiment=old", f"{STAGE}.prediction.enable=false"), f"{STAGE}.prediction.enable")
         is False
@@ -226,11 +228,11 @@ def test_legacy_keys_of_a_users_preset(bench):
 
 def test_legacy_message_names_each_key_once(bench):
     composer = bench.composer("outputs.save_predictions=true", ini=("outputs.save_predictions=false",))
-    assert composer.legacy_message() is None
+    assert legacy_message(composer.legacy_keys) is None
     composer.session()
     composer.for_test(("output.visualization.enable=false",), "x:1", "t", "torch_profiler")
     composer.for_test(("output.visualization.enable=false",), "x:2", "u", "torch_profiler")
-    message = composer.legacy_message()
+    message = legacy_message(composer.legacy_keys)
     assert "\n" not in message
     assert message.count("outputs.save_predictions") == 1
     assert message.count("output.visualization.enable (use") == 1
@@ -238,7 +240,7 @@ def test_legacy_message_names_each_key_once(bench):
     assert "pipeline.torch_profiler.output.visualization.enable" in message
     quiet = bench.composer("pipeline.torch_profiler.output.prediction.enable=true")
     quiet.session()
-    assert quiet.legacy_message() is None
+    assert legacy_message(quiet.legacy_keys) is None
 
 
 def test_stages_option_ini_and_key(bench):

@@ -21,6 +21,6 @@ class StaticAnalysisOptions:
     """`pipeline.static_analysis.*` beside `enable`."""
 
     peak_tflops: _Peak = None
-    """This card's dense peak for the run's dtype, 1e12 FLOP a second; None = the table's."""
+    """This GPU's dense peak for the run's dtype, 1e12 FLOP a second; None = the table's."""
     bandwidth_gbs: _Peak = None
-    """This card's memory bandwidth, 1e9 bytes a second; None = the table's."""
+    """This GPU's memory bandwidth, 1e9 bytes a second; None = the table's."""
