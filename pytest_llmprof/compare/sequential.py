@@ -123,9 +123,8 @@ def control_differences(before: Sequence[float], after: Sequence[float]) -> list
     The sides are the values of the pairs in their order. Signs alternate from block to block, so that a steady drift
     cancels as it does between A and B. Their interval's half width is what this machine can see.
     """
-    found = []
+    found: list[float] = []
     for block in range(min(len(before), len(after)) // 2):
         sign = 1 if block % 2 == 0 else -1
-        for side in (before, after):
-            found.append(sign * math.log(side[2 * block + 1] / side[2 * block]))
+        found += [sign * math.log(side[2 * block + 1] / side[2 * block]) for side in (before, after)]
     return found

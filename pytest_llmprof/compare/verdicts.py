@@ -1,4 +1,4 @@
-"""Slower, faster, same, unclear or not measured: the words, the rule that chooses one, and the limits that users write."""
+"""Slower, faster, same, unclear or not measured: the rule that chooses one, and the limits that users write."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ _AMOUNT = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*")
 
 
 def parse_share(text: object, where: str) -> float:
-    """ "2%" as 0.02. Raises `ConfigError` naming *where* it stands for anything but a percentage above 0, up to 1000."""
+    """ "2%" as 0.02. Raises `ConfigError` naming *where* it stands unless it is a percentage above 0."""
     match = _SHARE.fullmatch(text) if isinstance(text, str) else None
     value = float(match[1]) / 100 if match else 0.0
     if not 0 < value <= 10:

@@ -1,0 +1,43 @@
+"""The parser and the exit codes: 0 all well, 1 slower or worse, 3 unclear, 4 bad input."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from pytest_llmprof.cli import compare, runs, trend
+from pytest_llmprof.errors import LlmprofError, error_line
+
+__all__ = ["BAD_INPUT", "COMMANDS", "main"]
+
+BAD_INPUT = 4
+COMMANDS = (compare, runs, trend)
+"""Modules with `add(subparsers)`, which sets `command` to a function from the options to the exit code."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Argparse's own code, 2, would look like pytest's interrupted."""
+        self.exit(BAD_INPUT, f"ERROR: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command *arguments* (default: the process's own). Gives the exit code."""
+    parser = _Parser(prog="llmprof", description="Compare runs of pytest-llmprof.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    for module in COMMANDS:
+        module.add(commands)
+    options = parser.parse_args(arguments)
+    try:
+        code: int = options.command(options)
+        sys.stdout.flush()
+    except LlmprofError as error:
+        print(f"ERROR: {error_line(error)}", file=sys.stderr)
+        return BAD_INPUT
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code

@@ -1,0 +1,495 @@
+"""Compare two sides, each one run or several of the same tests: a row for each test and metric, with its verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from msgspec import Struct
+
+from pytest_llmprof.compare.comparable import config_notice, other_machine, other_work, some
+from pytest_llmprof.compare.intervals import Interval, assumed, unpaired
+from pytest_llmprof.compare.kernels import KernelChange, kernel_changes
+from pytest_llmprof.compare.rules import Rule, is_speed, is_statistical, rule_for
+from pytest_llmprof.compare.sequential import ALPHA, BETA
+from pytest_llmprof.compare.verdicts import BAD, DEFAULT_MARGIN, GOOD, Verdict, decide
+from pytest_llmprof.errors import ArtifactError
+from pytest_llmprof.records.baseline import SavedRun, SavedTest
+from pytest_llmprof.records.catalogue import Declaration
+from pytest_llmprof.text.escape import one_line
+from pytest_llmprof.text.numbers import count, number
+
+__all__ = ["SCHEMA", "Comparison", "Row", "Side", "Terms", "TextChange", "compare"]
+
+SCHEMA = 1
+"""Version of the JSON of a comparison."""
+STEADY_SD = 0.005
+"""Assumed standard deviation between processes of decode times with CUDA graphs: an H100 showed 0.4 % (`fast`) and
+0.1 % (`compiled`), benchmarks/gates/noise_h100.json."""
+OTHER_SD = 0.15
+"""Of all other times: TTFT had 14 to 15 % there, as work of the CPU is in it."""
+MEMORY = 0.005
+"""Relative change of memory that counts."""
+_STEADY_ENGINES = frozenset(("fast", "compiled"))
+_STEADY_METRICS = frozenset(("tpot_ms", "tokens_per_s", "batch_tokens_per_s", "decode_ms"))
+
+
+class Side(Struct, frozen=True):
+    """One side of a comparison."""
+
+    name: str
+    runs: int
+    keys: tuple[str, ...]
+    machine: str
+    commit: str | None
+    dirty: bool
+
+
+class Row(Struct, kw_only=True):
+    """One metric of one test."""
+
+    test: str
+    stage: str
+    metric: str
+    title: str
+    """Label and unit."""
+    shown: bool
+    """Whether it is among the metrics that a table shows by default."""
+    before: float | None
+    """The median over processes."""
+    after: float | None
+    ratio: float | None = None
+    """After / before, of the robust centres; null where it has no meaning."""
+    low: float | None = None
+    """Confidence interval of the ratio; null for exact values."""
+    high: float | None = None
+    level: float | None = None
+    """Its confidence (0..1)."""
+    verdict: Verdict
+    limit: str | None = None
+    """What a gate allows, as it was written; null without one."""
+    failed: bool = False
+    """Whether the gate is broken."""
+    how: str = ""
+    """Processes on both sides, and what was assumed."""
+    note: str = ""
+    """Why it was not measured or is unclear; how answers changed."""
+
+
+class TextChange(Struct, frozen=True):
+    """Answers of one test that changed."""
+
+    test: str
+    differ: int
+    """Pages whose answer differs."""
+    pages: int
+    """Pages on both sides."""
+    exact: bool
+    """Whether texts were compared; else only token counts."""
+    cer_before: float | None
+    cer_after: float | None
+
+    @property
+    def text(self) -> str:
+        """ "text of 2 of 8 pages differs, CER 0.031 → 0.042"."""
+        what = f"text of {self.differ} of {count(self.pages, 'page')} differs"
+        if self.cer_before is None and self.cer_after is None:
+            return what
+        return f"{what}, CER {number(self.cer_before)} → {number(self.cer_after)}"
+
+
+class Comparison(Struct, kw_only=True):
+    """Everything that two sides' records say of their difference."""
+
+    schema: int = SCHEMA
+    before: Side
+    after: Side
+    margin: float
+    alpha: float
+    """Error of one row's change; of gated rows that of all together."""
+    gated: int
+    """Rows that a gate holds."""
+    notices: list[str]
+    """What else differs: configuration, versions, tests that only one side has."""
+    only_before: list[str]
+    only_after: list[str]
+    rows: list[Row]
+    texts: list[TextChange]
+    kernels: list[KernelChange]
+
+    @property
+    def exit_code(self) -> int:
+        """0, or with gates 1 where one is broken, 3 where one is unclear or not measured."""
+        gated = [row for row in self.rows if row.limit is not None]
+        if any(row.failed for row in gated):
+            return 1
+        unsure = {Verdict.UNCLEAR, Verdict.NOT_MEASURED}
+        return 3 if any(row.verdict in unsure for row in gated) or (self.gated and self.only_before) else 0
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How to compare."""
+
+    margin: float = DEFAULT_MARGIN
+    alpha: float = ALPHA
+    beta: float = BETA
+    process_sd: float | None = None
+    """Standard deviation between processes (relative) where too few show it; None: see `STEADY_SD`."""
+    rules: tuple[Rule, ...] = ()
+    force: bool = False
+    """Compare also what is of other work or another machine."""
+
+
+def compare(before: Sequence[SavedRun], after: Sequence[SavedRun], terms: Terms | None = None) -> Comparison:
+    """Compare *after* with the baseline *before*.
+
+    Raises `ArtifactError` with one line where they cannot be compared at all: the same run on both sides, half a run,
+    no common test, other work in every test, single rounds only.
+    """
+    return _Comparer(before, after, terms or Terms()).result()
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """The measured tests of one id on both sides, and why it cannot be compared."""
+
+    id: str
+    stage: str
+    before: list[SavedTest]
+    after: list[SavedTest]
+    other_work: str | None
+    """Why its results are not of the same work."""
+    other_machine: str | None
+    """Why its times are not of the same machine."""
+    untimed: str | None
+    """Why a side has no test whose times can be trusted."""
+    problem: str | None
+
+    timed: tuple[list[SavedTest], list[SavedTest]] = ([], [])
+    """Those whose times can be trusted."""
+
+
+class _Comparer:
+    def __init__(self, before: Sequence[SavedRun], after: Sequence[SavedRun], terms: Terms) -> None:
+        self.before, self.after, self.terms = before, after, terms
+        self.metrics: dict[str, Declaration] = {}
+        for run in (*after, *before):
+            for metric in run.metrics:
+                self.metrics.setdefault(metric.name, metric)
+
+    def result(self) -> Comparison:
+        self._check_runs()
+        old, new = _by_id(self.before), _by_id(self.after)
+        common = [name for name in old if name in new]
+        if not common:
+            raise ArtifactError(
+                f"{_source(self.before)} and {_source(self.after)} have no test in common: "
+                f"{some(old)} against {some(new)}"
+            )
+        pairs = [self._pair(name, old[name], new[name]) for name in common]
+        self._check_work(pairs)
+        texts = {pair.id: change for pair in pairs if (change := _text_change(pair)) is not None}
+        plans = [(pair, metric, rule_for(metric, self.terms.rules)) for pair in pairs for metric in self._metrics(pair)]
+        gated = sum(rule is not None for *_, rule in plans)
+        rows = [self._row(pair, metric, rule, gated, texts.get(pair.id)) for pair, metric, rule in plans]
+        return Comparison(
+            before=_side(self.before),
+            after=_side(self.after),
+            margin=self.terms.margin,
+            alpha=self.terms.alpha,
+            gated=gated,
+            notices=list(dict.fromkeys((*self._notices(pairs), *_text_notices(pairs)))),
+            only_before=[name for name in old if name not in new],
+            only_after=[name for name in new if name not in old],
+            rows=rows,
+            texts=list(texts.values()),
+            kernels=[change for pair in pairs for change in _kernels(pair)],
+        )
+
+    def _check_runs(self) -> None:
+        for side in (self.before, self.after):
+            for run in side:
+                if not run.tests:
+                    raise ArtifactError(f"{run.source} has no test of pytest-llmprof in it")
+                if run.status != "complete" and not self.terms.force:
+                    raise ArtifactError(
+                        f"{run.source} is half a run (its status is {run.status}): "
+                        "run it to its end, or compare what is there with --force"
+                    )
+        keys = {run.key: run for run in self.before}
+        for run in self.after:
+            if same := keys.get(run.key):
+                raise ArtifactError(f"{run.source} is the same run as its baseline {same.name or same.source}")
+
+    def _pair(self, name: str, old: list[SavedTest], new: list[SavedTest]) -> _Pair:
+        before, after = ([test for test in side if test.problem is None] for side in (old, new))
+        if not before or not after:
+            missing, tests = ("before", old) if not before else ("after", new)
+            return _Pair(name, new[0].stage, before, after, None, None, None, f"{missing}: {tests[0].problem}")
+        work = machine = untimed = None
+        if not self.terms.force:
+            work = next((why for one in before for other in after if (why := other_work(one, other))), None)
+            machine = next(
+                (why for one in before for other in after if (why := other_machine(one.machine, other.machine))), None
+            )
+            for place, side in (("before", before), ("after", after)):
+                if all(test.doubts for test in side):
+                    untimed = untimed or f"{place}: {side[0].doubts[0]}"
+        timed = [[test for test in side if self.terms.force or not test.doubts] for side in (before, after)]
+        return _Pair(name, new[0].stage, before, after, work, machine, untimed, None, (timed[0], timed[1]))
+
+    def _check_work(self, pairs: Sequence[_Pair]) -> None:
+        if all(pair.other_work for pair in pairs):
+            raise ArtifactError(
+                f"{_source(self.before)} and {_source(self.after)} did not do the same work: {pairs[0].other_work}; "
+                "--force compares them all the same"
+            )
+        measured = [pair for pair in pairs if pair.problem is None and not pair.other_work]
+        single = [
+            pair
+            for pair in measured
+            if max(len(pair.before), len(pair.after)) < 3
+            and any(all(test.rounds == 1 for test in side) for side in (pair.before, pair.after))
+        ]
+        if measured and len(single) == len(measured) and not self.terms.force:
+            raise ArtifactError(
+                "every test has a single round on one side, so its noise is not known: measure more "
+                "(measure.rounds=5), save 3 runs or more, or compare what is exact with --force"
+            )
+
+    def _metrics(self, pair: _Pair) -> Iterator[Declaration]:
+        for name, metric in self.metrics.items():
+            if any(_value(test, metric) is not None for test in (*pair.before, *pair.after)):
+                yield metric
+            elif pair.problem is not None and rule_for(metric, self.terms.rules) is not None:
+                yield self.metrics[name]  # a gate must not pass because its test failed
+
+    def _row(
+        self, pair: _Pair, metric: Declaration, rule: Rule | None, gated: int, text: TextChange | None
+    ) -> Row:
+        old = [value for test in pair.before if (value := _value(test, metric)) is not None]
+        new = [value for test in pair.after if (value := _value(test, metric)) is not None]
+        row = Row(
+            test=pair.id,
+            stage=pair.stage,
+            metric=metric.name,
+            title=metric.title,
+            shown=rule is not None or "report" in metric.shown or metric.name == "cer",
+            before=median(old) if old else None,
+            after=median(new) if new else None,
+            verdict=Verdict.NOT_MEASURED,
+            limit=rule.text if rule else None,
+        )
+        if pair.problem or pair.other_work:
+            row.note = pair.problem or pair.other_work or ""
+        elif not old or not new:
+            row.note = f"missing {'before' if not old else 'after'}"
+        elif metric.section == "quality":
+            self._judge_quality(row, metric, rule)
+        else:
+            self._judge(row, pair, metric, rule, gated, old, new)
+        row.failed = rule is not None and row.verdict in BAD
+        if text is not None and row.verdict in BAD | GOOD and is_statistical(metric):
+            row.note = "; ".join(filter(None, (row.note, text.text)))
+        return row
+
+    @staticmethod
+    def _judge_quality(row: Row, metric: Declaration, rule: Rule | None) -> None:
+        assert row.before is not None
+        assert row.after is not None
+        change = row.after - row.before
+        if abs(change) <= max(rule.limit if rule else 0.0, 1e-12):
+            row.verdict = Verdict.SAME
+        elif metric.better is None:
+            row.verdict = Verdict.CHANGED
+        else:
+            row.verdict = Verdict.WORSE if (change > 0) == (metric.better == "lower") else Verdict.BETTER
+        row.how = "exact"
+
+    def _judge(
+        self,
+        row: Row,
+        pair: _Pair,
+        metric: Declaration,
+        rule: Rule | None,
+        gated: int,
+        old: Sequence[float],
+        new: Sequence[float],
+    ) -> None:
+        assert row.before is not None
+        assert row.after is not None
+        margin = rule.limit if rule else self.terms.margin
+        statistical = is_statistical(metric)
+        why = pair.other_machine or (pair.untimed if statistical else None)
+        if why and (statistical or metric.unit == "GiB"):
+            row.note = why
+            return
+        if not statistical and len(set(old)) == len(set(new)) == 1:
+            _judge_exact(row, metric, rule)
+            return
+        before, after = ([test for test in side if _value(test, metric) is not None] for side in pair.timed)
+        if not before or not after:
+            row.note = "missing where the GPU was not disturbed"
+            return
+        first, second = (_logs(side, metric) for side in (before, after))
+        if first is None or second is None:
+            row.note = "a value that is not above 0 has no ratio"
+            return
+        alpha = self.terms.alpha / (gated if rule else 1)
+        row.how = f"{len(before)} and {count(len(after), 'process', 'processes')}"
+        if max(len(before), len(after)) >= 3:
+            change, equality = (unpaired(first, second, error) for error in (alpha, 2 * self.terms.beta))
+        else:
+            rounds = [_rounds_error(side, metric) for side in (before, after)]
+            if rounds[0] is None or rounds[1] is None:
+                row.verdict, row.note = Verdict.UNCLEAR, "a single round: its noise is not known"
+                row.ratio = math.exp(second[0] - first[0])
+                return
+            deviation = self.terms.process_sd or _assumed_sd(before[0], metric)
+            within = (rounds[0], rounds[1])
+            change, equality = (
+                assumed(first, second, deviation, within, error) for error in (alpha, 2 * self.terms.beta)
+            )
+            row.how += f", SD {100 * deviation:g} % assumed"
+        row.verdict = decide(change, equality, margin, metric.better, speed=is_speed(metric))
+        _show_interval(row, equality if row.verdict is Verdict.SAME else change)
+
+    def _notices(self, pairs: Sequence[_Pair]) -> Iterator[str]:
+        for name in ("before", "after"):
+            git = next((run.git for run in getattr(self, name) if run.git), None)
+            if git and git.dirty:
+                yield f"{name}: the work tree had changes that its commit {git.commit[:12]} does not have"
+        configs = {digest: keys for run in (*self.before, *self.after) for digest, keys in run.configs.items()}
+        for pair in pairs:
+            for one, other in zip(pair.before[:1], pair.after[:1], strict=False):
+                old, new = one.fingerprint, other.fingerprint
+                if old.config and new.config and old.config != new.config:
+                    yield config_notice(configs.get(old.config), configs.get(new.config))
+                versions = new.versions or old.versions or {}
+                changed = [
+                    f"{name} {version} → {versions.get(name)}"
+                    for name, version in (old.versions or {}).items()
+                    if versions.get(name) != version
+                ]
+                if changed:
+                    yield f"versions differ: {some(changed)}"
+            for why in (pair.other_work, pair.other_machine, pair.untimed):
+                if why:
+                    yield f"{one_line(pair.id)}: {why}"
+                    break
+
+
+def _judge_exact(row: Row, metric: Declaration, rule: Rule | None) -> None:
+    """A count, or memory: the same number in each process of a side."""
+    assert row.before is not None
+    assert row.after is not None
+    limit = rule.limit if rule else MEMORY if metric.unit == "GiB" else 1e-9
+    row.ratio = row.after / row.before if row.before > 0 else None
+    row.how = "exact"
+    if abs(row.after - row.before) <= limit * abs(row.before):
+        row.verdict = Verdict.SAME
+    elif metric.better is None:
+        row.verdict = Verdict.CHANGED
+    else:
+        row.verdict = Verdict.WORSE if (row.after > row.before) == (metric.better == "lower") else Verdict.BETTER
+
+
+def _show_interval(row: Row, interval: Interval) -> None:
+    row.ratio = math.exp(interval.estimate)
+    # Where nearly nothing is known the interval is too wide for a float.
+    row.low = math.exp(max(interval.low, -700.0))
+    row.high = math.exp(min(interval.high, 700.0))
+    row.level = interval.level
+
+
+def _value(test: SavedTest, metric: Declaration) -> float | None:
+    found = (test.quality if metric.section == "quality" else test.figures).get(metric.name)
+    return found if found is not None and math.isfinite(found) else None
+
+
+def _logs(tests: Sequence[SavedTest], metric: Declaration) -> list[float] | None:
+    """The logarithms of the tests' values; None where one is not above 0."""
+    values = [value for test in tests if (value := _value(test, metric)) is not None]
+    return [math.log(value) for value in values] if min(values) > 0 else None
+
+
+def _rounds_error(tests: Sequence[SavedTest], metric: Declaration) -> float | None:
+    """The relative standard error of a process's value, from its rounds; None for a single round.
+
+    A median's error is 1.2533 of a mean's, and an interquartile range 1.349 standard deviations, for normal noise.
+    """
+    errors = []
+    for test in tests:
+        # A metric of whole rounds has no spread of its own: the noisiest one stands for it.
+        noise = test.noise.get(metric.name, max(test.noise.values(), default=math.nan))
+        if test.rounds < 2 or math.isnan(noise):
+            return None
+        errors.append(1.2533 * noise / 1.349 / math.sqrt(test.rounds))
+    return max(errors)
+
+
+def _assumed_sd(test: SavedTest, metric: Declaration) -> float:
+    steady = test.machine.gpu and test.engine in _STEADY_ENGINES and metric.name in _STEADY_METRICS
+    return STEADY_SD if steady else OTHER_SD
+
+
+def _by_id(runs: Iterable[SavedRun]) -> dict[str, list[SavedTest]]:
+    found: dict[str, list[SavedTest]] = {}
+    for run in runs:
+        for test in run.tests:
+            found.setdefault(test.id, []).append(test)
+    return found
+
+
+def _text_change(pair: _Pair) -> TextChange | None:
+    """How the answers of the first processes differ; None where they do not."""
+    if not pair.before or not pair.after or pair.other_work:
+        return None
+    old, new = pair.before[0], pair.after[0]
+    pages = [name for name in old.pages if name in new.pages]
+    exact = bool(pages) and all(old.pages[name].text and new.pages[name].text for name in pages)
+    differ = sum(
+        old.pages[name].text != new.pages[name].text if exact else old.pages[name].tokens != new.pages[name].tokens
+        for name in pages
+    )
+    if not differ:
+        return None
+    return TextChange(pair.id, differ, len(pages), exact, old.quality.get("cer"), new.quality.get("cer"))
+
+
+def _text_notices(pairs: Iterable[_Pair]) -> Iterator[str]:
+    for pair in pairs:
+        for test in (*pair.before[:1], *pair.after[:1]):
+            if test.pages and any(page.text is None for page in test.pages.values()):
+                yield (
+                    "answers were not kept, so only their token counts are compared "
+                    f"(pipeline.{test.stage}.output.prediction.enable=true keeps them)"
+                )
+                return
+
+
+def _kernels(pair: _Pair) -> list[KernelChange]:
+    if pair.other_work or pair.problem:
+        return []
+    old = next((test.kernels for test in pair.before if test.kernels), None)
+    new = next((test.kernels for test in pair.after if test.kernels), None)
+    return kernel_changes(pair.id, pair.after[0].stage, old, new) if old and new else []
+
+
+def _side(runs: Sequence[SavedRun]) -> Side:
+    git = next((run.git for run in runs if run.git), None)
+    return Side(
+        runs[0].name or runs[0].source,
+        len(runs),
+        tuple(run.key for run in runs),
+        runs[0].machine,
+        git.commit if git else None,
+        bool(git and git.dirty),
+    )
+
+
+def _source(runs: Sequence[SavedRun]) -> str:
+    return runs[0].name or runs[0].source

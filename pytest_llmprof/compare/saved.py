@@ -1,0 +1,269 @@
+"""Runs as they are compared: made of a run directory, a saved run, or a file of pytest-benchmark."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pytest_llmprof.compare.kernels import read_kernels
+from pytest_llmprof.errors import ArtifactError
+from pytest_llmprof.records import baseline, run
+from pytest_llmprof.records.baseline import SavedMachine, SavedPage, SavedRun, SavedTest
+from pytest_llmprof.records.catalogue import BUILTIN
+from pytest_llmprof.records.environment import Environment
+from pytest_llmprof.records.files import decode_record, read_bytes
+from pytest_llmprof.records.metrics import Metrics
+from pytest_llmprof.records.run import RunRecord, TestRecord
+from pytest_llmprof.records.stage import StageRecords
+from pytest_llmprof.text.escape import one_line
+from pytest_llmprof.text.numbers import count, number
+
+__all__ = ["read_run", "read_runs", "saved_run"]
+
+_CONFIGS = 20
+"""Configurations that are read of a run: YAML is slow."""
+_THROTTLED = 0.01
+"""Share of the rounds for which the driver counted throttling."""
+
+
+def read_runs(path: Path) -> list[SavedRun]:
+    """The runs at *path*: a run directory, a directory of them, a saved run, or a file of pytest-benchmark.
+
+    Raises `ArtifactError` with one line where there is none, or one cannot be read.
+    """
+    if path.is_file():
+        return [read_run(path)]
+    if (path / "run.json").exists():
+        return [saved_run(path)]
+    if not path.is_dir():
+        raise ArtifactError(f"there is no run at {path}: name a run directory, a saved run or a JSON file")
+    # A link such as `latest` would bring a run twice.
+    found = sorted(one.parent for one in path.glob("*/run.json") if not one.parent.is_symlink())
+    if not found:
+        raise ArtifactError(f"{path} holds no run: there is no run.json in it, nor in a directory below")
+    return [saved_run(one) for one in found]
+
+
+class _Benchmark(msgspec.Struct):
+    fullname: str
+    stats: dict[str, Any]
+
+
+class _BenchmarkFile(msgspec.Struct):
+    benchmarks: list[_Benchmark]
+    machine_info: dict[str, Any] = {}
+    datetime: str = ""
+
+
+def read_run(path: Path) -> SavedRun:
+    """A saved run, or a file of pytest-benchmark. Raises `ArtifactError` with one line."""
+    data = read_bytes(path)
+    if not data.strip():
+        raise ArtifactError(f"{path} is empty: it is neither a saved run nor a file of pytest-benchmark")
+    try:
+        found = msgspec.json.decode(data, type=_BenchmarkFile)
+    except msgspec.ValidationError:
+        return decode_record(data, SavedRun, baseline.SCHEMA, path)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path} is not JSON: {error}") from error
+    return _of_benchmark(found, path)
+
+
+def _of_benchmark(file: _BenchmarkFile, path: Path) -> SavedRun:
+    cpu = file.machine_info.get("cpu") or {}
+    machine = SavedMachine(cpu=cpu.get("brand_raw"), cores=cpu.get("count"))
+    tests = []
+    for one in file.benchmarks:
+        middle, spread, rounds = (one.stats.get(name) for name in ("median", "iqr", "rounds"))
+        if not isinstance(middle, int | float) or not isinstance(rounds, int) or not middle > 0:
+            raise ArtifactError(f"{path}: the benchmark {one_line(one.fullname)} has no median above 0 and its rounds")
+        noise = {"round_s": spread / middle} if isinstance(spread, int | float) and rounds > 1 else {}
+        tests.append(
+            SavedTest(
+                id=one.fullname,
+                stage="pytest-benchmark",
+                kind="callable",
+                rounds=rounds,
+                figures={"round_s": float(middle)},
+                noise=noise,
+                machine=machine,
+            )
+        )
+    return SavedRun(
+        key=_key(file.datetime, ([one.stats["median"]] for one in file.benchmarks)),
+        source=str(path),
+        started=file.datetime,
+        machine=_machine_name(machine),
+        metrics=[metric.declaration for metric in BUILTIN if metric.name == "round_s"],
+        tests=tests,
+    )
+
+
+def saved_run(directory: Path) -> SavedRun:
+    """Read a run directory. Raises `ArtifactError` with one line where a file is missing, broken or newer."""
+    path = directory / "run.json"
+    record = decode_record(read_bytes(path), RunRecord, run.SCHEMA, path)
+    saved = SavedRun(
+        key="",
+        source=str(directory),
+        started=record.started,
+        status=record.status,
+        metrics=record.metrics,
+    )
+    seconds = []
+    for test in record.tests:
+        records = _records(directory, test)
+        seconds.append(records.metrics.round_seconds if records else [])
+        saved.tests.append(_saved_test(directory, test, records))
+        if records and test.dir:
+            _add_config(saved, records.metrics.fingerprint.config, directory / test.dir / "config.yaml")
+            if records.environment and saved.git is None:
+                saved.git = records.environment.git
+    saved.key = _key(record.started, seconds)
+    machines = [test.machine for test in saved.tests]
+    saved.machine = _machine_name(next((one for one in machines if one.gpu), machines[0] if machines else None))
+    return saved
+
+
+def _key(started: str, seconds: Iterable[Iterable[float]]) -> str:
+    """Measured times tell runs apart that began in the same second."""
+    text = msgspec.json.encode([started, [list(one) for one in seconds]])
+    return hashlib.sha256(text).hexdigest()[:16]
+
+
+def _machine_name(machine: SavedMachine | None) -> str:
+    if machine is None:
+        return "unknown"
+    return machine.gpu or f"{machine.cpu or 'cpu'}, {count(machine.cores or 0, 'core')}"
+
+
+def _records(directory: Path, test: TestRecord) -> StageRecords | None:
+    if test.dir is None or not (directory / test.dir / "metrics.json").exists():
+        return None
+    return StageRecords.read(directory / test.dir)
+
+
+def _saved_test(directory: Path, test: TestRecord, records: StageRecords | None) -> SavedTest:
+    if records is None:
+        why = one_line(test.error) if test.error else f"the test {test.outcome} without measuring"
+        return SavedTest(id=test.id, stage=test.stage, kind=test.kind, problem=why)
+    metrics = records.metrics
+    stage_dir = directory / (test.dir or "")
+    problem: str | None = None
+    if metrics.status != "ok":
+        first = metrics.errors[0] if metrics.errors else None
+        page = f"page {first.page}: " if first and first.page else ""
+        problem = one_line(f"{page}{first.error}") if first else f"its status is {metrics.status}"
+    return SavedTest(
+        id=test.id,
+        stage=test.stage,
+        kind=metrics.kind,
+        problem=problem,
+        doubts=_doubts(metrics, records.environment),
+        rounds=metrics.rounds,
+        figures=dict(metrics.figures),
+        quality=dict(metrics.quality or {}),
+        noise=_noise(metrics),
+        engine=metrics.model.engine if metrics.model else None,
+        fingerprint=metrics.fingerprint,
+        machine=_machine(records.environment),
+        pages=_pages(metrics, stage_dir),
+        kernels=read_kernels(stage_dir / "kernels.csv"),
+    )
+
+
+def _noise(metrics: Metrics) -> dict[str, float]:
+    """Of each metric, the rounds' interquartile range over its value."""
+    found = {}
+    for name, spread in metrics.spread.items():
+        value = metrics.figures.get(name)
+        if spread.iqr is not None and value and math.isfinite(value):
+            found[name] = spread.iqr / abs(value)
+    return found
+
+
+def _machine(environment: Environment | None) -> SavedMachine:
+    if environment is None:
+        return SavedMachine()
+    host, gpu = environment.host, environment.gpu
+    cores = host.affinity or host.cores
+    if gpu is None:
+        return SavedMachine(cpu=host.cpu, cores=cores)
+    return SavedMachine(gpu.name, gpu.power_limit_w, gpu.sm_clock_max_mhz, host.cpu, cores)
+
+
+def _doubts(metrics: Metrics, environment: Environment | None) -> list[str]:
+    if environment is None:
+        return []
+    readings = [gpu for gpu in (environment.gpu, environment.gpu_after) if gpu is not None]
+    found = []
+    others = max((gpu.other_processes or 0 for gpu in readings), default=0)
+    if others:
+        found.append(f"{count(others, 'other process', 'other processes')} used the GPU")
+    causes = {one_line(cause): None for gpu in readings if gpu.throttled for cause in gpu.throttle_reasons or ()}
+    measured = 1000 * sum(metrics.round_seconds)
+    for cause, held in (environment.gpu_throttled_ms or {}).items():
+        if measured and held > _THROTTLED * measured:
+            causes[f"{one_line(cause)} for {number(held / 1000)} s"] = None
+    if causes:
+        found.append(f"the GPU was throttled ({', '.join(causes)})")
+    return found
+
+
+class _Answer(msgspec.Struct):
+    """The part of a line of predictions.jsonl that is compared."""
+
+    page: str
+    text_raw: str = ""
+    tokens: int = 0
+    cer: float | None = None
+    status: str = "ok"
+
+
+_ANSWERS = msgspec.json.Decoder(_Answer)
+
+
+def _pages(metrics: Metrics, stage_dir: Path) -> dict[str, SavedPage]:
+    pages = {sample.page: SavedPage(sample.tokens) for sample in metrics.samples if sample.round == 0}
+    if metrics.kind != "pages":
+        return {}
+    path = stage_dir / "pred" / "predictions.jsonl"
+    if not path.exists():
+        path = next(stage_dir.glob("*/predictions.jsonl"), path)
+    if path.exists():
+        *lines, _ = read_bytes(path).split(b"\n")  # a line that was not ended is not whole
+        for place, line in enumerate(lines, 1):
+            try:
+                answer = _ANSWERS.decode(line)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                raise ArtifactError(f"{path}, line {place}, is no prediction: {error}") from error
+            if answer.status == "ok":
+                digest = hashlib.sha256(answer.text_raw.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+                pages[answer.page] = SavedPage(answer.tokens, digest, answer.cer)
+    return pages
+
+
+def _add_config(saved: SavedRun, digest: str | None, path: Path) -> None:
+    if digest is None or digest in saved.configs or len(saved.configs) >= _CONFIGS or not path.exists():
+        return
+    import yaml  # type: ignore[import-untyped]
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        content = yaml.load(read_bytes(path), Loader=loader)
+    except yaml.YAMLError:
+        return  # only the names of changed keys are lost
+    saved.configs[digest] = dict(_flat(content, "")) if isinstance(content, dict) else {}
+
+
+def _flat(block: dict[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
+    for key, value in block.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,101 @@
+"""The store of saved runs: `.llmprof/<name>/<machine>/<time>-<key>.json`, one file a run, never overwritten."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from pytest_llmprof.compare.saved import read_runs
+from pytest_llmprof.errors import ArtifactError, ConfigError, nearest
+from pytest_llmprof.records import baseline
+from pytest_llmprof.records.baseline import SavedRun
+from pytest_llmprof.records.files import atomic_path, decode_record, read_bytes, write_text
+from pytest_llmprof.text.names import unique_names
+
+__all__ = ["STORE", "Store", "StoredRun"]
+
+STORE = ".llmprof"
+"""Its directory beside the tests."""
+_NAME = re.compile(r"[\w][\w.+-]{0,99}")
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """One file of the store."""
+
+    path: Path
+    run: SavedRun
+
+
+class Store:
+    """A directory of saved runs. Any number of processes may write to it at once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def save(self, run: SavedRun, name: str) -> Path:
+        """Keep *run* under *name*. Gives its file; the same run twice is one file.
+
+        Raises `ConfigError` for a name that is no file name, `ArtifactError` where the store cannot be written.
+        """
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"{name!r} cannot be the name of a baseline: letters, digits, . _ + and - only")
+        now = datetime.datetime.now(datetime.UTC)
+        run = msgspec.structs.replace(run, name=name, saved=now.isoformat(timespec="seconds"))
+        machine = unique_names([run.machine])[run.machine]
+        folder = self.root / name / machine
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            ignore = self.root / ".gitignore"
+            if not ignore.exists():
+                write_text(ignore, "# Made by pytest-llmprof. Remove it to keep saved runs in git.\n*\n")
+            for known in folder.glob(f"*-{run.key}.json"):
+                return known
+            path = folder / f"{now:%Y-%m-%dT%H-%M-%S}-{run.key}.json"
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(msgspec.json.format(msgspec.json.encode(run), indent=1) + b"\n")
+        except OSError as error:
+            raise ArtifactError(f"cannot write the store {self.root}: {error.strerror}") from error
+        return path
+
+    def names(self) -> list[str]:
+        """The names that runs are saved under."""
+        if not self.root.is_dir():
+            return []
+        return sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir() and _NAME.fullmatch(entry.name))
+
+    def runs(self, name: str | None = None, machine: str | None = None) -> list[StoredRun]:
+        """The saved runs, all or those of *name* and *machine*, the oldest first.
+
+        Raises `ArtifactError` for a name that is not there, or a file that cannot be read.
+        """
+        if name is not None and name not in self.names():
+            known = self.names()
+            there = f"saved: {', '.join(known)}" if known else "nothing is saved yet (--llmprof-save NAME)"
+            raise ArtifactError(f"no run is saved under {name!r} in {self.root}{nearest(name, known)}; {there}")
+        found = []
+        for one in self.names() if name is None else [name]:
+            for path in (self.root / one).glob("*/*.json"):
+                if not path.name.startswith("."):
+                    run = decode_record(read_bytes(path), SavedRun, baseline.SCHEMA, path)
+                    if machine is None or run.machine == machine:
+                        found.append(StoredRun(path, run))
+        return sorted(found, key=lambda stored: (stored.run.started, stored.path.name))
+
+    def resolve(self, wanted: str, machine: str | None = None) -> list[SavedRun]:
+        """The runs that *wanted* means: a name in the store, or a path (see `read_runs`).
+
+        Of a name that was saved on several machines, those of *machine* where it is given and there, else all.
+        """
+        if wanted in self.names():
+            runs = [stored.run for stored in self.runs(wanted)]
+            return [run for run in runs if run.machine == machine] or runs
+        path = Path(wanted)
+        if not path.exists() and not set(wanted) & {"/", "\\"}:
+            self.runs(wanted)  # raises, with the names that are there
+        return read_runs(path)

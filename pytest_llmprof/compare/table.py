@@ -1,0 +1,149 @@
+"""A comparison as text for a terminal, as Markdown for a pull request, or as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from pytest_llmprof.compare.compare import Comparison, Row, Side
+from pytest_llmprof.compare.kernels import KernelChange
+from pytest_llmprof.compare.verdicts import Verdict
+from pytest_llmprof.text.escape import inline, one_line
+from pytest_llmprof.text.markdown import code, table
+from pytest_llmprof.text.numbers import count, fixed, number
+
+__all__ = ["FORMATS", "change", "render"]
+
+FORMATS = ("text", "markdown", "json")
+_KERNELS = 20
+"""Kernels that are listed; JSON has all."""
+_HEAD = ("Metric", "Before", "After", "Change", "Interval", "Verdict", "Note")
+_QUIET = frozenset((Verdict.SAME, Verdict.UNCLEAR, Verdict.NOT_MEASURED))
+
+
+def render(comparison: Comparison, form: str = "text", *, everything: bool = False) -> str:
+    """*comparison* in one of `FORMATS`. Without *everything* the metrics of the report, and what else changed."""
+    if form == "json":
+        return msgspec.json.format(msgspec.json.encode(comparison), indent=2).decode() + "\n"
+    rows = [row for row in comparison.rows if everything or row.shown or row.verdict not in _QUIET]
+    return _markdown(comparison, rows) if form == "markdown" else _text(comparison, rows)
+
+
+def change(row: Row) -> str:
+    """ "+2.1 %"; empty where it has no ratio."""
+    return "" if row.ratio is None else _percent(row.ratio)
+
+
+def interval(row: Row) -> str:
+    """ "+1.2 to +3.0 %"; empty for exact values."""
+    if row.low is None or row.high is None:
+        return ""
+    return f"{_percent(row.low, unit='')} to {_percent(row.high)}"
+
+
+def _percent(ratio: float, unit: str = " %") -> str:
+    if ratio >= 100:
+        return "over 100 x"
+    return f"{100 * (ratio - 1):+.1f}{unit}"
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    note = row.note
+    if row.limit is not None:
+        note = "; ".join(filter(None, (f"{'FAILED, ' if row.failed else ''}limit {row.limit}", note)))
+    before, after = number(row.before), number(row.after)
+    return row.title, before, after, change(row), interval(row), row.verdict.value, note
+
+
+def _tests(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.test, []).append(row)
+    return found
+
+
+def _text(comparison: Comparison, rows: Sequence[Row]) -> str:
+    lines = [f"{place}: {_side(side)}" for place, side in _sides(comparison)]
+    lines += [f"note: {one_line(notice)}" for notice in comparison.notices]
+    lines += [f"note: {text}" for text in _missing(comparison)]
+    for test, members in _tests(rows).items():
+        cells = [_HEAD, *map(_cells, members)]
+        widths = [max(len(row[column]) for row in cells) for column in range(len(_HEAD))]
+        how = dict.fromkeys(row.how for row in members if row.how and row.how != "exact")
+        lines += ["", f"{one_line(test)}  ({'; '.join(how)})" if how else one_line(test)]
+        for row in cells:
+            padded = [
+                cell.ljust(width) if column in (0, 5, 6) else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ]
+            lines.append(f"  {'  '.join(padded)}".rstrip())
+    if comparison.kernels:
+        lines += ["", "kernels under the profiler"]
+        lines += [f"  {one_line(_kernel(one, plain=True))}" for one in comparison.kernels[:_KERNELS]]
+        lines += _more_kernels(comparison)
+    return "\n".join([*lines, "", _verdict_line(comparison)]) + "\n"
+
+
+def _markdown(comparison: Comparison, rows: Sequence[Row]) -> str:
+    parts = ["# Comparison\n"]
+    parts.append("".join(f"- {place}: {inline(_side(side))}\n" for place, side in _sides(comparison)))
+    notes = [*comparison.notices, *_missing(comparison)]
+    if notes:
+        parts.append("".join(f"> **Note:** {inline(note)}\n>\n" for note in notes))
+    for test, members in _tests(rows).items():
+        cells = [[inline(cell) for cell in _cells(row)] for row in members]
+        parts.append(f"## {inline(test)}\n\n{table(_HEAD, cells, (0, 5, 6))}")
+    if comparison.kernels:
+        lines = [f"- {_kernel(one, plain=False)}\n" for one in comparison.kernels[:_KERNELS]]
+        lines += [f"- {line.strip()}\n" for line in _more_kernels(comparison)]
+        parts.append(f"## Kernels under the profiler\n\n{''.join(lines)}")
+    parts.append(f"{inline(_verdict_line(comparison))}\n")
+    return "\n".join(parts)
+
+
+def _sides(comparison: Comparison) -> tuple[tuple[str, Side], tuple[str, Side]]:
+    return ("before", comparison.before), ("after", comparison.after)
+
+
+def _side(side: Side) -> str:
+    commit = f", commit {side.commit[:12]}{' with changes' if side.dirty else ''}" if side.commit else ""
+    return f"{one_line(side.name)} ({count(side.runs, 'run')}, {one_line(side.machine)}{commit})"
+
+
+def _missing(comparison: Comparison) -> list[str]:
+    found = []
+    for place, names in (("before", comparison.only_before), ("after", comparison.only_after)):
+        if names:
+            shown = ", ".join(one_line(name, 120) for name in names[:3])
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            found.append(f"only {place}: {shown}{more}")
+    return found
+
+
+def _kernel(one: KernelChange, *, plain: bool) -> str:
+    name = one.name if plain else code(one.name, cell=False)
+    where = f" in {one.phase}" if one.phase else ""
+    if one.new_name is not None:
+        name += f" → {one.new_name if plain else code(one.new_name, cell=False)}"
+    times = " → ".join(f"{fixed(time, '.2f')} µs" for time in (one.before_us, one.after_us) if time is not None)
+    ratio = f" ({one.ratio:.2f} x)" if one.ratio is not None else ""
+    launches = " → ".join(str(number) for number in dict.fromkeys((one.before_count, one.after_count)) if number)
+    return f"{one.change}: {name}{where}, {times}{ratio}, {launches} launches"
+
+
+def _more_kernels(comparison: Comparison) -> list[str]:
+    more = len(comparison.kernels) - _KERNELS
+    return [f"  and {count(more, 'more kernel')}: --format json lists all"] if more > 0 else []
+
+
+def _verdict_line(comparison: Comparison) -> str:
+    found: dict[Verdict, int] = {}
+    for row in comparison.rows:
+        found[row.verdict] = found.get(row.verdict, 0) + 1
+    counts = ", ".join(f"{found[verdict]} {verdict}" for verdict in Verdict if verdict in found)
+    text = f"{count(len(comparison.rows), 'row')}: {counts}; margin {100 * comparison.margin:g} %, "
+    if comparison.gated:
+        failed = sum(row.failed for row in comparison.rows)
+        return text + f"{count(comparison.gated, 'gated row')}, {failed} failed"
+    return text + f"a row is wrongly called different in {100 * comparison.alpha:g} % of cases"

@@ -1,0 +1,255 @@
+"""Rows, verdicts and refusals of a comparison."""
+
+import math
+
+import msgspec
+import pytest
+from saved_runs import H100, noisy, saved_run, saved_test, side
+
+from pytest_llmprof.compare.compare import Terms, compare
+from pytest_llmprof.compare.rules import Rule, parse_rules
+from pytest_llmprof.compare.verdicts import Verdict
+from pytest_llmprof.errors import ArtifactError, ConfigError
+from pytest_llmprof.records.baseline import SavedMachine, SavedPage, SavedRun
+from pytest_llmprof.records.catalogue import BUILTIN
+from pytest_llmprof.records.environment import Git
+from pytest_llmprof.records.metrics import Fingerprint
+
+
+def rows(comparison):
+    return {row.metric: row for row in comparison.rows}
+
+
+def one(before, after, metric="tpot_ms", **terms):
+    return rows(compare(before, after, Terms(**terms)))[metric]
+
+
+def pair(before, after, **terms):
+    return compare([saved_run(before, key="one")], [saved_run(after, key="two")], Terms(**terms))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "verdict"), [(1.03, Verdict.SLOWER), (0.97, Verdict.FASTER), (1.0, Verdict.SAME)]
+)
+def test_several_processes_show_their_own_noise(ratio, verdict):
+    row = one(
+        side(noisy(0.54, 0.002, 12, 1), prefix="a"), side(noisy(0.54 * ratio, 0.002, 12, 2), prefix="b"), margin=0.01
+    )
+    assert row.verdict == verdict
+    assert row.low < ratio < row.high
+    assert row.how == "12 and 12 processes"
+
+
+def test_one_process_against_a_baseline_of_several():
+    baseline = side(noisy(0.54, 0.002, 8, 1), prefix="a")
+    assert one(baseline, side([0.60], prefix="b")).verdict == Verdict.SLOWER
+    assert one(baseline, side([0.545], prefix="b")).verdict == Verdict.UNCLEAR
+
+
+def test_one_process_a_side_takes_a_spread_that_is_told():
+    row = rows(pair(saved_test(), saved_test(figures={"tpot_ms": 0.58})))["tpot_ms"]
+    assert (row.verdict, row.how) == (Verdict.SLOWER, "1 and 1 process, SD 0.5 % assumed")
+    assert rows(pair(saved_test(), saved_test(figures={"tpot_ms": 0.545})))["tpot_ms"].verdict == Verdict.UNCLEAR
+
+
+@pytest.mark.parametrize(
+    "changes", [{"engine": "reference"}, {"machine": SavedMachine(cpu="Xeon", cores=2)}], ids=["eager", "cpu"]
+)
+def test_host_bound_times_are_assumed_to_be_noisy(changes):
+    slower = saved_test(figures={"tpot_ms": 0.70}, **changes)
+    row = rows(pair(saved_test(**changes), slower))["tpot_ms"]
+    assert (row.verdict, row.how) == (Verdict.UNCLEAR, "1 and 1 process, SD 15 % assumed")
+    told = rows(pair(saved_test(**changes), slower, process_sd=0.01))["tpot_ms"]
+    assert told.verdict == Verdict.SLOWER
+
+
+def test_counts_and_memory_are_exact():
+    changed = saved_test(figures={"peak_memory_gib": 7.6, "tokens": 255.0, "kernels_per_token": 3.0})
+    before = saved_test(figures={"peak_memory_gib": 7.5, "tokens": 256.0, "kernels_per_token": 4.0})
+    metrics = [*BUILTIN, msgspec.structs.replace(BUILTIN[0], name="kernels_per_token", unit="", better="lower")]
+    runs = [saved_run(test, key=key) for test, key in ((before, "one"), (changed, "two"))]
+    for run in runs:
+        run.metrics = [metric.declaration for metric in metrics]
+    found = rows(compare(runs[:1], runs[1:]))
+    assert found["peak_memory_gib"].verdict == Verdict.WORSE
+    assert found["tokens"].verdict == Verdict.CHANGED
+    assert found["kernels_per_token"].verdict == Verdict.BETTER
+    assert found["peak_memory_gib"].low is None
+    memory = rows(pair(saved_test(), saved_test(figures={"peak_memory_gib": 7.52})))["peak_memory_gib"]
+    assert memory.verdict == Verdict.SAME
+
+
+def test_a_faster_run_whose_text_changed_says_so():
+    changed = saved_test(
+        figures={"tpot_ms": 0.40},
+        quality={"cer": 0.05},
+        pages={"a": SavedPage(256, "aaaa"), "b": SavedPage(256, "other")},
+    )
+    comparison = pair(saved_test(), changed)
+    row = rows(comparison)["tpot_ms"]
+    assert (row.verdict, row.note) == (Verdict.FASTER, "text of 1 of 2 pages differs, CER 0.0300 → 0.0500")
+    assert rows(comparison)["cer"].verdict == Verdict.WORSE
+    assert [(change.differ, change.pages, change.exact) for change in comparison.texts] == [(1, 2, True)]
+
+
+def test_without_texts_the_token_counts_speak():
+    old = saved_test(pages={"a": SavedPage(256), "b": SavedPage(256)})
+    new = saved_test(pages={"a": SavedPage(256), "b": SavedPage(250)})
+    comparison = pair(old, new)
+    assert [(change.differ, change.exact) for change in comparison.texts] == [(1, False)]
+    assert any("only their token counts" in notice for notice in comparison.notices)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"doubts": ["the GPU was throttled (power cap)"]}, "after: the GPU was throttled (power cap)"),
+        ({"doubts": ["1 other process used the GPU"]}, "after: 1 other process used the GPU"),
+        ({"machine": SavedMachine("NVIDIA A100", 400.0, 1410)}, "another GPU"),
+        ({"machine": msgspec.structs.replace(H100, power_limit_w=350.0)}, "another power limit of the GPU (700 against"),
+        ({"machine": msgspec.structs.replace(H100, sm_clock_max_mhz=1200)}, "another clock limit of the GPU"),
+        ({"machine": SavedMachine(cpu="EPYC", cores=2)}, "another GPU (NVIDIA H100 80GB HBM3 against none)"),
+        ({"figures": {}}, "missing after"),
+        ({"figures": {"tpot_ms": math.nan}}, "missing after"),
+        ({"figures": {"tpot_ms": 0.0}}, "not above 0"),
+    ],
+)
+def test_what_is_not_measured_is_never_the_same(changes, why):
+    comparison = pair(saved_test(), saved_test(**changes), rules=(Rule(None, 0.02, "2%"),))
+    row = rows(comparison)["tpot_ms"]
+    assert row.verdict == Verdict.NOT_MEASURED
+    assert why in row.note
+    assert comparison.exit_code == 3
+    assert rows(comparison)["cer"].verdict == Verdict.SAME
+
+
+def test_a_failed_test_is_not_measured_and_its_gate_not_passed():
+    comparison = pair(
+        saved_test(), saved_test(problem="page b: out of memory", figures={}), rules=(Rule("tpot_ms", 0.02, "2%"),)
+    )
+    row = rows(comparison)["tpot_ms"]
+    assert (row.verdict, row.note) == (Verdict.NOT_MEASURED, "after: page b: out of memory")
+    assert comparison.exit_code == 3
+
+
+def test_force_compares_another_machine():
+    other = saved_test(machine=SavedMachine("NVIDIA A100"), figures={"tpot_ms": 0.9}, doubts=["throttled"])
+    assert rows(pair(saved_test(), other, force=True))["tpot_ms"].verdict == Verdict.SLOWER
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"fingerprint": Fingerprint(model="model-2")}, "another model (model-1 against model-2)"),
+        ({"fingerprint": Fingerprint(dataset="pages-2")}, "other inputs"),
+        ({"pages": {"a": SavedPage(1), "c": SavedPage(1)}}, "other pages (only before: b; only after: c)"),
+    ],
+)
+def test_other_work_is_named_and_refused(changes, why):
+    with pytest.raises(ArtifactError) as found:
+        pair(saved_test(), saved_test(**changes))
+    assert why in str(found.value)
+    assert str(found.value).endswith("--force compares them all the same")
+    assert "tpot_ms" in rows(pair(saved_test(), saved_test(**changes), force=True))
+
+
+def test_other_work_of_one_test_leaves_the_others():
+    second = saved_test("test_more", fingerprint=Fingerprint(model="model-2"))
+    comparison = compare(
+        [saved_run(saved_test(), saved_test("test_more"), key="one")], [saved_run(saved_test(), second, key="two")]
+    )
+    verdicts = {(row.test, row.metric): row.verdict for row in comparison.rows}
+    assert verdicts["test_x.py::test_more", "tpot_ms"] == Verdict.NOT_MEASURED
+    assert verdicts["test_x.py::test_pages", "cer"] == Verdict.SAME
+    assert any("another model" in notice for notice in comparison.notices)
+
+
+def test_configuration_versions_and_work_tree_are_named():
+    old = saved_run(key="one", configs={"config-1": {"infer.engine": "fast", "infer.batch_size": 1}})
+    print_ = Fingerprint("NVIDIA H100", "cuda:0", "model-1", "pages-1", "config-2", {"torch": "2.10"})
+    new = saved_run(saved_test(fingerprint=print_), key="two", git=Git("0123456789abcdef", True))
+    new.configs = {"config-2": {"infer.engine": "compiled", "infer.batch_size": 1}}
+    assert compare([old], [new]).notices == [
+        "after: the work tree had changes that its commit 0123456789ab does not have",
+        "the configurations differ: infer.engine fast → compiled",
+        "versions differ: torch 2.9 → 2.10",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "why"),
+    [
+        (saved_run(key="one"), saved_run(key="one"), "runs/one is the same run as its baseline runs/one"),
+        (saved_run(key="one"), saved_run(key="two", status="interrupted"), "half a run (its status is interrupted)"),
+        (SavedRun(key="none", source="empty", started=""), saved_run(key="two"), "empty has no test"),
+        (saved_run(key="one"), saved_run(saved_test("other"), key="two"), "have no test in common"),
+        (saved_run(saved_test(rounds=1, noise={})), saved_run(key="two"), "a single round on one side"),
+    ],
+    ids=["same", "half", "empty", "no-common", "one-round"],
+)
+def test_refused_in_one_line(before, after, why):
+    with pytest.raises(ArtifactError) as found:
+        compare([before], [after])
+    assert why in str(found.value)
+    assert "\n" not in str(found.value)
+
+
+def test_single_rounds_of_three_processes_are_enough():
+    assert one(
+        side([0.54, 0.541, 0.539], prefix="a", rounds=1, noise={}),
+        side([0.60, 0.601, 0.599], prefix="b", rounds=1, noise={}),
+    ).verdict == Verdict.SLOWER
+    forced = pair(saved_test(rounds=1, noise={}), saved_test(rounds=1, noise={}), force=True)
+    assert rows(forced)["tpot_ms"].verdict == Verdict.UNCLEAR
+
+
+def test_gates_share_the_error_and_set_the_margin():
+    tests = [saved_test(f"test_{number}", figures={"tpot_ms": 0.54}) for number in range(20)]
+    slower = [saved_test(f"test_{number}", figures={"tpot_ms": 0.553}) for number in range(20)]
+    runs = [saved_run(*tests, key="one")], [saved_run(*slower, key="two")]
+    free = compare(*runs)
+    gated = compare(*runs, Terms(rules=(Rule("tpot_ms", 0.02, "2%"),)))
+    assert gated.gated == 20
+    assert gated.rows[0].high - gated.rows[0].low > free.rows[0].high - free.rows[0].low
+    wide = compare(*runs, Terms(process_sd=0.0005, rules=(Rule("tpot_ms", 0.03, "3%"),)))
+    assert {row.verdict for row in wide.rows} >= {Verdict.SAME}
+    assert wide.exit_code == 0
+
+
+def test_exit_code():
+    slow = saved_test(figures={"tpot_ms": 0.70})
+    assert pair(saved_test(), slow).exit_code == 0
+    assert pair(saved_test(), slow, rules=(Rule(None, 0.02, "2%"),)).exit_code == 1
+    assert pair(saved_test(), saved_test(), rules=(Rule("tpot_ms", 0.02, "2%"),), process_sd=0.001).exit_code == 0
+    assert pair(saved_test(), saved_test(), rules=(Rule("tpot_ms", 0.02, "2%"),), process_sd=0.2).exit_code == 3
+    worse = saved_test(quality={"cer": 0.034})
+    assert pair(saved_test(), worse, rules=(Rule("cer", 0.005, "0.005"),)).exit_code == 0
+    assert pair(saved_test(), worse, rules=(Rule("cer", 0.003, "0.003"),)).exit_code == 1
+    vanished = compare(
+        [saved_run(saved_test(), saved_test("gone"), key="one")],
+        [saved_run(key="two")],
+        Terms(rules=(Rule("tpot_ms", 0.05, "5%"),), process_sd=0.001),
+    )
+    assert (vanished.only_before, vanished.exit_code) == (["test_x.py::gone"], 3)
+
+
+def test_rules():
+    metrics = list(BUILTIN)
+    assert parse_rules(["slower:2%, cer:0.005", "tpot_ms:1%"], metrics) == (
+        Rule(None, 0.02, "2%"),
+        Rule("cer", 0.005, "0.005"),
+        Rule("tpot_ms", 0.01, "1%"),
+    )
+    for text, why in (
+        ("slower", "give WHAT:LIMIT"),
+        ("slower:5", "a percentage above 0"),
+        ("slower:-1%", "a percentage above 0"),
+        ("tpot:2%", "unknown metric tpot (did you mean 'tpot_ms'?); allowed: slower, ttft_ms"),
+        ("tokens:2%", "neither way of tokens is worse"),
+        ("cer:2%", "an amount of 0 or more"),
+        ("", "give WHAT:LIMIT"),
+    ):
+        with pytest.raises(ConfigError) as found:
+            parse_rules([text], metrics)
+        assert why in str(found.value)
+        assert "\n" not in str(found.value)
