@@ -13,7 +13,7 @@ from pytest_llmprof.records.baseline import SavedMachine, SavedPage, SavedRun, S
 from pytest_llmprof.records.catalogue import BUILTIN, Declaration
 from pytest_llmprof.records.environment import Environment, Gpu, Host
 from pytest_llmprof.records.files import write_bytes, write_json
-from pytest_llmprof.records.metrics import Fingerprint, Metrics, Sample, Spread
+from pytest_llmprof.records.metrics import Fingerprint, Metrics, ModelInfo, Sample, Spread
 from pytest_llmprof.records.predictions import Prediction
 from pytest_llmprof.records.run import RunRecord, TestRecord
 
@@ -98,6 +98,7 @@ def write_run(
             figures={"tpot_ms": tpot + number / 1e6, "ttft_ms": 40.0, "peak_memory_gib": 8.0},
             spread={"tpot_ms": Spread(0.5, 0.6, 0.54, 0.56, 0.002 if rounds > 1 else None)},
             quality={"cer": 0.03},
+            model=ModelInfo("deepseek_ocr", "random", "model-1", 10, "cuda:0", "bfloat16", "base", "fast"),
             fingerprint=Fingerprint("NVIDIA H100", "cuda:0", "model-1", "pages-1", "config-1"),
         )
         write_json(folder / "metrics.json", metrics)

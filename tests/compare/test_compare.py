@@ -106,7 +106,7 @@ def test_without_texts_the_token_counts_speak():
         ({"doubts": ["the GPU was throttled (power cap)"]}, "after: the GPU was throttled (power cap)"),
         ({"doubts": ["1 other process used the GPU"]}, "after: 1 other process used the GPU"),
         ({"machine": SavedMachine("NVIDIA A100", 400.0, 1410)}, "another GPU"),
-        ({"machine": msgspec.structs.replace(H100, power_limit_w=350.0)}, "another power limit of the GPU (700 against"),
+        ({"machine": msgspec.structs.replace(H100, power_limit_w=350.0)}, "another power limit of the GPU (700"),
         ({"machine": msgspec.structs.replace(H100, sm_clock_max_mhz=1200)}, "another clock limit of the GPU"),
         ({"machine": SavedMachine(cpu="EPYC", cores=2)}, "another GPU (NVIDIA H100 80GB HBM3 against none)"),
         ({"figures": {}}, "missing after"),

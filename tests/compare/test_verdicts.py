@@ -45,7 +45,7 @@ def test_share(text, share):
 
 @pytest.mark.parametrize("text", ["5", "-1%", "0%", "", "%", "two%", "2%%", "nan%", "1e3%", 2, None, "99999%"])
 def test_a_threshold_that_is_none_is_refused_in_one_line(text):
-    with pytest.raises(ConfigError, match=r"^gate at x: .* is not allowed; a threshold is a percentage above 0") as found:
+    with pytest.raises(ConfigError, match=r"^gate at x: .* not allowed; a threshold is a percentage above 0") as found:
         parse_share(text, "gate at x")
     assert "\n" not in str(found.value)
 

@@ -1,0 +1,166 @@
+"""The command `llmprof`, in this process and in one of its own."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from saved_runs import noisy, saved_run, saved_test, write_run
+
+from pytest_llmprof.cli import main
+from pytest_llmprof.compare.store import Store
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return Store(tmp_path / ".llmprof")
+
+
+def run(capsys, *arguments):
+    code = main([str(argument) for argument in arguments])
+    shown = capsys.readouterr()
+    return code, shown.out, shown.err
+
+
+def test_compare_text(store, tmp_path, capsys):
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", tpot=0.60)
+    code, out, _ = run(capsys, "compare", "a", "b")
+    assert code == 0
+    assert "Time per output token (ms)" in out
+    assert "+11.1 %" in out
+    assert "slower" in out
+
+
+@pytest.mark.parametrize(
+    ("tpot", "limit", "code"), [(0.60, "slower:2%", 1), (0.541, "tpot_ms:2%", 3), (0.50, "tpot_ms:50%", 0)]
+)
+def test_fail_on(store, tmp_path, capsys, tpot, limit, code):
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", tpot=tpot)
+    assert run(capsys, "compare", "a", "b", "--fail-on", limit)[0] == code
+
+
+def test_compare_json(store, tmp_path, capsys):
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", tpot=0.60)
+    code, out, _ = run(capsys, "compare", "a", "b", "--format", "json", "--fail-on", "tpot_ms:2%")
+    found = json.loads(out)
+    row = next(row for row in found["rows"] if row["metric"] == "tpot_ms")
+    assert (code, found["schema"], row["verdict"], row["failed"]) == (1, 1, "slower", True)
+    assert row["low"] < row["ratio"] < row["high"]
+
+
+def test_compare_markdown_is_a_table(store, tmp_path, capsys):
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", tpot=0.60)
+    _, out, _ = run(capsys, "compare", "a", "b", "--format", "markdown", "--fail-on", "tpot_ms:2%")
+    assert "| Time per output token (ms) | 0.540 | 0.600 | +11.1 % |" in out
+    assert "| slower | FAILED, limit 2% |" in out
+
+
+def test_compare_a_saved_baseline(store, tmp_path, capsys):
+    for place, value in enumerate(noisy(0.54, 0.002, 6)):
+        store.save(saved_run(saved_test(figures={"tpot_ms": value}), key=str(place)), "main")
+    store.save(saved_run(saved_test(figures={"tpot_ms": 0.62}), key="new"), "branch")
+    code, out, _ = run(capsys, "compare", "main", "branch", "--fail-on", "slower:2%")
+    assert (code, "6 and 1 process" in out) == (1, True)
+
+
+def test_runs(store, capsys):
+    assert run(capsys, "runs")[1].startswith("no run is saved")
+    store.save(saved_run(key="one"), "main")
+    store.save(saved_run(saved_test(problem="failed"), key="two"), "other")
+    lines = run(capsys, "runs")[1].splitlines()
+    assert len(lines) == 2
+    assert "1 test, 1 not measured" in lines[1]
+    assert len(run(capsys, "runs", "main")[1].splitlines()) == 1
+
+
+def test_trend(store, tmp_path, capsys):
+    for place, value in enumerate([*noisy(0.54, 0.003, 10, 1), *noisy(0.57, 0.003, 10, 2)]):
+        begun = f"2026-11-{place + 1:02d}T10:00:00+00:00"
+        store.save(saved_run(saved_test(figures={"tpot_ms": value}), key=str(place), started=begun), "main")
+    code, out, _ = run(capsys, "trend", "main", "--metric", "tpot_ms", "--svg", tmp_path / "svg")
+    assert code == 0
+    assert "at 2026-11-11T10:00:00+00:00" in out
+    assert len(list((tmp_path / "svg").glob("*.svg"))) == 1
+    found = json.loads(run(capsys, "trend", "main", "--metric", "tpot_ms", "--format", "json")[1])
+    assert found[0]["changes"][0]["index"] == 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("compare", "a", "a"), "is the same run as its baseline"),
+        (("compare", "a", "nope"), "no run is saved under 'nope'"),
+        (("compare", "a", "./nope"), "there is no run at nope"),
+        (("compare", "a", "one-round"), "single round on one side"),
+        (("compare", "a", "other-pages"), "other pages (only before: page-2, page-3)"),
+        (("compare", "a", "half"), "half a run"),
+        (("compare", "a", "b", "--fail-on", "slower:5"), 'a percentage above 0, such as "2%"'),
+        (("compare", "a", "b", "--fail-on", "slower:-1%"), 'a percentage above 0, such as "2%"'),
+        (("compare", "a", "b", "--fail-on", "tpot:2%"), "did you mean 'tpot_ms'"),
+        (("compare", "a", "b", "--margin", "5"), "--margin: '5' is not allowed"),
+        (("compare", "a", "b", "--process-sd", "200%"), "--process-sd: '200%' is not allowed"),
+        (("runs", "nope"), "no run is saved under 'nope'"),
+        (("trend", "main", "--metric", "tpot"), "unknown metric tpot (did you mean 'tpot_ms'?)"),
+        (("trend", "main", "--machine", "A100"), "no run of main is of 'A100'; saved: H100"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_4(store, tmp_path, capsys, arguments, why):
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", tpot=0.6)
+    write_run(tmp_path / "one-round", rounds=1, tpot=0.7)
+    write_run(tmp_path / "other-pages", pages=2, tpot=0.7)
+    half = write_run(tmp_path / "half", tpot=0.8) / "run.json"
+    half.write_text(half.read_text().replace('"complete"', '"running"'))
+    store.save(saved_run(key="one"), "main")
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (4, "")
+    assert err.startswith("ERROR: ")
+    assert why in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [(), ("nope",), ("compare", "a"), ("compare", "a", "b", "--format", "xml")])
+def test_a_wrong_command_line_has_code_4(capsys, arguments):
+    with pytest.raises(SystemExit) as found:
+        main(arguments)
+    assert found.value.code == 4
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+_COUNT = """
+import sys
+from pytest_llmprof.cli import main
+code = main(sys.argv[1:])
+heavy = sorted({"torch", "transformers", "pytest", "hydra", "omegaconf", "pandas", "matplotlib"} & set(sys.modules))
+heavy += [name for name in ("scipy.stats",) if name in sys.modules]
+print("heavy:", heavy, file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def test_300_tests_are_compared_quickly_without_torch(store, tmp_path):
+    kernels = "name,phase,count,busy_ms,total_ms\n" + "".join(
+        f"void at::native::kernel_{place}x<float>(int),decode,64,{place + 1}.5,{place + 2}.5\n" for place in range(60)
+    )
+    write_run(tmp_path / "a", 300, pages=8, kernels=kernels)
+    write_run(tmp_path / "b", 300, pages=8, tpot=0.56, kernels=kernels)
+    begun = time.perf_counter()
+    result = subprocess.run(
+        [sys.executable, "-c", _COUNT, "compare", "a", "b"], capture_output=True, text=True, check=True
+    )
+    print(f"{time.perf_counter() - begun:.2f} s")
+    assert result.stderr == "heavy: []\n"
+    assert result.stdout.count("Time per output token") == 300
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("compare", "runs", "trend"))
