@@ -20,10 +20,10 @@ NAME = PACKAGE.name
 
 ORDER = (
     *("errors", "text", "records"),
-    *("config", "compare", "report", "analysis", "measure", "datasets"),
+    *("config", "report", "analysis", "compare", "measure", "datasets"),
     "models",
     *("quality", "outputs"),
-    *("stages", "run", "plugin"),
+    *("stages", "run", "plugin", "cli"),
 )
 """Each room imports only rooms before it."""
 LAYERS = 10

@@ -3,8 +3,10 @@
     python benchmarks/gates/simulate.py [--gates 1000] [--seed 1] [--case fast --case eager ...]
 
 Each simulated gate draws its own processes, in the order ABBA BAAB, slows those of side B by an injected share, and
-asks `SequentialDecision` with its default plan, as `llmprof ab` does. `noise_h100.json` holds rounds of real processes
-on an H100; the other cases are made to be difficult: drift, two host speeds, bimodal clocks, outliers, heavy tails.
+asks `SequentialDecision` with its default plan, as `llmprof ab` does. The tables after the first hold runs against
+saved ones, as `llmprof compare` does, on a machine that is as fast as it was then. `noise_h100.json` has rounds of
+real processes on an H100; the other cases are made to be difficult: drift, two host speeds, bimodal clocks, outliers,
+heavy tails.
 
 Prints false alarms, missed and unclear gates with 95 % Clopper-Pearson intervals, and the median number of pairs.
 """
@@ -24,8 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaincinv
 
-from pytest_llmprof.compare.sequential import Plan, SequentialDecision, order
-from pytest_llmprof.compare.verdicts import Verdict
+from pytest_llmprof.compare.compare import STEADY_SD
+from pytest_llmprof.compare.intervals import assumed, unpaired
+from pytest_llmprof.compare.sequential import ALPHA, BETA, Plan, SequentialDecision, order
+from pytest_llmprof.compare.verdicts import DEFAULT_MARGIN, Verdict, decide
 
 NOISE = Path(__file__).with_name("noise_h100.json")
 TPOT, TTFT = 0, 1
@@ -125,8 +129,8 @@ class Outcome:
     """What a case's gates said."""
 
     verdicts: Counter[Verdict]
-    pairs: float
-    """Median pairs until a verdict."""
+    pairs: float | None = None
+    """Median pairs until the decision; None where all processes are there at once."""
 
     def count(self, *verdicts: Verdict) -> int:
         return sum(self.verdicts[verdict] for verdict in verdicts)
@@ -175,15 +179,33 @@ def line(case: str, slowdown: float, outcome: Outcome, number: int) -> str:
     unclear = shown(outcome.count(Verdict.UNCLEAR), number)
     injected = f"{slowdown:.0%}" if slowdown else "A/A"
     return (
-        f"| {case} | {injected} | {shown(false, number)} | {shown(found, number)} | {missed} | {unclear} "
-        f"| {outcome.pairs:g} |"
+        f"| {case} | {injected} | {shown(false, number)} | {shown(found, number)} | {missed} | {unclear} |"
+        f"{'' if outcome.pairs is None else f' {outcome.pairs:g} |'}"
     )
 
 
-HEAD = (
-    "| Noise | Injected | False alarms | Right | Missed | Unclear | Median pairs |\n"
-    "|:--|--:|--:|--:|--:|--:|--:|"
-)
+SIDES = ((3, 3), (8, 8), (16, 16), (5, 1), (8, 1), (16, 1), (1, 1))
+"""Processes of the baseline and of the new side."""
+
+
+def baselines(source: Source, sides: tuple[int, int], slowdown: float, number: int, seed: int) -> Outcome:
+    """Compare *number* new sides, slower by *slowdown*, with baselines, as `llmprof compare` does for `fast`."""
+    random = np.random.default_rng(seed)
+    values = np.log(source(random, number, sum(sides)))
+    values[:, sides[0] :] += np.log1p(slowdown)
+    verdicts: Counter[Verdict] = Counter()
+    for row in values.tolist():
+        before, after = row[: sides[0]], row[sides[0] :]
+        if max(sides) >= 3:
+            change, equality = (unpaired(before, after, error, STEADY_SD) for error in (ALPHA, 2 * BETA))
+        else:
+            change, equality = (assumed(before, after, STEADY_SD, (0, 0), error) for error in (ALPHA, 2 * BETA))
+        verdicts[decide(change, equality, DEFAULT_MARGIN, "lower")] += 1
+    return Outcome(verdicts)
+
+
+BASELINE_CASES = ("fast", "compiled", "normal 0.4 %", "bimodal clocks 1.5 %", "outliers 5 %")
+HEAD = "| {} | Injected | False alarms | Right | Missed | Unclear |{}\n|:--|--:|--:|--:|--:|--:|{}"
 
 
 def main() -> None:
@@ -194,11 +216,18 @@ def main() -> None:
     options = parser.parse_args()
     begun = time.perf_counter()
     plan = Plan()
-    print(f"{options.gates} gates a row, seed {options.seed}, {plan}\n\n{HEAD}")
+    print(f"{options.gates} gates a row, seed {options.seed}, {plan}\n")
+    print(HEAD.format("Noise", " Median pairs |", "--:|"))
     for case in options.case or CASES:
         source, slowdowns = CASES[case]
         for slowdown in slowdowns:
             print(line(case, slowdown, gates(source, slowdown, options.gates, plan, options.seed), options.gates))
+    for case in () if options.case else BASELINE_CASES:
+        print(f"\n{case}, against saved runs\n\n{HEAD.format('Processes', '', '')}")
+        for sides in SIDES:
+            for slowdown in (0.0, 0.02, 0.05):
+                outcome = baselines(CASES[case][0], sides, slowdown, options.gates, options.seed)
+                print(line(f"{sides[0]} and {sides[1]}", slowdown, outcome, options.gates))
     print(f"\n{time.perf_counter() - begun:.0f} s")
 
 

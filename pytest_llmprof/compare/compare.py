@@ -7,11 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from msgspec import Struct
-
 from pytest_llmprof.compare.comparable import config_notice, other_machine, other_work, some
 from pytest_llmprof.compare.intervals import Interval, assumed, unpaired
 from pytest_llmprof.compare.kernels import KernelChange, kernel_changes
+from pytest_llmprof.compare.result import Comparison, Row, Side, TextChange
 from pytest_llmprof.compare.rules import Rule, is_speed, is_statistical, rule_for
 from pytest_llmprof.compare.sequential import ALPHA, BETA
 from pytest_llmprof.compare.verdicts import BAD, DEFAULT_MARGIN, GOOD, Verdict, decide
@@ -19,114 +18,19 @@ from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.records.baseline import SavedRun, SavedTest
 from pytest_llmprof.records.catalogue import Declaration
 from pytest_llmprof.text.escape import one_line
-from pytest_llmprof.text.numbers import count, number
+from pytest_llmprof.text.numbers import count
 
-__all__ = ["SCHEMA", "Comparison", "Row", "Side", "Terms", "TextChange", "compare"]
+__all__ = ["Terms", "compare"]
 
-SCHEMA = 1
-"""Version of the JSON of a comparison."""
 STEADY_SD = 0.005
 """Assumed standard deviation between processes of decode times with CUDA graphs: an H100 showed 0.4 % (`fast`) and
-0.1 % (`compiled`), benchmarks/gates/noise_h100.json."""
+0.1 % (`compiled`), benchmarks/gates/noise_h100.json. Fewer than 6 processes are not believed to have less."""
 OTHER_SD = 0.15
 """Of all other times: TTFT had 14 to 15 % there, as work of the CPU is in it."""
 MEMORY = 0.005
 """Relative change of memory that counts."""
 _STEADY_ENGINES = frozenset(("fast", "compiled"))
 _STEADY_METRICS = frozenset(("tpot_ms", "tokens_per_s", "batch_tokens_per_s", "decode_ms"))
-
-
-class Side(Struct, frozen=True):
-    """One side of a comparison."""
-
-    name: str
-    runs: int
-    keys: tuple[str, ...]
-    machine: str
-    commit: str | None
-    dirty: bool
-
-
-class Row(Struct, kw_only=True):
-    """One metric of one test."""
-
-    test: str
-    stage: str
-    metric: str
-    title: str
-    """Label and unit."""
-    shown: bool
-    """Whether it is among the metrics that a table shows by default."""
-    before: float | None
-    """The median over processes."""
-    after: float | None
-    ratio: float | None = None
-    """After / before, of the robust centres; null where it has no meaning."""
-    low: float | None = None
-    """Confidence interval of the ratio; null for exact values."""
-    high: float | None = None
-    level: float | None = None
-    """Its confidence (0..1)."""
-    verdict: Verdict
-    limit: str | None = None
-    """What a gate allows, as it was written; null without one."""
-    failed: bool = False
-    """Whether the gate is broken."""
-    how: str = ""
-    """Processes on both sides, and what was assumed."""
-    note: str = ""
-    """Why it was not measured or is unclear; how answers changed."""
-
-
-class TextChange(Struct, frozen=True):
-    """Answers of one test that changed."""
-
-    test: str
-    differ: int
-    """Pages whose answer differs."""
-    pages: int
-    """Pages on both sides."""
-    exact: bool
-    """Whether texts were compared; else only token counts."""
-    cer_before: float | None
-    cer_after: float | None
-
-    @property
-    def text(self) -> str:
-        """ "text of 2 of 8 pages differs, CER 0.031 → 0.042"."""
-        what = f"text of {self.differ} of {count(self.pages, 'page')} differs"
-        if self.cer_before is None and self.cer_after is None:
-            return what
-        return f"{what}, CER {number(self.cer_before)} → {number(self.cer_after)}"
-
-
-class Comparison(Struct, kw_only=True):
-    """Everything that two sides' records say of their difference."""
-
-    schema: int = SCHEMA
-    before: Side
-    after: Side
-    margin: float
-    alpha: float
-    """Error of one row's change; of gated rows that of all together."""
-    gated: int
-    """Rows that a gate holds."""
-    notices: list[str]
-    """What else differs: configuration, versions, tests that only one side has."""
-    only_before: list[str]
-    only_after: list[str]
-    rows: list[Row]
-    texts: list[TextChange]
-    kernels: list[KernelChange]
-
-    @property
-    def exit_code(self) -> int:
-        """0, or with gates 1 where one is broken, 3 where one is unclear or not measured."""
-        gated = [row for row in self.rows if row.limit is not None]
-        if any(row.failed for row in gated):
-            return 1
-        unsure = {Verdict.UNCLEAR, Verdict.NOT_MEASURED}
-        return 3 if any(row.verdict in unsure for row in gated) or (self.gated and self.only_before) else 0
 
 
 @dataclass(frozen=True)
@@ -341,7 +245,7 @@ class _Comparer:
         alpha = self.terms.alpha / (gated if rule else 1)
         row.how = f"{len(before)} and {count(len(after), 'process', 'processes')}"
         if max(len(before), len(after)) >= 3:
-            change, equality = (unpaired(first, second, error) for error in (alpha, 2 * self.terms.beta))
+            change, equality = (unpaired(first, second, error, STEADY_SD) for error in (alpha, 2 * self.terms.beta))
         else:
             rounds = [_rounds_error(side, metric) for side in (before, after)]
             if rounds[0] is None or rounds[1] is None:
@@ -355,6 +259,8 @@ class _Comparer:
             )
             row.how += f", SD {100 * deviation:g} % assumed"
         row.verdict = decide(change, equality, margin, metric.better, speed=is_speed(metric))
+        if row.verdict in BAD | GOOD and min(len(before), len(after)) == 1:
+            row.note = "one process on a side: a single disturbed one looks the same"
         _show_interval(row, equality if row.verdict is Verdict.SAME else change)
 
     def _notices(self, pairs: Sequence[_Pair]) -> Iterator[str]:

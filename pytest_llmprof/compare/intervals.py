@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-__all__ = ["Centre", "Interval", "assumed", "centre", "normal_quantile", "paired", "t_quantile", "t_tail", "unpaired"]
+__all__ = ["Centre", "Interval", "assumed", "centre", "normal_quantile", "t_quantile", "t_tail", "unpaired"]
 
 TRIM = 0.2
 """Share of the values that a centre leaves out at each end."""
 TRIM_FROM = 10
 """With fewer values the centre is the plain mean."""
+SURE_FROM = 6
+"""With fewer processes their spread may be small by chance: all at one of two clocks, say."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +77,14 @@ def normal_quantile(share: float) -> float:
     return float(ndtri(share))
 
 
-def centre(values: Sequence[float]) -> Centre:
+def centre(values: Sequence[float], *, plain: bool = False) -> Centre:
     """The mean without the outer fifths, its error from the winsorised variance (Yuen 1974, Biometrika 61:165).
 
-    Below `TRIM_FROM` values the plain mean. Two values at least.
+    Below `TRIM_FROM` values, or with *plain*, the mean of all. Two values at least.
     """
     ordered = sorted(values)
     count = len(ordered)
-    cut = int(TRIM * count) if count >= TRIM_FROM else 0
+    cut = int(TRIM * count) if count >= TRIM_FROM and not plain else 0
     kept = ordered[cut : count - cut]
     size = len(kept)
     value = math.fsum(kept) / size
@@ -92,19 +94,15 @@ def centre(values: Sequence[float]) -> Centre:
     return Centre(value, math.sqrt(squares / (size * (size - 1))), size - 1)
 
 
-def paired(differences: Sequence[float], alpha: float) -> Interval:
-    """The interval of the centre of paired differences log(b / a)."""
-    return centre(differences).interval(alpha)
-
-
-def unpaired(before: Sequence[float], after: Sequence[float], alpha: float) -> Interval:
+def unpaired(before: Sequence[float], after: Sequence[float], alpha: float, least: float = 0.0) -> Interval:
     """The interval of the change between two sets of processes, given as logarithms of their values.
 
     Both with 3 or more: Welch 1947, Biometrika 34:28, on trimmed means. One with fewer: a prediction interval, which
-    takes the spread of the other side for both. Raises `ValueError` where neither has 3.
+    takes the spread of the other side for both. The standard deviation of fewer than `SURE_FROM` processes is taken as
+    *least* at least. Raises `ValueError` where neither has 3.
     """
     if min(len(before), len(after)) >= 3:
-        first, second = centre(before), centre(after)
+        first, second = _believed(before, least), _believed(after, least)
         parts = [(one.error**2, one.freedom) for one in (first, second)]
         error = sum(part for part, _ in parts)
         freedom = error**2 / sum(part**2 / free for part, free in parts) if error else min(f for _, f in parts)
@@ -113,14 +111,21 @@ def unpaired(before: Sequence[float], after: Sequence[float], alpha: float) -> I
     if len(many) < 3:
         raise ValueError("3 processes at least on one side")
     few = min(before, after, key=len)
-    known = centre(many)
-    spread = known.error * math.sqrt(len(many))  # the standard deviation, of a trimmed mean its robust equivalent
+    known = _believed(many, least, plain=True)  # a single process may be one of those that trimming leaves out
+    spread = known.error * math.sqrt(len(many))
     error_of_few = spread / math.sqrt(len(few))
     change = math.fsum(few) / len(few) - known.value
     joint = Centre(
         change if many is before else -change, math.hypot(known.error, error_of_few), known.freedom
     )
     return joint.interval(alpha)
+
+
+def _believed(values: Sequence[float], least: float, *, plain: bool = False) -> Centre:
+    found = centre(values, plain=plain)
+    if len(values) >= SURE_FROM:
+        return found
+    return Centre(found.value, max(found.error, least / math.sqrt(len(values))), found.freedom)
 
 
 def assumed(

@@ -4,6 +4,10 @@ Each look's interval has the part of the error that was set aside for it (Lan & 
 spending function is that of Kim & DeMets 1987, Biometrika 74:149). The parts add up to the whole, so by the union bound
 the error holds for all looks together, whatever their dependence. The shown interval is the look's own: a repeated
 confidence interval (Jennison & Turnbull 1989, J. R. Stat. Soc. B 51:305), valid at whichever look the data stop.
+
+Two processes of one side, of neighbouring pairs, differ by noise alone: an A/A control inside the A/B job. A change must
+show against the larger of both errors, that of the A/B and that of the A/A differences: where a machine drifts, pairs
+may agree by chance.
 """
 
 from __future__ import annotations
@@ -12,13 +16,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pytest_llmprof.compare.intervals import Interval, paired
+from pytest_llmprof.compare.intervals import Centre, Interval, centre
 from pytest_llmprof.compare.verdicts import DEFAULT_MARGIN, Verdict, decide
 from pytest_llmprof.records.catalogue import Better
 
 __all__ = ["ALPHA", "BETA", "ORDER", "Plan", "SequentialDecision", "control_differences", "order"]
 
-ALPHA = 0.001
+ALPHA = 0.002
 """How often two equal sides may be called different, both directions and all looks together."""
 BETA = 0.05
 """How often a change as large as the margin may be called the same, all looks together."""
@@ -82,10 +86,13 @@ class SequentialDecision:
     plan: Plan = field(default_factory=Plan)
     better: Better | None = "lower"
     speed: bool = True
-    differences: list[float] = field(default_factory=list)
-    """log(after / before) of each pair."""
+    before: list[float] = field(default_factory=list)
+    """The values of the pairs, in their order."""
+    after: list[float] = field(default_factory=list)
     interval: Interval | None = None
     """Of the last look, at the level that decided; None before the first one."""
+    control: Interval | None = None
+    """Of the A/A differences at the last look; half its width is what this machine can see."""
     verdict: Verdict = Verdict.UNCLEAR
     looked: int = 0
     """Pairs at the last look."""
@@ -101,17 +108,22 @@ class SequentialDecision:
             raise ValueError(f"a pair has two positive values, not {before} and {after}")
         if self.done:
             return self.verdict
-        self.differences.append(math.log(after / before))
-        if len(self.differences) in self.plan.looks():
+        self.before.append(before)
+        self.after.append(after)
+        if len(self.before) in self.plan.looks():
             self._look()
         return self.verdict
 
     def _look(self) -> None:
-        plan, pairs = self.plan, len(self.differences)
+        plan, pairs = self.plan, len(self.before)
         alpha = plan.spent(plan.alpha, pairs, _CHANGE_POWER) - plan.spent(plan.alpha, self.looked, _CHANGE_POWER)
         beta = plan.spent(plan.beta, pairs, _EQUAL_POWER) - plan.spent(plan.beta, self.looked, _EQUAL_POWER)
-        change = paired(self.differences, alpha / plan.family)
-        equality = paired(self.differences, 2 * beta)  # one-sided on each side
+        found = centre([math.log(after / before) for before, after in zip(self.before, self.after, strict=True)])
+        noise = centre(control_differences(self.before, self.after))
+        larger = Centre(found.value, max(found.error, noise.error), found.freedom)
+        change = larger.interval(alpha / plan.family)
+        equality = found.interval(2 * beta)  # one-sided on each side
+        self.control = noise.interval(alpha / plan.family)
         self.looked = pairs
         self.verdict = decide(change, equality, plan.margin, self.better, speed=self.speed)
         self.interval = equality if self.verdict is Verdict.SAME else change
@@ -121,7 +133,7 @@ def control_differences(before: Sequence[float], after: Sequence[float]) -> list
     """A/A differences inside an A/B job: of two neighbouring pairs log(a2 / a1) and log(b2 / b1).
 
     The sides are the values of the pairs in their order. Signs alternate from block to block, so that a steady drift
-    cancels as it does between A and B. Their interval's half width is what this machine can see.
+    cancels as it does between A and B.
     """
     found: list[float] = []
     for block in range(min(len(before), len(after)) // 2):

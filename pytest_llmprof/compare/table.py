@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from pytest_llmprof.compare.compare import Comparison, Row, Side
 from pytest_llmprof.compare.kernels import KernelChange
+from pytest_llmprof.compare.result import Comparison, Row, Side
 from pytest_llmprof.compare.verdicts import Verdict
 from pytest_llmprof.text.escape import inline, one_line
 from pytest_llmprof.text.markdown import code, table

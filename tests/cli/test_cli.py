@@ -35,7 +35,8 @@ def test_compare_text(store, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("tpot", "limit", "code"), [(0.60, "slower:2%", 1), (0.541, "tpot_ms:2%", 3), (0.50, "tpot_ms:50%", 0)]
+    ("tpot", "limit", "code"),
+    [(0.60, "slower:2%", 1), (0.541, "tpot_ms:1%", 3), (0.541, "tpot_ms:2%", 0), (0.50, "tpot_ms:50%", 0)],
 )
 def test_fail_on(store, tmp_path, capsys, tpot, limit, code):
     write_run(tmp_path / "a")
@@ -58,7 +59,7 @@ def test_compare_markdown_is_a_table(store, tmp_path, capsys):
     write_run(tmp_path / "b", tpot=0.60)
     _, out, _ = run(capsys, "compare", "a", "b", "--format", "markdown", "--fail-on", "tpot_ms:2%")
     assert "| Time per output token (ms) | 0.540 | 0.600 | +11.1 % |" in out
-    assert "| slower | FAILED, limit 2% |" in out
+    assert "| slower | FAILED, limit 2%; one process" in out
 
 
 def test_compare_a_saved_baseline(store, tmp_path, capsys):

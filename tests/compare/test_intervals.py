@@ -5,7 +5,7 @@ import math
 import pytest
 from saved_runs import noisy
 
-from pytest_llmprof.compare.intervals import assumed, centre, normal_quantile, paired, t_quantile, t_tail, unpaired
+from pytest_llmprof.compare.intervals import assumed, centre, normal_quantile, t_quantile, t_tail, unpaired
 
 scipy_stats = pytest.importorskip("scipy.stats")
 
@@ -24,7 +24,7 @@ def test_quantiles_are_those_of_the_tables():
 
 def test_a_few_pairs_have_the_plain_t_interval():
     values = [0.01, 0.02, 0.015, 0.018, 0.011, 0.022]
-    interval = paired(values, 0.05)
+    interval = centre(values).interval(0.05)
     low, high = scipy_stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert (interval.low, interval.high) == (pytest.approx(low), pytest.approx(high))
 
@@ -39,8 +39,8 @@ def test_many_pairs_have_the_trimmed_mean_of_yuen():
 
 def test_an_outlier_hardly_moves_many_pairs():
     values = [value - 1 for value in noisy(1, 0.01, 20)]
-    moved = paired([*values[:-1], 3.0], 0.05)
-    assert abs(moved.estimate - paired(values, 0.05).estimate) < 0.005
+    moved = centre([*values[:-1], 3.0]).interval(0.05)
+    assert abs(moved.estimate - centre(values).interval(0.05).estimate) < 0.005
     assert moved.half < 0.02
 
 

@@ -53,7 +53,7 @@ def test_noise_is_unclear_to_the_end():
     decision = run(noisy(1, 0.2, 24, 1), noisy(1, 0.2, 24, 2))
     assert (decision.verdict, decision.looked, decision.done) == (Verdict.UNCLEAR, 24, True)
     assert decision.add(1.0, 2.0) == Verdict.UNCLEAR  # nothing is added after the last look
-    assert len(decision.differences) == 24
+    assert len(decision.before) == 24
 
 
 def test_it_looks_only_where_it_planned_to():
@@ -82,6 +82,7 @@ def test_a_steady_drift_cancels_between_the_sides_and_in_the_control():
     sides = {side: [value for value, at in zip(values, order(48), strict=True) if at == side] for side in "AB"}
     decision = run(sides["A"], sides["B"])
     assert decision.verdict in (Verdict.SAME, Verdict.UNCLEAR)
+    assert decision.control.low < 0 < decision.control.high
     control = control_differences(sides["A"], sides["B"])
     assert len(control) == 24
     assert abs(sum(control) / 24) < 0.005

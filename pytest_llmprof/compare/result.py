@@ -1,0 +1,107 @@
+"""The result of a comparison, as it is shown and as JSON."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from pytest_llmprof.compare.kernels import KernelChange
+from pytest_llmprof.compare.verdicts import Verdict
+from pytest_llmprof.text.numbers import count, number
+
+__all__ = ["SCHEMA", "Comparison", "Row", "Side", "TextChange"]
+
+SCHEMA = 1
+"""Version of the JSON of a comparison."""
+
+
+class Side(Struct, frozen=True):
+    """One side of a comparison."""
+
+    name: str
+    runs: int
+    keys: tuple[str, ...]
+    machine: str
+    commit: str | None
+    dirty: bool
+
+
+class Row(Struct, kw_only=True):
+    """One metric of one test."""
+
+    test: str
+    stage: str
+    metric: str
+    title: str
+    """Label and unit."""
+    shown: bool
+    """Whether it is among the metrics that a table shows by default."""
+    before: float | None
+    """The median over processes."""
+    after: float | None
+    ratio: float | None = None
+    """After / before, of the robust centres; null where it has no meaning."""
+    low: float | None = None
+    """Confidence interval of the ratio; null for exact values."""
+    high: float | None = None
+    level: float | None = None
+    """Its confidence (0..1)."""
+    verdict: Verdict
+    limit: str | None = None
+    """What a gate allows, as it was written; null without one."""
+    failed: bool = False
+    """Whether the gate is broken."""
+    how: str = ""
+    """Processes on both sides, and what was assumed."""
+    note: str = ""
+    """Why it was not measured or is unclear; how answers changed."""
+
+
+class TextChange(Struct, frozen=True):
+    """Answers of one test that changed."""
+
+    test: str
+    differ: int
+    """Pages whose answer differs."""
+    pages: int
+    """Pages on both sides."""
+    exact: bool
+    """Whether texts were compared; else only token counts."""
+    cer_before: float | None
+    cer_after: float | None
+
+    @property
+    def text(self) -> str:
+        """ "text of 2 of 8 pages differs, CER 0.031 → 0.042"."""
+        what = f"text of {self.differ} of {count(self.pages, 'page')} differs"
+        if self.cer_before is None and self.cer_after is None:
+            return what
+        return f"{what}, CER {number(self.cer_before)} → {number(self.cer_after)}"
+
+
+class Comparison(Struct, kw_only=True):
+    """Everything that two sides' records say of their difference."""
+
+    schema: int = SCHEMA
+    before: Side
+    after: Side
+    margin: float
+    alpha: float
+    """Error of one row's change; of gated rows that of all together."""
+    gated: int
+    """Rows that a gate holds."""
+    notices: list[str]
+    """What else differs: configuration, versions, tests that only one side has."""
+    only_before: list[str]
+    only_after: list[str]
+    rows: list[Row]
+    texts: list[TextChange]
+    kernels: list[KernelChange]
+
+    @property
+    def exit_code(self) -> int:
+        """0, or with gates 1 where one is broken, 3 where one is unclear or not measured."""
+        gated = [row for row in self.rows if row.limit is not None]
+        if any(row.failed for row in gated):
+            return 1
+        unsure = {Verdict.UNCLEAR, Verdict.NOT_MEASURED}
+        return 3 if any(row.verdict in unsure for row in gated) or (self.gated and self.only_before) else 0
