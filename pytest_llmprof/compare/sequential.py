@@ -5,9 +5,9 @@ spending function is that of Kim & DeMets 1987, Biometrika 74:149). The parts ad
 the error holds for all looks together, whatever their dependence. The shown interval is the look's own: a repeated
 confidence interval (Jennison & Turnbull 1989, J. R. Stat. Soc. B 51:305), valid at whichever look the data stop.
 
-Two processes of one side, of neighbouring pairs, differ by noise alone: an A/A control inside the A/B job. A change must
-show against the larger of both errors, that of the A/B and that of the A/A differences: where a machine drifts, pairs
-may agree by chance.
+Two processes of one side, of neighbouring pairs, differ by noise alone: an A/A control inside the A/B job. A change
+must show against the larger of both errors, that of the A/B and that of the A/A differences: where a machine drifts,
+pairs may agree by chance.
 """
 
 from __future__ import annotations
