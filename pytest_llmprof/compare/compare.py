@@ -98,6 +98,8 @@ class _Comparer:
         texts = {pair.id: change for pair in pairs if (change := _text_change(pair)) is not None}
         plans = [(pair, metric, rule_for(metric, self.terms.rules)) for pair in pairs for metric in self._metrics(pair)]
         gated = sum(rule is not None for *_, rule in plans)
+        if self.terms.rules and not gated:
+            raise ArtifactError(f"nothing that the limit {self.terms.rules[0].text} is for was measured in any test")
         rows = [self._row(pair, metric, rule, gated, texts.get(pair.id)) for pair, metric, rule in plans]
         return Comparison(
             before=_side(self.before),
@@ -165,11 +167,13 @@ class _Comparer:
             )
 
     def _metrics(self, pair: _Pair) -> Iterator[Declaration]:
-        for name, metric in self.metrics.items():
-            if any(_value(test, metric) is not None for test in (*pair.before, *pair.after)):
+        own = {rule.metric for rule in self.terms.rules}
+        for metric in self.metrics.values():
+            rule = rule_for(metric, self.terms.rules)
+            # A gate must not pass because its test failed, or because nothing measured what it names.
+            gated = rule is not None and (pair.problem is not None or metric.name in own)
+            if gated or any(_value(test, metric) is not None for test in (*pair.before, *pair.after)):
                 yield metric
-            elif pair.problem is not None and rule_for(metric, self.terms.rules) is not None:
-                yield self.metrics[name]  # a gate must not pass because its test failed
 
     def _row(
         self, pair: _Pair, metric: Declaration, rule: Rule | None, gated: int, text: TextChange | None
@@ -190,7 +194,7 @@ class _Comparer:
         if pair.problem or pair.other_work:
             row.note = pair.problem or pair.other_work or ""
         elif not old or not new:
-            row.note = f"missing {'before' if not old else 'after'}"
+            row.note = f"missing {'before' if not old else 'after'}" if old or new else "missing on both sides"
         elif metric.section == "quality":
             self._judge_quality(row, metric, rule)
         else:

@@ -136,6 +136,15 @@ def test_a_failed_test_is_not_measured_and_its_gate_not_passed():
     assert comparison.exit_code == 3
 
 
+def test_a_gate_on_what_nobody_measured_is_not_passed():
+    comparison = pair(saved_test(), saved_test(), rules=(Rule("joules_per_page", 0.02, "2%"),))
+    row = rows(comparison)["joules_per_page"]
+    assert (row.verdict, row.note, comparison.exit_code) == (Verdict.NOT_MEASURED, "missing on both sides", 3)
+    nothing = saved_test(figures={"tokens": 1.0})
+    with pytest.raises(ArtifactError, match="nothing that the limit 2% is for was measured in any test"):
+        pair(nothing, nothing, rules=(Rule(None, 0.02, "2%"),))
+
+
 def test_force_compares_another_machine():
     other = saved_test(machine=SavedMachine("NVIDIA A100"), figures={"tpot_ms": 0.9}, doubts=["throttled"])
     assert rows(pair(saved_test(), other, force=True))["tpot_ms"].verdict == Verdict.SLOWER
