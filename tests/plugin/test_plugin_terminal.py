@@ -13,7 +13,7 @@ import termios
 import pytest
 from plugin_bench import OUTPUT
 
-from pytest_llmprof.plugin.results import Row
+from pytest_llmprof.plugin.rows import Row
 from pytest_llmprof.plugin.terminal import columns, summary
 from pytest_llmprof.records.catalogue import Catalogue
 
