@@ -7,8 +7,8 @@ seconds, and what is not imported compiles nothing.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from types import TracebackType
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 __all__ = ["CompileWatch", "complaint"]
@@ -25,33 +25,26 @@ class CompileWatch:
         self.seen: list[str] = []
         self._before: list[Any] = []
         self._triggers: list[str] = []
-        self._undo: list[tuple[Any, str, Any]] = []
-        self._handler: Any = None
+        self._undo = ExitStack()
 
     def __enter__(self) -> CompileWatch:
         self._before = _compilations()
         callback = sys.modules.get("torch._dynamo.callback")
         if callback is not None:
-            self._handler = callback.callback_handler
-            self._handler.register_start_callback(self._on_compile)
+            callback.callback_handler.register_start_callback(self._on_compile)
+            self._undo.callback(callback.callback_handler.remove_start_callback, self._on_compile)
         self._watch_triton()
         self._watch_captures()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for owner, name, value in reversed(self._undo):
-            setattr(owner, name, value)
-        if self._handler is not None:
-            self._handler.remove_start_callback(self._on_compile)
+    def __exit__(self, *_: object) -> None:
+        self._undo.close()
         known = set(map(id, self._before))
-        new = [found for found in _compilations() if id(found) not in known]
-        lines = [_line(found) for found in new]
+        lines = [_line(found) for found in _compilations() if id(found) not in known]
         if self._triggers and not lines:
             lines = [f"torch.compile was at work ({trigger.lower()})" for trigger in dict.fromkeys(self._triggers)]
         self.seen = list(dict.fromkeys(lines + self.seen))
-        self._undo, self._before, self._handler = [], [], None
+        self._before = []
 
     def _on_compile(self, *arguments: Any) -> None:
         # Some versions hand over nothing.
@@ -59,8 +52,18 @@ class CompileWatch:
         self._triggers.append(getattr(trigger, "name", "compilation"))
 
     def _replace(self, owner: Any, name: str, value: Any) -> None:
-        self._undo.append((owner, name, getattr(owner, name)))
+        self._undo.callback(setattr, owner, name, getattr(owner, name))
         setattr(owner, name, value)
+
+    def _note_calls(self, owner: Any, name: str, line: Callable[[Any], str]) -> None:
+        """Add a line at each call of a method; *line* makes it of the object."""
+        method = getattr(owner, name)
+
+        def noted(this: Any, *arguments: Any, **named: Any) -> Any:
+            self.seen.append(line(this))
+            return method(this, *arguments, **named)
+
+        self._replace(owner, name, noted)
 
     def _watch_triton(self) -> None:
         triton = sys.modules.get("triton")
@@ -75,15 +78,7 @@ class CompileWatch:
                 break
         tuner: Any = getattr(sys.modules.get("triton.runtime.autotuner"), "Autotuner", None)
         if hasattr(tuner, "_bench"):
-            bench = tuner._bench
-            seen = self.seen
-
-            def watched(this: Any, *arguments: Any, **named: Any) -> Any:
-                name = getattr(getattr(this, "base_fn", None), "__name__", "a kernel")
-                seen.append(f"Triton tuned {name}")
-                return bench(this, *arguments, **named)
-
-            self._replace(tuner, "_bench", watched)
+            self._note_calls(tuner, "_bench", lambda this: f"Triton tuned {_function(this)}")
 
     def _triton_hook(self, before: Any) -> Any:
         def hook(**given: Any) -> Any:
@@ -97,15 +92,7 @@ class CompileWatch:
         torch = sys.modules.get("torch")
         if torch is None or not torch.cuda.is_initialized():
             return
-        graph = torch.cuda.CUDAGraph
-        begin = graph.capture_begin
-        seen = self.seen
-
-        def watched(this: Any, *arguments: Any, **named: Any) -> Any:
-            seen.append("a CUDA graph was captured")
-            return begin(this, *arguments, **named)
-
-        self._replace(graph, "capture_begin", watched)
+        self._note_calls(torch.cuda.CUDAGraph, "capture_begin", lambda _: "a CUDA graph was captured")
 
 
 def complaint(where: str, seen: Sequence[str], warmup: int) -> str:
@@ -119,6 +106,10 @@ def complaint(where: str, seen: Sequence[str], warmup: int) -> str:
     else:
         hint = "there was no warm-up; set measure.warmup to 1 or more"
     return f"{where}: {first}{more} inside the clock: {hint}"
+
+
+def _function(tuner: Any) -> str:
+    return getattr(getattr(tuner, "base_fn", None), "__name__", "a kernel")
 
 
 def _compilations() -> list[Any]:

@@ -46,33 +46,27 @@ class EnergyMeter:
 
     def begin(self) -> None:
         """Wait for an update (the device is idle), and start from there."""
-        if self.update_s is None:
-            first = self._next()
-            self._start = second = self._next() if first is not None else None
-            if first is not None and second is not None:
-                self.update_s = second[1] - first[1]
-        else:
+        self._start = first = self._next()
+        if self.update_s is None and first is not None:
             self._start = self._next()
+            self.update_s = self._start[1] - first[1] if self._start is not None else None
 
     def end(self, work_s: float) -> RoundEnergy:
         """Wait for the first update after the round (the device is idle). *work_s*: seconds that the model worked."""
-        if self._start is None or self.update_s is None:
-            return RoundEnergy(None, None, f"the GPU's energy counter did not move in {_PATIENCE_S:g} s")
-        stop = self._next()
-        if stop is None:
+        stop = self._next() if self._start is not None else None
+        if self._start is None or self.update_s is None or stop is None:
             return RoundEnergy(None, None, f"the GPU's energy counter did not move in {_PATIENCE_S:g} s")
         joules, span = (stop[0] - self._start[0]) / 1000, stop[1] - self._start[1]
         least = max(LEAST_SECONDS, LEAST_UPDATES * self.update_s)
+        reason = None
         if span < least:
             reason = (
                 f"a round of {span:.2f} s is too short: the GPU's counter moves every {self.update_s * 1000:.0f} ms, "
                 f"which asks for {least:.1f} s"
             )
-            return RoundEnergy(None, span, reason)
-        if work_s < LEAST_WORK * span:
+        elif work_s < LEAST_WORK * span:
             reason = f"the model worked for {work_s / span:.0%} of the round; below {LEAST_WORK:.0%} idle power counts"
-            return RoundEnergy(None, span, reason)
-        return RoundEnergy(joules, span, None)
+        return RoundEnergy(joules if reason is None else None, span, reason)
 
     def _next(self) -> tuple[int, float] | None:
         """The counter and the time at its next update; None where none came."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 from pytest_llmprof.records.catalogue import Catalogue, Metric
 from pytest_llmprof.records.metrics import RoundEnergy, Sample, Spread
@@ -69,7 +69,8 @@ def figures_of(
     if round_seconds and samples:
         values["round_s"] = statistics.median(round_seconds)
         values["pages_per_s"] = _pages_per_s(samples, round_seconds)
-    values["joules_per_page"], values["joules_per_token"] = _joules(samples, energy)
+    values["joules_per_page"] = _joules(samples, energy, lambda _: 1)
+    values["joules_per_token"] = _joules(samples, energy, lambda sample: sample.tokens)
     return values
 
 
@@ -81,35 +82,26 @@ def _pages_per_s(samples: Sequence[Sample], round_seconds: Sequence[float]) -> f
     return 1 / seconds_a_page if seconds_a_page else None
 
 
-def _joules(samples: Sequence[Sample], energy: Sequence[RoundEnergy]) -> tuple[float | None, float | None]:
-    """Joules a page and a token: the medians over the rounds whose energy is known."""
-    by_page, by_token = [], []
+def _joules(
+    samples: Sequence[Sample], energy: Sequence[RoundEnergy], units: Callable[[Sample], int]
+) -> float | None:
+    """Joules for each of the *units* of a sample: the median over the rounds whose energy is known."""
+    found = []
     for index, taken in enumerate(energy):
-        of_round = [sample for sample in samples if sample.round == index]
-        if taken.energy_j is None or not of_round:
-            continue
-        by_page.append(taken.energy_j / len(of_round))
-        tokens = sum(sample.tokens for sample in of_round)
-        if tokens:
-            by_token.append(taken.energy_j / tokens)
-    return (
-        statistics.median(by_page) if by_page else None,
-        statistics.median(by_token) if by_token else None,
-    )
+        amount = sum(units(sample) for sample in samples if sample.round == index)
+        if taken.energy_j is not None and amount:
+            found.append(taken.energy_j / amount)
+    return statistics.median(found) if found else None
 
 
 def spread_of(
     samples: Sequence[Sample], round_seconds: Sequence[float], catalogue: Catalogue | None = None
 ) -> dict[str, Spread]:
     """The spread of each metric that is a median over pages or batches, and of `round_s`."""
-    found = {
-        metric.name: (metric, groups)
+    spread = {
+        metric.name: _spread([_median(metric, rounds) for rounds in groups], groups)
         for metric in catalogue or Catalogue()
         if metric.reduce.startswith(("page", "batch")) and (groups := _rounds(metric, samples))
-    }
-    spread = {
-        name: _spread([_median(metric, rounds) for rounds in groups], groups)
-        for name, (metric, groups) in found.items()
     }
     if round_seconds:
         spread["round_s"] = _spread([statistics.median(round_seconds)], [round_seconds])

@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from pytest_llmprof.measure.memory import PhasePeaks
     from pytest_llmprof.records.metrics import Peak
 
@@ -54,11 +52,9 @@ class _Range:
             self._profiled = recorder._record_function(f"{DOMAIN}/{self._name}")
             self._profiled.__enter__()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         if self._profiled is not None:
-            self._profiled.__exit__(kind, error, trace)
+            self._profiled.__exit__(*error)
         self._recorder._domain.pop_range()
 
 
@@ -76,17 +72,15 @@ class _Phase(_Range):
         super().__enter__()
         self._start = recorder._now()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         recorder = self._recorder
         recorder._spans.append((self._name, self._start, recorder._now()))
         if recorder._peaks is not None:
             recorder._peaks.read(recorder._open)
         recorder._open.pop()
-        if kind is not None and kind is not GeneratorExit:
+        if error[0] is not None and error[0] is not GeneratorExit:
             recorder._last = recorder._last or self._name
-        super().__exit__(kind, error, trace)
+        super().__exit__(*error)
 
 
 class PhaseRecorder:
@@ -174,6 +168,7 @@ class PhaseRecorder:
     def take_peaks(self) -> dict[str, Peak]:
         """Peak memory per phase since the last call; empty on a CPU, and where none is read."""
         return self._peaks.take() if self._peaks is not None else {}
+
 
 class _OldDomain:
     """An NVTX domain by the functions of nvtx before 0.2.12, whose domains have no ranges of their own."""

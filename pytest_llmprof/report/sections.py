@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pytest_llmprof.records.metrics import Metrics
 
-__all__ = ["Finding", "Section", "phase_share", "phase_weight", "share", "share_of_first"]
+__all__ = ["Finding", "Section", "listed", "phase_share", "phase_weight", "share", "share_of_first"]
 
 _BEFORE = ("preprocess", "vision", "prefill")
 """Phases that end before the first token."""
@@ -33,6 +33,11 @@ class Section:
     """Added to "What to look at"."""
     warnings: Sequence[str] = ()
     """What makes the numbers doubtful; added to the notes at the top."""
+
+
+def listed(*parts: object) -> str:
+    """The parts that are not empty, with commas between them."""
+    return ", ".join(str(part) for part in parts if part)
 
 
 def share(part: float | None, whole: float | None) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -14,7 +15,7 @@ from pytest_llmprof.records.metrics import Metrics, Sample
 from pytest_llmprof.records.stage import StageRecords
 from pytest_llmprof.report.environment_table import environment_table
 from pytest_llmprof.report.findings import findings, warnings
-from pytest_llmprof.report.sections import Section, phase_share
+from pytest_llmprof.report.sections import Section, listed, phase_share
 from pytest_llmprof.text.escape import inline
 from pytest_llmprof.text.markdown import code, percent, table
 from pytest_llmprof.text.numbers import NOT_APPLICABLE, count, number
@@ -34,6 +35,7 @@ _OUTPUTS = {
 }
 _SUB_PHASES = ("sam", "clip", "projector")
 _SLOWEST = 5
+_SLOWEST_COLUMNS = ("total_ms", "ttft_ms", "tpot_ms")
 _ERRORS = 20
 
 
@@ -95,7 +97,6 @@ def _link(name: str, meaning: str | None) -> str:
 
 
 def _verdict(metrics: Metrics) -> str:
-    outcomes = [gate.outcome for gate in metrics.gates]
     failed = [gate.name for gate in metrics.gates if gate.outcome == "failed"]
     if metrics.status == "error":
         parts = [f"**Failed:** {count(len(metrics.errors), 'error')}, see below."]
@@ -103,40 +104,39 @@ def _verdict(metrics: Metrics) -> str:
         parts = [f"**Failed:** outside the limit of {inline(', '.join(failed))}."]
     else:
         parts = ["**OK.**"]
+    rounds = count(metrics.rounds, "round")
     if metrics.kind == "callable":
-        parts.append(f"A callable, {count(metrics.rounds, 'round')}.")
+        parts.append(f"A callable, {rounds}.")
     else:
-        parts.append(
-            f"{count(metrics.pages, 'page')} in {count(metrics.rounds, 'round')}"
-            + (f" after {count(metrics.warmup, 'warm-up pass', 'warm-up passes')}" if metrics.warmup else "")
-            + (f", {metrics.batch_size} pages a batch" if metrics.batch_size > 1 else "")
-            + "."
-        )
+        warmup = f" after {count(metrics.warmup, 'warm-up pass', 'warm-up passes')}" if metrics.warmup else ""
+        batch = f", {metrics.batch_size} pages a batch" if metrics.batch_size > 1 else ""
+        parts.append(f"{count(metrics.pages, 'page')} in {rounds}{warmup}{batch}.")
     if metrics.deterministic is not None:
         same = "gave equal tokens" if metrics.deterministic else "did **not** give equal tokens"
         parts.append(f"All rounds {same}.")
     cer = (metrics.quality or {}).get("cer")
     if cer is not None:
         parts.append(f"CER {percent(cer)}.")
-    if outcomes:
-        known = [outcome for outcome in ("passed", "failed", "not applicable") if outcome in outcomes]
-        parts.append("Gates: " + ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in known) + ".")
+    if metrics.gates:
+        outcomes = Counter(gate.outcome for gate in metrics.gates)
+        known = [f"{outcomes[name]} {name}" for name in ("passed", "failed", "not applicable") if outcomes[name]]
+        parts.append(f"Gates: {listed(*known)}.")
     return " ".join(parts)
 
 
 def _facts(metrics: Metrics) -> Iterator[str]:
     if model := metrics.model:
         size = model.parameters
-        parts = [
+        parts = listed(
             inline(model.name),
-            (f"{size / 1e9:.2f} B" if size >= 1e9 else f"{size / 1e6:.2f} M") + " parameters" if size else "",
-            f"{inline(model.weights)} weights" if model.weights else "",
-            f"mode {inline(model.mode)}" if model.mode else "",
-            f"engine {inline(model.engine)}" if model.engine else "",
+            size and (f"{size / 1e9:.2f} B" if size >= 1e9 else f"{size / 1e6:.2f} M") + " parameters",
+            model.weights and f"{inline(model.weights)} weights",
+            model.mode and f"mode {inline(model.mode)}",
+            model.engine and f"engine {inline(model.engine)}",
             inline(model.dtype),
-            f"on {inline(model.device)}" if model.device else "",
-        ]
-        yield f"Model: {', '.join(part for part in parts if part)}"
+            model.device and f"on {inline(model.device)}",
+        )
+        yield f"Model: {parts}"
     if metrics.dataset:
         yield f"Dataset: {inline(metrics.dataset.name)}, {count(metrics.dataset.pages, 'page')}"
     if metrics.prompt:
@@ -205,14 +205,10 @@ def _spread_cells(metrics: Metrics, name: str) -> list[str]:
 def _figures_note(metrics: Metrics) -> str:
     if metrics.kind == "callable" or not _measured(metrics):
         return ""
+    batch = " Metrics of a batch, and the phases below, are over batches in the same way."
     return (
         "Medians over pages of each page's median over rounds; min, max and p90 over pages. IQR is the noise: "
-        "a page's spread over its rounds, the median page."
-        + (
-            " Metrics of a batch, and the phases below, are over batches in the same way."
-            if metrics.batch_size > 1
-            else ""
-        )
+        f"a page's spread over its rounds, the median page.{batch if metrics.batch_size > 1 else ''}"
     )
 
 
@@ -224,16 +220,10 @@ def _phases(metrics: Metrics, catalogue: Catalogue) -> str:
         value = metrics.figures.get(metric.name)
         if value is None or (name == "other" and not rows):
             continue
-        part, spread = phase_share(metrics, name), metrics.spread.get(metric.name)
-        noise = spread.iqr if spread else None
-        rows.append(
-            [
-                f"– {name}" if name in _SUB_PHASES else name,
-                number(value),
-                "" if noise is None else number(noise),
-                "" if part is None else percent(part),
-            ]
-        )
+        part = phase_share(metrics, name)
+        noise = _spread_cells(metrics, metric.name)[0]
+        shown = f"– {name}" if name in _SUB_PHASES else name
+        rows.append([shown, number(value), noise, "" if part is None else percent(part)])
         if peaks:
             rows[-1].append(number(peaks[name].allocated_bytes / 2**30) if name in peaks else "")
     heads = ["Phase", "Median ms", "IQR", f"Share of a {'batch' if metrics.batch_size > 1 else 'page'}"]
@@ -280,13 +270,8 @@ def _slowest(metrics: Metrics) -> str:
         values = [value for sample in pages[page] if (value := getattr(sample, name)) is not None]
         return statistics.median(values) if values else None
 
-    order = sorted(pages, key=lambda page: -(median(page, "total_ms") or 0.0))[:_SLOWEST]
     rows = [
-        [
-            inline(page, 120),
-            *(number(median(page, name)) for name in ("total_ms", "ttft_ms", "tpot_ms")),
-            str(int(median(page, "tokens") or 0)),
-        ]
-        for page in order
+        [inline(page, 120), *(number(median(page, name)) for name in _SLOWEST_COLUMNS), f"{median(page, 'tokens'):.0f}"]
+        for page in sorted(pages, key=lambda page: -(median(page, "total_ms") or 0.0))[:_SLOWEST]
     ]
     return table(["Page", "Total ms", "TTFT ms", "TPOT ms", "Tokens"], rows)

@@ -66,10 +66,10 @@ def _peak_now(device: str, known: Peak) -> str:
         return ""
     import torch
 
-    card = torch.device(device)
-    peak = known.union(Peak(torch.cuda.max_memory_allocated(card), torch.cuda.max_memory_reserved(card)))
+    gpu = torch.device(device)
+    peak = known.union(Peak(torch.cuda.max_memory_allocated(gpu), torch.cuda.max_memory_reserved(gpu)))
     allocated, reserved = peak.allocated_bytes / 2**30, peak.reserved_bytes / 2**30
-    total = torch.cuda.get_device_properties(card).total_memory / 2**30
+    total = torch.cuda.get_device_properties(gpu).total_memory / 2**30
     return f", peak {allocated:.2f} GiB allocated and {reserved:.2f} GiB reserved of {total:.1f} GiB"
 
 
