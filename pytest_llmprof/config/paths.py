@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest_llmprof
 
-__all__ = ["absolute", "conf_dir", "is_hub_id", "is_local", "with_part"]
+__all__ = ["absolute", "conf_dir", "is_hub_id", "is_local"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -37,11 +37,6 @@ def absolute(value: str, base: Path) -> Path:
     path = Path(os.path.expanduser(value))  # unlike Path.expanduser, leaves the home of an unknown user alone
     path = base / path
     return path.resolve() if ".." in path.parts else path
-
-
-def with_part(path: str, part: str, by: str) -> str:
-    """*path* with *by* in place of *part*, one name or several, wherever it stands between slashes."""
-    return re.sub(rf"(?<![^/]){re.escape(part)}(?![^/])", by, path)
 
 
 def is_hub_id(value: str) -> bool:

@@ -136,8 +136,12 @@ class Presets:
             return
         owner, path = match.groups()
         inside, _, name = owner.rpartition("/")
-        # An override of the user's stands in place of our root's own entry.
-        file = self._user_file if owner in (USER_NAME, ROOT_NAME) else self.file(inside, name)
+        user = listed_choices(self.roots.get(USER_NAME, {}).get("defaults", ()))
+        if owner == ROOT_NAME and path in [f"{key.partition('@')[0]}/{option}" for key, option in user.items()]:
+            owner = USER_NAME  # an override of the user's in place of our root's own entry
+        file = self._user_file if owner == USER_NAME else self.file(inside, name)
+        if file is None:
+            return
         group, _, option = path.rpartition("/")
         if "Could not override" in text:
             group, option = path.partition("@")[0], ""

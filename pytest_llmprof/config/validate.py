@@ -17,6 +17,7 @@ from pytest_llmprof.errors import ConfigError, nearest
 
 __all__ = ["Checker", "show_value"]
 
+
 def show_value(value: object) -> str:
     """A value as one would type it, on one line."""
     if value is None:

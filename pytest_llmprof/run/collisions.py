@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pytest_llmprof.config.paths import with_part
 from pytest_llmprof.config.presets import quoted
 from pytest_llmprof.config.schema import Settings
 from pytest_llmprof.run.artifacts import Artifacts, output_dirs
@@ -50,7 +49,7 @@ def _in_shared(directory: Path, nodes: Mapping[str, tuple[Settings, list[str]]])
     tests = {settings.test for settings, _ in nodes.values()}
     own = str(directory)
     if len(tests) == 1:  # the directory may name the test: suggest one that works for any test
-        own = with_part(own, tests.pop(), "${llmprof.test}")
+        own = _with_part(own, tests.pop(), "${llmprof.test}")
     if own == str(directory):
         own += "/${llmprof.test}"
     if len({settings.stage for settings, _ in nodes.values()}) > 1:
@@ -83,3 +82,8 @@ def _shell_word(key: str, value: str) -> str:
     """An override as one word of a shell."""
     plain = re.fullmatch(r"[\w./$ {}-]*", value)
     return shlex.quote(f"{key}={value if plain else quoted(value)}")
+
+
+def _with_part(path: str, part: str, by: str) -> str:
+    """*path* with *by* in place of *part*, one name or several, wherever it stands between slashes."""
+    return re.sub(rf"(?<![^/]){re.escape(part)}(?![^/])", by, path)

@@ -112,6 +112,19 @@ def test_bad_defaults(bench):
     assert path.exists()
 
 
+def test_a_preset_that_names_what_is_not_there(bench):
+    path = bench.write("night/a.yaml", "# @package _global_\ndefaults: [{override /model: nope}]\n")
+    for config in (None, "measure: {rounds: 2}\n", "defaults: [llmprof_root, override infer: fast]\n"):
+        if config is not None:
+            bench.write("config.yaml", config)
+        assert "Could not find 'model/nope'" in bench.error("night=a")
+        assert "config.yaml" not in bench.error("night=a")
+    path.write_text("# @package _global_\ndefaults: [{/infer: nope}]\n")
+    assert bench.error("night=a").startswith("the presets don't compose: infer appears more than once")
+    path.write_text("# @package _global_ x\nmeasure: {rounds: 2}\n")
+    assert bench.error("night=a").startswith(f"{path}: Too many components")
+
+
 def test_files_that_are_not_yaml(bench):
     path = bench.write("config.yaml", "measure:\n  rounds: [\n")
     assert f"{path}:" in bench.error()
