@@ -8,20 +8,39 @@ al., "A Diversity-Promoting Objective Function for Neural Conversation Models" (
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
-from pytest_llmprof.quality.text import words
+from pytest_llmprof.quality.text import SPACELESS, words
 
 __all__ = ["repetition", "runaway"]
 
-# The rules of `runaway`: a table that is cut off repeats a few times, a loop fills the token budget.
+_TAIL = 65_536
+"""Characters of the end that are looked at."""
+# One unit again and again: a table that is cut off repeats a few times, a loop fills the token budget.
 _LOOP_REPEATS = 6
 _LOOP_CHARACTERS = 200
-_LOOP_TAIL = 16_384
-_NEAR_TAIL = 4_096
-_NEAR_WORDS = 64
-_NEAR_REPETITION = 0.9
-_NEAR_END = 24
+# What can be foretold: the tokens in front, the ways to go on, the least tokens, and the shares.
+_CONTEXT = 3
+_ALTERNATIVES = 4
+_FORETOLD_TOKENS = 64
+_FORETOLD = 0.8
+_FORETOLD_HALF = 0.95
+_END = 24
+# Which tokens count, by the last ones.
+_RECENT = 1000
+_FEW_NUMBERS = 0.1
+_FEW_WORDS = 0.25
+
+_NUMERALS = str.maketrans("〇零一二三四五六七八九", "00123456789")
+_RUN = re.compile(r"(.{1,8}?)\1{2,}")
+_LEADER = re.compile(r"([^\w\s<>])(?: ?\1){2,}")
+_CUT_TAG = re.compile(r"<[^<>]{0,200}\Z")
+_TOKEN = re.compile(
+    r"(?P<row>\n|<tr\b[^<>]{0,200}>|\\\\)|(?P<tag></?[A-Za-z][^<>]{0,200}>)|(?P<number>\d+)"
+    rf"|(?P<word>[{SPACELESS}]|[^\W\d_{SPACELESS}]+)|(?P<mark>\S)"
+)
 
 
 def repetition(text: str) -> float:
@@ -42,14 +61,13 @@ def runaway(text: str, finish_reason: str | None) -> bool:
     The end of the text must be
 
     - one unit repeated six times or more over at least 200 characters (the last one may be cut), or
-    - nearly the same text again and again ("Figure 7: ...", "Figure 8: ..."), which a ban on repeated n-grams lets
-      through: with numbers left out, nine of ten 4-grams near the end are repeats. Most of the end must be words, so
-      that a table of numbers doesn't count.
+    - foretold (`_foretold`): what follows three tokens is nearly always what followed them elsewhere. So it is one
+      unit with a counter, or up to four units in any order. A real page brings new words or figures.
     """
     if finish_reason != "length":
         return False
-    tail = text.rstrip()[-_LOOP_TAIL:]
-    return _ends_in_cycle(tail) or _ends_in_near_cycle(tail[-_NEAR_TAIL:])
+    tail = text.rstrip()[-_TAIL:]
+    return _ends_in_cycle(tail) or any(map(_foretold, _views(tail)))
 
 
 def _grams(units: Sequence[str]) -> list[tuple[str, ...]]:
@@ -79,15 +97,67 @@ def _ends_in_cycle(tail: str) -> bool:
     return False
 
 
-def _ends_in_near_cycle(tail: str) -> bool:
-    named = [word for word in words(tail) if not any(character.isdigit() for character in word)]
-    spoken = [word for word in named if any(character.isalpha() for character in word)]
-    letters = sum(map(len, spoken))
-    solid = sum(not character.isspace() for character in tail)
-    if len(spoken) < _NEAR_WORDS or 2 * letters < solid:
-        return False
-    grams = _grams(spoken)
-    # The last 4-grams are also checked alone: an answer that left its loop goes on with new words.
-    earlier, last = set(grams[:-_NEAR_END]), grams[-_NEAR_END:]
-    repeats = len(grams) - len(set(grams)), sum(gram in earlier for gram in last)
-    return repeats[0] >= _NEAR_REPETITION * len(grams) and repeats[1] >= _NEAR_REPETITION * len(last)
+def _views(tail: str) -> Iterator[list[str]]:
+    """The tokens of *tail*: numbers and words; words alone where numbers are few; all where both are few.
+
+    A number that counts on, by one step over three numbers at the same place of their rows, after the same word or one
+    after the other, becomes "+". A unit that is repeated inside a token counts once, so "-33" and "-333" are equal.
+    """
+    text = _LEADER.sub(r"\1", _CUT_TAG.sub("", tail).translate(_NUMERALS))
+    tokens: list[tuple[str, str]] = []
+    column, word = 0, ""
+    last: dict[tuple[str, object], tuple[int, int]] = {}  # of each place the last number, and its step
+    for match in _TOKEN.finditer(text):
+        kind, token = match.lastgroup or "", match[0]
+        if kind == "row":
+            column, word = 0, ""
+            continue
+        if kind == "number" and len(token) < 16:
+            value, counts = int(token), False
+            for place in (("column", column), ("word", word), ("number", "")):
+                number, step = last.get(place, (value, 0))
+                counts = counts or value - number == step != 0
+                last[place] = value, value - number
+            column += 1
+            token = "+" if counts else token
+        elif kind == "word":
+            word = token
+        tokens.append((kind, _RUN.sub(r"\1", token)))
+    found = Counter(kind for kind, _ in tokens[-_RECENT:])
+    spoken = found["number"] + found["word"]
+    yield [token for kind, token in tokens if kind in ("number", "word")]
+    if found["number"] <= _FEW_NUMBERS * spoken:
+        yield [token for kind, token in tokens if kind == "word"]
+    if spoken <= _FEW_WORDS * found.total():
+        yield [token for _, token in tokens]
+
+
+def _foretold(tokens: Sequence[str]) -> bool:
+    """Whether *tokens* end in a stretch in which nearly each one can be foretold.
+
+    They are read backwards. A token is foretold where it is one of the four that mostly came with the three read
+    before it, which four counters for each three find (Misra and Gries, "Finding repeated elements", 1982). That must
+    hold for four fifths of the stretch, so that all in it comes five times or more; for 95 % of its far half; and the
+    last tokens must come again, as an answer may have left its loop.
+    """
+    backwards = tokens[::-1]
+    counters: dict[tuple[str, ...], dict[str, int]] = {}
+    hits = [0]
+    for index in range(_CONTEXT, len(backwards)):
+        token = backwards[index]
+        counter = counters.setdefault(tuple(backwards[index - _CONTEXT : index]), {})
+        hits.append(hits[-1] + (token in counter))
+        if token in counter or len(counter) < _ALTERNATIVES:
+            counter[token] = counter.get(token, 0) + 1
+        else:
+            for other in list(counter):
+                counter[other] -= 1
+                if not counter[other]:
+                    del counter[other]
+    for size in range(len(hits) - 1, _FORETOLD_TOKENS - 1, -1):
+        half = size // 2
+        if hits[size] >= _FORETOLD * size and hits[size] - hits[half] >= _FORETOLD_HALF * (size - half):
+            grams = _grams(backwards[: size + _CONTEXT])
+            again = set(grams[_END:])
+            return sum(gram in again for gram in grams[:_END]) >= _FORETOLD * _END
+    return False

@@ -15,17 +15,17 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-__all__ = ["EditCount", "character_edits", "normalise", "word_edits", "words"]
+__all__ = ["SPACELESS", "EditCount", "character_edits", "normalise", "word_edits", "words"]
 
 # A heading as CommonMark defines it: at most three spaces, one to six marks, then white space or the line's
 # end. "#1" and "#tag" are text.
 _HEADING = re.compile(r"^ {0,3}#{1,6}(?=[ \t]|$)", re.MULTILINE)
 # Scripts written without spaces: Thai, Lao, Burmese, Khmer, kana, CJK ideographs.
-_SPACELESS = (
+SPACELESS = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\U00020000-\U0003ffff"
 )
-_WORD = re.compile(f"[{_SPACELESS}]|[^\\s{_SPACELESS}]+")
+_WORD = re.compile(f"[{SPACELESS}]|[^\\s{SPACELESS}]+")
 
 
 def normalise(text: str) -> str:

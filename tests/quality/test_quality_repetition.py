@@ -4,14 +4,10 @@ import random
 import time
 
 import pytest
+from answers import FEW_UNITS, LOOPS, PAGES, PROSE, Piece, answer
 
 from pytest_llmprof.quality.repetition import repetition, runaway
 
-PROSE = (
-    "The ferry leaves the old harbour at seven in the morning and again at noon. Tickets are sold on board; "
-    "children under six travel free. In winter the second crossing is dropped when the wind is strong, and a "
-    "notice on the gate says so. Bicycles are carried on the lower deck, as many as twelve at a time. "
-)
 OTHER = (
     " Dogs must be kept on a lead in the park from April to September, because ground birds nest in the long "
     "grass beside the lake. The gates are closed at dusk. Lost property is handed in at the town hall."
@@ -60,6 +56,66 @@ def test_not_loops() -> None:
     assert not runaway("ha " * 5, "length")
     assert not runaway(table, "length")
     assert not runaway(PROSE + "." * 30, "length")  # a leader of dots
+
+
+def missed(length: int) -> list[str]:
+    return [name for name, loop in LOOPS.items() if not all(runaway(answer(loop, length, s), "length") for s in (0, 1))]
+
+
+@pytest.mark.parametrize("length", [6_000, 20_000])
+def test_loops_of_every_form_are_found(length: int) -> None:
+    """One unit, growing units, up to four units in any order, a counter; tables, lists, LaTeX, code, Chinese."""
+    assert missed(length) == []
+
+
+def test_a_short_loop_needs_some_tokens() -> None:
+    assert missed(3_000) == ["four words", "cells with text"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        " ".join("-" + "3" * number for number in range(1, 90)),
+        "0 00 - 00 0 - - 0 00 00 - 0 " * 60,
+        PROSE + "".join(f"| {number} | | | |\n" for number in range(1, 300)),
+        "<table>" + "".join(f"<tr><td>{number}</td><td>x</td></tr>" for number in range(1, 200)) + "<tr><td",
+    ],
+    ids=range(4),
+)
+def test_literal_loops(text: str) -> None:
+    assert runaway(text, "length")
+    assert not runaway(text + OTHER, "length")  # it came out of the loop
+
+
+@pytest.mark.parametrize("length", [*range(400, 4_000, 700), 9_000, 20_000])
+def test_real_pages_are_no_loops(length: int) -> None:
+    """Figures with many units, items, prices, contents, forms with equal headers, code: cut anywhere."""
+    assert [name for name, page in PAGES.items() if runaway(answer(page, length, seed=length), "length")] == []
+
+
+def test_a_page_given_twice_is_no_loop() -> None:
+    page = answer(PAGES["price list"], 3_000)
+    assert not runaway(page * 2, "length")
+
+
+@pytest.mark.parametrize("page", FEW_UNITS.values(), ids=FEW_UNITS)
+def test_a_page_of_few_units_counts_as_a_loop(page: Piece) -> None:
+    """As docs/measures.md says: nothing tells them apart."""
+    assert runaway(answer(page, 6_000), "length")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(answer(PAGES[name], 400_000) for name in ("table of digits", "Chinese")),
+        *("<a " * 130_000, "<" * 400_000, "ab" * 199_999 + "c", "7" * 400_000 + "c", "-.,; " * 80_000 + "="),
+    ],
+    ids=range(7),
+)
+def test_400_000_characters_take_well_under_a_second(text: str) -> None:
+    start = time.process_time()
+    runaway(text, "length")
+    assert time.process_time() - start < 0.7
 
 
 def test_linear_in_the_length() -> None:
