@@ -57,10 +57,12 @@ class ParsedOutput:
     """An answer, read."""
 
     plain: str
-    """The text without special tokens (EOS, padding) and without whole grounding spans."""
+    """The text without special tokens (EOS, padding) and without whole grounding spans, unless their labels are it."""
     boxes: tuple[Box, ...] = ()
     bad_boxes: int = 0
     """Boxes that were skipped because they were malformed or empty."""
+    loop_text: str | None = None
+    """The text that is searched for a loop, if `plain` lacks a part that may repeat; None = `plain`."""
 
 
 @dataclass(frozen=True)

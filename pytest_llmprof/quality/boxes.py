@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from pytest_llmprof.records.predictions import Box
 
-__all__ = ["iou", "mean_iou"]
+__all__ = ["iou", "mean_iou", "share_labels"]
 
 Corners = tuple[int, int, int, int]
 
@@ -55,6 +55,11 @@ def mean_iou(truth: Sequence[Box] | None, answer: Sequence[Box]) -> float | None
             columns.add(column)
             total -= negative
     return total / len(truth)
+
+
+def share_labels(truth: Sequence[Box] | None, answer: Sequence[Box]) -> bool:
+    """Whether a box of *answer* has a label of *truth*."""
+    return not set(map(_label, truth or ())).isdisjoint(map(_label, answer))
 
 
 def _label(box: Box) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pytest_llmprof.datasets.base import Page
 from pytest_llmprof.models.base import ParsedOutput
-from pytest_llmprof.quality.boxes import mean_iou
+from pytest_llmprof.quality.boxes import mean_iou, share_labels
 from pytest_llmprof.quality.repetition import repetition, runaway
 from pytest_llmprof.quality.text import EditCount, character_edits, normalise, word_edits
 
@@ -44,8 +44,8 @@ def score_page(
     """Score one answer.
 
     The text is compared with the truth of the prompt's kind (`Page.truth`). Boxes are scored for the markdown prompt,
-    which asks for them, for a prompt of the user's own (kind "other") only where the answer has boxes, never for free
-    OCR.
+    which asks for them, for a prompt of the user's own (kind "other") only where the answer has a box with a label of
+    the truth (its labels may be texts), never for free OCR.
     """
     if random_weights:
         return PageQuality(None, None, None, None, runaway=False, applicable=False)
@@ -53,14 +53,14 @@ def score_page(
     characters = None if truth is None else character_edits(truth, parsed.plain)
     words = None if truth is None else word_edits(truth, parsed.plain)
     box_iou = None
-    if prompt_kind == "markdown" or (prompt_kind == "other" and parsed.boxes):
+    if prompt_kind == "markdown" or (prompt_kind == "other" and share_labels(page.truth_boxes, parsed.boxes)):
         box_iou = mean_iou(page.truth_boxes, parsed.boxes)
     return PageQuality(
         cer=None if characters is None else characters.rate,
         wer=None if words is None else words.rate,
         box_iou=box_iou,
         repetition=repetition(normalise(parsed.plain)),
-        runaway=runaway(parsed.plain, finish_reason),
+        runaway=runaway(parsed.plain if parsed.loop_text is None else parsed.loop_text, finish_reason),
         characters=characters,
         words=words,
         truth_boxes=0 if box_iou is None else len(page.truth_boxes or ()),

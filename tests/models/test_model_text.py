@@ -6,13 +6,16 @@ import random
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from pytest_llmprof.datasets.base import Page
 from pytest_llmprof.errors import ModelError
 from pytest_llmprof.models.deepseek_ocr import prompts
 from pytest_llmprof.models.deepseek_ocr.parsing import parse
 from pytest_llmprof.models.deepseek_ocr.tokenizers import BuiltInTokenizer
+from pytest_llmprof.quality import score_page
 from pytest_llmprof.records.predictions import Box
 
 SIZE = (1998, 999)
@@ -92,6 +95,61 @@ def test_boxes(det: str, good: int, bad: int) -> None:
 def test_broken_spans(text: str, plain: str, boxes: int, bad: int) -> None:
     parsed = parse(text, SIZE)
     assert (parsed.plain, len(parsed.boxes), parsed.bad_boxes) == (plain, boxes, bad)
+
+
+@pytest.mark.parametrize(
+    "text, plain",
+    [
+        (f"{span('[[1,2,3,4]]', 'Total 12')}\n{span('[[5,6,7,8]]', ' Thank you ')}{EOS}", "Total 12 Thank you"),
+        (span("[[1,2,3,4]]", "one") + span("[[1,2,3,4]]", "two"), "one two"),
+        (f"The page says:\n{span('[[1,2,3,4]]', 'Total 12')}", "The page says: Total 12"),
+        (span("[[1,2,3,4]]", "title") + span("[[1,2,3,4]]", "No. 7"), "title No. 7"),
+        (span("[[0,0,0,0]]", "its box is bad"), "its box is bad"),
+        (span("[[1,2,3,4]]", "one") + "<|ref|>tw", "one tw"),
+        (span("[[1,2,3,4]]", "one") + "<|ref|>two<|/ref|><|det|>[[1,2", "one two"),
+        # Labels of blocks, and labels with text behind, are no text.
+        (span("[[1,2,3,4]]", "image") + "\n" + span("[[1,2,3,4]]", "table"), ""),
+        (span("[[1,2,3,4]]", "a man") + "is a man", "is a man"),
+        (f"{span('[[1,2,3,4]]', 'Head')}\nHead\n{span('[[1,2,3,4]]', 'photo')}", "Head"),
+    ],
+)
+def test_labels_are_the_text_where_nothing_follows(text: str, plain: str) -> None:
+    assert " ".join(parse(text, SIZE).plain.split()) == plain
+
+
+def test_an_answer_in_labels_is_scored() -> None:
+    """The prompt "OCR this image." answers so."""
+    page = Page("a", "a.png", Path("a.png"), truth_free="Total 12\nThank you", truth_boxes=(Box("text", (0, 0, 9, 9)),))
+    parsed = parse(f"{span('[[1,2,3,4]]', 'Total 12')}\n{span('[[5,6,7,8]]', 'Thank you')}{EOS}", SIZE)
+    assert [(box.label, box.text) for box in parsed.boxes] == [("Total 12",) * 2, ("Thank you",) * 2]
+    quality = score_page(page, "other", parsed, "eos", random_weights=False)
+    assert (quality.cer, quality.wer, quality.box_iou, quality.runaway) == (0.0, 0.0, None, False)
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        span("[[1,2,3,4]]", "Thank you"),
+        span("[[1,2,3,4]]", "image") + "\n",
+        "".join(span(f"[[{number},2,3,{number}4]]", "text") + "\n" for number in range(1, 9)),
+        span("[[1,2,3,4]]", "text") + "\nThank you very much\n",
+    ],
+)
+@pytest.mark.parametrize("cut", [0, 3, 20, 43])
+def test_a_loop_of_spans_is_a_loop(unit: str, cut: int) -> None:
+    page = Page("a", "a.png", Path("a.png"))
+    head = span("[[1,2,3,4]]", "title") + "\n# Head\n"
+    for start in ("", head):
+        text = start + unit * 200
+        quality = score_page(page, "other", parse(text[: len(text) - cut], SIZE), "length", random_weights=False)
+        assert quality.runaway
+
+
+@pytest.mark.parametrize("rest", ["<|ref|>" + "no end " * 200, "<|ref|>text<|/ref|><|det|>[" + "[1,2,3,4]," * 200])
+def test_a_loop_inside_a_span_is_a_loop(rest: str) -> None:
+    parsed = parse(span("[[1,2,3,4]]", "Thank you") + rest, SIZE)
+    assert parsed.plain.startswith("Thank you")
+    assert score_page(Page("a", "a.png", Path("a.png")), "other", parsed, "length", random_weights=False).runaway
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (640, 480), (20000, 1), (7, 5000)])

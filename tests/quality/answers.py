@@ -20,7 +20,13 @@ PARAGRAPHS = (
     "Rent is due on the third working day of a month and is paid to the account that is named above. ",
 )
 CLAUSES = ("本合同自双方签字之日起生效。", "双方应当遵守国家有关法律。", "未尽事宜由双方协商解决。")
-WORDS = ["anchor", "basket", "candle", "dragon", "engine", "feather", "garden", "hammer", "island", "jacket", "kettle", "ladder", "marble", "needle", "orange", "pencil", "quartz", "ribbon", "saddle", "tunnel", "urchin", "velvet", "walnut", "yellow", "zipper", "bottle", "copper", "donkey", "embers", "falcon", "goblet", "helmet", "insect", "jungle", "kitten", "lantern", "magnet", "napkin", "oyster", "parrot", "quiver", "rocket", "silver", "turtle", "ulcer", "violin", "window"]
+WORDS = [
+    "anchor", "basket", "candle", "dragon", "engine", "feather", "garden", "hammer", "island", "jacket", "kettle",
+    "ladder", "marble", "needle", "orange", "pencil", "quartz", "ribbon", "saddle", "tunnel", "urchin", "velvet",
+    "walnut", "yellow", "zipper", "bottle", "copper", "donkey", "embers", "falcon", "goblet", "helmet", "insect",
+    "jungle", "kitten", "lantern", "magnet", "napkin", "oyster", "parrot", "quiver", "rocket", "silver", "turtle",
+    "ulcer", "violin", "window",
+]
 HANZI = "天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏闰余成岁律吕调阳云腾致雨露结为霜金生丽水玉出昆冈剑"
 
 Piece = Callable[[random.Random, int], str]

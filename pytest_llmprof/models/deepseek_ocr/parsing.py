@@ -1,7 +1,9 @@
 """Read an answer: plain text and labelled boxes. The text is untrusted, and no text raises an error.
 
 Grounded answers hold spans ``<|ref|>LABEL<|/ref|><|det|>[[x1,y1,x2,y2], ...]<|/det|>``, each followed by its block's
-text. Coordinates run from 0 to 999 over the image's width and height. Time is linear in the answer's length.
+text. If no span has text behind it and the labels are not names of layout blocks, the labels are the text: this is the
+answer to "OCR this image.". Coordinates run from 0 to 999 over the image's width and height. Time is linear in the
+answer's length.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
+
+import msgspec
 
 from pytest_llmprof.models.base import ParsedOutput
 from pytest_llmprof.records.predictions import Box
@@ -23,6 +27,14 @@ _GROUP = re.compile(r"\[([^\[\]]*)\]")
 _REST = re.compile(r"[\s,]*\]\s*")
 _NUMBER = re.compile(r"\s*([0-9]{1,9}(?:\.[0-9]{0,30})?)\s*")
 _SCALE = 999
+_BLOCKS = frozenset((
+    *("title", "sub_title", "text", "list", "code", "header", "footer", "footnote", "page_number", "caption", "reference"),
+    *("table", "table_caption", "table_footnote", "image", "image_caption", "figure", "figure_caption", "chart", "seal"),
+    *("equation", "formula"),
+))
+"""Labels that name a block of the page's layout."""
+_LONG_REST = 200
+"""A span that the answer's end cuts off stays in the text for loops from this length on: it may be the loop."""
 
 
 class _Span(NamedTuple):
@@ -42,24 +54,34 @@ def parse(text: str, size: tuple[int, int], special: Iterable[str] = SPECIAL) ->
     """
     for token in special:
         text = text.replace(token, "")
-    spans, bad = _spans(text)
+    spans, cut, bad = _spans(text)
+    starts = [span.start for span in spans] + [len(text)]
+    before = text[: starts[0]]
+    blocks = [text[span.end : start] for span, start in zip(spans, starts[1:], strict=True)]
     boxes: list[Box] = []
-    plain: list[str] = []
-    at = 0
-    for index, span in enumerate(spans):
-        plain.append(text[at : span.start])
-        at = span.end
-        following = spans[index + 1].start if index + 1 < len(spans) else len(text)
+    for span, block in zip(spans, blocks, strict=True):
         good, failed = _coordinates(span.det)
         bad += failed
-        label, block = " ".join(span.label.split()), text[span.end : following].strip()
-        boxes.extend(Box(label, _pixels(corners, size), block) for corners in good)
-    plain.append(text[at:])
-    return ParsedOutput("".join(plain), tuple(boxes), bad)
+        label = " ".join(span.label.split())
+        boxes.extend(Box(label, _pixels(corners, size), block.strip()) for corners in good)
+    plain = before + "".join(blocks)
+    if not spans:
+        return ParsedOutput(plain, (), bad)
+    rest = text[cut:]
+    blocks[-1] = blocks[-1].removesuffix(rest)
+    labelled = before + "".join(
+        block if block.strip() else f"{span.label}\n{block}" for span, block in zip(spans, blocks, strict=True)
+    )
+    loop_text = labelled + rest * (len(rest) >= _LONG_REST)
+    if any(block.strip() for block in blocks) or all(span.label.strip() in _BLOCKS for span in spans):
+        return ParsedOutput(plain, tuple(boxes), bad, loop_text)
+    unfinished = rest.removeprefix("<|ref|>").partition("<|")[0]
+    boxes = [msgspec.structs.replace(box, text=box.label) for box in boxes]
+    return ParsedOutput(labelled + unfinished, tuple(boxes), bad, loop_text)
 
 
-def _spans(text: str) -> tuple[list[_Span], int]:
-    """Find the whole spans, in order, and count the incomplete ones."""
+def _spans(text: str) -> tuple[list[_Span], int, int]:
+    """Find the whole spans, in order, where one begins that the text's end cuts off, and how many are broken."""
     spans: list[_Span] = []
     broken = 0
     expected = 0  # position in the sequence <|ref|> <|/ref|> <|det|> <|/det|>
@@ -80,7 +102,7 @@ def _spans(text: str) -> tuple[list[_Span], int]:
         else:  # a tag out of place ends whatever was open
             broken += 1
             expected = 0
-    return spans, broken + (expected > 0)
+    return spans, start if expected else len(text), broken + (expected > 0)
 
 
 def _coordinates(det: str) -> tuple[list[tuple[float, float, float, float]], int]:
