@@ -68,13 +68,17 @@ def score_page(
 
 
 def summarise(pages: Iterable[PageQuality]) -> dict[str, float | None]:
-    """The metrics of all pages together, by the names of the catalogue; None with random weights or no page."""
+    """The metrics of all pages together, by the names of the catalogue; None with random weights or no page.
+
+    `by_block_pages`, the pages whose `EditCount` is by block, is there only if there is one.
+    """
     scored = list(pages)
     applicable = [page for page in scored if page.applicable]
     characters = [page.characters for page in applicable if page.characters is not None]
     words = [page.words for page in applicable if page.words is not None]
     boxed = [(page.box_iou, page.truth_boxes) for page in applicable if page.box_iou is not None]
     repetitions = [page.repetition for page in applicable if page.repetition is not None]
+    by_block = sum(one.by_block or other.by_block for one, other in zip(characters, words, strict=True))
     true_boxes = sum(count for _, count in boxed)
     return {
         "cer": sum(characters, EditCount(0, 0)).rate if characters else None,
@@ -84,4 +88,5 @@ def summarise(pages: Iterable[PageQuality]) -> dict[str, float | None]:
         "runaway_pages": sum(page.runaway for page in applicable) if applicable else None,
         "pages": len(scored),
         "truth_pages": len(characters),
+        **({"by_block_pages": by_block} if by_block else {}),
     }

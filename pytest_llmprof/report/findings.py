@@ -83,6 +83,9 @@ def warnings(metrics: Metrics, environment: Environment | None) -> list[str]:
         found.append("Rounds did not give equal tokens, so their times are not of equal work.")
     if metrics.model is not None and metrics.model.weights == "random":
         found.append("The weights are random: the answers mean nothing and quality is not applicable.")
+    if pages := (metrics.quality or {}).get("by_block_pages"):
+        text = f"{count(int(pages), 'page')} had too long a text to be compared as a whole"
+        found.append(f"{text}: their error rates may be a little too high.")
     total = metrics.spread.get("total_ms")
     noise = share(total.iqr if total else None, metrics.figures.get("total_ms"))
     if noise is not None and noise > NOISE:

@@ -78,3 +78,10 @@ def test_summary_of_nothing_and_of_random_weights() -> None:
     untrained = summarise([score(PAGE, "free", "x", random_weights=True)])
     assert untrained == {**nothing, "pages": 1, "truth_pages": 0}
     assert list(untrained) == Catalogue().names("quality")
+
+
+def test_pages_compared_by_block_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pytest_llmprof.quality.text._CELLS", 100)
+    pages = [score(PAGE, "free", "Hello world"), score(PAGE, "free", "Something of another kind")]
+    assert summarise(pages)["by_block_pages"] == 1
+    assert "by_block_pages" not in summarise(pages[:1])

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import random
+import time
 import unicodedata
+from collections.abc import Callable
 
 import pytest
 
@@ -73,3 +76,62 @@ def test_added_up_a_long_text_weighs_more() -> None:
     # 1 of 2 and 1 of 8 characters: 2 of 10, not the mean of 0.5 and 0.125.
     assert (character_edits("ab", "xb") + character_edits("abcdefgh", "abcdefg")).rate == pytest.approx(0.2)
     assert (character_edits("", "x") + character_edits("abcd", "abcd")).rate == pytest.approx(0.25)
+
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz      "
+
+
+def noisy(text: str, share: float, rng: random.Random) -> str:
+    return "".join(rng.choice(LETTERS.strip()) if rng.random() < share else letter for letter in text)
+
+
+def test_400_000_characters_are_compared_in_a_second() -> None:
+    """Unrelated texts, for which no cutoff helps. The whole comparison gives 337,295 edits, and 5 s."""
+    rng = random.Random(1)
+    truth, answer = ("".join(rng.choices(LETTERS, k=400_000)) for _ in range(2))
+    start = time.process_time()
+    count = character_edits(truth, answer)
+    word_edits(truth, answer)
+    assert time.process_time() - start < 2.0
+    assert count.by_block
+    assert 0.84 < count.rate < 0.86
+
+
+@pytest.mark.parametrize(
+    ("change", "rate", "by_block"),
+    [
+        (lambda text, rng: text, 0.0, False),
+        (lambda text, rng: noisy(text, 0.03, rng), 0.029, False),
+        (lambda text, rng: noisy(text, 0.15, rng), 0.146, True),
+        (lambda text, rng: text[:100_000] + noisy(text[150_000:], 0.02, rng), 1 / 6 + 0.01, True),
+        (lambda text, rng: text[-60_000:] + noisy(text, 0.02, rng), 0.2 + 0.019, True),
+        (lambda text, rng: text[:9_000], 0.97, False),
+    ],
+    ids=["equal", "noise", "much noise", "a part is missing", "a part is put in front", "cut"],
+)
+def test_long_texts_by_block(change: Callable[[str, random.Random], str], rate: float, by_block: bool) -> None:
+    rng = random.Random(2)
+    truth = "".join(rng.choices(LETTERS.strip(), k=300_000))
+    count = character_edits(truth, change(truth, rng))
+    assert count.rate == pytest.approx(rate, abs=0.006)
+    assert count.by_block == by_block
+
+
+def test_by_block_is_never_too_low_and_seldom_too_high(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(3)
+    cases = []
+    for length in (3_000, 8_000):
+        truth = "".join(rng.choices(LETTERS, k=length))
+        cases += [(truth, noisy(truth, 0.1, rng)), (truth, truth[length // 3 :] + truth), (truth, "a" * length)]
+        cases += [("ab" * length, "ba" * length + "c"), ("x", truth), (truth, ""), (truth, truth[::-1])]
+    exact = [(character_edits(*case), word_edits(*case)) for case in cases]
+    monkeypatch.setattr("pytest_llmprof.quality.text._CELLS", 1_000_000)
+    for case, (characters, words_) in zip(cases, exact, strict=True):
+        for found, true in ((character_edits(*case), characters), (word_edits(*case), words_)):
+            assert found.length == true.length
+            assert true.edits <= found.edits <= true.edits * 1.25 + 40
+            assert found.by_block or found.edits == true.edits
+
+
+def test_counts_remember_that_they_are_by_block() -> None:
+    assert (EditCount(1, 2) + EditCount(1, 2, by_block=True)).by_block

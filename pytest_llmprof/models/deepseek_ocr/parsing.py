@@ -28,9 +28,9 @@ _REST = re.compile(r"[\s,]*\]\s*")
 _NUMBER = re.compile(r"\s*([0-9]{1,9}(?:\.[0-9]{0,30})?)\s*")
 _SCALE = 999
 _BLOCKS = frozenset((
-    *("title", "sub_title", "text", "list", "code", "header", "footer", "footnote", "page_number", "caption", "reference"),
-    *("table", "table_caption", "table_footnote", "image", "image_caption", "figure", "figure_caption", "chart", "seal"),
-    *("equation", "formula"),
+    *("title", "sub_title", "text", "list", "code", "header", "footer", "footnote", "page_number", "reference"),
+    *("table", "table_caption", "table_footnote", "image", "image_caption", "figure", "figure_caption", "chart"),
+    *("equation", "formula", "caption", "seal"),
 ))
 """Labels that name a block of the page's layout."""
 _LONG_REST = 200
