@@ -77,8 +77,8 @@ def write_gallery(
 
     *records* holds one record a page (the last counts where there are more), in the order of the table; *pages* the
     pages by name. *prompt_kind* ("markdown", "free" or "other") chooses the truth. The first *max_images* pages get a
-    section (None = all, 0 = the table alone), with thumbnails *thumbnail_width* pixels wide. *plain* holds the answers
-    of these pages as they were scored (`ParsedOutput.plain`), for the differences. *facts* is shown below the title.
+    section (None = all, 0 = the table alone), with thumbnails *thumbnail_width* pixels wide. *plain* holds the texts of
+    these pages as they were scored (`ParsedOutput.plain`), to show and compare. *facts* is shown below the title.
     Raises `ArtifactError` where the directory cannot be written.
     """
     records = list({record.page: record for record in records}.values())
@@ -131,7 +131,8 @@ def _save_images(directory: Path, image: Image, files: PageFiles, thumbnail_widt
     files.boxes, skipped = place_boxes(files.record.boxes, image.size)
     files.skipped_boxes += skipped
     _save(thumbnail(image, thumbnail_width), directory / "thumbnail.jpg")
-    _save(boxes_image(image, files.boxes), directory / "boxes.jpg")
+    if files.boxes:
+        _save(boxes_image(image, files.boxes), directory / "boxes.jpg")
     files.crops = [box for box in files.boxes if box.label.strip().casefold() == _CROPPED]
     files.left_out_crops = max(0, len(files.crops) - MAX_CROPS)
     del files.crops[MAX_CROPS:]

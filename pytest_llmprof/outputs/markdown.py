@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ __all__ = ["MAX_TEXT", "PageFiles", "document", "result"]
 MAX_TEXT = 40_000
 """A longer text is cut at this many characters in predictions.md, but not in result.md."""
 _NONE = "–"
+_FRAME = re.compile(r"\s*(?:<[|｜][^<>|｜]{1,60}[|｜]>\s*)*")
 
 
 @dataclass
@@ -36,7 +38,7 @@ class PageFiles:
     left_out_crops: int = 0
     truth: str | None = None
     answer: str = ""
-    """The answer as it was scored."""
+    """The answer as it was scored, without special tokens and grounding spans."""
 
 
 def document(title: str, facts: Mapping[str, str], records: Sequence[Prediction], sections: Sequence[PageFiles]) -> str:
@@ -90,7 +92,8 @@ def _section(files: PageFiles, base: str, limit: int | None) -> list[str]:
         if files.image_error != record.error:
             parts += ["**The image could not be read**\n", fenced(files.image_error[:limit])]
     else:
-        parts.append(f"![{alt}, thumbnail]({base}thumbnail.jpg) ![{alt}, boxes]({base}boxes.jpg)\n")
+        boxed = f" ![{alt}, boxes]({base}boxes.jpg)" if files.boxes else ""
+        parts.append(f"![{alt}, thumbnail]({base}thumbnail.jpg){boxed}\n")
     if files.boxes or files.skipped_boxes:
         parts.append(_boxes(files))
     if files.crops:
@@ -101,13 +104,20 @@ def _section(files: PageFiles, base: str, limit: int | None) -> list[str]:
         more = f" and {files.left_out_crops} more" if files.left_out_crops else ""
         parts.append(f"**Crops** of `image` boxes{more}\n\n{' '.join(links)}\n")
     if record.status == "ok":
-        parts += ["**Clean text**\n", _text(record.text_clean, limit)]
-    if record.text_raw:
+        parts += ["**Clean text**\n", _text(files.answer, limit)]
+    if _adds(record.text_raw, files.answer):
         parts.append(_folded("Raw text", record.text_raw, limit))
     if files.truth is not None:
         parts.append(_folded("Truth", files.truth, limit))
         parts += _differences(files)
     return parts
+
+
+def _adds(raw: str, clean: str) -> bool:
+    """Whether *raw* has more than *clean* with white space and begin and end tokens around it."""
+    clean = clean.strip()
+    before, found, after = raw.partition(clean) if clean else (raw, "", "")
+    return found != clean or not (_FRAME.fullmatch(before) and _FRAME.fullmatch(after))
 
 
 def _facts(files: PageFiles) -> str:

@@ -253,6 +253,46 @@ def test_max_images(tmp_path: Path, make_record, make_page, limit: int | None, s
     assert "old" not in text
 
 
+def test_the_text_as_scored_is_shown(tmp_path: Path, make_record, make_page) -> None:
+    """Also where the record keeps the tags, as it does unless `strip_special_tokens` is set."""
+    raw = "<|ref|>title<|/ref|><|det|>[[1,2,3,4]]<|/det|>\n# Head<｜end▁of▁sentence｜>"
+    text = write(tmp_path, [make_record("a", raw)], [make_page("a")], plain={"a": "\n# Head"})
+    clean, raw_text = text.split("<summary>Raw text</summary>")
+    assert "# Head" in clean
+    assert "ref" not in clean
+    assert "det" in raw_text
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean", "shown"),
+    [
+        ("Hello", "Hello", False),
+        ("\nHello\n", "Hello", False),
+        ("<｜begin▁of▁sentence｜>Hello <b>x</b><｜end▁of▁sentence｜><｜▁pad▁｜>", "Hello <b>x</b>", False),
+        ("Hello<|im_end|>", "Hello", False),
+        ("<｜end▁of▁sentence｜>", "", False),
+        ("", "", False),
+        ("Hello there", "Hello", True),
+        ("<|ref|>Hello<|/ref|><|det|>[[1,2,3,4]]<|/det|>", "Hello", True),
+        ("Hello", "", True),
+        ("<|end|>", "Hello", True),
+    ],
+)
+def test_the_raw_text_is_shown_where_it_says_more(
+    tmp_path: Path, make_record, make_page, raw: str, clean: str, shown: bool
+) -> None:
+    text = write(tmp_path, [make_record("a", raw)], [make_page("a")], plain={"a": clean})
+    assert ("Raw text" in text) == shown
+
+
+def test_no_second_image_without_boxes(tmp_path: Path, make_record, make_page) -> None:
+    outside = (Box("text", (300, 300, 400, 400)),)
+    text = write(tmp_path, [make_record("a"), make_record("b", boxes=outside)], [make_page("a"), make_page("b")])
+    assert text.count("thumbnail.jpg") == 2
+    assert "boxes.jpg" not in text
+    assert sorted(os.listdir(tmp_path / "pages/b")) == ["info.json", "result.md", "thumbnail.jpg"]
+
+
 def test_one_by_one_pixel(tmp_path: Path, make_record, make_page) -> None:
     page = make_page("dot", size=(1, 1))
     write(
@@ -308,7 +348,7 @@ def test_a_failed_gallery_leaves_the_earlier_one(
         write(tmp_path, [make_record("a", "second")], [page])
     assert "first" in (tmp_path / "predictions.md").read_text()
     assert sorted(os.listdir(tmp_path)) == ["pages", "predictions.md", "source"]
-    assert (tmp_path / "pages/a/boxes.jpg").is_file()
+    assert (tmp_path / "pages/a/thumbnail.jpg").is_file()
 
 
 def test_what_a_killed_run_left_is_cleared(tmp_path: Path, make_record, make_page) -> None:
