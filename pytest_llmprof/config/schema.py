@@ -165,7 +165,7 @@ class VisualizationExtra:
 
 @dataclass(frozen=True)
 class OutputExtra:
-    """What this package reads of any model's `extra` block: DeepSeek-OCR's whole block."""
+    """What this package reads of any model's `extra` block: the whole block of a model without a class of its own."""
 
     prediction: PredictionExtra = PredictionExtra()
     visualization: VisualizationExtra = VisualizationExtra()

@@ -22,6 +22,7 @@ from pytest_llmprof.config.schema import (
     InferSettings,
     MeasureSettings,
     ModelSettings,
+    OutputExtra,
     OutputSettings,
     PredictionSettings,
     StageSettings,
@@ -74,7 +75,7 @@ def _nested(name: str, blocks: Mapping[str, type]) -> type:
 
 def root_block(registry: Registry, stages: tuple[str, ...] = ()) -> type:
     """The tree of all keys of *registry*; *stages* is the default of the key `stages`."""
-    extras = {model.name: model.extra for model in registry.models.values() if model.extra is not None}
+    extras = {model.name: model.extra or OutputExtra for model in registry.models.values()}
     output = _nested(
         "Output",
         {

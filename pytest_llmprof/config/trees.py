@@ -116,13 +116,12 @@ def _check_user_defaults(file: Path, defaults: Any, mount: str) -> None:
 def _with_mounts(defaults: Any, registry: Registry) -> list[Any]:
     """The packaged *defaults* with the mounts of the registered stages and models, and of no others."""
     packaged = listed_choices(defaults)
-    models = [model.name for model in registry.models.values() if model.extra is not None]
     keys = []
     for stage in registry.stages.values():
         keys.append(f"optional pipeline/{stage.name}")
         if stage.output:
             mount = f"{_OUTPUT}@pipeline.{stage.name}.output"
-            keys += [mount, *(f"optional model/{name}/{mount}.extra.{name}" for name in models)]
+            keys += [mount, *(f"optional model/{name}/{mount}.extra.{name}" for name in registry.models)]
     order = [*packaged, *(key.removeprefix("optional ") for key in keys)]
     keys.sort(key=lambda key: order.index(key.removeprefix("optional ")))
     mounts = [{key: packaged.get(key.removeprefix("optional "), "default")} for key in keys]

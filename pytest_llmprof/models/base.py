@@ -182,7 +182,7 @@ class ModelPlugin:
     engines: tuple[str, ...] = ("reference",)
     """Allowed values of `infer.engine`."""
     extra: type | None = None
-    """Frozen dataclass (nested dataclasses allowed) of `pipeline.<stage>.output.extra.<name>`."""
+    """Frozen dataclass (nested ones allowed) of `pipeline.<stage>.output.extra.<name>`; None = `OutputExtra`."""
     check_extra: Callable[[Any], Iterator[tuple[str, object, str]]] | None = None
     """Yields (key below the extra block, value, what is allowed) for each value out of range."""
     config_dir: Path | None = None

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from pytest_llmprof.config.registry import Registry, StageSpec
+from pytest_llmprof.config.schema import OutputExtra, VisualizationExtra
 from pytest_llmprof.datasets import builtin
 from pytest_llmprof.datasets.base import DatasetPlugin
 from pytest_llmprof.errors import ConfigError
@@ -139,6 +140,17 @@ def test_values_of_others_are_checked(wide):
     assert "stage bare has no output block of its own" in wide.error(
         "pipeline.bare.output.prediction.enable=true"
     )
+
+
+def test_a_model_without_options_of_its_own_has_the_common_ones(wide):
+    wide.registry = Registry.of([plugin(), ModelPlugin("plain", load, ("any",))], [torch_profiler.plugin()], builtin())
+    key = "pipeline.torch_profiler.output.extra.plain.visualization"
+    extras = wide.settings(f"{key}.max_images=2", f"{key}.thumbnail_width=99").current.output.extra
+    assert extras["plain"] == OutputExtra(visualization=VisualizationExtra(2, 99))
+    assert extras["deepseek_ocr"] == OutputExtra()
+    assert wide.settings(f"{key}.max_images=null").current.output.extra["plain"].visualization.max_images is None
+    assert "must be an integer >= 0, or null for all pages" in wide.error(f"{key}.max_images=-1")
+    assert "must be an integer >= 1" in wide.error(f"{key}.thumbnail_width=0")
 
 
 def test_mapping_and_list_options(wide):

@@ -45,12 +45,9 @@ def _load(model: ModelSettings, infer: InferSettings) -> LoadedModel:
 
 def plugin() -> ModelPlugin:
     """This adapter, as the plugin registers it."""
-    from pytest_llmprof.config.schema import OutputExtra
-
     return ModelPlugin(
         name="deepseek_ocr",
         load=_load,
         modes=MODES,
         engines=ENGINES,
-        extra=OutputExtra,
     )
