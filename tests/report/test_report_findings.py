@@ -95,6 +95,14 @@ def test_a_profiler_before_matters_on_a_gpu_only(metrics: Metrics) -> None:
     assert warnings(metrics, None) == []
 
 
+def test_error_rates_by_block_are_a_warning(metrics: Metrics) -> None:
+    assert metrics.quality is not None
+    assert warnings(metrics, None) == []
+    metrics.quality["by_block_pages"] = 2
+    (text,) = warnings(metrics, None)
+    assert text == "2 pages had too long a text to be compared as a whole: their error rates may be a little too high."
+
+
 def test_loops_and_outliers(records: StageRecords) -> None:
     assert records.metrics.quality is not None
     records.metrics.quality["runaway_pages"] = 1
