@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pytest_llmprof.analysis.events import DeviceEvents, Ints
+from pytest_llmprof.analysis.events import Events, Ints
 
 __all__ = ["IDLE_CAUSES", "added_ns", "gaps", "union_ns"]
 
@@ -31,7 +31,7 @@ def union_ns(start: Ints, dur: Ints) -> int:
 
 
 def gaps(
-    device: DeviceEvents, launched: Ints, returned: Ints, wait_start: Ints, wait_end: Ints
+    device: Events, launched: Ints, returned: Ints, wait_start: Ints, wait_end: Ints
 ) -> tuple[Ints, Ints, Ints]:
     """The idle times of the GPU: (index of the device event after each, length in ns, index of the cause).
 

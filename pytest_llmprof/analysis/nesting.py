@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pytest_llmprof.analysis.events import RANGE, HostEvents, Ints
+from pytest_llmprof.analysis.events import RANGE, Events, Ints
 
 __all__ = ["NO_PHASE", "WINDOW_END", "Phase", "Timeline", "parents"]
 
@@ -24,7 +24,7 @@ NO_PHASE = ""
 """The phase of events outside every `llmprof/<phase>` range."""
 
 
-def parents(host: HostEvents) -> Ints:
+def parents(host: Events) -> Ints:
     """Index of the innermost event of the same thread that encloses each event; -1 where none does.
 
     As in torch, an event that ends after another one is not inside it, even if it began inside.
@@ -104,7 +104,7 @@ class Timeline:
     token to the host). A thread without ranges (a data loader, for example) has the phases of the main thread.
     """
 
-    def __init__(self, host: HostEvents, names: Sequence[str]) -> None:
+    def __init__(self, host: Events, names: Sequence[str]) -> None:
         self.phases: list[Phase] = []
         """In the order of their first start. Phase number n of `phase_of` is `phases[n - 1]`, 0 is none."""
         self.steps = 0

@@ -3,8 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["KernelRow", "OperatorRow", "PhaseRow", "StepFigures"]
+__all__ = ["KernelRow", "OperatorRow", "PhaseRow", "StepFigures", "profiled"]
+
+_OF_HOST = ("count", "host_ms", "steps", "step_ms")
+
+
+def profiled(record: type, row: object, *, gpu: bool = True) -> dict[str, Any]:
+    """The fields of the Struct *record* that *row* has a value for; `x_profiled`, a time under a profiler, takes `x`.
+
+    Without a *gpu* only what is of the host.
+    """
+    return {
+        name: getattr(row, source)
+        for name in record.__struct_fields__  # type: ignore[attr-defined]
+        if hasattr(row, source := name.removesuffix("_profiled")) and (gpu or source in _OF_HOST)
+    }
 
 
 @dataclass(frozen=True)
@@ -76,10 +91,19 @@ class PhaseRow:
     """Time in which the GPU was idle before work of this phase, by cause (see `gaps.IDLE_CAUSES`)."""
 
     @property
+    def gpu_idle_ms(self) -> float:
+        """Idle time of all causes."""
+        return sum(self.idle_ms.values())
+
+    @property
     def gpu_idle_share(self) -> float | None:
         """Idle over idle + busy under the profiler (0..1); None where nothing ran on the GPU."""
-        idle = sum(self.idle_ms.values())
-        return idle / (idle + self.gpu_busy_ms) if self.gpu_busy_ms else None
+        return self.gpu_idle_ms / (self.gpu_idle_ms + self.gpu_busy_ms) if self.gpu_busy_ms else None
+
+    @property
+    def gpu_busy_share(self) -> float | None:
+        """Busy over idle + busy; None where nothing ran on the GPU."""
+        return None if self.gpu_idle_share is None else 1 - self.gpu_idle_share
 
 
 @dataclass(frozen=True)
@@ -88,8 +112,8 @@ class StepFigures:
 
     steps: int
     step_ms: float
-    gpu_busy_ms: float
-    host_launches: float
-    kernels: float
-    d2h_copies: float
-    synchronisations: float
+    gpu_busy_ms_per_step: float
+    host_launches_per_token: float
+    kernels_per_token: float
+    d2h_copies_per_token: float
+    synchronisations_per_token: float

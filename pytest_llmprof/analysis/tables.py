@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from pytest_llmprof.analysis.kernel_names import short_name
 from pytest_llmprof.analysis.rows import KernelRow
+from pytest_llmprof.records.files import write_text
 from pytest_llmprof.text.markdown import code, percent, table
 
-__all__ = ["TOP", "Column", "csv_text", "kernels_md", "top_rows_md"]
+__all__ = ["TOP", "Column", "csv_text", "rows_csv", "top_rows_md", "write_kernels"]
 
 TOP = 30
 """Rows of a Markdown table."""
@@ -24,13 +26,18 @@ Column = tuple[str, Callable[[Any], str], str]
 
 def csv_text(row_type: type, rows: Sequence[Any]) -> str:
     """All *rows* (instances of *row_type*, a dataclass or Struct) as CSV with a header; floats with six decimals."""
+    names = [field.name for field in msgspec.inspect.type_info(row_type).fields]  # type: ignore[attr-defined]
+    return rows_csv(names, [[getattr(row, name) for name in names] for row in rows])
+
+
+def rows_csv(head: Sequence[str], rows: Iterable[Sequence[Any]], decimals: int | None = 6) -> str:
+    """CSV of *rows* below *head*; None is an empty cell, and floats have *decimals* (None: all)."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    names = [field.name for field in msgspec.inspect.type_info(row_type).fields]  # type: ignore[attr-defined]
-    writer.writerow(names)
+    writer.writerow(head)
     for row in rows:
-        values = (getattr(row, name) for name in names)
-        writer.writerow([f"{value:.6f}" if isinstance(value, float) else value for value in values])
+        exact = decimals is None
+        writer.writerow([f"{one:.{decimals}f}" if isinstance(one, float) and not exact else one for one in row])
     return stream.getvalue()
 
 
@@ -48,8 +55,8 @@ def top_rows_md(columns: Sequence[Column], rows: Sequence[Any], top: int, csv_na
     return text + f"{number} {percent(sum(row.share for row in others))}: see [{csv_name}]({csv_name}).\n"
 
 
-def kernels_md(rows: Sequence[KernelRow], top: int = TOP) -> str:
-    """The *top* kernels, copies and fills by what they added to the GPU's busy time, as Markdown."""
+def write_kernels(out_dir: Path, rows: Sequence[KernelRow], top: int = TOP) -> None:
+    """Write kernels.csv, and kernels.md with the *top* rows by what they added to the GPU's busy time."""
     total, busy = sum(row.total_ms for row in rows), sum(row.busy_ms for row in rows)
     columns: list[Column] = [
         ("Kernel", lambda row: code(short_name(row.name)), "**all**"),
@@ -63,9 +70,11 @@ def kernels_md(rows: Sequence[KernelRow], top: int = TOP) -> str:
         ("Max µs", lambda row: f"{row.max_us:.2f}", ""),
         ("Share", lambda row: percent(row.share), percent(1.0 if busy else 0.0)),
     ]
-    return (
+    text = (
         "# Kernels\n\nKernels, copies and fills on the GPU under the profiler. Busy is what a row added to the time in "
         "which the GPU was busy: less than its total where kernels overlap, for example where one starts early and "
         "waits for the one before it. Names are shortened here and complete in the CSV file.\n\n"
         + top_rows_md(columns, rows, top, "kernels.csv")
     )
+    write_text(out_dir / "kernels.csv", csv_text(KernelRow, rows))
+    write_text(out_dir / "kernels.md", text)

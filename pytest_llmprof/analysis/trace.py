@@ -26,7 +26,7 @@ from pytest_llmprof.analysis.calls import (
     copy_direction,
     matching,
 )
-from pytest_llmprof.analysis.events import KERNEL, MEMCPY, OP, RUNTIME, Ints, Mask, RawTrace
+from pytest_llmprof.analysis.events import KERNEL, KINDS, MEMCPY, OP, RUNTIME, Ints, Mask, RawTrace
 from pytest_llmprof.analysis.gaps import IDLE_CAUSES, added_ns, gaps, union_ns
 from pytest_llmprof.analysis.nesting import WINDOW_END, Timeline, parents
 from pytest_llmprof.analysis.rows import KernelRow, OperatorRow, PhaseRow, StepFigures
@@ -34,8 +34,6 @@ from pytest_llmprof.analysis.rows import KernelRow, OperatorRow, PhaseRow, StepF
 __all__ = ["Trace"]
 
 _Item = TypeVar("_Item", bound=np.generic)
-HOST_KINDS = ("op", "range", "runtime")
-DEVICE_KINDS = ("kernel", "memcpy", "memset")
 
 
 class Trace:
@@ -192,7 +190,7 @@ class Trace:
         rows = [
             OperatorRow(
                 name=self.names[name],
-                kind=HOST_KINDS[kind],
+                kind=KINDS[kind],
                 phase=names[number],
                 count=int(count[row]),
                 total_ms=float(total[row]),
@@ -228,7 +226,7 @@ class Trace:
         rows = [
             KernelRow(
                 name=self.names[name],
-                kind=DEVICE_KINDS[kind],
+                kind=KINDS[kind],
                 phase=phases[phase],
                 operator=self.names[caller] if caller >= 0 else "",
                 count=int(count[row]),
@@ -347,11 +345,9 @@ class Trace:
         if not steps:
             return None
         counts = self._counts(self._step >= 0, self._device_step >= 0)
-        return StepFigures(
-            steps=steps,
-            step_ms=self.timeline.step_ns / 1e6 / steps,
-            **{name: value / steps for name, value in counts.items()},
-        )
+        busy_ms = counts.pop("gpu_busy_ms")
+        means = {f"{name}_per_token": value / steps for name, value in counts.items()}
+        return StepFigures(steps, self.timeline.step_ns / 1e6 / steps, busy_ms / steps, **means)
 
     def graph_launches(self) -> int:
         """Number of CUDA graph launches."""

@@ -16,7 +16,7 @@ __all__ = ["environment_table"]
 def environment_table(environment: Environment | None) -> str:
     """A Markdown table of environment.json; empty where there is nothing to show."""
     rows = [] if environment is None else [[name, inline(value, 200)] for name, value in _rows(environment) if value]
-    return table(["", "Value"], rows, 2) if rows else ""
+    return table(["", "Value"], rows, 2)
 
 
 def _rows(environment: Environment) -> Iterator[tuple[str, str]]:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pytest_llmprof.records.metrics import Metrics
+from pytest_llmprof.text.escape import inline
 
-__all__ = ["Finding", "Section", "listed", "phase_share", "phase_weight", "share", "share_of_first"]
+__all__ = ["Finding", "Section", "listed", "phase_label", "phase_share", "phase_weight", "share", "share_of_first"]
 
 _BEFORE = ("preprocess", "vision", "prefill")
 """Phases that end before the first token."""
@@ -28,7 +29,7 @@ class Section:
 
     title: str
     parts: Sequence[str] = ()
-    """Paragraphs and tables in Markdown; none: no heading is shown."""
+    """Paragraphs and tables in Markdown. Empty ones are left out; without any no heading is shown."""
     findings: Sequence[Finding] = ()
     """Added to "What to look at"."""
     warnings: Sequence[str] = ()
@@ -38,6 +39,11 @@ class Section:
 def listed(*parts: object) -> str:
     """The parts that are not empty, with commas between them."""
     return ", ".join(str(part) for part in parts if part)
+
+
+def phase_label(name: str, parent: str | None) -> str:
+    """A phase's name in a table; one that is part of another is set in."""
+    return f"– {inline(name)}" if parent else inline(name)
 
 
 def share(part: float | None, whole: float | None) -> float | None:

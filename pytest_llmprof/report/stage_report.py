@@ -85,7 +85,8 @@ def render(records: StageRecords, section: Section | None, catalogue: Catalogue,
         quality=_quality(metrics, catalogue),
         gates=_gates(metrics),
         slowest=_slowest(metrics),
-        section=section,
+        section_title=section.title,
+        section=[part for part in section.parts if part],
         environment=environment_table(records.environment),
         files=files,
     )
@@ -184,7 +185,7 @@ def _figures(metrics: Metrics, catalogue: Catalogue) -> str:
             rows += [[metric.title, f"{NOT_APPLICABLE} ({reason})", "", "", "", ""]] if reason else []
         elif _measured(metrics) or metric.reduce == "given":
             rows.append([_label(metric, metrics), number(value), *_spread_cells(metrics, metric.name)])
-    return table(["Metric", "Median", "IQR", "Min", "Max", "p90"], rows) if rows else ""
+    return table(["Metric", "Median", "IQR", "Min", "Max", "p90"], rows)
 
 
 def _label(metric: Metric, metrics: Metrics) -> str:
@@ -227,7 +228,7 @@ def _phases(metrics: Metrics, catalogue: Catalogue) -> str:
         if peaks:
             rows[-1].append(number(peaks[name].allocated_bytes / 2**30) if name in peaks else "")
     heads = ["Phase", "Median ms", "IQR", f"Share of a {'batch' if metrics.batch_size > 1 else 'page'}"]
-    return table([*heads, "Peak GiB"] if peaks else heads, rows) if rows else ""
+    return table([*heads, "Peak GiB"] if peaks else heads, rows)
 
 
 def _quality(metrics: Metrics, catalogue: Catalogue) -> str:
@@ -256,7 +257,7 @@ def _gates(metrics: Metrics) -> str:
         ]
         for gate in metrics.gates
     ]
-    return table(["Metric", "Limit", "Measured", "Outcome"], rows, 2) if rows else ""
+    return table(["Metric", "Limit", "Measured", "Outcome"], rows, 2)
 
 
 def _slowest(metrics: Metrics) -> str:

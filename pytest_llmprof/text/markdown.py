@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
+from typing import TypeVar
 
 from pytest_llmprof.text.escape import one_line
 
-__all__ = ["code", "percent", "table"]
+__all__ = ["code", "known", "percent", "table"]
+
+_Value = TypeVar("_Value")
 
 
 def code(text: str, limit: int = 120, *, cell: bool = True) -> str:
@@ -23,10 +26,17 @@ def percent(share: float) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int | Container[int] = 1) -> str:
-    """A table. The first *left* columns (or those whose indexes it holds) are aligned left, the others right.
+    """A table, or nothing without *rows*. Cells must be safe already.
 
-    Cells must be safe already.
+    The first *left* columns (or those whose indexes it holds) are aligned left, the others right.
     """
+    if not rows:
+        return ""
     texts = range(left) if isinstance(left, int) else left
     lines = [head, ["---" if index in texts else "---:" for index in range(len(head))], *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def known(rows: Iterable[tuple[str, _Value | None]], show: Callable[[_Value], str]) -> list[list[str]]:
+    """Rows of (label, shown value) for a table, without those whose value is None."""
+    return [[label, show(value)] for label, value in rows if value is not None]

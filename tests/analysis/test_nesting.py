@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pytest_llmprof.analysis import nesting
-from pytest_llmprof.analysis.events import HostEvents
+from pytest_llmprof.analysis.events import Events
 
 
 @pytest.mark.parametrize("seed", range(200))
@@ -20,7 +20,7 @@ def test_crossing_events_get_the_parents_of_the_stack(seed: int) -> None:
     thread, start, dur = thread[order], start[order], dur[order]
     nothing = np.zeros(count, dtype=np.int64)
     same = dict.fromkeys(("name", "kind", "external", "correlation"), nothing)
-    found = nesting.parents(HostEvents(thread=thread, start=start, dur=dur, **same))
+    found = nesting.parents(Events(thread=thread, start=start, dur=dur, **same))
     start = start + thread * 100_000
     end = np.maximum(start + dur - nesting._TOLERANCE_NS, start + 1)
     assert (found == nesting._parents_of_crossing(start, end, start + dur)).all()

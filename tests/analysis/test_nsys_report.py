@@ -12,23 +12,28 @@ from nsys_tables import GEMM, SCALE, Export, one_round
 
 from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.stages.ncu.records import KernelProfile
-from pytest_llmprof.stages.nsys.export import read_report
+from pytest_llmprof.stages.nsys.export import read_reports
 from pytest_llmprof.stages.nsys.records import NsysBlock
-from pytest_llmprof.stages.nsys.summary import kernel_rows, phase_rows, summary, write_nsys_tables
+from pytest_llmprof.stages.nsys.summary import summary, write_nsys_tables
 
 
-def captured(reports, *, gpu):
+def captured(report, *, gpu):
     """The block of metrics.json as JSON has it."""
-    return msgspec.to_builtins(summary(reports, NsysBlock(), gpu=gpu))
+    return msgspec.to_builtins(summary(report, NsysBlock(), gpu=gpu))
 
 
 @pytest.fixture
-def report(tmp_path):
-    return read_report(one_round().write(tmp_path / "r.sqlite"), "llmprof")
+def recorded(tmp_path):
+    return one_round().write(tmp_path / "r.sqlite")
+
+
+@pytest.fixture
+def report(recorded):
+    return read_reports([recorded], "llmprof")
 
 
 def test_figures_of_one_round(report):
-    found = captured([report], gpu=True)
+    found = captured(report, gpu=True)
     assert report.ranges == 6  # round, preprocess, prefill, decode, two steps; none of the warm-up
     assert (found["captures"], found["kernels"], found["graph_kernels"]) == (1, 6, 4)
     assert (found["host_launches"], found["graph_launches"]) == (4, 2)
@@ -57,18 +62,18 @@ def test_figures_of_one_round(report):
 
 
 def test_phases(report):
-    rows = {row.phase: row for row in phase_rows([report], gpu=True)}
+    rows = {row.name: row for row in report.trace.phase_rows()}
     assert list(rows) == ["preprocess", "prefill", "decode"]
     assert rows["prefill"].host_ms == pytest.approx(0.19)
     assert (rows["prefill"].kernels, rows["prefill"].host_launches, rows["prefill"].count) == (2, 2, 1)
     assert (rows["decode"].kernels, rows["decode"].host_launches) == (4, 2)
     assert rows["decode"].gpu_busy_ms == pytest.approx(0.06)
     assert (rows["preprocess"].kernels, rows["preprocess"].gpu_busy_share) == (0, None)
-    assert all(row.kernels is None for row in phase_rows([report], gpu=False))
+    assert all(row["kernels"] is None for row in captured(report, gpu=False)["phases"].values())
 
 
 def test_kernels_are_counted_by_phase_and_launching_call(report):
-    rows = [(row.name, row.phase, row.operator, row.count) for row in kernel_rows([report]) if row.kind == "kernel"]
+    rows = [(row.name, row.phase, row.operator, row.count) for row in report.trace.kernels() if row.kind == "kernel"]
     assert sorted(rows) == sorted(
         [
             (GEMM, "decode", "cudaGraphLaunch", 2),
@@ -77,18 +82,18 @@ def test_kernels_are_counted_by_phase_and_launching_call(report):
             (SCALE, "prefill", "cudaLaunchKernelExC", 1),
         ]
     )
-    assert sum(row.share for row in kernel_rows([report])) == pytest.approx(1.0)
+    assert sum(row.share for row in report.trace.kernels()) == pytest.approx(1.0)
 
 
 def test_every_figure_is_documented(report):
     text = (Path(__file__).parents[2] / "docs" / "nsight.md").read_text(encoding="utf-8")
-    found = captured([report], gpu=True)
+    found = captured(report, gpu=True)
     for name in (*found, *found["phases"]["decode"], *found["top_kernels"][0], *KernelProfile.__struct_fields__):
         assert f"`{name}`" in text, name
 
 
-def test_captures_add_up(report):
-    one, two = captured([report], gpu=True), captured([report, report], gpu=True)
+def test_captures_add_up(report, recorded):
+    one, two = captured(report, gpu=True), captured(read_reports([recorded, recorded], "llmprof"), gpu=True)
     assert two["captures"] == 2
     for name in ("kernels", "host_launches", "steps", "gpu_busy_ms_profiled", "window_ms_profiled"):
         assert two[name] == pytest.approx(2 * one[name]), name
@@ -99,7 +104,7 @@ def test_captures_add_up(report):
 
 
 def test_tables(report, tmp_path):
-    write_nsys_tables(tmp_path, [report], with_kernels=True)
+    write_nsys_tables(tmp_path, report, summary(report, NsysBlock(), gpu=True))
     with (tmp_path / "kernels.csv").open() as stream:
         assert {row["name"] for row in csv.DictReader(stream) if row["kind"] == "kernel"} == {GEMM, SCALE}
     with (tmp_path / "phases.csv").open() as stream:
@@ -109,18 +114,18 @@ def test_tables(report, tmp_path):
             ("decode", "4"),
         ]
     text = (tmp_path / "phases.md").read_text()
-    assert "| `decode` | 1 | 0.380 | 0.060 |" in text
+    assert "| decode | 1 | 0.380 | 0.060 |" in text
 
 
 def test_a_cpu_report_has_ranges_alone(tmp_path):
     export = Export()
     export.range("decode", 0, 100)
     export.range("step", 10, 40)
-    report = read_report(export.write(tmp_path / "r.sqlite"), "llmprof")
-    found = captured([report], gpu=False)
+    report = read_reports([export.write(tmp_path / "r.sqlite")], "llmprof")
+    found = captured(report, gpu=False)
     assert (report.kernels, found["kernels"], found["kernels_per_token"], found["steps"]) == (0, None, None, 1)
     assert found["phases"]["decode"]["host_ms_profiled"] == pytest.approx(0.1)
-    write_nsys_tables(tmp_path, [report], with_kernels=False)
+    write_nsys_tables(tmp_path, report, summary(report, NsysBlock(), gpu=False))
     assert not (tmp_path / "kernels.csv").exists()
 
 
@@ -129,16 +134,16 @@ def test_ranges_of_other_domains_and_processes_do_not_count(tmp_path):
     export.domain("other", 3)
     export.range("decode", 0, 10, domain=3)
     export.range("decode", 20, 30, domain=1)
-    report = read_report(export.write(tmp_path / "r.sqlite"), "llmprof")
-    assert (report.ranges, report.copies) == (0, ())
+    report = read_reports([export.write(tmp_path / "r.sqlite")], "llmprof")
+    assert (report.ranges, report.copies) == (0, {})
 
 
 def test_what_cannot_be_read(tmp_path):
     with pytest.raises(ArtifactError, match="no such file"):
-        read_report(tmp_path / "none.sqlite", "llmprof")
+        read_reports([tmp_path / "none.sqlite"], "llmprof")
     (tmp_path / "text.sqlite").write_text("this is no database, but long enough to look at")
     with pytest.raises(ArtifactError, match="not an export of nsys that can be read"):
-        read_report(tmp_path / "text.sqlite", "llmprof")
+        read_reports([tmp_path / "text.sqlite"], "llmprof")
     sqlite3.connect(tmp_path / "empty.sqlite").close()
     with pytest.raises(ArtifactError, match="no table StringIds"):
-        read_report(tmp_path / "empty.sqlite", "llmprof")
+        read_reports([tmp_path / "empty.sqlite"], "llmprof")

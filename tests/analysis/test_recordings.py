@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from pytest_llmprof.stages.ncu.export import NcuLaunch, kernel_rows, read_csv
-from pytest_llmprof.stages.nsys.export import read_report
+from pytest_llmprof.stages.nsys.export import read_reports
 from pytest_llmprof.stages.nsys.records import NsysBlock
 from pytest_llmprof.stages.nsys.summary import summary
 
@@ -50,10 +50,10 @@ def test_nsys(recorded, tmp_path):
         to_host = count("CUPTI_ACTIVITY_KIND_MEMCPY", "copyKind = 2")
         text = "coalesce(text, (select value from StringIds where id = textId))"
         steps = count("NVTX_EVENTS", f"eventType = 59 and end is not null and {text} = 'step'")
-    report = read_report(path, "llmprof")
+    report = read_reports([path], "llmprof")
     expected = json.loads((DATA / f"{name(recorded)}.json").read_text())
     asked = msgspec.convert({key: expected[key] for key in ("tool", "capture", "occurrences")}, NsysBlock)
-    found = msgspec.to_builtins(summary([report], asked, gpu=kernels > 0))
+    found = msgspec.to_builtins(summary(report, asked, gpu=kernels > 0))
     assert rounded(found) == {key: rounded(expected[key]) for key in found}
     assert (report.kernels, report.graph_kernels, found["steps"]) == (kernels, of_graphs, steps)
     assert steps > 0

@@ -120,9 +120,9 @@ def test_the_card_runs_dry_inside_a_blocking_copy_and_inside_a_launch() -> None:
 def test_figures_of_a_step_include_what_follows_its_range(page: Trace) -> None:
     steps = page.steps()
     assert steps is not None
-    assert (steps.steps, steps.host_launches, steps.kernels) == (2, 1, 3)
-    assert (steps.d2h_copies, steps.synchronisations) == (1, 1)
-    assert (steps.step_ms, steps.gpu_busy_ms) == pytest.approx((0.080, 0.034))
+    assert (steps.steps, steps.host_launches_per_token, steps.kernels_per_token) == (2, 1, 3)
+    assert (steps.d2h_copies_per_token, steps.synchronisations_per_token) == (1, 1)
+    assert (steps.step_ms, steps.gpu_busy_ms_per_step) == pytest.approx((0.080, 0.034))
 
 
 def test_summary_names_what_the_profiler_slowed(page: Trace) -> None:
@@ -199,7 +199,7 @@ def test_the_wait_that_ends_a_late_window_is_no_steps() -> None:
     found = read_trace(trace.text().encode())
     steps = found.steps()
     assert steps is not None
-    assert (steps.steps, steps.synchronisations) == (1, 1)
+    assert (steps.steps, steps.synchronisations_per_token) == (1, 1)
     assert [row.name for row in found.phase_rows()] == ["decode"]
     assert found.totals().synchronisations == 1
 

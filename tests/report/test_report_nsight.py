@@ -10,7 +10,7 @@ from report_helpers import report
 from pytest_llmprof.records.metrics import ErrorRecord, Metrics
 from pytest_llmprof.records.stage import StageRecords
 from pytest_llmprof.stages.ncu.records import KernelProfile, NcuBlock
-from pytest_llmprof.stages.nsys.export import read_report
+from pytest_llmprof.stages.nsys.export import read_reports
 from pytest_llmprof.stages.nsys.records import NsysBlock
 from pytest_llmprof.stages.nsys.summary import summary
 from pytest_llmprof.stages.tool_block import ToolBlock, ToolInfo
@@ -24,7 +24,7 @@ def nsys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NsysBlock:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "analysis"))
     from nsys_tables import one_round
 
-    block = summary([read_report(one_round().write(tmp_path / "r.sqlite"), "llmprof")], NsysBlock(), gpu=True)
+    block = summary(read_reports([one_round().write(tmp_path / "r.sqlite")], "llmprof"), NsysBlock(), gpu=True)
     block.tool, block.capture, block.occurrences, block.not_applied = TOOL, "all", 2, NOT_APPLIED
     return block
 

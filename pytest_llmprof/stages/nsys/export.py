@@ -17,70 +17,44 @@ from typing import Any
 
 import numpy as np
 
-from pytest_llmprof.analysis.events import (
-    KERNEL,
-    MEMCPY,
-    MEMSET,
-    RANGE,
-    RUNTIME,
-    DeviceEvents,
-    HostEvents,
-    Ints,
-    Numbers,
-    RawTrace,
-)
+from pytest_llmprof.analysis.events import KERNEL, MEMCPY, MEMSET, RANGE, RUNTIME, Events, Numbers, raw_trace
 from pytest_llmprof.analysis.nesting import PREFIX
 from pytest_llmprof.analysis.trace import Trace
 from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.measure.phases import ROUND
+from pytest_llmprof.stages.nsys.records import Copies
 
-__all__ = ["CopyRow", "NsysReport", "read_report"]
+__all__ = ["NsysReport", "read_reports"]
 
 _PUSH_POP, _DOMAIN = 59, 75
 _THREAD_BITS = 24
-_DIRECTIONS = {
-    1: "HtoD",
-    2: "DtoH",
-    3: "HtoA",
-    4: "AtoH",
-    5: "AtoA",
-    6: "AtoD",
-    7: "DtoA",
-    8: "DtoD",
-    9: "HtoH",
-    10: "PtoP",
-}
+_DIRECTIONS = dict(enumerate(["HtoD", "DtoH", "HtoA", "AtoH", "AtoA", "AtoD", "DtoA", "DtoD", "HtoH", "PtoP"], 1))
 """CUpti_ActivityMemcpyKind."""
 _KERNELS, _COPIES, _FILLS = (f"CUPTI_ACTIVITY_KIND_{kind}" for kind in ("KERNEL", "MEMCPY", "MEMSET"))
 _CALLS = ("CUPTI_ACTIVITY_KIND_RUNTIME", "CUPTI_ACTIVITY_KIND_DRIVER")
 _API_VERSION = re.compile(r"_v\d+$")
-_DEVICE_COLUMNS = "start, end, correlationId, globalPid"
-_ROW = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class CopyRow:
-    """Copies of one direction."""
-
-    direction: str
-    """HtoD, DtoH, DtoD ..."""
-    count: int
-    bytes: int
-    total_ms: float
-    """Sum of their times on the GPU."""
+_DEVICE_COLUMNS = "globalPid, start, end, correlationId"
+_Row = tuple[str, int, int, int, int, int | None]
+"""Name, kind, thread or process, start, end, correlation id."""
 
 
 @dataclass(frozen=True)
 class NsysReport:
-    """One captured range."""
+    """All captures of one run, one after the other; nothing lies between two."""
 
     trace: Trace
+    captures: int
     ranges: int
-    """NVTX ranges of the domain, the captured one included."""
-    kernels: int
+    """NVTX ranges of the domain, the captured ones included."""
     graph_kernels: int
-    """Those of them that were nodes of a CUDA graph."""
-    copies: tuple[CopyRow, ...]
+    """Kernels that were nodes of a CUDA graph."""
+    copies: dict[str, Copies]
+    """By direction, the longest first."""
+
+    @property
+    def kernels(self) -> int:
+        """The number of kernels."""
+        return int((self.trace.device.kind == KERNEL).sum())
 
 
 class _Database:
@@ -107,115 +81,96 @@ class _Database:
         return {row[1] for row in self.rows(f"pragma table_info({table})")}
 
 
-def read_report(path: Path, domain: str) -> NsysReport:
-    """Read one export with the NVTX ranges of *domain*. Raises `ArtifactError`."""
-    if not path.is_file():
-        raise ArtifactError(f"cannot read {path}: no such file")
-    try:
-        with closing(_Database(path)) as database:
-            return _read(database, domain)
-    except sqlite3.Error as error:
-        raise ArtifactError(f"{path} is not an export of nsys that can be read: {error}") from error
+def read_reports(paths: Sequence[Path], domain: str) -> NsysReport:
+    """Read the exports of one run, one a capture, with the NVTX ranges of *domain*. Raises `ArtifactError`."""
+    captures = _Captures()
+    for path in paths:
+        if not path.is_file():
+            raise ArtifactError(f"cannot read {path}: no such file")
+        try:
+            with closing(_Database(path)) as database:
+                captures.add(database, domain)
+        except sqlite3.Error as error:
+            raise ArtifactError(f"{path} is not an export of nsys that can be read: {error}") from error
+    return captures.report()
 
 
-def _read(database: _Database, domain: str) -> NsysReport:
-    if "StringIds" not in database.tables:
-        raise ArtifactError(f"{database.path} is not an export of nsys: it has no table StringIds")
-    names = Numbers()
-    strings = dict(database.select("id, value", "StringIds"))
-    ranges = _ranges(database, domain)
-    # (name, kind, thread, start, duration, correlation)
-    host: list[_ROW] = [
-        (names[PREFIX + text], RANGE, thread, start, end - start, -1)
-        for text, thread, start, end in ranges
-        if text != ROUND  # it encloses all phases, and would be the parent of each
-    ]
-    for table in _CALLS:
-        for name, thread, start, end, correlation in database.select(
-            "nameId, globalTid, start, end, correlationId", table
-        ):
-            number = names[_API_VERSION.sub("", str(strings.get(name, name)))]
-            host.append((number, RUNTIME, thread, start, end - start, _key(thread, correlation)))
-    device, graph_kernels = _device(database, names, strings)
-    origin = min([row[3] for row in host] + [row[2] for row in device], default=0)
-    raw = RawTrace(
-        names=list(names),
-        host=HostEvents(**_columns(host, 6, origin)),
-        device=DeviceEvents(**_columns(device, 5, origin)),
-        events=len(host) + len(device),
-    )
-    kernels = sum(row[1] == KERNEL for row in device)
-    return NsysReport(Trace(raw), len(ranges), kernels, graph_kernels, _copies(database))
+class _Captures:
+    """The events of several captures on one axis of time."""
 
+    def __init__(self) -> None:
+        self._names, self._threads, self._correlations = Numbers(), Numbers(), Numbers()
+        self._rows: list[tuple[int, ...]] = []
+        self._begins: list[int] = []
+        self._copies: dict[str, Copies] = {}
+        self._captures = self._ranges = self._graph_kernels = self._end = 0
 
-def _key(thread_or_process: int, correlation: int) -> int:
-    """A correlation id that differs between processes."""
-    return ((thread_or_process >> _THREAD_BITS & 0xFFFFFF) << 39) | (correlation & (1 << 39) - 1)
+    def add(self, database: _Database, domain: str) -> None:
+        """Add a capture behind those before it."""
+        if "StringIds" not in database.tables:
+            raise ArtifactError(f"{database.path} is not an export of nsys: it has no table StringIds")
+        self._captures += 1
+        strings = dict(database.select("id, value", "StringIds"))
+        rows = [*self._host_rows(database, strings, domain), *self._device_rows(database, strings)]
+        if not rows:
+            return
+        self._begins.append(self._end)
+        shift = self._end - min(start for _, _, _, start, _, _ in rows)
+        for name, kind, owner, start, end, correlation in rows:
+            # A correlation id is unique in its process and capture.
+            caused = (self._captures, owner >> _THREAD_BITS, correlation)
+            number = -1 if correlation is None else self._correlations[caused]
+            times = start + shift, end - start
+            self._rows.append((self._names[name], kind, self._threads[owner], *times, number))
+        self._end = 1 + max(end for _, _, _, _, end, _ in rows) + shift
 
+    def _host_rows(self, database: _Database, strings: dict[int, str], domain: str) -> Iterator[_Row]:
+        """Ranges of *domain*, and calls into CUDA."""
+        columns = "coalesce(text, (select value from StringIds where id = textId)), domainId, globalTid, start, end"
+        domains = {
+            (thread >> _THREAD_BITS, number)
+            for name, number, thread, *_ in database.select(columns, "NVTX_EVENTS", f"where eventType = {_DOMAIN}")
+            if name == domain
+        }
+        whole = f"where eventType = {_PUSH_POP} and end is not null"
+        for name, number, thread, start, end in database.select(columns, "NVTX_EVENTS", whole):
+            if name is not None and (thread >> _THREAD_BITS, number) in domains:
+                self._ranges += 1
+                if name != ROUND:  # it encloses all phases, and would be the parent of each
+                    yield f"{PREFIX}{name}", RANGE, thread, start, end, None
+        for table in _CALLS:
+            for name, *rest in database.select("nameId, globalTid, start, end, correlationId", table):
+                yield _API_VERSION.sub("", str(strings.get(name, name))), RUNTIME, *rest
 
-def _ranges(database: _Database, domain: str) -> list[tuple[str, int, int, int]]:
-    """(name, thread, start, end) of each complete range of *domain*."""
-    columns = "coalesce(text, (select value from StringIds where id = textId)), domainId, globalTid, start, end"
-    domains = {
-        (thread >> _THREAD_BITS, number)
-        for name, number, thread, *_ in database.select(columns, "NVTX_EVENTS", f"where eventType = {_DOMAIN}")
-        if name == domain
-    }
-    whole = f"where eventType = {_PUSH_POP} and end is not null"
-    return [
-        (str(name), thread, start, end)
-        for name, number, thread, start, end in database.select(columns, "NVTX_EVENTS", whole)
-        if name is not None and (thread >> _THREAD_BITS, number) in domains
-    ]
-
-
-def _device(database: _Database, names: Numbers, strings: dict[int, str]) -> tuple[list[_ROW], int]:
-    """Rows (name, kind, start, duration, correlation), and the number of kernels that were nodes of a graph."""
-    graph_kernels = 0
-
-    def named() -> Iterator[tuple[Any, ...]]:
-        nonlocal graph_kernels
+    def _device_rows(self, database: _Database, strings: dict[int, str]) -> Iterator[_Row]:
+        """Kernels, copies and fills."""
         node = "graphNodeId" if "graphNodeId" in database.columns(_KERNELS) else "null"
         for name, graph_node, *rest in database.select(f"demangledName, {node}, {_DEVICE_COLUMNS}", _KERNELS):
-            graph_kernels += bool(graph_node)
+            self._graph_kernels += bool(graph_node)
             yield str(strings.get(name, name)), KERNEL, *rest
         pageable = _pageable(database)
-        for kind, source, target, *rest in database.select(f"copyKind, srcKind, dstKind, {_DEVICE_COLUMNS}", _COPIES):
+        columns = f"copyKind, bytes, srcKind, dstKind, {_DEVICE_COLUMNS}"
+        for kind, size, source, target, process, start, end, correlation in database.select(columns, _COPIES):
+            direction = _DIRECTIONS.get(kind, "other")
+            one = self._copies.setdefault(direction, Copies(0, 0, 0.0))
+            one.count, one.bytes, one.ms = one.count + 1, one.bytes + (size or 0), one.ms + (end - start) / 1e6
             # As torch names them: a copy into pageable memory makes the host wait.
             memory = " (Pageable)" if pageable & {source, target} else ""
-            yield f"Memcpy {_DIRECTIONS.get(kind, 'other')}{memory}", MEMCPY, *rest
+            yield f"Memcpy {direction}{memory}", MEMCPY, process, start, end, correlation
         for row in database.select(_DEVICE_COLUMNS, _FILLS):
             yield "Memset", MEMSET, *row
 
-    found: list[_ROW] = [
-        (names[name], kind, start, end - start, _key(process, correlation))
-        for name, kind, start, end, correlation, process in named()
-    ]
-    return found, graph_kernels
+    def report(self) -> NsysReport:
+        """All that was added."""
+        fields = ("name", "kind", "thread", "start", "dur", "correlation")
+        columns = dict(zip(fields, np.array(self._rows, dtype=np.int64).reshape(-1, 6).T, strict=True))
+        events = Events(**columns, external=np.full(len(self._rows), -1, dtype=np.int64))
+        trace = Trace(raw_trace(list(self._names), events, np.array(self._begins or [0]), len(self._rows)))
+        copies = dict(sorted(self._copies.items(), key=lambda item: -item[1].ms))
+        return NsysReport(trace, self._captures, self._ranges, self._graph_kernels, copies)
 
 
 def _pageable(database: _Database) -> set[int]:
     """The values of srcKind and dstKind that mean pageable host memory."""
     rows = database.select("*", "ENUM_CUDA_MEM_KIND")
     return {row[0] for row in rows if any("pageable" in str(cell).lower() for cell in row[1:])}
-
-
-def _copies(database: _Database) -> tuple[CopyRow, ...]:
-    columns = "copyKind, count(*), sum(bytes), sum(end - start)"
-    rows = database.select(columns, _COPIES, "group by copyKind order by 4 desc")
-    return tuple(
-        CopyRow(_DIRECTIONS.get(kind, "other"), count, size or 0, (length or 0) / 1e6)
-        for kind, count, size, length in rows
-    )
-
-
-def _columns(rows: Sequence[_ROW], width: int, origin: int) -> dict[str, Ints]:
-    """The arrays of `DeviceEvents`, and the thread, of rows (name, kind, [thread,] start, duration, correlation)."""
-    table = np.array(rows, dtype=np.int64).reshape(-1, width).T
-    name, kind, *thread, start, dur, correlation = table
-    order = np.lexsort((-dur, start, *thread)) if thread else np.argsort(start, kind="stable")
-    columns = {"name": name, "kind": kind, "start": start - origin, "dur": dur, "correlation": correlation}
-    columns["external"] = np.full(len(rows), -1, dtype=np.int64)
-    if thread:
-        columns["thread"] = np.unique(thread[0], return_inverse=True)[1].astype(np.int64)
-    return {key: column[order] for key, column in columns.items()}

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from pytest_llmprof.analysis.busy_kernels import busy_kernels_table
 from pytest_llmprof.records.stage import StageRecords
-from pytest_llmprof.report.sections import Section
+from pytest_llmprof.report.sections import Section, phase_label
 from pytest_llmprof.stages.nsys.records import NsysBlock
 from pytest_llmprof.stages.tool_block import TOOL_FILES, not_applied_text, tool_text
 from pytest_llmprof.text.escape import inline
-from pytest_llmprof.text.markdown import percent, table
-from pytest_llmprof.text.numbers import count, number
+from pytest_llmprof.text.markdown import known, percent, table
+from pytest_llmprof.text.numbers import count, fixed, number
 
-__all__ = ["FILES", "nsys_section"]
+__all__ = ["FILES", "nsys_section", "phases_table"]
 
 _TITLE = "Nsight Systems"
 FILES = {
@@ -33,8 +35,8 @@ def nsys_section(records: StageRecords) -> Section | None:
         return None
     parts = [not_applied_text(block)]
     if block.tool is not None:
-        parts += [_text(block), _gpu(block), _phases(block), _copies(block), busy_kernels_table(block.top_kernels)]
-    return Section(_TITLE, [part for part in parts if part])
+        parts += [_text(block), _gpu(block), phases_table(block), _copies(block), busy_kernels_table(block.top_kernels)]
+    return Section(_TITLE, parts)
 
 
 def _text(block: NsysBlock) -> str:
@@ -50,50 +52,42 @@ def _text(block: NsysBlock) -> str:
 def _gpu(block: NsysBlock) -> str:
     if block.kernels is None:
         return ""
-    busy = block.gpu_busy_share_profiled
-    rows = [["GPU busy in the capture, under the tool", "" if busy is None else percent(busy)]]
-    rows += [
-        [label, number(value)]
-        for label, value in (
-            ("Kernels a decode step", block.kernels_per_token),
-            ("Launches by the host a decode step", block.host_launches_per_token),
-            ("Device-to-host copies a decode step", block.d2h_copies_per_token),
-            ("Synchronisations a decode step", block.synchronisations_per_token),
-            ("GPU busy a decode step (ms)", block.gpu_busy_ms_per_step_profiled),
-        )
-        if value is not None
+    busy, idle = block.gpu_busy_share_profiled, block.gpu_idle_ms_profiled or {}
+    means = (
+        ("Kernels a decode step", block.kernels_per_token),
+        ("Launches by the host a decode step", block.host_launches_per_token),
+        ("Device-to-host copies a decode step", block.d2h_copies_per_token),
+        ("Synchronisations a decode step", block.synchronisations_per_token),
+        ("GPU busy a decode step (ms)", block.gpu_busy_ms_per_step_profiled),
+    )
+    sums = (
+        ("Kernels", block.kernels),
+        ("Kernels that were nodes of a CUDA graph", block.graph_kernels),
+        ("CUDA graph launches", block.graph_launches),
+        ("Synchronisations", block.synchronisations),
+    )
+    rows = [
+        ["GPU busy in the capture, under the tool", "" if busy is None else percent(busy)],
+        *known(means, number),
+        *([label, f"{value or 0:,}"] for label, value in sums),
+        *([f"GPU idle: {inline(cause)} (ms)", number(value)] for cause, value in idle.items()),
     ]
-    rows += [
-        [label, f"{value or 0:,}"]
-        for label, value in (
-            ("Kernels", block.kernels),
-            ("Kernels that were nodes of a CUDA graph", block.graph_kernels),
-            ("CUDA graph launches", block.graph_launches),
-            ("Synchronisations", block.synchronisations),
-        )
-    ]
-    idle = block.gpu_idle_ms_profiled or {}
-    rows += [[f"GPU idle: {inline(cause)} (ms)", number(value)] for cause, value in idle.items()]
     return table(["Metric", "Value"], rows)
 
 
-def _phases(block: NsysBlock) -> str:
-    if not block.phases:
-        return ""
+def phases_table(block: NsysBlock, *, whole: bool = False) -> str:
+    """The phases: for the report, or *whole* for phases.md, with three decimals."""
     gpu = block.kernels is not None
+    ms = partial(fixed, form=".3f") if whole else number
     rows = []
     for name, phase in block.phases.items():
-        label = f"– {inline(name)}" if phase.parent else inline(name)
-        rows.append([label, str(phase.count), number(phase.host_ms_profiled)])
+        rows.append([phase_label(name, phase.parent), f"{phase.count}", ms(phase.host_ms_profiled)])
         if gpu:
+            share = "" if phase.gpu_busy_share is None else percent(phase.gpu_busy_share)
             counts = (phase.kernels, phase.host_launches, phase.d2h_copies, phase.synchronisations)
-            rows[-1] += [
-                number(phase.gpu_busy_ms_profiled),
-                number(phase.gpu_idle_ms_profiled),
-                "" if phase.gpu_busy_share is None else percent(phase.gpu_busy_share),
-                *(f"{one or 0:,}" for one in counts),
-            ]
-    head = ["Phase ([all](phases.md))", "Times", "Host ms"]
+            rows[-1] += [ms(phase.gpu_busy_ms_profiled), ms(phase.gpu_idle_ms_profiled), share]
+            rows[-1] += [f"{one or 0:,}" for one in counts]
+    head = ["Phase" if whole else "Phase ([all](phases.md))", "Times", "Host ms"]
     if gpu:
         head += ["GPU busy ms", "GPU idle ms", "GPU busy", "Kernels", "Launches", "D2H copies", "Syncs"]
     return table(head, rows)
@@ -104,4 +98,4 @@ def _copies(block: NsysBlock) -> str:
         [inline(way), f"{row.count:,}", number(row.bytes / 2**20), number(row.ms)]
         for way, row in (block.copies or {}).items()
     ]
-    return table(["Copies", "Count", "MiB", "ms"], rows) if rows else ""
+    return table(["Copies", "Count", "MiB", "ms"], rows)

@@ -110,27 +110,27 @@ def _importer_advice(tool: Tool) -> str:
 
 
 def _summarise(context: ToolContext, tool: Tool, ended: Ended, paths: list[Path], *, cuda: bool) -> None:
-    from pytest_llmprof.stages.nsys.export import read_report
+    from pytest_llmprof.stages.nsys.export import read_reports
     from pytest_llmprof.stages.nsys.summary import summary, write_nsys_tables
 
     try:
-        reports = [read_report(path, DOMAIN) for path in paths]
+        report = read_reports(paths, DOMAIN)
     except ArtifactError as error:
         raise ToolFailed(f"the export of nsys {tool.version} cannot be read: {error}") from error
-    if not any(report.ranges for report in reports):
+    if not report.ranges:
         ended.check_nvtx(tool)
         raise ToolFailed(
             f"NVTX recorded no range of the domain {DOMAIN} under nsys {tool.version}: see output.log and "
             f"{paths[0].name} (pip install nvtx==0.2.11 helps an nsys older than 2024)"
         )
-    if cuda and not any(report.kernels for report in reports):
+    if cuda and not report.kernels:
         raise ToolFailed(
             f"nsys {tool.version} captured no CUDA kernel in {context.options.capture}: its CUPTI may be too old for "
             "this driver (use a newer nsys: pipeline.nsys.path), another profiler may hold the GPU, or this range "
             "launches none"
         )
-    write_nsys_tables(context.out_dir, reports, with_kernels=cuda)
-    context.block = summary(reports, context.block, gpu=cuda)
+    context.block = summary(report, context.block, gpu=cuda)
+    write_nsys_tables(context.out_dir, report, context.block)
     context.figures |= {metric.name: getattr(context.block, metric.name) for metric in TRACE_METRICS}
 
 

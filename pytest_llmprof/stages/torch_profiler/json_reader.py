@@ -17,42 +17,31 @@ import numpy as np
 
 from pytest_llmprof.analysis.events import KERNEL, MEMCPY, MEMSET, OP, RANGE, RUNTIME, Ints, Mask, Numbers
 
-__all__ = ["FIRST_DEVICE", "Columns", "Heads", "JsonReader", "decode_finite"]
+__all__ = ["Columns", "Heads", "JsonReader", "decode_finite"]
 
-FIRST_DEVICE = 3
-"""Added to the kinds of device events, so that one array can hold them and the host's."""
 _KINDS = {
     "cpu_op": OP,
     "user_annotation": RANGE,
     "cuda_runtime": RUNTIME,
     "cuda_driver": RUNTIME,
-    "kernel": FIRST_DEVICE + KERNEL,
-    "gpu_memcpy": FIRST_DEVICE + MEMCPY,
-    "gpu_memset": FIRST_DEVICE + MEMSET,
+    "kernel": KERNEL,
+    "gpu_memcpy": MEMCPY,
+    "gpu_memset": MEMSET,
 }
 
 
 class Heads(Numbers):
     """Numbers the triples (category, name, thread) of events, which repeat."""
 
-    def kinds(self) -> Ints:
-        """The kind of each head; -1 for a category that is not kept."""
-        return np.array([_KINDS.get(category, -1) for category, _, _ in self], dtype=np.int64)
+    def columns(self) -> tuple[list[str], Ints, Ints, Ints]:
+        """The distinct names; and for each head the index of its name, its kind (-1 is not kept) and its thread."""
+        names, threads = Numbers(), Numbers()
+        rows = [(names[name], _KINDS.get(category, -1), threads[thread]) for category, name, thread in self]
+        return list(names), *np.array(rows, dtype=np.int64).reshape(-1, 3).T
 
     def of(self, category: str) -> Mask:
         """Which heads are of *category*."""
         return np.array([one == category for one, _, _ in self], dtype=bool)
-
-    def names(self) -> tuple[list[str], Ints]:
-        """The distinct names, and for each head the index of its name."""
-        numbers = Numbers()
-        index = np.array([numbers[name] for _, name, _ in self], dtype=np.int64)
-        return list(numbers), index
-
-    def threads(self) -> Ints:
-        """For each head the number 0, 1, ... of its thread."""
-        numbers = Numbers()
-        return np.array([numbers[thread] for _, _, thread in self], dtype=np.int64)
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
-from pytest_llmprof.analysis.events import DeviceEvents, HostEvents, Ints, RawTrace
+from pytest_llmprof.analysis.events import Events, RawTrace, raw_trace
 from pytest_llmprof.analysis.trace import Trace
 from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.records.files import read_bytes
-from pytest_llmprof.stages.torch_profiler.json_reader import FIRST_DEVICE, Columns, Heads, JsonReader, decode_finite
+from pytest_llmprof.stages.torch_profiler.json_reader import Columns, Heads, JsonReader, decode_finite
 
 __all__ = ["decode", "merged", "read_trace"]
 
@@ -48,7 +47,13 @@ def decode(source: Path | str | bytes) -> RawTrace:
             columns, events = JsonReader(data, heads).read_file()
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _not_whole(where, error) from error
-    return _sorted(columns, heads, events)
+    names, name, kind, thread = heads.columns()
+    head, kept = columns.head, kind[columns.head] >= 0
+    of_heads = {"name": name[head], "kind": kind[head], "thread": thread[head]}
+    times = {"start": columns.start, "dur": columns.dur}
+    ids = {"external": columns.external, "correlation": columns.correlation}
+    profiles = columns.start[heads.of("Trace")[head]]
+    return raw_trace(names, Events(**of_heads, **times, **ids)[kept], profiles, events)
 
 
 def merged(paths: Sequence[Path]) -> bytes:
@@ -96,45 +101,3 @@ def _read_slices(reader: JsonReader, data: bytes) -> tuple[Columns, int]:
         begin = cut.end(1)
     parts.append(reader.read_to_end(begin))
     return Columns.joined([columns for columns, _ in parts]), sum(number for _, number in parts)
-
-
-def _sorted(columns: Columns, heads: Heads, events: int) -> RawTrace:
-    """The kept events of host and device in the order of `HostEvents` and `DeviceEvents`."""
-    kind, thread = heads.kinds()[columns.head], heads.threads()[columns.head]
-    names, index = heads.names()
-    name = index[columns.head]
-    kept = kind >= 0
-    start = columns.start - (columns.start[kept].min() if kept.any() else 0)
-
-    def take(order: Ints, first_kind: int) -> dict[str, Ints]:
-        return {
-            "name": name[order],
-            "kind": kind[order] - first_kind,
-            "start": start[order],
-            "dur": columns.dur[order],
-            "external": columns.external[order],
-            "correlation": columns.correlation[order],
-        }
-
-    host = np.flatnonzero(kept & (kind < FIRST_DEVICE))
-    host = host[_outer_first(thread[host], start[host], columns.dur[host])]
-    device = np.flatnonzero(kind >= FIRST_DEVICE)
-    device = device[np.argsort(start[device], kind="stable")]
-    return RawTrace(
-        names=names,
-        host=HostEvents(**take(host, 0), thread=thread[host]),
-        device=DeviceEvents(**take(device, FIRST_DEVICE)),
-        events=events,
-        windows=np.sort(start[heads.of("Trace")[columns.head]]),
-    )
-
-
-def _outer_first(thread: Ints, start: Ints, dur: Ints) -> Ints:
-    """The order (thread, start, longest first), fast where starts are nearly in order, as kineto writes them."""
-    order = np.argsort(start, kind="stable")
-    order = order[np.argsort(thread[order], kind="stable")]
-    same = (np.diff(thread[order]) == 0) & (np.diff(start[order]) == 0)
-    tied = np.flatnonzero(np.append(same, False) | np.append(False, same))
-    rows = order[tied]
-    order[tied] = rows[np.lexsort((-dur[rows], start[rows], thread[rows]))]
-    return order

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from pytest_llmprof.analysis.busy_kernels import busy_kernels_table
+from pytest_llmprof.analysis.busy_kernels import busy_kernels_table, top_rows
 from pytest_llmprof.records.metrics import Metrics
 from pytest_llmprof.records.stage import StageRecords
-from pytest_llmprof.report.sections import Finding, Section, phase_share, phase_weight, share, share_of_first
+from pytest_llmprof.report.sections import (
+    Finding,
+    Section,
+    phase_label,
+    phase_share,
+    phase_weight,
+    share,
+    share_of_first,
+)
 from pytest_llmprof.stages.torch_profiler.records import Profile, TopKernel, TopOperator
 from pytest_llmprof.text.escape import inline
-from pytest_llmprof.text.markdown import code, percent, table
+from pytest_llmprof.text.markdown import code, known, percent, table
 from pytest_llmprof.text.numbers import count, number
 
 __all__ = ["profile_section"]
@@ -21,7 +29,6 @@ COPIES_A_TOKEN = 1.5
 """One device-to-host copy a token is needed: the token itself."""
 OPERATOR_SHARE = 0.15
 PYTHON_SHARE = 0.25
-_ROWS = 5
 
 _CAUSES = {
     "launch": "launch-bound: it waits for the host to launch work",
@@ -41,20 +48,22 @@ def profile_section(records: StageRecords) -> Section | None:
     if profile is None:
         return None
     metrics = records.metrics
-    busy = _gpu_busy_share(metrics, profile)
-    parts = [
-        _window(profile),
-        _gpu(profile, busy),
-        _phases(profile),
-        busy_kernels_table(profile.top_kernels),
-        _operators(profile),
-    ]
+    busy = profile.gpu_busy_share
+    if busy is None:  # a clean step's time may have come later than the profile
+        busy = share(profile.gpu_busy_ms_per_step_profiled, metrics.figures.get("tpot_ms"))
+    operators = [(row.name, row.phase, row.count, row.self_ms_profiled, row.share) for row in profile.top_operators]
     warnings = []
     if busy is not None and busy > 1:
         warnings = [f"GPU busy came out as {percent(busy)}: the profiled steps were slower than the clean ones."]
     return Section(
         "Profiled window",
-        [part for part in parts if part],
+        [
+            _window(profile),
+            _gpu(profile, busy),
+            _phases(profile),
+            busy_kernels_table(profile.top_kernels),
+            top_rows(["Operator ([more](operators.md))", "Phase", "Calls", "Self ms", "Share"], operators),
+        ],
         findings=[
             *_decode(metrics, profile, busy),
             *_idle_phases(metrics, profile, busy),
@@ -64,13 +73,6 @@ def profile_section(records: StageRecords) -> Section | None:
         ],
         warnings=warnings,
     )
-
-
-def _gpu_busy_share(metrics: Metrics, profile: Profile) -> float | None:
-    """Kernel time of a step (profiled) over the clean time of a step; None where one is not known."""
-    if profile.gpu_busy_share is not None:
-        return profile.gpu_busy_share
-    return share(profile.gpu_busy_ms_per_step_profiled, metrics.figures.get("tpot_ms"))
 
 
 # -- paragraphs and tables
@@ -98,23 +100,18 @@ def _window(profile: Profile) -> str:
 def _gpu(profile: Profile, busy: float | None) -> str:
     if profile.kernels is None:
         return ""
-    rows = []
-    if busy is not None:
-        rows.append(["GPU busy in a decode step (kernel time / clean step time)", percent(busy)])
-    if profile.gpu_idle_share_profiled is not None:
-        rows.append(["GPU idle in the window, under the profiler", percent(profile.gpu_idle_share_profiled)])
-    rows += [
-        [label, number(value)]
-        for label, value in (
-            ("Launches by the host a token", profile.host_launches_per_token),
-            ("Kernels a token", profile.kernels_per_token),
-            ("Device-to-host copies a token", profile.d2h_copies_per_token),
-            ("Synchronisations a token", profile.synchronisations_per_token),
-            ("CUDA graph launches in the window", profile.graph_launches or None),
-        )
-        if value is not None
-    ]
-    return table(["Metric", "Value"], rows) if rows else ""
+    shares = (
+        ("GPU busy in a decode step (kernel time / clean step time)", busy),
+        ("GPU idle in the window, under the profiler", profile.gpu_idle_share_profiled),
+    )
+    counts = (
+        ("Launches by the host a token", profile.host_launches_per_token),
+        ("Kernels a token", profile.kernels_per_token),
+        ("Device-to-host copies a token", profile.d2h_copies_per_token),
+        ("Synchronisations a token", profile.synchronisations_per_token),
+        ("CUDA graph launches in the window", profile.graph_launches or None),
+    )
+    return table(["Metric", "Value"], [*known(shares, percent), *known(counts, number)])
 
 
 def _phases(profile: Profile) -> str:
@@ -127,7 +124,7 @@ def _phases(profile: Profile) -> str:
         counts = (phase.kernels, phase.host_launches, phase.d2h_copies, phase.synchronisations)
         rows.append(
             [
-                f"– {inline(name)}" if phase.parent else inline(name),
+                phase_label(name, phase.parent),
                 inline(cause) if idle else "",
                 number(phase.gpu_busy_ms_profiled),
                 "" if idle is None else percent(idle),
@@ -135,21 +132,7 @@ def _phases(profile: Profile) -> str:
             ]
         )
     head = ["Phase", "Idle cause", "GPU busy ms", "GPU idle", "Kernels", "Launches", "D2H copies", "Syncs"]
-    return table(head, rows, 2) if rows else ""
-
-
-def _operators(profile: Profile) -> str:
-    rows = [
-        [
-            code(row.name, 90),
-            inline(row.phase or "–"),
-            f"{row.count:,}",
-            number(row.self_ms_profiled),
-            percent(row.share),
-        ]
-        for row in profile.top_operators[:_ROWS]
-    ]
-    return table(["Operator ([more](operators.md))", "Phase", "Calls", "Self ms", "Share"], rows, 2) if rows else ""
+    return table(head, rows, 2)
 
 
 # -- findings

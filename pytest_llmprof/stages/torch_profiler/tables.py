@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pytest_llmprof.analysis.rows import KernelRow, OperatorRow
-from pytest_llmprof.analysis.tables import TOP, Column, csv_text, kernels_md, top_rows_md
+from pytest_llmprof.analysis.rows import OperatorRow
+from pytest_llmprof.analysis.tables import TOP, Column, csv_text, top_rows_md, write_kernels
 from pytest_llmprof.analysis.trace import Trace
 from pytest_llmprof.records.files import write_text
 from pytest_llmprof.text.markdown import code, percent
@@ -20,9 +20,7 @@ def write_tables(out_dir: Path, trace: Trace, *, with_kernels: bool = True, top:
     write_text(out_dir / "operators.csv", csv_text(OperatorRow, operators))
     write_text(out_dir / "operators.md", _operators_md(operators, top))
     if with_kernels:
-        kernels = trace.kernels()
-        write_text(out_dir / "kernels.csv", csv_text(KernelRow, kernels))
-        write_text(out_dir / "kernels.md", kernels_md(kernels, top))
+        write_kernels(out_dir, trace.kernels(), top)
 
 
 def _operators_md(rows: Sequence[OperatorRow], top: int) -> str:
