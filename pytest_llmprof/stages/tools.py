@@ -6,9 +6,10 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated
 
 from msgspec import Meta
@@ -16,9 +17,8 @@ from msgspec import Meta
 from pytest_llmprof.errors import StageError
 from pytest_llmprof.measure.phases import ROUND
 
-__all__ = ["Capture", "Environment", "Program", "ProgramPath", "Seconds", "Tool", "find_tool", "range_of", "tail"]
+__all__ = ["Capture", "Program", "Tool", "ToolOptions", "find_tool", "range_of", "run_program", "tail"]
 
-# Types of the options that such stages share.
 Capture = Annotated[
     str,
     Meta(
@@ -26,14 +26,30 @@ Capture = Annotated[
         description="all, or the name of one NVTX range (prefill, decode, step, vision, ...)",
     ),
 ]
-Environment = Annotated[
+_Environment = Annotated[
     Mapping[Annotated[str, Meta(pattern=r"^[^=]+\Z")], str], Meta(description="a mapping, {NAME: VALUE}")
 ]
-ProgramPath = Annotated[
+_ProgramPath = Annotated[
     Annotated[str, Meta(pattern=r"^(/|~/|[^/]*\Z)")] | None,
     Meta(description="an absolute path, a program's name, or null"),
 ]
-Seconds = Annotated[float, Meta(gt=0)]
+
+
+@dataclass(frozen=True)
+class ToolOptions:
+    """Options that all such stages have."""
+
+    path: _ProgramPath = None
+    """The tool's program; None looks on PATH and in the usual places."""
+    capture: Capture = "all"
+    """What is captured: `all` (measured passes) or one NVTX range (prefill, decode, step, vision, sam ...)."""
+    env: _Environment = field(default_factory=lambda: MappingProxyType({}))
+    """Environment variables for the tool and what runs under it."""
+    args: tuple[str, ...] = ()
+    """More arguments of the tool."""
+    timeout_s: Annotated[float, Meta(gt=0)] = 600.0
+    """The child is ended after this many seconds, the tool's own work included."""
+
 
 _VERSION = re.compile(r"\bVersion\s+(\d{4}(?:\.\d+)+)", re.IGNORECASE)
 
@@ -67,6 +83,21 @@ class Tool:
     """As it prints it, "2025.3.1"."""
     env: Mapping[str, str]
     """Environment of the tool and of what runs under it."""
+
+
+def run_program(
+    command: Sequence[str], env: Mapping[str, str], timeout_s: float
+) -> subprocess.CompletedProcess[str]:
+    """Run a short command of a tool and return what it printed. Raises what `subprocess.run` raises."""
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=timeout_s,
+        check=False,
+        env={**os.environ, **env},
+    )
 
 
 def _numbers(path: Path) -> list[int]:
@@ -103,15 +134,7 @@ def find_tool(program: Program, given: str | None, env: Mapping[str, str]) -> To
     """
     path = _find(program, given)
     try:
-        done = subprocess.run(
-            [str(path), "--version"],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=60,
-            check=False,
-            env={**os.environ, **env},
-        )
+        done = run_program([str(path), "--version"], env, 60)
     except OSError as error:
         raise StageError(f"{path} cannot be run: {error.strerror}") from error
     except subprocess.TimeoutExpired:

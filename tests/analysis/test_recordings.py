@@ -7,13 +7,13 @@ import gzip
 import json
 import sqlite3
 from contextlib import closing
-from dataclasses import fields
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from pytest_llmprof.stages.ncu.export import NcuLaunch, kernel_rows, read_csv
+from pytest_llmprof.stages.ncu.export import kernel_rows, read_csv
+from pytest_llmprof.stages.ncu.records import NcuLaunch
 from pytest_llmprof.stages.nsys.export import read_reports
 from pytest_llmprof.stages.nsys.records import NsysBlock
 from pytest_llmprof.stages.nsys.summary import summary
@@ -75,7 +75,7 @@ def test_ncu(recorded):
     table = [line for line in text.splitlines() if line.startswith('"')]
     assert len(launches) == len(list(csv.reader(table))) - 2 > 0  # the heading and the units
     for launch in launches:
-        assert all(getattr(launch, field.name) is not None for field in fields(NcuLaunch)), launch.kernel
+        assert all(getattr(launch, field) is not None for field in NcuLaunch.__struct_fields__), launch.kernel
         shares = (launch.sm_percent, launch.dram_percent, launch.l2_percent, launch.occupancy_percent)
         assert all(0 <= share <= 100 for share in shares)
         assert 0.5 < launch.duration_us < 1e5

@@ -9,26 +9,17 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_llmprof.analysis.kernel_names import short_name
 from pytest_llmprof.analysis.tables import csv_text
 from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.records.files import write_text
-from pytest_llmprof.stages.ncu.records import KernelProfile
+from pytest_llmprof.stages.ncu.records import KernelProfile, NcuLaunch
 from pytest_llmprof.text.markdown import code, table
 from pytest_llmprof.text.numbers import fixed
 
-__all__ = [
-    "METRICS",
-    "NcuLaunch",
-    "bound_of",
-    "kernel_rows",
-    "kernels_table",
-    "read_csv",
-    "write_ncu_tables",
-]
+__all__ = ["METRICS", "bound_of", "kernel_rows", "kernels_table", "read_csv", "write_ncu_tables"]
 
 LATENCY_BELOW = 60.0
 """Per cent of peak: where no unit reaches it, nothing is saturated."""
@@ -61,25 +52,6 @@ _MEANS = ("sm_percent", "dram_percent", "l2_percent", "occupancy_percent", "dram
 _COUNT = {"": 1.0, "register/thread": 1.0}
 
 
-@dataclass(frozen=True)
-class NcuLaunch:
-    """One profiled launch; a value is None where the report does not have it."""
-
-    kernel: str
-    grid: str
-    block: str
-    duration_us: float
-    sm_percent: float | None
-    """SM throughput as a share of its peak (0..100)."""
-    dram_percent: float | None
-    l2_percent: float | None
-    occupancy_percent: float | None
-    """Achieved occupancy: active warps / the most that fit, while the SM is active (0..100)."""
-    dram_gb_per_s: float | None
-    registers: float | None
-    """Per thread."""
-
-
 def bound_of(sm: float | None, dram: float | None, l2: float | None) -> str | None:
     """What bounds a kernel: the unit nearest to its peak, "compute", "DRAM" or "L2", or "latency".
 
@@ -107,12 +79,8 @@ def read_csv(text: str, where: str = "the report") -> list[NcuLaunch]:
     unit = dict(zip(head, units, strict=True))
     if _DURATION not in unit or "Kernel Name" not in unit:
         raise ArtifactError(f"{where} has no column {_DURATION if 'Kernel Name' in unit else 'Kernel Name'}")
-    launches = []
-    for row in rows[2:]:
-        if len(row) != len(head):
-            continue  # a message of the tool after the table
-        launches.append(_launch(dict(zip(head, row, strict=True)), unit, where))
-    return launches
+    # What is not as wide is a message of the tool after the table.
+    return [_launch(dict(zip(head, row, strict=True)), unit, where) for row in rows[2:] if len(row) == len(head)]
 
 
 def _launch(row: Mapping[str, str], unit: Mapping[str, str], where: str) -> NcuLaunch:

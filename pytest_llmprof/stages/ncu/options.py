@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from msgspec import Meta
 
 from pytest_llmprof.config.schema import Count, Positive
-from pytest_llmprof.stages.tools import Capture, Environment, ProgramPath, Seconds
+from pytest_llmprof.stages.tools import Capture, ToolOptions
 
 __all__ = ["NcuOptions", "check_ncu"]
 
@@ -19,13 +18,10 @@ _TOP = re.compile(r"top:([1-9]\d*)")
 
 
 @dataclass(frozen=True)
-class NcuOptions:
+class NcuOptions(ToolOptions):
     """`pipeline.ncu.*` beside `enable`."""
 
-    path: ProgramPath = None
-    """The program `ncu`; None looks on PATH and in the usual places."""
     capture: Capture = "decode"
-    """The NVTX range whose kernels are profiled: `all` (measured passes), decode, prefill, step, vision ..."""
     kernels: str = "top:5"
     """`top:N` (the longest in the kernels.csv of another stage of this run), `all`, or a regular expression."""
     launch_skip: Count = 0
@@ -38,12 +34,6 @@ class NcuOptions:
     """Sections in place of the set."""
     clock_control: Annotated[Literal["none", "base"], Meta(description="none or base")] = "none"
     """none | base: whether ncu locks the clocks to base."""
-    env: Environment = field(default_factory=lambda: MappingProxyType({}))
-    """Environment variables for the tool and what runs under it."""
-    args: tuple[str, ...] = ()
-    """More arguments of `ncu`."""
-    timeout_s: Seconds = 600.0
-    """The child is ended after this many seconds, the tool's own work included."""
 
 
 def check_ncu(options: NcuOptions) -> Iterator[tuple[str, object, str]]:

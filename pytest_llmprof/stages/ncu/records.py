@@ -6,17 +6,15 @@ from msgspec import Struct, field
 
 from pytest_llmprof.stages.tool_block import ToolBlock
 
-__all__ = ["KernelProfile", "NcuBlock"]
+__all__ = ["KernelProfile", "NcuBlock", "NcuLaunch"]
 
 
-class KernelProfile(Struct, kw_only=True):
-    """One kernel: means over its profiled launches, weighted by their durations. Per cents are of the unit's peak."""
+class _Measures(Struct, kw_only=True):
+    """Per cents are of the unit's peak; null where the report does not have it."""
 
     kernel: str
-    launches: int
-    total_us: float
     duration_us: float
-    """Mean of a launch."""
+    """Of one launch."""
     sm_percent: float | None = None
     dram_percent: float | None = None
     l2_percent: float | None = None
@@ -25,6 +23,20 @@ class KernelProfile(Struct, kw_only=True):
     dram_gb_per_s: float | None = None
     registers: float | None = None
     """A thread's."""
+
+
+class NcuLaunch(_Measures, kw_only=True):
+    """One profiled launch."""
+
+    grid: str
+    block: str
+
+
+class KernelProfile(_Measures, kw_only=True):
+    """One kernel: means over its profiled launches, weighted by their durations."""
+
+    launches: int
+    total_us: float
     bound: str | None = None
     """The unit nearest to its peak (compute, DRAM, L2), or latency where none is near."""
 

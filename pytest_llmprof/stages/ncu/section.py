@@ -37,8 +37,8 @@ def ncu_section(records: StageRecords) -> Section | None:
         return None
     parts = [not_applied_text(block)]
     if block.tool is not None:
-        parts += [_text(block), kernels_table(block.kernels) if block.kernels else ""]
-    return Section(_TITLE, [part for part in parts if part])
+        parts += [_text(block), kernels_table(block.kernels)]
+    return Section(_TITLE, parts)
 
 
 def _text(block: NcuBlock) -> str:

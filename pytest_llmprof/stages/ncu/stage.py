@@ -7,7 +7,6 @@ launches. Without `clock_control=base` the clocks are as in the other stages.
 from __future__ import annotations
 
 import csv
-import os
 import re
 import subprocess
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from pytest_llmprof.stages.ncu.options import NcuOptions, check_ncu
 from pytest_llmprof.stages.ncu.records import NcuBlock
 from pytest_llmprof.stages.ncu.section import FILES, ncu_section
 from pytest_llmprof.stages.tool_block import ToolInfo
-from pytest_llmprof.stages.tools import Program, Tool, find_tool, range_of, tail
+from pytest_llmprof.stages.tools import Program, Tool, find_tool, range_of, run_program, tail
 
 __all__ = ["NCU", "Chosen", "choose", "plugin"]
 
@@ -156,15 +155,7 @@ def _captured_nothing(context: ToolContext, chosen: Chosen, tool: Tool, ended: E
 def _export(tool: Tool, report: Path) -> str:
     command = [str(tool.path), "--import", str(report), "--csv", "--page", "raw"]
     try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=300,
-            check=False,
-            env={**os.environ, **tool.env},
-        )
+        done = run_program(command, tool.env, 300)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ToolFailed(f"{report.name} was written, but its export to CSV failed: {error}") from error
     if done.returncode:
