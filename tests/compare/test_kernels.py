@@ -21,13 +21,12 @@ DATA = Path(__file__).resolve().parents[1] / "data"
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory) -> list[KernelRow]:
     """The kernels of the engine `fast`, as the stage nsys wrote them."""
-    from pytest_llmprof.stages.nsys.export import read_report
-    from pytest_llmprof.stages.nsys.summary import kernel_rows
+    from pytest_llmprof.stages.nsys.export import read_reports
 
     path = tmp_path_factory.mktemp("nsys") / "export.sqlite"
     with gzip.open(DATA / "nsys-2025.3-h100-fast.sqlite.gz") as packed, path.open("wb") as file:
         shutil.copyfileobj(packed, file)
-    return kernel_rows([read_report(path, "llmprof")])
+    return read_reports([path], "llmprof").trace.kernels()
 
 
 def changes(tmp_path, before, after):

@@ -11,7 +11,7 @@ from pytest_llmprof.text.numbers import count, fixed
 def test_table_alignment() -> None:
     assert table(["a", "b", "c"], [["1", "2", "3"]]) == "| a | b | c |\n| --- | ---: | ---: |\n| 1 | 2 | 3 |\n"
     assert table(["a", "b", "c"], [["", "", ""]], 2).splitlines()[1] == "| --- | --- | ---: |"
-    assert table(["a", "b", "c"], [], (0, 2)).splitlines()[1] == "| --- | ---: | --- |"
+    assert table(["a", "b", "c"], [["", "", ""]], (0, 2)).splitlines()[1] == "| --- | ---: | --- |"
 
 
 def test_counts_and_fixed_numbers() -> None:
