@@ -97,7 +97,7 @@ def needs_sink(item: pytest.Item, shared: SharedState) -> bool:
     if "llmprof" not in names or "benchmark" in names or not config.pluginmanager.hasplugin("benchmark"):
         return False
     in_child = config.getoption("llmprof_frozen") is not None  # its rounds are not timed
-    if in_child or not uses_llmprof(item) or shared.session.runs_in_child(stage_of(item)):
+    if in_child or not uses_llmprof(item) or shared.session.stage(stage_of(item)).in_child:
         return False
     return not shared.worker or bool(config.getoption("benchmark_skip"))
 
@@ -109,7 +109,6 @@ def prepare_items(
 
     An error in a test's own marker fails that test later. For other errors *refuse* is called with tests and reason.
     """
-    from pytest_llmprof.run.artifacts import output_dirs
     from pytest_llmprof.run.collisions import check_collisions
     from pytest_llmprof.run.directory import test_dirs
 
@@ -121,7 +120,7 @@ def prepare_items(
         state.name = f"{keys[item].module}::{keys[item].name}"
         state.test = dirs[keys[item]]
         state.stage = stage_of(item)
-        state.tool = session.runs_in_child(state.stage)
+        state.tool = session.stage(state.stage).in_child
         in_marker = True
         try:
             overrides = _overrides(item)
@@ -130,7 +129,7 @@ def prepare_items(
             where = f"marker of {state.name.partition('[')[0]}"
             settings = session.composer.for_test(overrides, where, state.test, state.stage)
             artifacts = session.artifacts(settings.test)
-            output_dirs(settings, artifacts)
+            artifacts.save_dirs(settings)
         except LlmprofError as error:
             if in_marker:
                 state.error = str(error)

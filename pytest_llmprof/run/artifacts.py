@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_llmprof.config.schema import Settings
 from pytest_llmprof.errors import ArtifactError
 
-__all__ = ["Artifacts", "OutputDirs", "output_dirs"]
+__all__ = ["Artifacts"]
 
 _FILES = ("config.yaml", "environment.json", "inputs.jsonl", "metrics.json", "report.md")
 """Files of every stage directory."""
@@ -56,6 +55,12 @@ class Artifacts:
             raise ArtifactError(f"{key}: {given!r}: {first[0]} is a file of the stage, set another directory")
         return path
 
+    def save_dirs(self, settings: Settings) -> dict[str, Path]:
+        """The `save_dir` of each kind of output that is enabled. Raises `ArtifactError` as `save_dir` does."""
+        output = settings.current.output
+        kinds = () if output is None else ("prediction", "visualization")
+        return {kind: self.save_dir(settings, kind) for kind in kinds if getattr(output, kind).enable}
+
     def begin(self, stage: str) -> Path:
         """Make an empty stage directory; what an earlier run of this test left there is removed."""
         path = self.out_dir(stage)
@@ -68,20 +73,3 @@ class Artifacts:
         except OSError as error:
             raise ArtifactError(f"cannot make the stage directory {path}: {error.strerror}") from error
         return path
-
-
-@dataclass(frozen=True)
-class OutputDirs:
-    """Where one stage's outputs go; None where they are off."""
-
-    prediction: Path | None
-    visualization: Path | None
-
-
-def output_dirs(settings: Settings, artifacts: Artifacts) -> OutputDirs:
-    """The directories of the enabled outputs. Raises `ArtifactError` as `Artifacts.save_dir` does."""
-    output = settings.current.output
-    return OutputDirs(
-        artifacts.save_dir(settings, "prediction") if output and output.prediction.enable else None,
-        artifacts.save_dir(settings, "visualization") if output and output.visualization.enable else None,
-    )

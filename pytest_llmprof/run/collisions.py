@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pytest_llmprof.config.presets import quoted
 from pytest_llmprof.config.schema import Settings
-from pytest_llmprof.run.artifacts import Artifacts, output_dirs
+from pytest_llmprof.run.artifacts import Artifacts
 
 __all__ = ["check_collisions"]
 
@@ -27,13 +27,11 @@ def check_collisions(owners: Sequence[tuple[str, Settings, Artifacts]]) -> dict[
     replaced: dict[Path, tuple[str, str]] = {}
     for node, settings, artifacts in owners:
         replaced[artifacts.out_dir(settings.stage).resolve()] = node, "the stage directory"
-        dirs = output_dirs(settings, artifacts)
-        for kind, directory in (("prediction", dirs.prediction), ("visualization", dirs.visualization)):
-            if directory is not None:
-                users.setdefault(directory.resolve(), {}).setdefault(node, (settings, []))[1].append(kind)
-        if dirs.visualization is not None:
-            for name in ("pages", "predictions.md"):
-                replaced[dirs.visualization.resolve() / name] = node, "the gallery"
+        for kind, path in artifacts.save_dirs(settings).items():
+            directory = path.resolve()
+            users.setdefault(directory, {}).setdefault(node, (settings, []))[1].append(kind)
+            if kind == "visualization":
+                replaced |= {directory / name: (node, "the gallery") for name in ("pages", "predictions.md")}
     errors = _in_replaced(users, replaced)
     for directory, nodes in users.items():
         if len(nodes) > 1:

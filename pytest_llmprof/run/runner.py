@@ -22,7 +22,7 @@ from pytest_llmprof.records.files import write_text
 from pytest_llmprof.records.metrics import DatasetInfo, ErrorRecord, Fingerprint, Metrics, Sample
 from pytest_llmprof.records.predictions import Prediction
 from pytest_llmprof.records.stage import StageRecords
-from pytest_llmprof.run.artifacts import Artifacts, output_dirs
+from pytest_llmprof.run.artifacts import Artifacts
 from pytest_llmprof.stages.base import StageContext, StagePlugin, StageResult, Workload
 from pytest_llmprof.stages.failures import Failure
 from pytest_llmprof.stages.runner import Answer
@@ -75,18 +75,10 @@ class RunResult(Values):
     """
 
     def __init__(
-        self,
-        figures: Mapping[str, float | None],
-        *,
-        quality: Values | None,
-        predictions: tuple[Prediction, ...],
-        metrics: Metrics,
-        profile: Mapping[str, Any] | None,
-        dir: Path,
-        value: Any,
+        self, metrics: Metrics, profile: object, predictions: tuple[Prediction, ...], dir: Path, value: Any
     ) -> None:
-        super().__init__(figures)
-        self.quality = quality
+        super().__init__(metrics.figures)
+        self.quality = None if metrics.quality is None else Values(metrics.quality)
         """None for a callable; values inside are None where they are not applicable."""
         self.predictions = predictions
         """The first measured round's answers, page by page."""
@@ -94,7 +86,7 @@ class RunResult(Values):
         self.round_seconds = tuple(metrics.round_seconds)
         self.deterministic = metrics.deterministic
         """Whether later rounds gave the first one's tokens; None for a single round."""
-        self.profile = profile
+        self.profile: Mapping[str, Any] | None = msgspec.to_builtins(profile)
         """Results of the profiled window; None where none ran."""
         self.dir = dir
         """The stage directory."""
@@ -125,34 +117,26 @@ class Runner:
         from pytest_llmprof.outputs import Outputs, check_gallery, check_writable
         from pytest_llmprof.stages.runner import PagesWorkload
 
-        dirs = output_dirs(self.settings, self.artifacts)
+        dirs = self.artifacts.save_dirs(self.settings)
         out_dir = self._begin()
-        # Found out before the model loads.
-        if dirs.prediction is not None:
-            check_writable(dirs.prediction, self.settings.save_dir_named("prediction"))
-        if dirs.visualization is not None:
-            named = self.settings.save_dir_named("visualization")
-            check_writable(dirs.visualization, named)
-            check_gallery(dirs.visualization, named)
+        for kind, directory in dirs.items():  # before the model loads
+            check_writable(directory, self.settings.save_dir_named(kind))
+        if gallery := dirs.get("visualization"):
+            check_gallery(gallery, self.settings.save_dir_named("visualization"))
         write_text(out_dir / "inputs.jsonl", "".join(_input_line(page) for page in pages))
         model = load()
         output = self.settings.current.output
         extra = output.extra.get(self.settings.model.name) if output is not None else None
         outputs = Outputs(
-            dirs.prediction,
-            dirs.visualization,
+            dirs.get("prediction"),
+            gallery,
             title=f"{self.settings.test} · {self.settings.stage}",
             prompt_kind=model.prompt_kind(self.settings.infer),
             extra=extra,
         )
         answers = _Answers(self.settings, model, outputs, extra, self.catalogue, timed=self.timed)
         workload = PagesWorkload(
-            model,
-            pages,
-            self.settings.infer,
-            on_answer=answers.add,
-            on_failure=answers.fail,
-            progress=self.progress,
+            model, pages, self.settings.infer, on_answer=answers.add, on_failure=answers.fail, progress=self.progress
         )
         info = model.info
         facts = {
@@ -170,16 +154,19 @@ class Runner:
             outputs.close(pages, facts)
         except ArtifactError as unwritten:  # what was measured is kept all the same
             error = error or unwritten
-        metrics = self._metrics(workload, result)
-        metrics.token_block = model.capabilities.block
-        metrics.model = info
-        metrics.prompt = model.prompt(self.settings.infer)
-        metrics.dataset = DatasetInfo(self.settings.dataset.name, dataset_digest, len(pages))
+        metrics = self._metrics(
+            workload,
+            result,
+            token_block=model.capabilities.block,
+            model=info,
+            prompt=model.prompt(self.settings.infer),
+            dataset=DatasetInfo(self.settings.dataset.name, dataset_digest, len(pages)),
+            quality=answers.quality(),
+            quality_reason=answers.why_no_quality(),
+        )
         metrics.fingerprint.model = info.digest
         metrics.fingerprint.dataset = dataset_digest
         metrics.figures |= answers.scores("figures")
-        metrics.quality = answers.quality()
-        metrics.quality_reason = answers.why_no_quality()
         return self._finish(out_dir, workload, result, error, metrics, tuple(answers.records))
 
     def callable(self, call: Callable[[], Any], name: str, device: str) -> RunResult:
@@ -189,9 +176,7 @@ class Runner:
         out_dir = self._begin()
         workload = CallableWorkload(call, name, device, self.progress)
         result, error = self._stage(out_dir, workload)
-        metrics = self._metrics(workload, result)
-        metrics.callable = name
-        return self._finish(out_dir, workload, result, error, metrics, ())
+        return self._finish(out_dir, workload, result, error, self._metrics(workload, result, callable=name), ())
 
     def _begin(self) -> Path:
         out_dir = self.artifacts.begin(self.settings.stage)
@@ -225,8 +210,8 @@ class Runner:
             return context.result, StageError(workload.disturbed[0] + more)
         return context.result, None
 
-    def _metrics(self, workload: Workload, result: StageResult) -> Metrics:
-        """What pages and callables have in common."""
+    def _metrics(self, workload: Workload, result: StageResult, **more: Any) -> Metrics:
+        """What pages and callables have in common, and *more*."""
         return Metrics(
             test=self.settings.test,
             id=self.test_id,
@@ -246,6 +231,7 @@ class Runner:
             spread=spread_of(result.samples, result.round_seconds, self.catalogue) if self.timed else {},
             profiler_ran_before=self.profiler_ran_before,
             fingerprint=Fingerprint(device=workload.device, config=self.settings.digest),
+            **more,
         )
 
     def _finish(
@@ -277,11 +263,7 @@ class Runner:
         if error is not None and not workload.disturbed:
             metrics.errors.append(ErrorRecord(None, error_line(error)))
         place = environment(
-            workload.device,
-            self.rootdir,
-            before=result.gpu_before,
-            after=result.gpu_after,
-            reason=result.gpu_reason,
+            workload.device, self.rootdir, before=result.gpu_before, after=result.gpu_after, reason=result.gpu_reason
         )
         metrics.fingerprint.card = place.gpu.name if place.gpu is not None else None
         metrics.fingerprint.versions = place.versions
@@ -295,15 +277,7 @@ class Runner:
             raise PagesFailed(_failed_pages(failures), failures[0].details)
         if not result.samples:
             raise StageError("no page was measured")
-        return RunResult(
-            metrics.figures,
-            quality=None if metrics.quality is None else Values(metrics.quality),
-            predictions=predictions,
-            metrics=metrics,
-            profile=None if result.profile is None else msgspec.to_builtins(result.profile),
-            dir=out_dir,
-            value=workload.value,
-        )
+        return RunResult(metrics, result.profile, predictions, out_dir, workload.value)
 
 
 def _failed_pages(failures: Sequence[Failure]) -> str:
@@ -319,20 +293,14 @@ def _input_line(page: Page) -> str:
         "page": page.name,
         "image": page.source,
         "sha256": image_digest(page),
-        "truth": [
-            kind
-            for kind, there in (
-                ("free", page.truth_free is not None),
-                ("markdown", page.truth_markdown is not None),
-                ("boxes", page.truth_boxes is not None),
-            )
-            if there
-        ],
+        "truth": [kind for kind in ("free", "markdown", "boxes") if getattr(page, f"truth_{kind}") is not None],
         "license": page.license,
     }
     return msgspec.json.encode(line).decode() + "\n"
 
 
+_SAMPLED = ("batch_id", "batch_size", "round", "tokens", "other_ms", "total_ms", "ttft_ms")
+"""What a prediction takes from the page's sample as it is."""
 _TIMES = tuple(name for name in Prediction.__struct_fields__ if name.endswith("_ms") or name == "tokens_per_s")
 
 
@@ -359,7 +327,8 @@ class _Answers:
         self._quality: list[PageQuality] = []
         self._random = model.info.weights == "random"
         self._kind = model.prompt_kind(settings.infer)
-        self._prediction = partial(Prediction, stage=settings.stage, prompt=model.prompt(settings.infer))
+        prompt = model.prompt(settings.infer)
+        self._prediction: Callable[..., Prediction] = partial(Prediction, stage=settings.stage, prompt=prompt)
         self._strip = output_options(extra).prediction.strip_special_tokens
         self._scored = [metric for metric in catalogue if metric.score is not None]
         self._truths = 0
@@ -380,28 +349,15 @@ class _Answers:
             page=page.name,
             image=page.source,
             status="ok",
-            batch_id=sample.batch_id,
-            batch_size=sample.batch_size,
-            round=sample.round,
             text_raw=text,
             text_clean=parsed.plain if self._strip else text,
             boxes=parsed.boxes,
             bad_boxes=parsed.bad_boxes,
-            tokens=sample.tokens,
             finish_reason=answer.finish,
-            preprocess_ms=sample.phases.get("preprocess"),
-            vision_ms=sample.phases.get("vision"),
-            prefill_ms=sample.phases.get("prefill"),
-            decode_ms=sample.phases.get("decode"),
-            other_ms=sample.other_ms,
-            total_ms=sample.total_ms,
-            ttft_ms=sample.ttft_ms,
             tokens_per_s=1000.0 / sample.tpot_ms if sample.tpot_ms else None,
-            cer=quality.cer,
-            wer=quality.wer,
-            box_iou=quality.box_iou,
-            repetition=quality.repetition,
-            runaway=quality.runaway,
+            **{name: getattr(sample, name) for name in _SAMPLED},
+            **{f"{name}_ms": sample.phases.get(name) for name in ("preprocess", "vision", "prefill", "decode")},
+            **{name: getattr(quality, name) for name in ("cer", "wer", "box_iou", "repetition", "runaway")},
         )
         scores = {metric.name: _score(metric, page, record) for metric in self._scored}
         self._put(parsed.plain, msgspec.structs.replace(record, scores=scores))
@@ -410,18 +366,8 @@ class _Answers:
         """Take a page that could not be read or run."""
         if any(record.page == page.name for record in self.records):
             return  # it was answered in an earlier round; the failure is told by the test
-        self._put(
-            "",
-            self._prediction(
-                page=page.name,
-                image=page.source,
-                status="error",
-                error=text,
-                batch_id=batch_id,
-                batch_size=batch_size,
-                round=0,
-            ),
-        )
+        batch = {"batch_id": batch_id, "batch_size": batch_size, "round": 0}
+        self._put("", self._prediction(page=page.name, image=page.source, status="error", error=text, **batch))
 
     def _put(self, plain: str, record: Prediction) -> None:
         if not self._timed:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_llmprof.records.catalogue import BUILTIN, Catalogue, Metric
-from pytest_llmprof.run.artifacts import Artifacts, output_dirs
+from pytest_llmprof.run.artifacts import Artifacts
 from pytest_llmprof.run.directory import begin_run_dir, begun_run_dir
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Session:
         settings = self.composer.session()
         _ = self.catalogue
         for stage in settings.stages:
-            output_dirs(replace(settings, stage=stage), self.artifacts("test"))
+            self.artifacts("test").save_dirs(replace(settings, stage=stage))
         return settings
 
     @property
@@ -97,10 +97,6 @@ class Session:
     def stage(self, name: str) -> StagePlugin | ToolStagePlugin:
         """A registered stage."""
         return next(stage for stage in self.stages if stage.name == name)
-
-    def runs_in_child(self, stage: str) -> bool:
-        """Whether tests run in a child process, under a tool, in the stage *stage*."""
-        return self.stage(stage).in_child
 
     def pages(self, settings: DatasetSettings) -> tuple[Page, ...]:
         """A dataset's pages, read once. Raises `DatasetError`."""
