@@ -146,6 +146,26 @@ def test_exif_orientation(tmp_path: Path, suffix: str, orientation: int) -> None
     assert got.getexif().get(0x0112, 1) == 1
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_line5_orientation_of_an_uncompressed_grey_tiff(tmp_path: Path, orientation: int, kind: type) -> None:
+    # Given a path, Pillow 13 maps such a file into memory with width and height swapped.
+    samples = np.array([[0, 50, 100], [150, 200, 255]])
+    stored = samples.astype(kind) * (257 if kind is np.uint16 else 1)
+    Image.fromarray(stored).save(tmp_path / "a.tif", tiffinfo={0x0112: orientation})
+    right = {
+        1: samples,
+        2: samples[:, ::-1],
+        3: samples[::-1, ::-1],
+        4: samples[::-1],
+        5: samples.T,
+        6: np.rot90(samples, -1),
+        7: samples[::-1, ::-1].T,
+        8: np.rot90(samples),
+    }[orientation]
+    assert pixels(tmp_path / "a.tif")[..., 0].tolist() == right.tolist()
+
+
 def test_broken_exif_does_not_cost_the_page(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     Image.new("RGB", (8, 8), "white").save(path, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff\x01\x12broken")
