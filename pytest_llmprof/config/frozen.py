@@ -7,6 +7,7 @@ already, so nothing is composed again and no key can be lost on the way.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from pytest_llmprof.records.files import write_text
 __all__ = ["FrozenComposer", "freeze"]
 
 _CHOICES = "choices"
+_ROOT_AS_GIVEN = "dataset_root_as_given"
 
 
 def freeze(settings: Settings, changes: Mapping[str, Any], path: Path) -> None:
@@ -36,7 +38,8 @@ def freeze(settings: Settings, changes: Mapping[str, Any], path: Path) -> None:
             block = block[part]
         assert name in block, key
         block[name] = escaped(value)
-    write_text(path, to_yaml({**content, _CHOICES: dict(settings.choices)}))
+    extra = {_CHOICES: dict(settings.choices), _ROOT_AS_GIVEN: settings.dataset.root_as_given}
+    write_text(path, to_yaml({**content, **extra}))
 
 
 class FrozenComposer(Composer):
@@ -53,7 +56,7 @@ class FrozenComposer(Composer):
 
         try:
             content = yaml.safe_load(self._path.read_text(encoding="utf-8"))
-            choices = content.pop(_CHOICES)
+            choices, root_as_given = content.pop(_CHOICES), content.pop(_ROOT_AS_GIVEN)
             test, stage = content["llmprof"]["test"], content["llmprof"]["stage"]
         except (OSError, yaml.YAMLError, AttributeError, KeyError) as error:
             raise ConfigError(f"the frozen configuration {self._path} can't be read: {error}") from None
@@ -65,7 +68,8 @@ class FrozenComposer(Composer):
                         "registered in this process: load the same plugins here"
                     )
         composition = Composition(OmegaConf.create(content), choices, by_default=f"in {self._path}")
-        return self.settings(composition, test, stage)
+        settings = self.settings(composition, test, stage)
+        return replace(settings, dataset=replace(settings.dataset, root_as_given=root_as_given))
 
     def session(self) -> Settings:
         """The file's configuration."""

@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from pytest_llmprof.config.schema import NO_KEY
+
 __all__ = ["PLACEHOLDERS", "escaped", "per_test", "plain", "to_yaml", "with_interpolations"]
 
 PLACEHOLDERS = ("<test>", "<stage>")
@@ -24,7 +26,7 @@ _NUMBER_LIKE = re.compile(r"[-+]?[\d_.]+([eE][-+]?\d+)?")
 def plain(value: Any) -> Any:
     """*value* as dicts, lists and scalars."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value) if field.metadata != NO_KEY}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

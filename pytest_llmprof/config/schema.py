@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 __all__ = [
+    "NO_KEY",
     "DatasetSettings",
     "InferSettings",
     "MeasureSettings",
@@ -28,6 +29,9 @@ __all__ = [
     "VisualizationExtra",
     "VisualizationSettings",
 ]
+
+NO_KEY = {"key": False}
+"""Metadata of a field that is no key of the configuration."""
 
 Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
@@ -87,6 +91,8 @@ class MeasureSettings:
     """Measured passes over the pages."""
     warmup: Count = 1
     """Passes over the distinct input shapes before the first measured one."""
+    max_failed_pages: Count | None = None
+    """Pages that may fail: one more ends the test at once. None = all pages run, and any failed one fails it."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,8 @@ class DatasetSettings:
         Meta(min_length=1, description="a list of at least one glob pattern"),
     ] = ("**/*",)
     """Glob patterns under `root`, a page matches any."""
+    exclude: tuple[Annotated[str, Meta(min_length=1)], ...] = ()
+    """Glob patterns under `root`, a page matches none."""
     subset: Annotated[
         Annotated[str, Meta(min_length=1)] | Texts | None,
         Meta(description="a text file, a list of at least one page name, or null"),
@@ -113,6 +121,10 @@ class DatasetSettings:
     """Shuffle (seeded) before `limit` is taken."""
     seed: Seed = 0
     """Seed of the shuffle."""
+    dpi: Annotated[int, Meta(ge=10, le=2400)] = 144
+    """Resolution that pages of PDF files are drawn at (10 to 2400)."""
+    root_as_given: str | None = field(default=None, metadata=NO_KEY)
+    """`root` as it was written, for what is shown."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from pytest_llmprof.config.convert import Mismatch, bare, convert, describe
 from pytest_llmprof.config.registry import Registry, StageSpec
 from pytest_llmprof.config.render import plain
 from pytest_llmprof.config.schema import (
+    NO_KEY,
     DatasetSettings,
     InferSettings,
     MeasureSettings,
@@ -124,7 +125,7 @@ def is_block(node: Any) -> bool:
 def _children(block: type) -> Mapping[str, Any]:
     """The nodes below *block*, by name."""
     hints = get_type_hints(block, include_extras=True)
-    return {one.name: hints[one.name] for one in fields(block)}
+    return {one.name: hints[one.name] for one in fields(block) if one.metadata != NO_KEY}
 
 
 def find(root: Any, path: str) -> Any:

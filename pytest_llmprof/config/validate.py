@@ -96,7 +96,8 @@ class Checker:
         """Check the dataset; give it with its paths resolved."""
         self._name("dataset.name", dataset.name, self.registry.datasets, "a registered dataset")
         if dataset.root is not None and not _has_placeholder(dataset.root):
-            dataset = replace(dataset, root=str(self._directory("dataset.root", dataset.root)))
+            root = self._directory("dataset.root", dataset.root)
+            dataset = replace(dataset, root=str(root), root_as_given=dataset.root)
         if isinstance(dataset.subset, str) and not _has_placeholder(dataset.subset):
             path = self._existing("dataset.subset", dataset.subset)
             if not path.is_file():

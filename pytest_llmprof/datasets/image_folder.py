@@ -1,26 +1,55 @@
-"""`image_folder`: the images below a directory, with their truth beside them.
+"""`image_folder`: the images, PDFs and multi-page TIFFs below a directory, with their truth beside them.
 
 The image `letters/a.png` is the page `letters/a`. Its truth is `letters/a.md` (for the markdown prompt) and
 `letters/a.txt` (for free OCR), both optional, UTF-8. Two images that differ only in the suffix (`a.png`, `a.jpg`) are
 the pages `a.png` and `a.jpg`; the truth of the first is `a.png.md`, else the shared `a.md`.
+
+The third page of `a.pdf` is the page `a.pdf.0003`; its truth is `a.pdf.0003.md`, else `a/0003.md`.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_llmprof.datasets.base import DatasetPlugin, Page
-from pytest_llmprof.datasets.select import Entry, read_text, select
+from pytest_llmprof.datasets import pdf
+from pytest_llmprof.datasets.base import DatasetPlugin, Page, Pages
+from pytest_llmprof.datasets.select import Entry, matching, read_text, select
 from pytest_llmprof.errors import DatasetError
 
 if TYPE_CHECKING:
     from pytest_llmprof.config.schema import DatasetSettings
 
 __all__ = ["image_folder_dataset"]
+
+_TRUTHS = (".md", ".txt")
+_EXTRAS = {pdf.SUFFIX: "pdf", **dict.fromkeys((".heic", ".heif", ".hif"), "heif")}
+"""Suffix -> the extra of this package that reads such files."""
+
+
+class _Place(NamedTuple):
+    """Where a page is."""
+
+    file: str
+    number: int | None = None
+    """Counted from 1 in its file; None where the file is one image."""
+    frame: int | None = None
+    """Its position in the file, from 0."""
+    only: bool = True
+    """Whether the file has no other page."""
+
+    @property
+    def file_and_number(self) -> str:
+        return self.file if self.number is None else f"{self.file}.{self.number:04d}"
+
+    @property
+    def short(self) -> str:
+        """The page's name, if no other page has it."""
+        image = self.number is None and _suffix(self.file) != pdf.SUFFIX
+        return _printable(_stem(self.file) if image else self.file_and_number)
 
 
 def image_folder_dataset() -> DatasetPlugin:
@@ -29,19 +58,57 @@ def image_folder_dataset() -> DatasetPlugin:
 
 
 def _load(settings: DatasetSettings) -> Sequence[Page]:
-    from pytest_llmprof.datasets.images import image_suffixes
-
     root = _root(settings.root)
     files = _walk(root)
-    known = image_suffixes()
-    images = [file for file in files if _suffix(file) in known]
-    names = _page_names(images)
-    paths = {names[file]: file for file in images}
-    entries = [Entry(names[file], _printable(file)) for file in images]
-    chosen = select(entries, settings, str(root), _seen(files, images))
+    places = [place for file in files for place in _places(root, file)]
+    names = _page_names(places)
+    by_name = {names[place]: place for place in places}
+    entries = [Entry(names[place], _printable(place.file)) for place in places]
+    images = {place.file for place in places}
+    others = [file for file in files if file not in images and _suffix(file) not in _TRUTHS]
+    left_out = matching([Entry(_printable(file), _printable(file)) for file in others], settings)
+    seen = f"files seen: {len(files)}, images among them: {len(images)}"
+    if extras := {_EXTRAS[suffix] for entry in left_out if (suffix := _suffix(entry.file)) in _EXTRAS}:
+        seen += f"; {_install(','.join(sorted(extras)))} reads more of them"
+    chosen = select(entries, settings, str(root), seen)
     # A truth file's suffix may be in any case (a.MD). Where there are two, the lower case, which sorts later, wins.
     truths = {_stem(file) + _suffix(file): file for file in sorted(files)}
-    return [_page(root, paths[entry.name], entry.name, truths) for entry in chosen]
+    pages = [_page(root, by_name[entry.name], entry.name, truths, settings) for entry in chosen]
+    reasons: dict[str, list[str]] = {}
+    if settings.subset is None:
+        for entry in left_out:
+            reasons.setdefault(_why_left_out(_suffix(entry.file)), []).append(_source(root, entry.file, settings))
+    return Pages(pages, reasons)
+
+
+def _places(root: Path, file: str) -> Iterator[_Place]:
+    """The pages of a file; none where it cannot be one. A file that cannot be read is a page, which fails by name."""
+    from pytest_llmprof.datasets.images import image_suffixes, page_frames, paged_suffixes
+
+    suffix = _suffix(file)
+    if suffix == pdf.SUFFIX and pdf.can_read():
+        count = pdf.page_count(root / file)
+        for index in range(count):
+            yield _Place(file, index + 1, index, only=count == 1)
+        if not count:
+            yield _Place(file)
+    elif suffix in paged_suffixes():
+        frames = page_frames(root / file)
+        for number, frame in enumerate(frames, 1):
+            several = len(frames) > 1
+            yield _Place(file, number if several else None, frame if several or frame else None, only=not several)
+    elif suffix in image_suffixes():
+        yield _Place(file)
+
+
+def _why_left_out(suffix: str) -> str:
+    if extra := _EXTRAS.get(suffix):
+        return f"{suffix}: {_install(extra)} reads them"
+    return f"{suffix or 'no suffix'}: no images that Pillow reads"
+
+
+def _install(extras: str) -> str:
+    return f"pip install 'pytest-llmprof[{extras}]'"
 
 
 def _root(root: str | None) -> Path:
@@ -100,37 +167,39 @@ def _printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in readable)
 
 
-def _page_names(images: list[str]) -> dict[str, str]:
-    """The page name of each image: its path without suffix; with suffix where two images would share a name."""
-    names = {file: _printable(_stem(file)) for file in images}
+def _page_names(places: list[_Place]) -> dict[_Place, str]:
+    """The page name of each place: an image's path without suffix; with suffix where two would share a name."""
+    names = {place: place.short for place in places}
+    whole = {place: _printable(place.file_and_number) for place in places}
     while True:
         counts = Counter(names.values())
-        clashing = [file for file in images if counts[names[file]] > 1 and names[file] != _printable(file)]
+        clashing = [place for place in places if counts[names[place]] > 1 and names[place] != whole[place]]
         if not clashing:
             return names
-        names.update({file: _printable(file) for file in clashing})
+        names.update({place: whole[place] for place in clashing})
 
 
-def _seen(files: list[str], images: list[str]) -> str:
-    """What was found, for the message when nothing matches."""
-    text = f"files seen: {len(files)}, images among them: {len(images)}"
-    documents = sum(_suffix(file) == ".pdf" for file in files)
-    if documents:
-        text += f"; PDF files are not images ({documents} seen): render their pages to PNG first"
-    return text
+def _source(root: Path, file: str, settings: DatasetSettings) -> str:
+    """A file's path below the root as the user gave it."""
+    return _printable(str(Path(settings.root_as_given or root) / file))
 
 
-def _page(root: Path, file: str, name: str, truths: dict[str, str]) -> Page:
-    path = root / file
+def _page(root: Path, place: _Place, name: str, truths: dict[str, str], settings: DatasetSettings) -> Page:
+    path = root / place.file
+    stem = _stem(place.file)
+    bases = [] if place.number is None else [place.file_and_number, f"{stem}/{place.number:04d}"]
+    bases += [place.file, stem] if place.only else []
 
     def truth(suffix: str) -> str | None:
-        found = truths.get(file + suffix) or truths.get(_stem(file) + suffix)
+        found = next((truths[base + suffix] for base in bases if base + suffix in truths), None)
         return None if found is None else read_text(root / found, f"the truth of page {name!r},").strip("\n")
 
     return Page(
         name=name,
-        source=_printable(str(path)),
+        source=_source(root, place.file, settings),
         path=path,
         truth_free=truth(".txt"),
         truth_markdown=truth(".md"),
+        frame=place.frame,
+        dpi=settings.dpi if _suffix(place.file) == pdf.SUFFIX else None,
     )

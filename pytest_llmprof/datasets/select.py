@@ -1,4 +1,4 @@
-"""Choose the pages of a dataset and their order: pattern, subset, natural order, seeded shuffle, limit.
+"""Choose the pages of a dataset and their order: pattern, exclude, subset, natural order, seeded shuffle, limit.
 
 A third party's dataset can call `select` too.
 """
@@ -17,7 +17,7 @@ from pytest_llmprof.errors import DatasetError, nearest
 if TYPE_CHECKING:
     from pytest_llmprof.config.schema import DatasetSettings
 
-__all__ = ["Entry", "read_text", "select"]
+__all__ = ["Entry", "matching", "read_text", "select"]
 
 _DIGITS = re.compile(r"([0-9]+)")
 
@@ -28,23 +28,21 @@ class Entry(NamedTuple):
     name: str
     """The page's name, unique in its dataset."""
     file: str
-    """Its image: a POSIX path relative to the dataset's root, with suffix."""
+    """Its image: a POSIX path relative to the dataset's root, with suffix. Pages of one PDF share it."""
 
 
 def select(entries: Sequence[Entry], settings: DatasetSettings, place: str, seen: str) -> list[Entry]:
-    """Choose from *entries* as `dataset.{pattern,subset,shuffle,seed,limit}` say.
+    """Choose from *entries* as `dataset.{pattern,exclude,subset,shuffle,seed,limit}` say.
 
     *place* names the dataset in messages, *seen* says what was found there when no page matches a pattern. Raises
     `DatasetError` with one line where nothing matches, a pattern or limit is not allowed, or the subset is missing,
     empty, not UTF-8, or names an unknown page.
     """
-    patterns = [(pattern, _pattern_parts(pattern)) for pattern in settings.pattern]
-    if not patterns:
-        raise DatasetError("dataset.pattern is empty: give a glob such as '**/*.png'")
-    chosen = [entry for entry in entries if any(_matches_entry(entry, parts) for _, parts in patterns)]
+    chosen = matching(entries, settings)
     if not chosen:
-        wanted = ", ".join(repr(pattern) for pattern, _ in patterns)
-        raise DatasetError(f"dataset.pattern={wanted} matches no page of {place} ({seen})")
+        wanted = ", ".join(map(repr, settings.pattern))
+        but = f" without dataset.exclude={', '.join(map(repr, settings.exclude))}" if settings.exclude else ""
+        raise DatasetError(f"dataset.pattern={wanted}{but} matches no page of {place} ({seen})")
     if settings.subset is not None:
         chosen = _subset(chosen, settings.subset, place)
     chosen.sort(key=lambda entry: _natural_key(entry.file))
@@ -55,6 +53,20 @@ def select(entries: Sequence[Entry], settings: DatasetSettings, place: str, seen
             raise DatasetError(f"dataset.limit={settings.limit} is not allowed: give a number >= 1, or null for all")
         chosen = chosen[: settings.limit]
     return chosen
+
+
+def matching(entries: Sequence[Entry], settings: DatasetSettings) -> list[Entry]:
+    """Those of *entries* that match any `dataset.pattern` and no `dataset.exclude`. Raises `DatasetError`."""
+    if not settings.pattern:
+        raise DatasetError("dataset.pattern is empty: give a glob such as '**/*.png'")
+    wanted = [_pattern_parts(pattern, "pattern") for pattern in settings.pattern]
+    refused = [_pattern_parts(pattern, "exclude") for pattern in settings.exclude]
+    return [
+        entry
+        for entry in entries
+        if any(_matches_entry(entry, parts) for parts in wanted)
+        and not any(_matches_entry(entry, parts) for parts in refused)
+    ]
 
 
 def _natural_key(path: str) -> tuple[list[list[str | int]], str]:
@@ -85,11 +97,11 @@ def _shuffle_key(name: str, seed: int) -> bytes:
     return hashlib.sha256(f"{seed}\n{name}".encode("utf-8", "replace")).digest()
 
 
-def _pattern_parts(pattern: str) -> tuple[str, ...]:
+def _pattern_parts(pattern: str, key: str) -> tuple[str, ...]:
     parts = tuple(part for part in pattern.split("/") if part not in ("", "."))
     if not parts or pattern.startswith("/") or ".." in parts:
         raise DatasetError(
-            f"dataset.pattern={pattern!r} is not allowed: give a glob below dataset.root, such as '**/*.png'"
+            f"dataset.{key}={pattern!r} is not allowed: give a glob below dataset.root, such as '**/*.png'"
         )
     return (*parts, "*") if parts[-1] == "**" else parts
 
@@ -138,10 +150,11 @@ def _subset(entries: list[Entry], subset: str | tuple[str, ...], place: str) -> 
                 f"{where} names {name!r}, which is none of the {len(entries)} pages of {place} "
                 f"that match dataset.pattern{hint}"
             )
-        if len(found) > 1:
-            both = ", ".join(repr(entry.file) for entry in found)
+        files = dict.fromkeys(entry.file for entry in found)
+        if len(files) > 1:
+            both = ", ".join(map(repr, files))
             raise DatasetError(f"{where} names {name!r}, which is more than one page of {place}: give one of {both}")
-        chosen.add(found[0])
+        chosen.update(found)  # of a PDF all pages, where it is named itself
     return [entry for entry in entries if entry in chosen]
 
 

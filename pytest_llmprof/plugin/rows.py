@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from pytest_llmprof.records.stage import StageRecords
-from pytest_llmprof.report.findings import gpu_warnings
+from pytest_llmprof.report.findings import gpu_warnings, page_notes
 
 if TYPE_CHECKING:
     import pytest
@@ -35,6 +35,8 @@ class Row(msgspec.Struct):
     param: str
     xdist_workers: int | None
     """Number of workers, where it ran beside others."""
+    page_notes: list[str] = []
+    """Files that were left out, and pages that were allowed to fail."""
 
     @classmethod
     def of(cls, item: pytest.Item, name: str, stage: str, dir: str, records: StageRecords, *, timed: bool) -> Row:
@@ -55,6 +57,7 @@ class Row(msgspec.Struct):
             params={name: _param(value) for name, value in callspec.params.items()},
             param=callspec.id,
             xdist_workers=None if worker is None else worker["workercount"],
+            page_notes=page_notes(metrics),
         )
 
     @property

@@ -126,7 +126,7 @@ def summary(rows: Sequence[Row], metrics: Sequence[Declaration], width: int) -> 
             lines.append("  ".join(texts).rstrip())
     noted: dict[str, list[str]] = {}
     for row in rows:
-        for text in row.gpu_warnings:
+        for text in (*row.gpu_warnings, *row.page_notes):
             noted.setdefault(text, []).append(f"{_name(row, with_module=with_module)} ({row.stage})")
     for text, names in noted.items():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""

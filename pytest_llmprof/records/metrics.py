@@ -18,6 +18,7 @@ __all__ = [
     "ErrorRecord",
     "Fingerprint",
     "GateResult",
+    "LeftOut",
     "Metrics",
     "ModelInfo",
     "Peak",
@@ -150,12 +151,22 @@ class ModelInfo(Struct, frozen=True):
     details: dict[str, Any] = {}
 
 
+class LeftOut(Struct, frozen=True):
+    """Files of a dataset that no page was made of, for one reason."""
+
+    reason: str
+    count: int
+    files: list[str]
+    """The first ones, at most 20; inputs.jsonl has all."""
+
+
 class DatasetInfo(Struct):
     """The pages that ran."""
 
     name: str
     digest: str
     pages: int
+    left_out: list[LeftOut] = []
 
 
 class Fingerprint(Struct):

@@ -5,7 +5,7 @@ A stage adds findings and warnings of its own in its `Section`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from pytest_llmprof.records.environment import Environment
 from pytest_llmprof.records.metrics import Metrics
@@ -14,7 +14,7 @@ from pytest_llmprof.text.escape import inline
 from pytest_llmprof.text.markdown import percent
 from pytest_llmprof.text.numbers import count, number
 
-__all__ = ["findings", "gpu_warnings", "warnings"]
+__all__ = ["findings", "gpu_warnings", "page_notes", "warnings"]
 
 OTHER_SHARE = 0.1
 PREPROCESS_SHARE = 0.15
@@ -22,6 +22,8 @@ THROTTLED = 0.01
 """Share of the rounds for which the driver counted throttling."""
 NOISE = 0.1
 """Interquartile range over median of a page's rounds."""
+_GROUPS, _NAMED = 5, 3
+"""How many reasons for leaving files out are shown, and how many files of each."""
 SLOW_PAGE = 3.0
 """The slowest page over the median page."""
 
@@ -74,9 +76,26 @@ def gpu_warnings(metrics: Metrics, environment: Environment | None) -> list[str]
     return found
 
 
+def page_notes(metrics: Metrics, text: Callable[[str], str] = str) -> list[str]:
+    """Which files were left out, and which pages failed in a test that may have such; *text* escapes a value."""
+    found = []
+    if metrics.dataset is not None and (groups := metrics.dataset.left_out):
+        parts = []
+        for one in sorted(groups, key=lambda one: -one.count)[:_GROUPS]:
+            files = ", ".join(text(file) for file in one.files[:_NAMED])
+            parts.append(f"{one.count} {text(one.reason)} ({files}{', …' if one.count > _NAMED else ''})")
+        parts += [f"and {len(groups) - _GROUPS} more kinds"] if len(groups) > _GROUPS else []
+        found.append(f"{count(sum(one.count for one in groups), 'file')} left out: {'; '.join(parts)}")
+    failed = [text(one.page) for one in metrics.errors if one.page]
+    if failed and metrics.status == "ok":
+        names = ", ".join(failed[:_NAMED]) + (", …" if len(failed) > _NAMED else "")
+        found.append(f"{count(len(failed), 'page')} failed, as measure.max_failed_pages allows: {names}")
+    return found
+
+
 def warnings(metrics: Metrics, environment: Environment | None) -> list[str]:
     """What makes any stage's numbers doubtful, in Markdown."""
-    found = gpu_warnings(metrics, environment)
+    found = [*gpu_warnings(metrics, environment), *page_notes(metrics, inline)]
     if metrics.profiler_ran_before and not metrics.device.startswith("cpu"):
         found.append("A profiler had run before in this process: its hooks stay, so launches cost a little more.")
     if metrics.deterministic is False:

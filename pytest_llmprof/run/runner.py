@@ -12,14 +12,14 @@ import msgspec
 
 from pytest_llmprof.compare.gates import Gate, judge
 from pytest_llmprof.config.schema import Settings
-from pytest_llmprof.datasets.base import Page
+from pytest_llmprof.datasets.base import Page, Pages
 from pytest_llmprof.errors import ArtifactError, LlmprofError, PageError, StageError, error_line, nearest
 from pytest_llmprof.measure.figures import figures_of, spread_of
 from pytest_llmprof.models.base import LoadedModel
 from pytest_llmprof.quality.score import PageQuality
 from pytest_llmprof.records.catalogue import Catalogue, Metric
 from pytest_llmprof.records.files import write_text
-from pytest_llmprof.records.metrics import DatasetInfo, ErrorRecord, Fingerprint, Metrics, Sample
+from pytest_llmprof.records.metrics import DatasetInfo, ErrorRecord, Fingerprint, LeftOut, Metrics, Sample
 from pytest_llmprof.records.predictions import Prediction
 from pytest_llmprof.records.stage import StageRecords
 from pytest_llmprof.run.artifacts import Artifacts
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from pytest_llmprof.outputs import Outputs
 
 __all__ = ["PagesFailed", "RunResult", "Runner", "Values"]
+
+
+_NAMED = 20
+"""Files that metrics.json names of those left out, for each reason."""
 
 
 class PagesFailed(LlmprofError):
@@ -123,7 +127,10 @@ class Runner:
             check_writable(directory, self.settings.save_dir_named(kind))
         if gallery := dirs.get("visualization"):
             check_gallery(gallery, self.settings.save_dir_named("visualization"))
-        write_text(out_dir / "inputs.jsonl", "".join(_input_line(page) for page in pages))
+        left_out = pages.left_out if isinstance(pages, Pages) else {}
+        lines = [*map(_input_line, pages)]
+        lines += [_left_out_line(file, reason) for reason, files in left_out.items() for file in files]
+        write_text(out_dir / "inputs.jsonl", "".join(lines))
         model = load()
         output = self.settings.current.output
         extra = output.extra.get(self.settings.model.name) if output is not None else None
@@ -136,7 +143,13 @@ class Runner:
         )
         answers = _Answers(self.settings, model, outputs, extra, self.catalogue, timed=self.timed)
         workload = PagesWorkload(
-            model, pages, self.settings.infer, on_answer=answers.add, on_failure=answers.fail, progress=self.progress
+            model,
+            pages,
+            self.settings.infer,
+            max_failed_pages=self.settings.measure.max_failed_pages,
+            on_answer=answers.add,
+            on_failure=answers.fail,
+            progress=self.progress,
         )
         info = model.info
         facts = {
@@ -160,7 +173,12 @@ class Runner:
             token_block=model.capabilities.block,
             model=info,
             prompt=model.prompt(self.settings.infer),
-            dataset=DatasetInfo(self.settings.dataset.name, dataset_digest, len(pages)),
+            dataset=DatasetInfo(
+                self.settings.dataset.name,
+                dataset_digest,
+                len(pages),
+                [LeftOut(reason, len(files), list(files[:_NAMED])) for reason, files in left_out.items()],
+            ),
             quality=answers.quality(),
             quality_reason=answers.why_no_quality(),
         )
@@ -257,7 +275,9 @@ class Runner:
         if error is None:
             metrics.gates = judge(self.gates, {**metrics.figures, **(metrics.quality or {})})
         failures = workload.failures
-        metrics.status = "error" if failures or error is not None else "ok"
+        may_fail = (self.settings.measure.max_failed_pages or 0) if workload.kind == "pages" else 0
+        too_many = len(failures) > may_fail
+        metrics.status = "error" if too_many or error is not None else "ok"
         metrics.errors = [ErrorRecord(failure.page, failure.error) for failure in failures]
         metrics.errors += [ErrorRecord(None, " ".join(line.split())) for line in workload.disturbed]
         if error is not None and not workload.disturbed:
@@ -273,7 +293,7 @@ class Runner:
         self.records = records
         if error is not None:
             raise error
-        if failures:
+        if too_many:
             raise PagesFailed(_failed_pages(failures), failures[0].details)
         if not result.samples:
             raise StageError("no page was measured")
@@ -295,7 +315,14 @@ def _input_line(page: Page) -> str:
         "sha256": image_digest(page),
         "truth": [kind for kind in ("free", "markdown", "boxes") if getattr(page, f"truth_{kind}") is not None],
         "license": page.license,
+        "left_out": None,
     }
+    return msgspec.json.encode(line).decode() + "\n"
+
+
+def _left_out_line(file: str, reason: str) -> str:
+    none: dict[str, Any] = {"sha256": None, "truth": [], "license": None}
+    line = {"page": None, "image": file, **none, "left_out": reason}
     return msgspec.json.encode(line).decode() + "\n"
 
 

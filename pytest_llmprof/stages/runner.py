@@ -93,6 +93,7 @@ class PagesWorkload:
         pages: Sequence[Page],
         infer: InferSettings,
         *,
+        max_failed_pages: int | None = None,
         on_answer: Callable[[Page, Image, Answer, Sample], None],
         on_failure: Callable[[Page, int, int, str], None],
         progress: Callable[[str], None],
@@ -106,6 +107,7 @@ class PagesWorkload:
         self.failures: list[Failure] = []
         self.deterministic: bool | None = None
         self.value = None
+        self._max_failed_pages = max_failed_pages
         self._on_answer = on_answer
         self._on_failure = on_failure
         self._progress = progress
@@ -134,14 +136,21 @@ class PagesWorkload:
             self._failed.add(page.name)
             self.failures.append(Failure(page.name, text, details))
             self._on_failure(page, batch_id, len(pages), text)
+        allowed = self._max_failed_pages
+        if allowed is not None and len(self.failures) > allowed:
+            raise StageError(
+                f"ended early: {len(self.failures)} page(s) failed, measure.max_failed_pages={allowed}; the last is "
+                f"{self.failures[-1].page}: {self.failures[-1].error}"
+            )
 
     def _give_up(self, error: Exception, pages: Sequence[Page], batch_id: int, recorder: PhaseRecorder) -> None:
         """Fail a batch's pages by what the model raised, and free what it held."""
         text = describe_error(error, recorder, [page.name for page in pages], self.device)
         known = isinstance(error, LlmprofError) or out_of_memory(error)
-        self._fail(pages, batch_id, text, None if known else "".join(traceback.format_exception(error)))
+        details = None if known else "".join(traceback.format_exception(error))
         recorder.drop()
         free_memory_of(error, self.device)
+        self._fail(pages, batch_id, text, details)
 
     def _run(
         self, index: int, batch_id: int, batch: Sequence[Page], recorder: PhaseRecorder
