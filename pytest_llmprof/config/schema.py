@@ -108,7 +108,9 @@ class DatasetSettings:
         Meta(min_length=1, description="a list of at least one glob pattern"),
     ] = ("**/*",)
     """Glob patterns under `root`, a page matches any."""
-    exclude: tuple[Annotated[str, Meta(min_length=1)], ...] = ()
+    exclude: Annotated[
+        tuple[Annotated[str, Meta(min_length=1)], ...], Meta(description="a list of glob patterns")
+    ] = ()
     """Glob patterns under `root`, a page matches none."""
     subset: Annotated[
         Annotated[str, Meta(min_length=1)] | Texts | None,
@@ -121,7 +123,7 @@ class DatasetSettings:
     """Shuffle (seeded) before `limit` is taken."""
     seed: Seed = 0
     """Seed of the shuffle."""
-    dpi: Annotated[int, Meta(ge=10, le=2400)] = 144
+    dpi: Annotated[int, Meta(ge=10, le=2400, description="an integer from 10 to 2400")] = 144
     """Resolution that pages of PDF files are drawn at (10 to 2400)."""
     root_as_given: str | None = field(default=None, metadata=NO_KEY)
     """`root` as it was written, for what is shown."""

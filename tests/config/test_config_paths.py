@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from pytest_llmprof.config.frozen import FrozenComposer, freeze
+
 CHECKPOINT = "model=deepseek_ocr"
 
 
@@ -31,6 +33,20 @@ def test_relative_to_where_it_was_set(places, value):
         places.write("config.yaml", f"dataset: {{root: {root}}}\n")
         check(places.root, name=key)
         check(places.start, f"{key}={start}", name=key)
+
+
+def test_line28_the_root_is_kept_as_given(places, tmp_path):
+    given = ("dataset=image_folder", "dataset.root=./data")
+    settings = places.settings(*given)
+    assert settings.dataset.root_as_given == "./data"
+    assert "root_as_given" not in settings.yaml + places.composer(*given).show()
+    assert "unknown key" in places.error("dataset.root_as_given=x")
+    whole = places.settings("dataset=image_folder", f"dataset.root={places.start / 'data'}")
+    assert whole.digest == settings.digest
+    freeze(settings, {}, tmp_path / "frozen.yaml")
+    frozen = FrozenComposer(places.composer().sources, places.registry, tmp_path / "frozen.yaml").session()
+    assert frozen.dataset == settings.dataset
+    assert frozen.digest == settings.digest
 
 
 def test_subset_file_and_names(places):
