@@ -29,6 +29,9 @@ _TRUTHS = (".md", ".txt")
 _EXTRAS = {pdf.SUFFIX: "pdf", **dict.fromkeys((".heic", ".heif", ".hif"), "heif")}
 """Suffix -> the extra of this package that reads such files."""
 
+_LONGEST_SUFFIX = 9
+"""What is longer is rather a part of the name: "Mr. Smith's letter"."""
+
 
 class _Place(NamedTuple):
     """Where a page is."""
@@ -104,7 +107,8 @@ def _places(root: Path, file: str) -> Iterator[_Place]:
 def _why_left_out(suffix: str) -> str:
     if extra := _EXTRAS.get(suffix):
         return f"{suffix}: {_install(extra)} reads them"
-    return f"{suffix or 'no suffix'}: no images that Pillow reads"
+    kind = suffix if suffix[1:].isalnum() and len(suffix) <= _LONGEST_SUFFIX else "other files"
+    return f"{kind}: no images that Pillow reads"
 
 
 def _install(extras: str) -> str:

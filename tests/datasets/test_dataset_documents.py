@@ -255,7 +255,8 @@ def test_line25_exclude(tmp_path: Path) -> None:
 
 
 def test_line23_files_that_are_left_out(tmp_path: Path, without_extras: None) -> None:
-    for name in ("a.png", "a.md", "x.heic", "y.HEIC", "scan.pdf", "sub/data.json", "README", ".hidden", "notes.txt"):
+    for name in ("a.png", "a.md", "x.heic", "y.HEIC", "scan.pdf", "sub/data.json", "README", "Mr. Smith",
+                 ".hidden", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     pages = load(tmp_path)
@@ -264,11 +265,11 @@ def test_line23_files_that_are_left_out(tmp_path: Path, without_extras: None) ->
         ".heic: pip install 'pytest-llmprof[heif]' reads them": ["x.heic", "y.HEIC"],
         ".pdf: pip install 'pytest-llmprof[pdf]' reads them": ["scan.pdf"],
         ".json: no images that Pillow reads": ["data.json"],
-        "no suffix: no images that Pillow reads": ["README"],
+        "other files: no images that Pillow reads": ["Mr. Smith", "README"],
     }
     # What the user has not asked for is not left out.
     assert load(tmp_path, pattern=("*.png",)).left_out == {}
-    assert list(load(tmp_path, exclude=("**/*.json", "README", "*.heic", "*.HEIC")).left_out) == [
+    assert list(load(tmp_path, exclude=("**/*.json", "README", "Mr*", "*.heic", "*.HEIC")).left_out) == [
         ".pdf: pip install 'pytest-llmprof[pdf]' reads them"
     ]
     assert load(tmp_path, subset=("a",)).left_out == {}
