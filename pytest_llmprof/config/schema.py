@@ -124,7 +124,7 @@ class DatasetSettings:
     seed: Seed = 0
     """Seed of the shuffle."""
     dpi: Annotated[int, Meta(ge=10, le=2400, description="an integer from 10 to 2400")] = 144
-    """Resolution that pages of PDF files are drawn at (10 to 2400)."""
+    """Resolution that pages of PDF files are drawn at."""
     root_as_given: str | None = field(default=None, metadata=NO_KEY)
     """`root` as it was written, for what is shown."""
 
