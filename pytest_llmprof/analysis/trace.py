@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections import Counter
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -34,6 +34,7 @@ from pytest_llmprof.analysis.rows import KernelRow, OperatorRow, PhaseRow, StepF
 __all__ = ["Trace"]
 
 _Item = TypeVar("_Item", bound=np.generic)
+_Row = TypeVar("_Row")
 
 
 class Trace:
@@ -180,28 +181,23 @@ class Trace:
         # Merged as torch's _remove_dup_nodes does: the only child of a caller of the same name.
         again = inside & (host.name[parent] == host.name) & (children[parent] == 1)
         groups = _Groups(host.name, host.kind, self._phase)
-        count = groups.sum((~again).astype(np.int64))
-        total = groups.sum(np.where(again, 0, host.dur)) / 1e6
+        count, total_ms = groups.sum((~again).astype(np.int64)), groups.sum(np.where(again, 0, host.dur)) / 1e6
         self_ms = groups.sum(own) / 1e6
-        device_ms = groups.sum(self._launched_ns()) / 1e6
-        all_self = float(self_ms.sum()) or 1.0
-        in_phase = np.bincount(groups.key(2), self_ms)
-        names = self.phases
-        rows = [
-            OperatorRow(
-                name=self.names[name],
-                kind=KINDS[kind],
-                phase=names[number],
-                count=int(count[row]),
-                total_ms=float(total[row]),
-                self_ms=float(self_ms[row]),
-                mean_ms=float(total[row] / count[row]) if count[row] else 0.0,
-                share=float(self_ms[row]) / all_self,
-                phase_share=float(self_ms[row] / in_phase[number]) if in_phase[number] else 0.0,
-                device_ms=float(device_ms[row]),
-            )
-            for row, (name, kind, number) in enumerate(groups.keys())
-        ]
+        name, kind, phase = groups.keys()
+        share, phase_share = _shares(self_ms, phase)
+        rows = _rows(
+            OperatorRow,
+            name=map(self.names.__getitem__, name),
+            kind=map(KINDS.__getitem__, kind),
+            phase=map(self.phases.__getitem__, phase),
+            count=count,
+            total_ms=total_ms,
+            self_ms=self_ms,
+            mean_ms=total_ms / np.maximum(count, 1),
+            share=share,
+            phase_share=phase_share,
+            device_ms=groups.sum(self._launched_ns()) / 1e6,
+        )
         return sorted(rows, key=lambda row: (-row.total_ms, row.name, row.phase))
 
     def _launched_ns(self) -> Ints:
@@ -218,38 +214,31 @@ class Trace:
             return []
         groups = _Groups(device.name, device.kind, self._device_phase, self._operator)
         count = groups.sum(np.ones(len(device), dtype=np.int64))
-        total, added = groups.sum(device.dur), groups.sum(added_ns(device.start, device.dur))
-        least, most = groups.extremes(device.dur)
-        whole = float(added.sum()) or 1.0
-        in_phase = np.bincount(groups.key(2), added)
-        phases = self.phases
-        rows = [
-            KernelRow(
-                name=self.names[name],
-                kind=KINDS[kind],
-                phase=phases[phase],
-                operator=self.names[caller] if caller >= 0 else "",
-                count=int(count[row]),
-                total_ms=float(total[row]) / 1e6,
-                busy_ms=float(added[row]) / 1e6,
-                mean_us=float(total[row] / count[row]) / 1e3,
-                min_us=float(least[row]) / 1e3,
-                max_us=float(most[row]) / 1e3,
-                share=float(added[row]) / whole,
-                phase_share=float(added[row] / in_phase[phase]) if in_phase[phase] else 0.0,
-            )
-            for row, (name, kind, phase, caller) in enumerate(groups.keys())
-        ]
+        total_ms, busy_ms = groups.sum(device.dur) / 1e6, groups.sum(added_ns(device.start, device.dur)) / 1e6
+        shortest, longest = groups.extremes(device.dur)
+        name, kind, phase, caller = groups.keys()
+        share, phase_share = _shares(busy_ms, phase)
+        rows = _rows(
+            KernelRow,
+            name=map(self.names.__getitem__, name),
+            kind=map(KINDS.__getitem__, kind),
+            phase=map(self.phases.__getitem__, phase),
+            operator=(self.names[number] if number >= 0 else "" for number in caller),
+            count=count,
+            total_ms=total_ms,
+            busy_ms=busy_ms,
+            mean_us=total_ms / count * 1e3,
+            min_us=shortest / 1e3,
+            max_us=longest / 1e3,
+            share=share,
+            phase_share=phase_share,
+        )
         return sorted(rows, key=lambda row: (-row.busy_ms, row.name, row.phase, row.operator))
 
     def copies(self) -> dict[str, int]:
         """Number of device copies by direction (HtoD, DtoH, DtoD, ...)."""
-        found: dict[str, int] = {}
-        numbers, counts = np.unique(self.device.name[self.device.kind == MEMCPY], return_counts=True)
-        for number, count in zip(numbers, counts, strict=True):
-            direction = copy_direction(self.names[number])
-            found[direction] = found.get(direction, 0) + int(count)
-        return dict(sorted(found.items()))
+        copies = self.device.name[self.device.kind == MEMCPY].tolist()
+        return dict(sorted(Counter(copy_direction(self.names[name]) for name in copies).items()))
 
     def totals(self) -> PhaseRow:
         """The whole window as one row named ""."""
@@ -399,8 +388,18 @@ class _Groups:
         ordered = values[order]
         return np.minimum.reduceat(ordered, starts), np.maximum.reduceat(ordered, starts)
 
-    def key(self, column: int) -> Ints:
-        return self._columns[column][self._first]
+    def keys(self) -> list[list[int]]:
+        """The values of each column, one for each group."""
+        return [column[self._first].tolist() for column in self._columns]
 
-    def keys(self) -> Iterator[tuple[int, ...]]:
-        return zip(*(self.key(number).tolist() for number in range(len(self._columns))), strict=True)
+
+def _shares(values: npt.NDArray[np.float64], phase: list[int]) -> tuple[Any, Any]:
+    """Each value's share of all values, and of those of its phase; 0 where these are."""
+    in_phase = np.bincount(phase, values)[phase]
+    return values / (values.sum() or 1.0), values / np.where(in_phase, in_phase, 1.0)
+
+
+def _rows(row: type[_Row], **columns: Any) -> list[_Row]:
+    """One *row* for each entry of the columns, arrays or iterables."""
+    values = (column.tolist() if isinstance(column, np.ndarray) else column for column in columns.values())
+    return [row(**dict(zip(columns, cells, strict=True))) for cells in zip(*values, strict=True)]

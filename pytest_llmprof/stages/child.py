@@ -32,6 +32,8 @@ __all__ = ["Child", "ChildSkipped", "Ended", "Nvtx", "Outcome", "ToolFailed"]
 
 _OUTCOME = "outcome.json"
 _GRACE_S = 5.0
+_INHERITED = ("PYTEST_PLUGINS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD", "PYTEST_DEBUG_TEMPROOT")
+"""Variables of pytest that a child needs as its parent did."""
 _MARK = "LLMPROF_CHILD"
 """Environment variable of every process that a child starts: finds those that left its group (nsys's agent)."""
 
@@ -187,7 +189,9 @@ class Child:
         assignments = [f"{name}={value}" for name, value in env.items()]
         shown = shlex.join(["env", "-u", "PYTEST_ADDOPTS", *assignments, *command])
         write_text(self.out_dir / "command.txt", f"cd {shlex.quote(str(self.cwd))}\n{shown}\n")
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        inherited = {
+            name: value for name, value in os.environ.items() if not name.startswith("PYTEST_") or name in _INHERITED
+        }
         mark = uuid.uuid4().hex
         begin = time.monotonic()
         with self.log.open("wb") as log:
@@ -195,7 +199,7 @@ class Child:
                 process = subprocess.Popen(
                     command,
                     cwd=self.cwd,
-                    env={**inherited, **_kept(), **env, _MARK: mark},
+                    env={**inherited, **env, _MARK: mark},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -230,12 +234,6 @@ class Child:
                 self.progress(f"the test under {tool}, {seconds:.0f} s")
 
 
-def _kept() -> dict[str, str]:
-    """Variables of pytest that a child needs as its parent did."""
-    names = ("PYTEST_PLUGINS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD", "PYTEST_DEBUG_TEMPROOT")
-    return {name: os.environ[name] for name in names if name in os.environ}
-
-
 def _code(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
@@ -259,10 +257,8 @@ def _end_group(process: subprocess.Popen[bytes], mark: str) -> None:
     _signal_group(process.pid, signal.SIGKILL)
     family = _marked(mark)
     for one in family:
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             one.kill()
-        except psutil.NoSuchProcess:
-            continue
     psutil.wait_procs(family, timeout=1.0)
     with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may hold a killed process
         process.wait(_GRACE_S)
@@ -283,7 +279,5 @@ def _marked(mark: str) -> list[psutil.Process]:
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):  # all of it has ended
         os.killpg(group, number)
-    except ProcessLookupError:
-        return  # all of it has ended

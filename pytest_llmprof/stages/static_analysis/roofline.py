@@ -79,12 +79,9 @@ def _roof(name: str, costs: Mapping[int, Costs], samples: Sequence[Sample], peak
 
 def _median(name: str, batch: int, samples: Sequence[Sample]) -> float | None:
     """A batch's time in a phase, in ms: all its pages' samples of a round carry the same one."""
-    rounds = {sample.round: sample.phases[name] for sample in samples if _in(sample, batch, name)}
+    ours = [sample for sample in samples if sample.batch_id == batch and name in sample.phases]
+    rounds = {sample.round: sample.phases[name] for sample in ours}
     return statistics.median(rounds.values()) if rounds else None
-
-
-def _in(sample: Sample, batch: int, name: str) -> bool:
-    return sample.batch_id == batch and name in sample.phases
 
 
 def figures(roofs: Mapping[str, PhaseRoof]) -> dict[str, float | None]:

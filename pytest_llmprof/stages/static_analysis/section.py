@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterator
 from pathlib import Path
 
+from pytest_llmprof.analysis.tables import rows_csv
 from pytest_llmprof.records.files import write_text
 from pytest_llmprof.records.metrics import Metrics
 from pytest_llmprof.records.stage import StageRecords
-from pytest_llmprof.report.sections import Finding, Section, phase_weight
+from pytest_llmprof.report.sections import Finding, Section, phase_label, phase_weight
 from pytest_llmprof.stages.static_analysis.records import PeakTable, PhaseRoof, Roofline
 from pytest_llmprof.text.escape import inline
 from pytest_llmprof.text.markdown import percent, table
@@ -36,7 +35,7 @@ FILES = {
 def write_roofline(stage_dir: Path, block: Roofline) -> None:
     """Write roofline.csv, roofline.md and roofline.svg into *stage_dir*."""
     write_text(stage_dir / "roofline.csv", _csv(block))
-    write_text(stage_dir / "roofline.md", "\n".join(["# Roofline\n", *_parts(block)]))
+    write_text(stage_dir / "roofline.md", "\n".join(["# Roofline\n", *filter(None, _parts(block))]))
     write_text(stage_dir / "roofline.svg", roofline_svg(block))
 
 
@@ -52,8 +51,7 @@ def roofline_section(records: StageRecords) -> Section | None:
 def _parts(block: Roofline) -> list[str]:
     if not block.applicable:
         return [f"{NOT_APPLICABLE}: {inline(block.reason or 'no reason given', 300)}.\n"]
-    parts = [_peaks(block), _table(block), _moved(block), _step(block), _notes(block), "![roofline](roofline.svg)\n"]
-    return [part for part in parts if part]
+    return [_peaks(block), _table(block), _moved(block), _step(block), _notes(block), "![roofline](roofline.svg)\n"]
 
 
 def _floors(metrics: Metrics, block: Roofline) -> Iterator[Finding]:
@@ -85,10 +83,10 @@ def _over_peak(block: Roofline) -> list[str]:
     ]
 
 
-def _amount(value: float | None, unit: str) -> str:
+def _amount(value: float | None, unit: str, missing: str = NOT_APPLICABLE) -> str:
     """1234567 as "1.23 M" and *unit*."""
     if value is None:
-        return NOT_APPLICABLE
+        return missing
     for size, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= 0.9995 * size:
             return f"{number(value / size)} {prefix}{unit}"
@@ -97,10 +95,6 @@ def _amount(value: float | None, unit: str) -> str:
 
 def _share(value: float | None) -> str:
     return NOT_APPLICABLE if value is None else percent(value)
-
-
-def _label(name: str, phase: PhaseRoof) -> str:
-    return f"– {inline(name)}" if phase.parent else inline(name)
 
 
 def _peaks(block: Roofline) -> str:
@@ -121,7 +115,7 @@ def _table(block: Roofline) -> str:
     """FLOPs, bytes and times, and what the GPU's peaks make of them where there are any."""
     rows = [
         [
-            _label(name, phase),
+            phase_label(name, phase.parent),
             inline(phase.bound or NOT_APPLICABLE),
             _amount(phase.flops, "FLOP"),
             _amount(phase.bytes, "B"),
@@ -138,11 +132,11 @@ def _table(block: Roofline) -> str:
 
 def _moved(block: Roofline) -> str:
     rows = [
-        [_label(name, phase), *(_amount(phase.parts[part], "B") if part in phase.parts else "" for part in _PARTS)]
+        [phase_label(name, phase.parent), *(_amount(phase.parts.get(part), "B", "") for part in _PARTS)]
         for name, phase in block.phases.items()
         if any(part in phase.parts for part in _PARTS)
     ]
-    return table(["Bytes of", "Weights", "Cache", "Activations"], rows) if rows else ""
+    return table(["Bytes of", "Weights", "Cache", "Activations"], rows)
 
 
 def _step(block: Roofline) -> str:
@@ -164,14 +158,11 @@ def _notes(block: Roofline) -> str:
 
 
 def _csv(block: Roofline) -> str:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["phase", "parent", *_COLUMNS, *(f"{part}_bytes" for part in _PARTS)])
-    for name, phase in block.phases.items():
-        cells = [name, phase.parent, *(getattr(phase, column) for column in _COLUMNS)]
-        cells += [phase.parts.get(part) for part in _PARTS]
-        writer.writerow(["" if cell is None else cell for cell in cells])
-    return stream.getvalue()
+    rows = [
+        [name, phase.parent, *(getattr(phase, column) for column in _COLUMNS), *map(phase.parts.get, _PARTS)]
+        for name, phase in block.phases.items()
+    ]
+    return rows_csv(["phase", "parent", *_COLUMNS, *(f"{part}_bytes" for part in _PARTS)], rows, decimals=None)
 
 
 _WIDTH, _HEIGHT = 760, 420

@@ -54,12 +54,12 @@ def _analyse(context: StageContext) -> Roofline:
         costs[batch] = model.costs(images, infer, [sample.tokens for sample in samples])
         _check(costs[batch], model.info.name)
         batches.append(_batch_row(batch, samples, costs[batch]))
-    card, peaks = _peaks(context, model.info.device, model.info.dtype)
+    gpu, peaks = _peaks(context, model.info.device, model.info.dtype)
     roofs = phase_roofs(costs, context.result.samples, peaks)
     context.result.figures |= figures(roofs)
     block = Roofline(
         applicable=True,
-        card=card,
+        card=gpu,
         peaks=peaks,
         phases=roofs,
         decode_step=_decode_step(roofs.get("decode"), batches),
@@ -100,10 +100,10 @@ def _peaks(context: StageContext, device: str, dtype: str) -> tuple[str | None, 
     """The GPU's name (None on a CPU) and its peaks."""
     import torch
 
-    card = torch.cuda.get_device_name(torch.device(device)) if device.startswith("cuda") else None
+    gpu = torch.cuda.get_device_name(torch.device(device)) if device.startswith("cuda") else None
     options = context.stage.options
-    return card, peaks_of(
-        card,
+    return gpu, peaks_of(
+        gpu,
         dtype,
         tf32=dtype == "float32" and _tf32(),
         peak_tflops=options.peak_tflops,

@@ -21,7 +21,16 @@ from pytest_llmprof.text.escape import inline
 from pytest_llmprof.text.markdown import code, known, percent, table
 from pytest_llmprof.text.numbers import count, number
 
-__all__ = ["profile_section"]
+__all__ = ["FILES", "profile_section"]
+
+FILES = {
+    "trace.json.gz": "the profiled window, for ui.perfetto.dev",
+    "operators.md": "operators, the longest",
+    "operators.csv": "operators, all",
+    "kernels.md": "kernels, the longest",
+    "kernels.csv": "kernels, all",
+}
+"""What the stage writes into its directory."""
 
 IDLE_SHARE = 0.3
 """A phase whose GPU is idle for more than this is worth a line."""
@@ -52,9 +61,7 @@ def profile_section(records: StageRecords) -> Section | None:
     if busy is None:  # a clean step's time may have come later than the profile
         busy = share(profile.gpu_busy_ms_per_step_profiled, metrics.figures.get("tpot_ms"))
     operators = [(row.name, row.phase, row.count, row.self_ms_profiled, row.share) for row in profile.top_operators]
-    warnings = []
-    if busy is not None and busy > 1:
-        warnings = [f"GPU busy came out as {percent(busy)}: the profiled steps were slower than the clean ones."]
+    slower = f"GPU busy came out as {percent(busy or 0)}: the profiled steps were slower than the clean ones."
     return Section(
         "Profiled window",
         [
@@ -71,7 +78,7 @@ def profile_section(records: StageRecords) -> Section | None:
             *_top(metrics, profile, busy),
             *_python(metrics, profile),
         ],
-        warnings=warnings,
+        warnings=[slower] if busy is not None and busy > 1 else [],
     )
 
 

@@ -7,14 +7,15 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_llmprof.analysis.metrics import TRACE_METRICS
 from pytest_llmprof.errors import ArtifactError, StageError
 from pytest_llmprof.measure.collector import frozen_garbage_collector
 from pytest_llmprof.measure.figures import figures_of
 from pytest_llmprof.measure.phases import DOMAIN
+from pytest_llmprof.records.catalogue import Metric
 from pytest_llmprof.records.files import write_bytes
 from pytest_llmprof.stages.base import StageContext, StagePlugin, Window
 from pytest_llmprof.stages.runner import clean_rounds
@@ -26,15 +27,22 @@ from pytest_llmprof.stages.torch_profiler.cupti import (
     missing_kernels_reason,
     synchronise,
 )
-from pytest_llmprof.stages.torch_profiler.metrics import FILES, METRICS
 from pytest_llmprof.stages.torch_profiler.options import LEGACY, TorchProfilerOptions
 from pytest_llmprof.stages.torch_profiler.records import Profile, ProfiledWindow
-from pytest_llmprof.stages.torch_profiler.section import profile_section
+from pytest_llmprof.stages.torch_profiler.section import FILES, profile_section
 
 if TYPE_CHECKING:
     from pytest_llmprof.analysis.trace import Trace
 
-__all__ = ["plugin", "profile_window"]
+__all__ = ["METRICS", "plugin", "profile_window"]
+
+METRICS = (
+    *TRACE_METRICS,
+    Metric(
+        "gpu_busy_share", "share", "GPU busy in a decode step", "higher", shown=("gate",), digits=3,
+        description="Kernel time of a profiled decode step / TPOT of the measured rounds. Null without a GPU.",
+    ),
+)
 
 
 def _run(context: StageContext) -> None:
@@ -71,19 +79,8 @@ def _trace_only() -> Any:
         return None
 
 
-@dataclass
-class _Costs:
-    """Where the stage's time went after the clean rounds, in seconds."""
-
-    reach: float = 0.0
-    start: float = 0.0
-    window: float = 0.0
-    stop: float = 0.0
-    export: float = 0.0
-    release: float = 0.0
-    read: float = 0.0
-    tables: float = 0.0
-    write: float = 0.0
+class _Costs(dict[str, float]):
+    """Where the stage's time went, in seconds."""
 
     @contextmanager
     def of(self, name: str) -> Iterator[None]:
@@ -91,7 +88,7 @@ class _Costs:
         try:
             yield
         finally:
-            setattr(self, name, getattr(self, name) + time.perf_counter() - begin)
+            self[name] = self.get(name, 0.0) + time.perf_counter() - begin
 
 
 def _one_trace(context: StageContext, batch: Iterator[None], path: Path, costs: _Costs) -> None:
@@ -165,8 +162,8 @@ def profile_window(context: StageContext) -> Profile:
     context.progress("profiled window")
     cupti = Cupti(device, lambda: _profiler(context))
     costs = _Costs()
-    begin = time.perf_counter()
-    cupti.load()
+    with costs.of("load"):
+        cupti.load()
     loaded = time.perf_counter()
     recorder = context.recorder(DOMAIN)
     with tempfile.TemporaryDirectory(prefix="llmprof-trace-") as scratch:
@@ -177,9 +174,8 @@ def profile_window(context: StageContext) -> Profile:
                 _one_trace(context, batch, paths[-1], costs)
         finally:
             events = recorder.take()
-            unloading = time.perf_counter()
-            cupti.unload()
-            unloaded = time.perf_counter()
+            with costs.of("unload"):
+                cupti.unload()
         if not paths:
             raise StageError("the profiled window saw no page: none could be read")
         free = shutil.disk_usage(scratch).free
@@ -196,16 +192,15 @@ def profile_window(context: StageContext) -> Profile:
             profile = profile_summary(trace, clean_step_ms=figures_of(context.result.samples, ())["tpot_ms"])
         with costs.of("write"):
             write_bytes(context.out_dir / "trace.json.gz", packed.data())
-    done = time.perf_counter()
     if cuda and window.start_token == 0:  # a window that starts late holds no whole phase
         for name, phase in profile.phases.items():
             phase.event_ms_profiled = events.get(name)
     profile.window = ProfiledWindow(len(paths), window.start_token, window.decode_tokens)
-    profile.window_s_profiled = costs.window
-    profile.profiler_load_s = loaded - begin
-    profile.profiler_unload_s = unloaded - unloading if cupti.ends else None
-    profile.stage_cost_s = done - loaded - (unloaded - unloading)
-    profile.stage_costs_s = asdict(costs)
+    profile.window_s_profiled = costs["window"]
+    profile.profiler_load_s, unload_s = costs.pop("load"), costs.pop("unload")
+    profile.profiler_unload_s = unload_s if cupti.ends else None
+    profile.stage_cost_s = time.perf_counter() - loaded - unload_s
+    profile.stage_costs_s = dict(costs)
     profile.trace_bytes = len(raw)
     return profile
 
