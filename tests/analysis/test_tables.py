@@ -10,7 +10,7 @@ from traces import GEMM, SCALE, Kineto
 from pytest_llmprof.analysis.kernel_names import function_name, short_name
 from pytest_llmprof.analysis.trace import Trace
 from pytest_llmprof.stages.torch_profiler.kineto import read_trace
-from pytest_llmprof.stages.torch_profiler.tables import write_tables
+from pytest_llmprof.stages.torch_profiler.summary import write_tables
 
 MANGLED = "_ZN7cutlass13device_kernelIN2at4cuda6detail25enable_3x_kernel_for_sm9xINS_4gemm6kernel13GemmUniversalI"
 """How torch 2.11 names CUTLASS's grouped GEMM (its first letters of 1,270)."""

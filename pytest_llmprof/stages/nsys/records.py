@@ -1,33 +1,22 @@
-"""The block `nsys` of metrics.json. Times that the tool has slowed end in `_profiled`; what is of the GPU is null
-without one."""
+"""The block `nsys` of metrics.json."""
 
 from __future__ import annotations
 
 from msgspec import Struct, field
 
-from pytest_llmprof.analysis.busy_kernels import BusyKernel
+from pytest_llmprof.analysis.records import BusyKernel, PhaseCounts
 from pytest_llmprof.stages.tool_block import ToolBlock
 
 __all__ = ["Copies", "NsysBlock", "NsysPhase"]
 
 
-class NsysPhase(Struct, kw_only=True):
+class NsysPhase(PhaseCounts, kw_only=True):
     """One phase in all captures. Sub-phases are included in their parent."""
 
-    parent: str | None = None
-    count: int = 0
-    """How often it was opened."""
-    host_ms_profiled: float | None = None
-    gpu_busy_ms_profiled: float | None = None
-    """Union of its kernels' intervals."""
     gpu_idle_ms_profiled: float | None = None
     """Gaps in the GPU's work before what it launched."""
     gpu_busy_share: float | None = None
     """gpu_busy_ms / (gpu_busy_ms + gpu_idle_ms)."""
-    kernels: int | None = None
-    host_launches: int | None = None
-    d2h_copies: int | None = None
-    synchronisations: int | None = None
 
 
 class Copies(Struct):

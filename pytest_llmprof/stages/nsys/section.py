@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from pytest_llmprof.analysis.busy_kernels import busy_kernels_table
+from pytest_llmprof.analysis.records import busy_kernels_table, counts_of_a_step
 from pytest_llmprof.records.stage import StageRecords
 from pytest_llmprof.report.sections import Section, phase_label
 from pytest_llmprof.stages.nsys.records import NsysBlock
@@ -53,13 +53,6 @@ def _gpu(block: NsysBlock) -> str:
     if block.kernels is None:
         return ""
     busy, idle = block.gpu_busy_share_profiled, block.gpu_idle_ms_profiled or {}
-    means = (
-        ("Kernels a decode step", block.kernels_per_token),
-        ("Launches by the host a decode step", block.host_launches_per_token),
-        ("Device-to-host copies a decode step", block.d2h_copies_per_token),
-        ("Synchronisations a decode step", block.synchronisations_per_token),
-        ("GPU busy a decode step (ms)", block.gpu_busy_ms_per_step_profiled),
-    )
     sums = (
         ("Kernels", block.kernels),
         ("Kernels that were nodes of a CUDA graph", block.graph_kernels),
@@ -68,7 +61,8 @@ def _gpu(block: NsysBlock) -> str:
     )
     rows = [
         ["GPU busy in the capture, under the tool", "" if busy is None else percent(busy)],
-        *known(means, number),
+        *counts_of_a_step(block, "a decode step"),
+        *known([("GPU busy a decode step (ms)", block.gpu_busy_ms_per_step_profiled)], number),
         *([label, f"{value or 0:,}"] for label, value in sums),
         *([f"GPU idle: {inline(cause)} (ms)", number(value)] for cause, value in idle.items()),
     ]

@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from pytest_llmprof.analysis.busy_kernels import BusyKernel, busiest
+from pytest_llmprof.analysis.records import BusyKernel, busiest
 from pytest_llmprof.analysis.rows import profiled
 from pytest_llmprof.analysis.tables import rows_csv, write_kernels
 from pytest_llmprof.records.files import write_text

@@ -1,39 +1,23 @@
-"""The block `profile` of metrics.json: the profiled window.
-
-Times that the profiler has slowed end in `_profiled`; the others are counts or shares. What is of the GPU is null where
-nothing ran on one.
-"""
+"""The block `profile` of metrics.json: the profiled window."""
 
 from __future__ import annotations
 
-from msgspec import Struct
+from msgspec import Struct, field
 
-from pytest_llmprof.analysis.busy_kernels import BusyKernel
+from pytest_llmprof.analysis.records import BusyKernel, PhaseCounts
 
 __all__ = ["PhaseProfile", "Profile", "ProfiledWindow", "TopKernel", "TopOperator"]
 
 
-class PhaseProfile(Struct):
+class PhaseProfile(PhaseCounts, kw_only=True):
     """One phase. Sub-phases are included in their parent."""
 
-    parent: str | None = None
-    count: int = 0
-    """How often it was opened."""
-    host_ms_profiled: float | None = None
-    """Sum of its ranges on the host."""
-    gpu_busy_ms_profiled: float | None = None
-    """Union of the intervals of its kernels."""
     gpu_span_ms_profiled: float | None = None
     """From the start of its first kernel to the end of its last one."""
     gpu_idle_share_profiled: float | None = None
     """Idle / (idle + busy), slowed launches included (0..1)."""
     idle_ms_profiled: dict[str, float] | None = None
     """Time in which the GPU waited for its work, by cause: "launch", "synchronisation", "device"."""
-    kernels: int | None = None
-    host_launches: int | None = None
-    """Kernel and CUDA graph launches by the host."""
-    d2h_copies: int | None = None
-    synchronisations: int | None = None
     event_ms_profiled: float | None = None
     """Its time between two CUDA events; null on a CPU and in a window that starts late."""
 
@@ -104,9 +88,9 @@ class Profile(Struct, kw_only=True):
     the profiler)."""
     gpu_idle_share_profiled: float | None = None
     """Idle / (idle + busy) over the window."""
-    phases: dict[str, PhaseProfile] = {}
-    top_operators: list[TopOperator] = []
-    top_kernels: list[TopKernel] = []
+    phases: dict[str, PhaseProfile] = field(default_factory=dict)
+    top_operators: list[TopOperator] = field(default_factory=list)
+    top_kernels: list[TopKernel] = field(default_factory=list)
     window: ProfiledWindow | None = None
     window_s_profiled: float | None = None
     profiler_load_s: float | None = None
@@ -114,7 +98,7 @@ class Profile(Struct, kw_only=True):
     profiler_unload_s: float | None = None
     stage_cost_s: float | None = None
     """Seconds that the stage took beyond the measured rounds, without loading and unloading the profiler."""
-    stage_costs_s: dict[str, float] = {}
+    stage_costs_s: dict[str, float] = field(default_factory=dict)
     """The same by step."""
     trace_bytes: int | None = None
     """Size of the trace before it was compressed."""

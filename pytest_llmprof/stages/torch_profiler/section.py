@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from pytest_llmprof.analysis.busy_kernels import busy_kernels_table, top_rows
+from pytest_llmprof.analysis.records import busy_kernels_table, counts_of_a_step, top_rows
 from pytest_llmprof.records.metrics import Metrics
 from pytest_llmprof.records.stage import StageRecords
 from pytest_llmprof.report.sections import (
@@ -111,14 +111,8 @@ def _gpu(profile: Profile, busy: float | None) -> str:
         ("GPU busy in a decode step (kernel time / clean step time)", busy),
         ("GPU idle in the window, under the profiler", profile.gpu_idle_share_profiled),
     )
-    counts = (
-        ("Launches by the host a token", profile.host_launches_per_token),
-        ("Kernels a token", profile.kernels_per_token),
-        ("Device-to-host copies a token", profile.d2h_copies_per_token),
-        ("Synchronisations a token", profile.synchronisations_per_token),
-        ("CUDA graph launches in the window", profile.graph_launches or None),
-    )
-    return table(["Metric", "Value"], [*known(shares, percent), *known(counts, number)])
+    graphs = known([("CUDA graph launches in the window", profile.graph_launches or None)], number)
+    return table(["Metric", "Value"], [*known(shares, percent), *counts_of_a_step(profile, "a token"), *graphs])
 
 
 def _phases(profile: Profile) -> str:

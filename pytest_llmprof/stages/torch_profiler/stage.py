@@ -153,8 +153,7 @@ def profile_window(context: StageContext) -> Profile:
     gave one.
     """
     from pytest_llmprof.stages.torch_profiler.kineto import merged, read_trace
-    from pytest_llmprof.stages.torch_profiler.summary import profile_summary
-    from pytest_llmprof.stages.torch_profiler.tables import write_tables
+    from pytest_llmprof.stages.torch_profiler.summary import profile_summary, write_tables
 
     window: Window = context.stage.options.window
     device = context.workload.device

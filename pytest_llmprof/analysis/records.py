@@ -1,22 +1,44 @@
-"""The busiest kernels of a profile or capture: their record, and their table in the report."""
+"""What the blocks of several profiling stages share, in metrics.json and in the report.
+
+Times that the profiler has slowed end in `_profiled`; what is of the GPU is null where nothing ran on one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from msgspec import Struct
 
 from pytest_llmprof.analysis.kernel_names import short_name
 from pytest_llmprof.analysis.rows import KernelRow, profiled
 from pytest_llmprof.text.escape import inline
-from pytest_llmprof.text.markdown import code, percent, table
+from pytest_llmprof.text.markdown import code, known, percent, table
 from pytest_llmprof.text.numbers import number
 
-__all__ = ["BusyKernel", "busiest", "busy_kernels_table", "top_rows"]
+__all__ = ["BusyKernel", "PhaseCounts", "busiest", "busy_kernels_table", "counts_of_a_step", "top_rows"]
 
 _TOP = 10
 _SHOWN = 5
+
+
+class PhaseCounts(Struct, kw_only=True):
+    """One phase. Sub-phases are included in their parent."""
+
+    parent: str | None = None
+    count: int = 0
+    """How often it was opened."""
+    host_ms_profiled: float | None = None
+    """Sum of its ranges on the host."""
+    gpu_busy_ms_profiled: float | None = None
+    """Union of the intervals of its kernels."""
+    kernels: int | None = None
+    host_launches: int | None = None
+    """Kernel and CUDA graph launches by the host."""
+    d2h_copies: int | None = None
+    """Device-to-host copies."""
+    synchronisations: int | None = None
+    """Times the host waited for the GPU."""
 
 
 class BusyKernel(Struct, kw_only=True):
@@ -54,3 +76,14 @@ def top_rows(head: Sequence[str], rows: Sequence[tuple[str, str, int, float, flo
         for name, phase, count, ms, share in rows[:_SHOWN]
     ]
     return table(head, cells, 2)
+
+
+def counts_of_a_step(block: Any, step: str) -> list[list[str]]:
+    """Rows of the report for what *step* ("a token") takes, from the fields `*_per_token` of *block*."""
+    counts = (
+        (f"Launches by the host {step}", block.host_launches_per_token),
+        (f"Kernels {step}", block.kernels_per_token),
+        (f"Device-to-host copies {step}", block.d2h_copies_per_token),
+        (f"Synchronisations {step}", block.synchronisations_per_token),
+    )
+    return known(counts, number)
