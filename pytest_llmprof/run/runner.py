@@ -24,8 +24,8 @@ from pytest_llmprof.records.predictions import Prediction
 from pytest_llmprof.records.stage import StageRecords
 from pytest_llmprof.run.artifacts import Artifacts
 from pytest_llmprof.stages.base import StageContext, StagePlugin, StageResult, Workload
+from pytest_llmprof.stages.contract import Answer, check_model
 from pytest_llmprof.stages.failures import Failure
-from pytest_llmprof.stages.runner import Answer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -132,6 +132,7 @@ class Runner:
         lines += [_left_out_line(file, reason) for reason, files in left_out.items() for file in files]
         write_text(out_dir / "inputs.jsonl", "".join(lines))
         model = load()
+        check_model(model, self.settings.infer)
         output = self.settings.current.output
         extra = output.extra.get(self.settings.model.name) if output is not None else None
         outputs = Outputs(
@@ -365,8 +366,7 @@ class _Answers:
         from pytest_llmprof.quality import score_page
 
         try:
-            text = answer.text(self._model)
-            parsed = self._model.parse(text, image.size)
+            text, parsed = answer.parse(self._model, image)
         except Exception as error:  # a model's own code: it fails its page by name
             raise PageError(f"the model cannot read its answer: {error_line(error)}") from error
         quality = score_page(page, self._kind, parsed, answer.finish, random_weights=self._random)

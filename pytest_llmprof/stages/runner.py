@@ -11,12 +11,11 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from pytest_llmprof.datasets.base import Page
-from pytest_llmprof.errors import LlmprofError, ModelError, PageError, StageError
+from pytest_llmprof.errors import LlmprofError, PageError, StageError
 from pytest_llmprof.measure.collector import frozen_garbage_collector
 from pytest_llmprof.measure.compiles import CompileWatch, complaint
 from pytest_llmprof.measure.energy import EnergyMeter
@@ -27,6 +26,7 @@ from pytest_llmprof.models.base import LoadedModel
 from pytest_llmprof.records.environment import Gpu
 from pytest_llmprof.records.metrics import Peak, Sample
 from pytest_llmprof.stages.base import StageContext, Window
+from pytest_llmprof.stages.contract import Answer, read_answers
 from pytest_llmprof.stages.failures import Failure, describe_error, free_memory_of, out_of_memory
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from pytest_llmprof.config.schema import InferSettings
 
-__all__ = ["Answer", "PagesWorkload", "batch_rate", "clean_rounds", "run_batch", "time_per_token"]
+__all__ = ["PagesWorkload", "batch_rate", "clean_rounds", "run_batch", "time_per_token"]
 
 
 def clean_rounds(context: StageContext) -> None:
@@ -154,15 +154,16 @@ class PagesWorkload:
 
     def _run(
         self, index: int, batch_id: int, batch: Sequence[Page], recorder: PhaseRecorder
-    ) -> tuple[list[tuple[Page, Image]], list[Answer], list[Sample], float] | None:
+    ) -> tuple[list[tuple[Page, Image, Answer, Sample]], float]:
+        """Run a batch. Gives its pages, less those that failed, and its seconds."""
         loaded = self._images(batch_id, batch)
         if not loaded:
-            return None
+            return [], 0.0
         names = [page.name for page, _ in loaded]
         error: Exception | None = None
         with CompileWatch() as watch:
             try:
-                answers, samples, seconds = run_batch(
+                rows, seconds = run_batch(
                     self._model,
                     names,
                     [image for _, image in loaded],
@@ -178,10 +179,16 @@ class PagesWorkload:
         self._compiled = bool(watch.seen)
         if error is not None:
             self._give_up(error, [page for page, _ in loaded], batch_id, recorder)
-            return None
+            return [], 0.0
         if watch.seen and index >= 0:
             self.disturbed.append(complaint(f"round {index + 1}, {_pages(names)}", watch.seen, self._warmup))
-        return loaded, answers, samples, seconds
+        good = []
+        for (page, image), (answer, sample) in zip(loaded, rows, strict=True):
+            if sample is not None:
+                good.append((page, image, answer, sample))
+            else:
+                self._fail([page], batch_id, str(answer.fault))
+        return good, seconds
 
     def warmup(self, passes: int, recorder: PhaseRecorder) -> None:
         """Run one batch of each distinct input shape, *passes* times, each to its answer's end.
@@ -197,10 +204,11 @@ class PagesWorkload:
                 loaded = self._images(batch_id, batch)
                 try:
                     key = tuple(self._model.shape_key(image, self._infer) for _, image in loaded)
+                    known = key in seen
                 except Exception as error:  # noqa: BLE001 - as in _run
                     self._give_up(error, [page for page, _ in loaded], batch_id, recorder)
                     continue
-                if not key or key in seen:
+                if not key or known:
                     continue
                 seen.add(key)
                 self._run(-1, batch_id, batch, recorder)
@@ -220,21 +228,18 @@ class PagesWorkload:
         for batch_id, batch in _batches(self.pages, self._infer.batch_size):
             done = batch_id * self._infer.batch_size
             self._progress(f"round {index + 1}, page {done + 1} of {len(self.pages)}")
-            ran = self._run(index, batch_id, batch, recorder)
-            if ran is None:
-                continue
-            loaded, answers, batch_samples, batch_seconds = ran
-            samples += batch_samples
+            rows, batch_seconds = self._run(index, batch_id, batch, recorder)
             seconds += batch_seconds
-            for (page, image), answer, sample in zip(loaded, answers, batch_samples, strict=True):
+            for page, image, answer, sample in rows:
+                samples.append(sample)
                 if page.name not in self._first:
-                    self._first[page.name] = answer.key()
+                    self._first[page.name] = answer.key
                     try:
                         self._on_answer(page, image, answer, sample)
                     except PageError as error:
                         self._fail([page], batch_id, str(error), "".join(traceback.format_exception(error)))
                 else:
-                    same = self._first[page.name] == answer.key()
+                    same = self._first[page.name] == answer.key
                     self.deterministic = same and self.deterministic is not False
         return samples, seconds
 
@@ -294,24 +299,6 @@ def _pages(names: Sequence[str]) -> str:
     return f"page {names[0]}" if len(names) == 1 else f"pages {names[0]} ... {names[-1]}"
 
 
-@dataclass
-class Answer:
-    """The tokens of one page as they came."""
-
-    ids: list[int] = field(default_factory=list)
-    pieces: list[str] = field(default_factory=list)
-    times_ns: list[int] = field(default_factory=list)
-    finish: str | None = None
-
-    def text(self, model: LoadedModel) -> str:
-        """The answer's text, special tokens included."""
-        return model.text(self.ids) if self.ids else "".join(self.pieces)
-
-    def key(self) -> tuple[int, ...] | str:
-        """What must be equal in every round."""
-        return tuple(self.ids) if self.ids else "".join(self.pieces)
-
-
 def _batches(pages: Sequence[Page], size: int) -> Iterator[tuple[int, Sequence[Page]]]:
     """Consecutive groups of *size* pages with their number."""
     for batch_id, start in enumerate(range(0, len(pages), size)):
@@ -328,66 +315,48 @@ def run_batch(
     round_index: int,
     batch_id: int,
     memory: PeakMemory,
-) -> tuple[list[Answer], list[Sample], float]:
-    """Time one batch. Returns answers, samples and the batch's seconds.
+) -> tuple[list[tuple[Answer, Sample | None]], float]:
+    """Time one batch. Returns each page's answer and sample (None for an answer with a `fault`), and its seconds.
 
-    *memory* is read outside the clock.
+    *memory* is read outside the clock. A model that does not stop is stopped at the first token too many.
     """
     memory.take()
     recorder.take()
-    answers = [Answer() for _ in images]
+    most = infer.max_new_tokens
     begin = time.perf_counter_ns()
-    for token in model.generate(images, infer, recorder):
-        answer = answers[token.row]
-        answer.times_ns.append(token.time_ns)
-        if token.id is not None:
-            answer.ids.append(token.id)
-        elif token.text is not None:
-            answer.pieces.append(token.text)
-        if token.finish is not None:
-            answer.finish = token.finish
+    tokens = list(islice(model.generate(images, infer, recorder), most * len(images) + 1))
     end = time.perf_counter_ns()
-    for name, answer in zip(names, answers, strict=True):
-        _check_times(name, [begin, *answer.times_ns, end])
+    answers = read_answers(tokens, len(images), most, begin, end)
     phases = recorder.take()
     peak = memory.take()
     total = (end - begin) / 1e6
-    other = total - sum(phases.get(name, 0.0) for name in TOP_PHASES)
-    last = max((answer.times_ns[-1] for answer in answers if answer.times_ns), default=end)
-    rate = batch_rate([answer.times_ns for answer in answers])
-    samples = []
-    for name, answer in zip(names, answers, strict=True):
-        times = answer.times_ns
-        samples.append(
-            Sample(
-                round=round_index,
-                page=name,
-                batch_id=batch_id,
-                tokens=len(times),
-                ttft_ms=(times[0] - begin) / 1e6 if times else None,
-                tpot_ms=time_per_token(times),
-                total_ms=(times[-1] - begin) / 1e6 if times and times[-1] < last else total,
-                other_ms=other,
-                phases=dict(phases),
-                peak_bytes=None if peak is None else peak.allocated_bytes,
-                peak_reserved_bytes=None if peak is None else peak.reserved_bytes,
-                batch_total_ms=total,
-                batch_size=len(names),
-                batch_tokens_per_s=rate,
-            )
+    arrivals = [answer.times_ns for answer in answers if answer.fault is None]
+    last = max((times[-1] for times in arrivals), default=end)
+    rate = batch_rate(arrivals)
+
+    def sample(name: str, times: Sequence[int]) -> Sample:
+        return Sample(
+            round=round_index,
+            page=name,
+            batch_id=batch_id,
+            tokens=len(times),
+            ttft_ms=(times[0] - begin) / 1e6,
+            tpot_ms=time_per_token(times),
+            total_ms=(times[-1] - begin) / 1e6 if times[-1] < last else total,
+            other_ms=total - sum(phases.get(phase, 0.0) for phase in TOP_PHASES),
+            phases=dict(phases),
+            peak_bytes=None if peak is None else peak.allocated_bytes,
+            peak_reserved_bytes=None if peak is None else peak.reserved_bytes,
+            batch_total_ms=total,
+            batch_size=len(names),
+            batch_tokens_per_s=rate,
         )
-    return answers, samples, total / 1e3
 
-
-def _check_times(page: str, times_ns: Sequence[int]) -> None:
-    """Refuse tokens that came before their batch began, after it ended, or before the one in front of them."""
-    last = len(times_ns) - 2
-    for number, (before, after) in enumerate(pairwise(times_ns), start=1):
-        if after < before:
-            raise ModelError(
-                f"page {page}: the time of token {min(number, last)} is before that of the token in front of "
-                "it, or outside its batch: Token.time_ns is time.perf_counter_ns() when the token was there"
-            )
+    rows = [
+        (answer, sample(name, answer.times_ns) if answer.fault is None else None)
+        for name, answer in zip(names, answers, strict=True)
+    ]
+    return rows, total / 1e3
 
 
 def time_per_token(times_ns: Sequence[int]) -> float | None:

@@ -138,8 +138,7 @@ def test_xfail_covers_a_gate(bench):
     result.assert_outcomes(xfailed=1)
 
 
-def test_an_answer_without_a_token_has_none(bench):
-    """Which is known: it is no figure that does not apply."""
+def test_an_answer_without_a_token_fails_its_page_before_any_gate(bench):
     bench.echo()
     bench.test(
         """
@@ -152,17 +151,25 @@ def test_pages(llmprof):
     )
     result = bench.run("model=echo", "dataset=blank", "infer.prompt=mute", args=STAGE)
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["llmprof_gate: tokens is 0, limit >=1"])
+    result.stdout.fnmatch_lines(["*page(s) failed: one: the model's answer breaks its contract: no token at all*"])
 
 
-def test_an_answer_that_the_model_cannot_read_fails_its_page(bench):
+@pytest.mark.parametrize(
+    ("prompt", "text"),
+    [
+        ("garbled words", "ValueError: no luck"),
+        ("typeless words", "parse() returned a ParsedOutput of other types: Expected `str`, got `bytes`"),
+    ],
+)
+def test_an_answer_that_the_model_cannot_read_fails_its_page(bench, prompt, text):
     bench.echo()
     bench.test()
-    result = bench.run("model=echo", "dataset=blank", "infer.prompt='garbled words'", args=STAGE)
+    result = bench.run("model=echo", "dataset=blank", f"infer.prompt='{prompt}'", args=STAGE)
     result.assert_outcomes(failed=1)
-    text = "the model cannot read its answer: ValueError: no luck"
     found = json.loads((bench.stage_dir(stage="direct_inference") / "metrics.json").read_text())
-    assert found["errors"] == [{"page": "one", "error": text}]
+    (error,) = found["errors"]
+    assert error["page"] == "one"
+    assert error["error"].startswith(f"the model cannot read its answer: {text}")
     assert found["quality_reason"] == "no page was answered"
 
 
