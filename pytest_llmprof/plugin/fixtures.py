@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_llmprof.errors import ConfigError, EngineUnavailable, StageError
+from pytest_llmprof.plugin import options
 from pytest_llmprof.plugin.items import ITEM, ItemState
 from pytest_llmprof.plugin.shared import SHARED, SharedState
+from pytest_llmprof.text.escape import visible
 
 if TYPE_CHECKING:
     from pytest_llmprof.config.schema import Settings
@@ -106,6 +108,12 @@ class LlmProf:
         shared, session, state = self._shared, self._shared.session, self._state
         stage = session.stage(state.stage)
         assert isinstance(stage, StagePlugin)  # under a tool no test's body runs here
+        rounds = self.settings.measure.rounds
+
+        def progress(text: str, rounds_done: float | None = None) -> None:
+            done = None if rounds_done is None else rounds_done / rounds
+            shared.progress.show(f"{state.stage}: {text}", state.name, done)
+
         runner = Runner(
             settings=self.settings,
             stage=stage,
@@ -113,7 +121,7 @@ class LlmProf:
             test_id=self._request.node.nodeid,
             gates=state.gates,
             catalogue=session.catalogue,
-            progress=lambda text: shared.progress.show(f"{state.stage}: {text}", state.name),
+            progress=progress,
             rootdir=shared.config.rootpath,
             profiler_ran_before=session.profiler_ran,
             timed=session.timed,
@@ -181,12 +189,16 @@ def llmprof_output(llmprof_config: Settings, llmprof_artifacts: Artifacts) -> Ou
 def llmprof_model(request: pytest.FixtureRequest, llmprof_config: Settings) -> LoadedModel:
     """The loaded model of this test's configuration. One is kept between tests, and freed when another is asked for.
 
-    A test whose engine lacks something on this machine (a compiler, say) is skipped with the reason."""
-    shared = _shared(request)
+    A test whose engine lacks something on this machine (a compiler, say) is skipped with the reason; with
+    `--llmprof-strict` it fails."""
+    shared, state = _shared(request), _state(request)
     try:
-        return shared.session.model_cache.get(llmprof_config, shared.progress.show)
+        return shared.session.model_cache.get(llmprof_config, lambda text: shared.progress.show(text, state.name))
     except EngineUnavailable as error:
-        pytest.skip(str(error))
+        if options.strict(request.config):
+            raise
+        state.unavailable = str(error)
+        pytest.skip(visible(str(error)))
 
 
 @pytest.fixture

@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llmprof.errors import ConfigError, LlmprofError
+from pytest_llmprof.errors import ConfigError, LlmprofError, nearest
 
 if TYPE_CHECKING:
     from pytest_llmprof.compare.gates import Gate
     from pytest_llmprof.config.schema import Settings
     from pytest_llmprof.plugin.rows import Row
     from pytest_llmprof.plugin.shared import SharedState
-    from pytest_llmprof.records.catalogue import Catalogue
     from pytest_llmprof.records.metrics import GateResult
     from pytest_llmprof.records.stage import StageRecords
     from pytest_llmprof.run.directory import TestKey
     from pytest_llmprof.run.session import Session
-
-__all__ = [
-    "ITEM",
-    "STAGE_FIXTURE",
-    "ItemState",
-    "needs_sink",
-    "prepare_items",
-    "reject_stray_gates",
-    "stage_of",
-    "state_of",
-    "uses_llmprof",
-]
 
 STAGE_FIXTURE = "llmprof_stage"
 """All our fixtures request it, so a test that has it uses one of them."""
@@ -56,6 +45,8 @@ class ItemState:
         """What it measured, for the controller."""
         self.verdicts: Sequence[GateResult] = ()
         """The results of its gates."""
+        self.unavailable: str | None = None
+        """What this machine lacks for it: the test is skipped."""
         self.tool = False
         """Whether it runs in a child process under a tool, not here."""
         self.sink = False
@@ -91,15 +82,15 @@ def uses_llmprof(item: pytest.Item) -> bool:
 def needs_sink(item: pytest.Item, shared: SharedState) -> bool:
     """Whether the test will have rounds for pytest-benchmark here, and does not request its fixture itself.
 
-    Under xdist pytest-benchmark is off and would warn in each session; only `--benchmark-skip` works there.
+    In a worker pytest-benchmark is off and would warn: the controller hands over all workers' rounds.
     """
-    config, names = shared.config, getattr(item, "fixturenames", ())
-    if "llmprof" not in names or "benchmark" in names or not config.pluginmanager.hasplugin("benchmark"):
+    from pytest_llmprof.plugin.benchmark_sink import is_sink
+
+    names = getattr(item, "fixturenames", ())
+    if "llmprof" not in names or "benchmark" in names or not uses_llmprof(item) or not is_sink(item):
         return False
-    in_child = config.getoption("llmprof_frozen") is not None  # its rounds are not timed
-    if in_child or not uses_llmprof(item) or shared.session.stage(stage_of(item)).in_child:
-        return False
-    return not shared.worker or bool(config.getoption("benchmark_skip"))
+    in_child = shared.child or shared.session.stage(_stage_of(item)).in_child  # rounds there are not timed
+    return not in_child and (not shared.worker or bool(shared.config.getoption("benchmark_skip")))
 
 
 def prepare_items(
@@ -119,12 +110,12 @@ def prepare_items(
         state = state_of(item)
         state.name = f"{keys[item].module}::{keys[item].name}"
         state.test = dirs[keys[item]]
-        state.stage = stage_of(item)
+        state.stage = _stage_of(item)
         state.tool = session.stage(state.stage).in_child
         in_marker = True
         try:
             overrides = _overrides(item)
-            state.gates = _gates(item, session.catalogue)
+            state.gates = _gates(item, session)
             in_marker = bool(overrides)
             where = f"marker of {state.name.partition('[')[0]}"
             settings = session.composer.for_test(overrides, where, state.test, state.stage)
@@ -146,14 +137,21 @@ def prepare_items(
             refuse([item], clashes[item.nodeid])
 
 
-def stage_of(item: pytest.Item) -> str:
-    """The stage that the test runs in."""
+def _stage_of(item: pytest.Item) -> str:
     return str(_params(item)[STAGE_FIXTURE])
 
 
-def reject_stray_gates(items: Sequence[pytest.Item]) -> None:
-    """Let a test fail that has a gate but no fixture of ours: its gate would check nothing."""
+def check_marks(items: Sequence[pytest.Item], config: pytest.Config) -> None:
+    """Let a test fail whose marks would check nothing: a misspelt one, or a gate without a fixture of ours."""
+    known = {re.split(r"[:(\s]", line, maxsplit=1)[0] for line in config.getini("markers")}
+    ours = sorted(name for name in known if name.startswith("llmprof"))
     for item in items:
+        for mark in item.iter_markers():
+            if mark.name.startswith("llmprof") and mark.name not in known:
+                state_of(item).error = (
+                    f"@pytest.mark.{mark.name} of {item.nodeid}: unknown marker{nearest(mark.name, ours)}; "
+                    f"allowed: {', '.join(ours)}"
+                )
         if any(mark.name == _GATE for mark in item.own_markers) and not uses_llmprof(item):
             state_of(item).error = (
                 f"llmprof_gate of {item.nodeid}: the test asks for no fixture of llmprof, so it has no figures; "
@@ -182,7 +180,7 @@ def _overrides(item: pytest.Item) -> tuple[str, ...]:
     return tuple(result)
 
 
-def _gates(item: pytest.Item, catalogue: Catalogue) -> tuple[Gate, ...]:
+def _gates(item: pytest.Item, session: Session) -> tuple[Gate, ...]:
     """The limits of the test's `llmprof_gate` marks; the nearest mark wins. Raises `ConfigError`."""
     limits: dict[str, object] = {}
     for mark in _marks(item, _GATE):
@@ -196,7 +194,8 @@ def _gates(item: pytest.Item, catalogue: Catalogue) -> tuple[Gate, ...]:
         return ()
     from pytest_llmprof.compare.gates import parse_gates
 
-    return parse_gates(limits, item.nodeid, catalogue)
+    gates = parse_gates(limits, item.nodeid, session.catalogue)
+    return tuple(replace(gate, stages=session.stages_measuring(gate.name)) for gate in gates)
 
 
 def _marks(item: pytest.Item, name: str) -> Iterator[pytest.Mark]:

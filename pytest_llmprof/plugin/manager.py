@@ -16,15 +16,17 @@ from pytest_llmprof.plugin import options
 from pytest_llmprof.plugin.items import (
     ITEM,
     STAGE_FIXTURE,
+    check_marks,
     needs_sink,
     prepare_items,
-    reject_stray_gates,
     state_of,
     uses_llmprof,
 )
 from pytest_llmprof.plugin.results import Results, failure, judge, one_line
 from pytest_llmprof.plugin.shared import SHARED, SharedState
-from pytest_llmprof.plugin.terminal import columns, gate_lines, header, relative, summary
+from pytest_llmprof.plugin.terminal import clean, columns, gate_lines, header, relative, summary
+from pytest_llmprof.text.escape import one_line as visible_line
+from pytest_llmprof.text.escape import visible
 
 pytest_plugins = ("pytest_llmprof.plugin.fixtures",)
 
@@ -54,14 +56,15 @@ def pytest_configure(config: pytest.Config) -> None:
     shared = config.stash[SHARED] = SharedState(config)
     manager = Manager(shared)
     config.pluginmanager.register(manager, "llmprof-manager")
-    if config.getoption("llmprof_frozen") is not None:
+    if shared.child:
         from pytest_llmprof.plugin.in_child import ChildHooks
 
         config.pluginmanager.register(ChildHooks(shared), "llmprof-in-child")
-    given = options.given_on_command_line(config) or (shared.controller and options.given_in_ini(config))
-    if given and not shared.worker:  # a worker's controller has checked it
+    if not shared.worker:  # a worker's controller has checked it
         with _usage_errors():
-            manager.check()
+            options.check_ini(config)
+            if options.configured(config, ini=shared.controller):
+                manager.check()
 
 
 @contextmanager
@@ -70,7 +73,7 @@ def _usage_errors() -> Iterator[None]:
     try:
         yield
     except LlmprofError as error:
-        raise pytest.UsageError(str(error)) from None
+        raise pytest.UsageError(visible(str(error))) from None
 
 
 class Manager:
@@ -87,6 +90,7 @@ class Manager:
         self._used = False
         """Whether a collected test asks for us."""
         self._results = Results(config)
+        self._strict = options.strict(config) and not shared.child  # a child's parent judges its gates
         self._interrupted = False
 
     # -- the session's configuration --------------------------------------------------------------------
@@ -122,7 +126,7 @@ class Manager:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        reject_stray_gates(items)
+        check_marks(items, self._config)
         ours = [item for item in items if uses_llmprof(item)]
         if not ours:
             return
@@ -135,7 +139,7 @@ class Manager:
     def _refuse(self, items: Sequence[pytest.Item], text: str) -> None:
         """Stop with a usage error. In an xdist worker that would be an internal error, so fail *items* there."""
         if not self._shared.worker:
-            raise pytest.UsageError(text)
+            raise pytest.UsageError(visible(text))
         for item in items:
             state_of(item).error = text
 
@@ -161,7 +165,7 @@ class Manager:
         except LlmprofError as error:
             text = str(error)
             self._refuse([item for item in session.items if uses_llmprof(item)], text)
-            report = pytest.CollectReport(session.nodeid, "failed", text, [], llmprof_refused=text)
+            report = pytest.CollectReport(session.nodeid, "failed", visible(text), [], llmprof_refused=visible(text))
             self._config.hook.pytest_collectreport(report=report)
 
     @pytest.hookimpl(tryfirst=True)
@@ -219,22 +223,24 @@ class Manager:
         self._shared.progress.clear()
         state = item.stash.get(ITEM, None)
         if state is not None and call.when == "call" and call.excinfo is None:
-            call.excinfo = judge(state)
+            call.excinfo = judge(state, strict=self._strict)
         report = yield
         error = call.excinfo.value if call.excinfo is not None else None
         if isinstance(error, LlmprofError):
             if details := getattr(error, "details", None):
-                report.sections.append(("llmprof: where it failed", details))
+                report.sections.append(("llmprof: where it failed", visible(details)))
             if report.failed and not self._config.option.fulltrace:
                 report.longrepr = item.repr_failure(failure(str(error)))
         if state is None or not uses_llmprof(item):
             return report
+        report.longrepr = clean(report.longrepr)
         if call.when == "call" and state.verdicts:
             report.sections.append(("llmprof gates", gate_lines(state.verdicts)))
         report.llmprof = {  # type: ignore[attr-defined]
             "stage": state.stage,
             "dir": state.directory or None,
             "error": one_line(error) if error is not None and report.failed else None,
+            "unavailable": state.unavailable,
             "legacy": self._shared.session.legacy_keys,
             "row": state.row.encode() if call.when == "call" and state.row is not None else None,
         }
@@ -298,14 +304,15 @@ class Manager:
             self._results.close_errors += ours.close_errors
         if self._shared.worker:
             self._config.workeroutput["llmprof_close_errors"] = self._results.close_errors  # type: ignore[attr-defined]
-        self._results.finish(self._status(session, exitstatus))
+        self._results.finish(self._status(session, exitstatus), controller=self._shared.controller)
         if self._results.trouble and exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         yield
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         results = self._results
-        lines = summary(list(results.rows.values()), results.columns, terminalreporter._tw.fullwidth)
+        rows, width = list(results.rows.values()), terminalreporter._tw.fullwidth
+        lines = summary(rows, results.columns, width, results.unavailable)
         if results.log is not None:
             if not self._header_shown:  # under xdist it was not known in time
                 self.check()
@@ -317,4 +324,4 @@ class Manager:
         if lines:
             terminalreporter.write_sep("=", "llmprof")
             for line in lines:
-                terminalreporter.write_line(line)
+                terminalreporter.write_line(visible_line(line, 2000))

@@ -11,19 +11,6 @@ import pytest
 if TYPE_CHECKING:
     from pytest_llmprof.config.compose import ConfigSources
 
-__all__ = [
-    "CHILD_OPTIONS",
-    "FROZEN",
-    "MARKERS",
-    "OPTIONS",
-    "add_options",
-    "columns",
-    "directory",
-    "given_in_ini",
-    "given_on_command_line",
-    "sources",
-]
-
 FROZEN = "--llmprof-frozen"
 """Internal: the file of the configuration that a stage gives to the child process it starts."""
 CHILD_OPTIONS = "llmprof_child_options"
@@ -36,49 +23,37 @@ MARKERS = (
     "is broken. A figure that is not applicable (no truth, random weights, a CPU) does not fail.",
 )
 
-OPTIONS = {
-    "llmprof_stage": (
-        "STAGE[,STAGE]",
-        True,
-        "stages to run each test in, repeatable and comma separated; default: the configuration's `stages`",
-    ),
-    "llmprof_override": (
-        "KEY=VALUE",
-        True,
-        "a Hydra override, repeatable: a key (measure.rounds=5) or a preset (model=deepseek_ocr)",
-    ),
-    "llmprof_config_dir": ("DIR", False, "your own configuration tree, laid over the packaged one"),
-    "llmprof_run_dir": (
-        "DIR",
-        False,
-        "this run's directory; default: llmprof-runs/<timestamp> under the rootdir. Refused when it holds a run",
-    ),
-    "llmprof_columns": (
-        "METRIC[,METRIC]",
-        True,
-        "metrics in the columns of the summary's table, repeatable and comma separated (ttft_ms,tpot_ms,decode_ms,cer)",
-    ),
+_LISTS = {
+    "llmprof_stage": ("STAGE[,STAGE]", "stages to run each test in, comma separated; default: the key `stages`"),
+    "llmprof_override": ("KEY=VALUE", "a Hydra override: a key (measure.rounds=5) or a preset (model=deepseek_ocr)"),
+    "llmprof_columns": ("METRIC[,METRIC]", "metrics in the summary's table, comma separated (ttft_ms,tpot_ms,cer)"),
 }
-"""Options with an ini twin, by ini key: metavar, whether it is a list, help."""
+_DIRECTORIES = {
+    "llmprof_config_dir": "your own configuration tree, laid over the packaged one",
+    "llmprof_run_dir": "this run's directory, refused when it holds a run; default: llmprof-runs/<timestamp> "
+    "under the rootdir",
+}
+KEYS = (*_LISTS, *_DIRECTORIES)
+"""Options with an ini twin that the configuration is made of."""
+_STRICT = (
+    "fail where something is missing: a test that would be skipped because this machine lacks what its engine needs, "
+    "and a gate whose metric is not applicable or not measured"
+)
 
 
 def add_options(parser: pytest.Parser) -> None:
     """Register the group `llmprof` and its ini twins."""
     group = parser.getgroup("llmprof", "benchmark and profile document-OCR and multimodal models")
-    for key, (metavar, many, text) in OPTIONS.items():
-        action = "append" if many else "store"
-        group.addoption(_flag(key), dest=key, action=action, default=None, metavar=metavar, help=text)
-        if many:
-            parser.addini(key, f"{text} (one a line)", type="linelist", default=[])
-        else:
-            parser.addini(key, text, type="string", default="")
-    group.addoption(
-        "--llmprof-show-config",
-        dest="llmprof_show_config",
-        action="store_true",
-        default=False,
-        help="print the session's resolved configuration as YAML and exit without collecting",
-    )
+    for key, (metavar, text) in _LISTS.items():
+        group.addoption(_flag(key), dest=key, action="append", metavar=metavar, help=f"{text}; repeatable")
+        parser.addini(key, f"{text} (one a line)", type="linelist", default=[])
+    for key, text in _DIRECTORIES.items():
+        group.addoption(_flag(key), dest=key, metavar="DIR", help=text)
+        parser.addini(key, text, type="string", default="")
+    group.addoption("--llmprof-strict", dest="llmprof_strict", action="store_true", help=_STRICT)
+    parser.addini("llmprof_strict", _STRICT, type="bool", default=False)
+    show = "print the session's resolved configuration as YAML and exit without collecting"
+    group.addoption("--llmprof-show-config", dest="llmprof_show_config", action="store_true", help=show)
     group.addoption(FROZEN, dest="llmprof_frozen", default=None, help=argparse.SUPPRESS)
     parser.addini(
         CHILD_OPTIONS,
@@ -93,14 +68,27 @@ def _flag(key: str) -> str:
     return "--" + key.replace("_", "-")
 
 
-def given_on_command_line(config: pytest.Config) -> bool:
-    """Whether any option with an ini twin was given there (pytest's `addopts` counts as given)."""
-    return any(config.getoption(key) is not None for key in OPTIONS)
+def configured(config: pytest.Config, *, ini: bool) -> bool:
+    """Whether the configuration was set on the command line (`addopts` included), or with *ini* in the ini file."""
+    return any(config.getoption(key) is not None or (ini and config.getini(key)) for key in KEYS)
 
 
-def given_in_ini(config: pytest.Config) -> bool:
-    """Whether any of the ini twins is set."""
-    return any(config.getini(key) for key in OPTIONS)
+def check_ini(config: pytest.Config) -> None:
+    """Refuse ini keys of ours that do not exist, which pytest at most warns of. Raises `ConfigError`."""
+    from pytest_llmprof.errors import ConfigError, nearest
+
+    for key in sorted(config._get_unknown_ini_keys()):
+        if key.lower().startswith("llmprof"):
+            known = sorted(name for name in config._parser._inidict if name.startswith("llmprof_"))
+            where = config.inipath.name if config.inipath is not None else "-o"
+            raise ConfigError(
+                f"unknown ini key {key} in {where}{nearest(key.lower(), known)}; allowed: {', '.join(known)}"
+            )
+
+
+def strict(config: pytest.Config) -> bool:
+    """Whether a test fails where something is missing."""
+    return bool(config.getoption("llmprof_strict") or config.getini("llmprof_strict"))
 
 
 def directory(config: pytest.Config, key: str) -> Path | None:

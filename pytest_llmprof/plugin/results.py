@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from pytest_llmprof.errors import LlmprofError
+from pytest_llmprof.text.escape import visible
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -28,23 +29,24 @@ if TYPE_CHECKING:
 __all__ = ["Results", "failure", "judge", "one_line"]
 
 
-def judge(state: ItemState) -> pytest.ExceptionInfo[BaseException] | None:
-    """The failure of a test whose metrics break a gate, or that has gates and measured nothing."""
+def judge(state: ItemState, *, strict: bool) -> pytest.ExceptionInfo[BaseException] | None:
+    """The failure of a test whose metrics break a gate, or that has gates and measured nothing.
+
+    In a *strict* run a gate without a value is broken too.
+    """
     if not state.gates:
         return None
     if state.row is None:
         return failure("llmprof_gate: the test called neither llmprof.run() nor llmprof.measure()")
-    broken = [verdict for verdict in state.verdicts if verdict.outcome == "failed"]
-    if not broken:
-        return None
-    text = "; ".join(f"{verdict.name} is {verdict.figure:.6g}, limit {verdict.limit}" for verdict in broken)
-    return failure(f"llmprof_gate: {text}")
+    outcomes = ("failed", "not applicable", "not measured") if strict else ("failed",)
+    broken = [gate.text for gate in state.verdicts if gate.outcome in outcomes]
+    return failure(f"llmprof_gate: {'; '.join(broken)}") if broken else None
 
 
 def failure(text: str) -> pytest.ExceptionInfo[BaseException]:
     """An exception that pytest shows as *text* alone, without a traceback."""
     try:
-        pytest.fail(text, pytrace=False)
+        pytest.fail(visible(text), pytrace=False)
     except pytest.fail.Exception as error:
         return pytest.ExceptionInfo.from_exception(error)
 
@@ -69,6 +71,8 @@ class Results:
         """run.json, once the run has begun."""
         self.close_errors: list[str] = []
         """Errors in closing models, in all workers."""
+        self.unavailable: dict[str, list[str]] = {}
+        """Tests that were skipped, by what this machine lacks for them."""
         self._config = config
         self._legacy: dict[str, None] = {}
         self._legacy_logged = False
@@ -101,6 +105,8 @@ class Results:
     def take(self, report: pytest.TestReport, data: Mapping[str, Any]) -> None:
         """Record a report of a test of ours, with the data that its process added."""
         self.legacy(data["legacy"])
+        if report.skipped and data["unavailable"]:
+            self.unavailable.setdefault(data["unavailable"], []).append(report.nodeid)
         kind = None
         if data["row"] is not None:
             from pytest_llmprof.plugin.rows import Row
@@ -142,14 +148,20 @@ class Results:
             self._legacy_logged = True
             logging.getLogger("pytest_llmprof").info(text)
 
-    def finish(self, status: str) -> None:
-        """Write benchmark.json, and run.json with its last *status*. Does nothing where no run has begun."""
+    def finish(self, status: str, *, controller: bool) -> None:
+        """Write benchmark.json, and run.json with its last *status*. Does nothing where no run has begun.
+
+        In xdist's *controller* pytest-benchmark gets the rounds, too.
+        """
         if self.log is None:
             return
         self.log_legacy()
+        from pytest_llmprof.plugin.benchmark_sink import benchmark_json, serve
+
         rows = [row for row in self.rows.values() if row.round_seconds]
+        if controller:
+            serve(rows, self._config)
         if rows:
-            from pytest_llmprof.plugin.benchmark_sink import benchmark_json
             from pytest_llmprof.records.files import write_json
 
             try:

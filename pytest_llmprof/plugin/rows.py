@@ -30,6 +30,8 @@ class Row(msgspec.Struct):
     """Metrics by name."""
     quality_reason: str | None
     gpu_warnings: list[str]
+    gate_notes: list[str]
+    """Gates without a value, and those of which a part has none."""
     round_seconds: list[float]
     params: dict[str, Any]
     param: str
@@ -53,6 +55,11 @@ class Row(msgspec.Struct):
             values={**metrics.figures, **(metrics.quality or {})},
             quality_reason=metrics.quality_reason,
             gpu_warnings=gpu_warnings(metrics, records.environment),
+            gate_notes=[
+                f"gate {gate.text}"
+                for gate in metrics.gates
+                if gate.reason and gate.outcome != "measured in another stage"
+            ],
             round_seconds=metrics.round_seconds if timed else [],
             params={name: _param(value) for name, value in callspec.params.items()},
             param=callspec.id,

@@ -30,6 +30,8 @@ class SharedState:
             getattr(config.option, "tx", None) or getattr(config.option, "numprocesses", None)
         )
         """Whether it starts such workers."""
+        self.child = config.getoption("llmprof_frozen") is not None
+        """Whether it is the child of a stage under a tool."""
         self.progress = Progress(config)
 
     @property

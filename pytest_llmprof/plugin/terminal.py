@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmprof.errors import ConfigError
+from pytest_llmprof.text.escape import one_line, visible
+from pytest_llmprof.text.numbers import duration
 
 if TYPE_CHECKING:
     import pytest
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
     from pytest_llmprof.records.catalogue import Catalogue, Declaration
     from pytest_llmprof.records.metrics import GateResult
 
-__all__ = ["LINE_EVERY_S", "Progress", "columns", "gate_lines", "header", "relative", "summary"]
+__all__ = ["LINE_EVERY_S", "Clock", "Progress", "clean", "columns", "gate_lines", "header", "relative", "summary"]
 
 LINE_EVERY_S = 10.0
 """Least time between two lines of progress where they stay (a log)."""
@@ -36,26 +39,28 @@ class Progress:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._since: float | None = None
+        self._last_line: float | None = None
         self._shown = False
+        self._clock = Clock()
 
-    def show(self, text: str, test: str = "") -> None:
-        """Show *text*; *test* names the test where lines are kept."""
+    def show(self, text: str, test: str, done: float | None = None) -> None:
+        """Show what *test* does, and how long it has run; *done*, 0 to 1: how much of its rounds is behind."""
         reporter = self._config.pluginmanager.getplugin("terminalreporter")
         if reporter is None or hasattr(self._config, "workerinput"):
             return
+        now = time.monotonic()
+        text = one_line(text) + self._clock.times(test, done, now)
         verbosity = self._config.get_verbosity()
         if self._live(reporter):
             if verbosity >= -1:
                 self._draw(text)
             return
-        now = time.monotonic()
-        self._since = now if self._since is None else self._since
-        if verbosity >= 0 and now - self._since >= LINE_EVERY_S:
-            self._since = now
+        self._last_line = now if self._last_line is None else self._last_line
+        if verbosity >= 0 and now - self._last_line >= LINE_EVERY_S:
+            self._last_line = now
             with self._uncaptured():
                 reporter.ensure_newline()
-                reporter.write_line(f"llmprof: {test}: {text}" if test else f"llmprof: {text}")
+                reporter.write_line(f"llmprof: {one_line(test)}: {text}")
 
     def clear(self) -> None:
         """Remove a live text."""
@@ -83,12 +88,37 @@ class Progress:
         return nullcontext() if capture is None else capture.global_and_fixture_disabled()
 
 
+class Clock:
+    """How long a test has run, and how long its rounds will go on."""
+
+    def __init__(self) -> None:
+        self._test: str | None = None
+        self._begin = 0.0
+        self._rounds = (0.0, 0.0)
+        """When its rounds began, and what was done of them then."""
+
+    def times(self, test: str, done: float | None, now: float) -> str:
+        """"; 40 s, about 3 min left" at the time *now* (s); empty in the first second."""
+        if test != self._test:
+            self._test, self._begin, self._rounds = test, now, (now, 1.0)
+        began, before = self._rounds
+        if done is not None and done < before:
+            self._rounds = began, before = now, done
+        if now - self._begin < 1:
+            return ""
+        passed = f"; {duration(now - self._begin)}"
+        if done is None or not before < done < 1:
+            return passed
+        return f"{passed}, about {duration((now - began) / (done - before) * (1 - done))} left"
+
+
 def header(settings: Settings, run_dir: Path, start: Path) -> str:
     """The session in one line: stages, model, device and run directory."""
     model = settings.choices.get("model", settings.model.name)
-    return (
+    return one_line(
         f"llmprof: stages {', '.join(settings.stages)}; model {model} (mode {settings.model.mode}, device "
-        f"{settings.model.device}); run directory {relative(run_dir, start)}"
+        f"{settings.model.device}); run directory {relative(run_dir, start)}",
+        2000,
     )
 
 
@@ -102,11 +132,28 @@ def columns(catalogue: Catalogue, chosen: Sequence[str] | None) -> list[Declarat
     return [metric.declaration for metric in catalogue.shown_in("terminal")]
 
 
-def summary(rows: Sequence[Row], metrics: Sequence[Declaration], width: int) -> list[str]:
-    """A line for each test in each stage; where that is wider than *width*, the files go on a line below."""
-    if not rows:
-        return []
+def summary(
+    rows: Sequence[Row],
+    metrics: Sequence[Declaration],
+    width: int,
+    unavailable: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> list[str]:
+    """A line for each test in each stage, then what to know of them; *unavailable* are skipped tests by reason."""
     with_module = len({row.id.partition("::")[0] for row in rows}) > 1
+    noted: dict[str, list[str]] = {f"skipped: {why}": list(names) for why, names in unavailable.items()}
+    for row in rows:
+        for text in (*row.gate_notes, *row.gpu_warnings, *row.page_notes):
+            noted.setdefault(text, []).append(f"{_name(row, with_module=with_module)} ({row.stage})")
+    lines = _table(rows, metrics, width, with_module=with_module) if rows else []
+    for text, names in noted.items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        lines.append(f"{names[0]}{more}: {text}")
+    reasons = dict.fromkeys(row.quality_reason for row in rows if row.quality_reason)
+    return lines + [f"CER is not applicable: {reason}" for reason in reasons]
+
+
+def _table(rows: Sequence[Row], metrics: Sequence[Declaration], width: int, *, with_module: bool) -> list[str]:
+    """Where a line is wider than *width*, the files go on a line below."""
     cells = [("test", "stage", *(metric.column for metric in metrics), "files")]
     for row in rows:
         values = [_number(row.values.get(metric.name), f".{metric.digits}f") for metric in metrics]
@@ -124,15 +171,6 @@ def summary(rows: Sequence[Row], metrics: Sequence[Declaration], width: int) -> 
             lines += [f"    {cell[-1]}"] if number else []
         else:
             lines.append("  ".join(texts).rstrip())
-    noted: dict[str, list[str]] = {}
-    for row in rows:
-        for text in (*row.gpu_warnings, *row.page_notes):
-            noted.setdefault(text, []).append(f"{_name(row, with_module=with_module)} ({row.stage})")
-    for text, names in noted.items():
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        lines.append(f"{names[0]}{more}: {text}")
-    reasons = dict.fromkeys(row.quality_reason for row in rows if row.quality_reason)
-    lines += [f"CER is not applicable: {reason}" for reason in reasons]
     return lines
 
 
@@ -141,8 +179,21 @@ def gate_lines(results: Iterable[GateResult]) -> str:
     lines = [f"{'metric':<18} {'limit':>12} {'measured':>14}  outcome"]
     for gate in results:
         value = "n/a" if gate.figure is None else f"{gate.figure:.6g}"
-        lines.append(f"{gate.name:<18} {gate.limit:>12} {value:>14}  {gate.outcome}")
+        reason = f": {gate.reason}" if gate.reason else ""
+        lines.append(f"{gate.name:<18} {gate.limit:>12} {value:>14}  {gate.outcome}{reason}")
     return "\n".join(lines)
+
+
+def clean(shown: Any) -> Any:
+    """What pytest shows of an exception, with the control characters of its texts made visible, in place."""
+    if isinstance(shown, str):
+        return visible(shown)
+    if isinstance(shown, (list, tuple)):
+        return type(shown)(map(clean, shown))
+    if hasattr(shown, "toterminal"):
+        for name, value in vars(shown).items():
+            setattr(shown, name, clean(value))
+    return shown
 
 
 def relative(path: Path, start: Path) -> str:

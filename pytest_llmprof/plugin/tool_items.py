@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_llmprof.plugin import options
 from pytest_llmprof.plugin.options import CHILD_OPTIONS, FROZEN
+from pytest_llmprof.text.escape import visible
 
 if TYPE_CHECKING:
     from pytest_llmprof.plugin.items import ItemState
@@ -86,7 +88,8 @@ def _command(
     frozen, run_dir, temp = paths
     here = str(config.invocation_params.dir)
     safe = [] if "" in sys.path or here in sys.path else ["-P"]  # python -m adds the directory it is started in
-    benchmark = ["--benchmark-disable"] if config.pluginmanager.hasplugin("benchmark") else []
+    benchmark = ["--benchmark-disable"] if hasattr(config.option, "benchmark_disable") else []
+    strict = ["--llmprof-strict"] if options.strict(config) else []
     cache = ["-o", f"cache_dir={temp}/cache"] if config.pluginmanager.hasplugin("cacheprovider") else []
     return [
         *(sys.executable, *safe, "-m", "pytest"),
@@ -94,7 +97,7 @@ def _command(
         *("-o", "addopts=", "-o", "log_file=", *cache),
         *(["-c", str(config.inipath)] if config.inipath is not None else []),
         *(f"--rootdir={config.rootpath}", f"--basetemp={temp}/basetemp", "--color=no", "--runxfail", *benchmark),
-        *(f"{FROZEN}={frozen}", f"--llmprof-run-dir={run_dir}"),
+        *(f"{FROZEN}={frozen}", f"--llmprof-run-dir={run_dir}", *strict),
         _node_id(item, state.stage, workload),
     ]
 
@@ -123,6 +126,7 @@ def run_tool_item(item: pytest.Function, state: ItemState, shared: SharedState) 
         artifacts=session.artifacts(state.test),
         catalogue=session.catalogue,
         test_id=item.nodeid,
+        gates=state.gates,
         command=lambda *paths: _command(item, state, shared, stage.workload, paths),
         cwd=Path(shared.from_controller["llmprof_cwd"]) if shared.worker else item.config.invocation_params.dir,
         progress=lambda text: shared.progress.show(f"{state.stage}: {text}", state.name),
@@ -130,7 +134,8 @@ def run_tool_item(item: pytest.Function, state: ItemState, shared: SharedState) 
     try:
         runner.run()
     except ChildSkipped as skip:
-        pytest.skip(str(skip))
+        state.unavailable = str(skip)
+        pytest.skip(visible(str(skip)))
     finally:
         if runner.records is not None:
             state.keep(item, runner.records, timed=False)

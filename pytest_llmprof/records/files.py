@@ -16,13 +16,9 @@ import msgspec
 
 from pytest_llmprof.errors import ArtifactError
 
-__all__ = ["NOT_JSON", "atomic_path", "decode", "decode_record", "read_bytes", "read_json"]
-__all__ += ["write_bytes", "write_json", "write_text"]
+__all__ = ["atomic_path", "decode_record", "read_bytes", "read_json", "write_bytes", "write_json", "write_text"]
 
 _Record = TypeVar("_Record")
-
-NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What decoding raises: also for invalid UTF-8, and for brackets nested too deep."""
 
 
 @contextmanager
@@ -64,13 +60,13 @@ def read_bytes(path: Path) -> bytes:
     """Read a file. Raises `ArtifactError` naming it where it cannot be read."""
     try:
         return path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        raise ArtifactError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
 
 
 def read_json(path: Path) -> Any:
     """Read a JSON file as plain data. Raises `ArtifactError` naming the file where it is missing or not JSON."""
-    return decode(read_bytes(path), path, Any)
+    return _decode(read_bytes(path), path, Any)
 
 
 class _Version(msgspec.Struct):
@@ -82,19 +78,18 @@ def decode_record(data: bytes, kind: type[_Record], newest: int, path: Path | st
 
     Raises `ArtifactError` with one line where it is no JSON, is of a schema newer than *newest*, or has another shape.
     """
-    schema = decode(data, path, _Version).schema
+    schema = _decode(data, path, _Version).schema
     if schema > newest:
         raise ArtifactError(
             f"{path} has schema {schema}, and this pytest-llmprof reads up to {newest}: install a newer pytest-llmprof"
         )
-    return decode(data, path, kind)
+    return _decode(data, path, kind)
 
 
-def decode(data: bytes, path: Path | str, kind: type[_Record]) -> _Record:
-    """Decode *data*, which *path* names, as a *kind*. Raises `ArtifactError` where it is none."""
+def _decode(data: bytes, path: Path | str, kind: type[_Record]) -> _Record:
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:
         raise ArtifactError(f"{path} is not a file of this kind: {error}") from error
-    except NOT_JSON as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path} is not JSON: {error}") from error

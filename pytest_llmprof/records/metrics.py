@@ -128,9 +128,18 @@ class GateResult(Struct):
     limit: str
     """As it was written, "<=0.05"."""
     figure: float | None
-    """The measured value; null where it is not applicable."""
+    """The measured value; null where there is none."""
     outcome: str
-    """passed | failed | not applicable"""
+    """passed | failed | not applicable | not measured | measured in another stage"""
+    reason: str | None = None
+    """Why there is no value, or of how many pages it is."""
+
+    @property
+    def text(self) -> str:
+        """The gate in one line: "cer is 0.1, limit <=0.05", "cer <=0.05 is not applicable: no page has truth"."""
+        if self.figure is None:
+            return f"{self.name} {self.limit} is {self.outcome}: {self.reason}"
+        return f"{self.name} is {self.figure:.6g}, limit {self.limit}" + (f" ({self.reason})" if self.reason else "")
 
 
 class ModelInfo(Struct, frozen=True):

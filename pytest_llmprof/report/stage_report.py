@@ -120,8 +120,7 @@ def _verdict(metrics: Metrics) -> str:
         parts.append(f"CER {percent(cer)}.")
     if metrics.gates:
         outcomes = Counter(gate.outcome for gate in metrics.gates)
-        known = [f"{outcomes[name]} {name}" for name in ("passed", "failed", "not applicable") if outcomes[name]]
-        parts.append(f"Gates: {listed(*known)}.")
+        parts.append(f"Gates: {listed(*(f'{number} {outcome}' for outcome, number in outcomes.items()))}.")
     return " ".join(parts)
 
 
@@ -253,7 +252,8 @@ def _gates(metrics: Metrics) -> str:
             inline(gate.name),
             code(gate.limit),
             number(gate.figure),
-            f"**{gate.outcome}**" if gate.outcome == "failed" else inline(gate.outcome),
+            (f"**{gate.outcome}**" if gate.outcome == "failed" else inline(gate.outcome))
+            + (f": {inline(gate.reason)}" if gate.reason else ""),
         ]
         for gate in metrics.gates
     ]

@@ -23,7 +23,7 @@ from pytest_llmprof.records.metrics import DatasetInfo, ErrorRecord, Fingerprint
 from pytest_llmprof.records.predictions import Prediction
 from pytest_llmprof.records.stage import StageRecords
 from pytest_llmprof.run.artifacts import Artifacts
-from pytest_llmprof.stages.base import StageContext, StagePlugin, StageResult, Workload
+from pytest_llmprof.stages.base import ShowProgress, StageContext, StagePlugin, StageResult, Workload
 from pytest_llmprof.stages.contract import Answer, check_model
 from pytest_llmprof.stages.failures import Failure
 
@@ -108,7 +108,7 @@ class Runner:
     test_id: str
     gates: tuple[Gate, ...]
     catalogue: Catalogue
-    progress: Callable[[str], None]
+    progress: ShowProgress
     rootdir: Path
     profiler_ran_before: bool = False
     timed: bool = True
@@ -274,7 +274,7 @@ class Runner:
         if not self.timed:
             metrics.figures = {**dict.fromkeys(metrics.figures), "tokens": metrics.figures["tokens"]}
         if error is None:
-            metrics.gates = judge(self.gates, {**metrics.figures, **(metrics.quality or {})})
+            metrics.gates = judge(self.gates, metrics)
         failures = workload.failures
         may_fail = (self.settings.measure.max_failed_pages or 0) if workload.kind == "pages" else 0
         too_many = len(failures) > may_fail

@@ -98,6 +98,12 @@ class Session:
         """A registered stage."""
         return next(stage for stage in self.stages if stage.name == name)
 
+    def stages_measuring(self, metric: str) -> tuple[str, ...]:
+        """The stages of this run that measure *metric*: those that declare it; if none does, those that time."""
+        owners = {stage.name for stage in self.stages if any(own.name == metric for own in stage.metrics)}
+        chosen = self.composer.session().stages
+        return tuple(name for name in chosen if (name in owners if owners else not self.stage(name).in_child))
+
     def pages(self, settings: DatasetSettings) -> tuple[Page, ...]:
         """A dataset's pages, read once. Raises `DatasetError`."""
         if settings not in self._pages:

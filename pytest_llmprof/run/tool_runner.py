@@ -16,6 +16,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from pytest_llmprof.compare.gates import Gate, judge
 from pytest_llmprof.config.frozen import freeze
 from pytest_llmprof.config.schema import Settings
 from pytest_llmprof.errors import ArtifactError, LlmprofError, error_line
@@ -49,6 +50,7 @@ class ToolRunner:
     cwd: Path
     progress: Callable[[str], None]
     catalogue: Catalogue
+    gates: tuple[Gate, ...] = ()
     records: StageRecords | None = None
     """What was written, once it is."""
 
@@ -149,7 +151,9 @@ class ToolRunner:
                 shutil.copyfile(directory / "inputs.jsonl", context.out_dir / "inputs.jsonl")
         metrics = self._metrics(child.metrics if child else None)
         metrics.figures |= context.figures
-        if error is not None:
+        if error is None:
+            metrics.gates = judge(self.gates, metrics)
+        else:
             metrics.status = "error"
             metrics.errors = metrics.errors or [ErrorRecord(None, error_line(error))]
         context.block.not_applied = outcome.notes

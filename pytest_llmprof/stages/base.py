@@ -97,6 +97,12 @@ class StageResult:
     """Why the GPU, or a part of it, is not known."""
 
 
+class ShowProgress(Protocol):
+    """Shows one line of progress; *rounds_done*, such as 1.5, tells how far the measured rounds are."""
+
+    def __call__(self, text: str, rounds_done: float | None = None) -> None: ...
+
+
 @dataclass(frozen=True)
 class StageContext:
     """All a stage is given for one test."""

@@ -14,7 +14,7 @@ from pytest_llmprof.measure.memory import PeakMemory
 from pytest_llmprof.measure.phases import CALL, PhaseRecorder
 from pytest_llmprof.models.base import LoadedModel
 from pytest_llmprof.records.metrics import Peak, Sample
-from pytest_llmprof.stages.base import Window
+from pytest_llmprof.stages.base import ShowProgress, Window
 from pytest_llmprof.stages.failures import Failure, describe_error, free_memory_of, out_of_memory
 
 __all__ = ["CallableWorkload"]
@@ -25,9 +25,7 @@ class CallableWorkload:
 
     kind = "callable"
 
-    def __init__(
-        self, call: Callable[[], Any], name: str, device: str, progress: Callable[[str], None]
-    ) -> None:
+    def __init__(self, call: Callable[[], Any], name: str, device: str, progress: ShowProgress) -> None:
         self.name = name
         self.device = device
         self.failures: list[Failure] = []
@@ -85,7 +83,7 @@ class CallableWorkload:
 
     def round(self, index: int, recorder: PhaseRecorder) -> tuple[list[Sample], float]:
         """Call it once; the total ends when the device is done."""
-        self._progress(f"round {index + 1}")
+        self._progress(f"round {index + 1}", index)
         self._synchronise()
         self.value = None  # the round before may not hold memory in this one
         self._memory.take()

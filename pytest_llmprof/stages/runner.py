@@ -25,7 +25,7 @@ from pytest_llmprof.measure.phases import DOMAIN, TOP_PHASES, WARMUP_DOMAIN, Pha
 from pytest_llmprof.models.base import LoadedModel
 from pytest_llmprof.records.environment import Gpu
 from pytest_llmprof.records.metrics import Peak, Sample
-from pytest_llmprof.stages.base import StageContext, Window
+from pytest_llmprof.stages.base import ShowProgress, StageContext, Window
 from pytest_llmprof.stages.contract import Answer, read_answers
 from pytest_llmprof.stages.failures import Failure, describe_error, free_memory_of, out_of_memory
 
@@ -96,7 +96,7 @@ class PagesWorkload:
         max_failed_pages: int | None = None,
         on_answer: Callable[[Page, Image, Answer, Sample], None],
         on_failure: Callable[[Page, int, int, str], None],
-        progress: Callable[[str], None],
+        progress: ShowProgress,
     ) -> None:
         self.model: LoadedModel | None = model
         self._model = model
@@ -227,7 +227,8 @@ class PagesWorkload:
         seconds = 0.0
         for batch_id, batch in _batches(self.pages, self._infer.batch_size):
             done = batch_id * self._infer.batch_size
-            self._progress(f"round {index + 1}, page {done + 1} of {len(self.pages)}")
+            text = f"round {index + 1}, page {done + 1} of {len(self.pages)}"
+            self._progress(text, index + done / len(self.pages))
             rows, batch_seconds = self._run(index, batch_id, batch, recorder)
             seconds += batch_seconds
             for page, image, answer, sample in rows:

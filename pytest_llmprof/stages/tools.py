@@ -92,7 +92,7 @@ def run_program(
     return subprocess.run(
         command,
         capture_output=True,
-        encoding="utf-8",
+        text=True,
         errors="replace",
         timeout=timeout_s,
         check=False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["NOT_APPLICABLE", "count", "fixed", "number"]
+__all__ = ["NOT_APPLICABLE", "count", "duration", "fixed", "number"]
 
 NOT_APPLICABLE = "n/a"
 
@@ -23,6 +23,14 @@ def number(value: float | None) -> str:
 def fixed(value: float | None, form: str = ".1f", missing: str = "") -> str:
     """*value* in the format *form*; *missing* for None."""
     return missing if value is None else format(value, form)
+
+
+def duration(seconds: float) -> str:
+    """"45 s", "3 min 20 s", "1 h 5 min"."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def count(amount: int, thing: str, plural: str | None = None) -> str:

@@ -1,12 +1,20 @@
 """Limits on metrics."""
 
+from dataclasses import replace
+
 import pytest
 
 from pytest_llmprof.compare.gates import judge, parse_gates
 from pytest_llmprof.errors import ConfigError
 from pytest_llmprof.records.catalogue import Catalogue
+from pytest_llmprof.records.metrics import Energy, Fingerprint, Metrics
 
 CATALOGUE = Catalogue()
+
+
+def metrics(quality: dict[str, float | None] | None = None, **more: object) -> Metrics:
+    fields = {"kind": "pages", "stage": "nsys", "quality": quality, "fingerprint": Fingerprint(device="cpu"), **more}
+    return Metrics(test="test_x", id="test_x", status="ok", **fields)
 
 
 @pytest.mark.parametrize(
@@ -22,7 +30,7 @@ CATALOGUE = Catalogue()
     ],
 )
 def test_a_limit_is_held_against_the_metric(limit, figure, outcome):
-    (verdict,) = judge(parse_gates({"cer": limit}, "test_x", CATALOGUE), {"cer": figure})
+    (verdict,) = judge(parse_gates({"cer": limit}, "test_x", CATALOGUE), metrics({"cer": figure}))
     assert (verdict.name, verdict.figure, verdict.outcome) == ("cer", figure, outcome)
 
 
@@ -35,3 +43,30 @@ def test_a_limit_that_is_none_is_refused(limit):
 def test_an_unknown_metric_names_the_nearest():
     with pytest.raises(ConfigError, match=r"ttft_m=.*did you mean 'ttft_ms'"):
         parse_gates({"ttft_m": "<=1"}, "test_x", CATALOGUE)
+
+
+@pytest.mark.parametrize(
+    ("name", "stages", "found", "outcome", "reason"),
+    [
+        ("cer", None, metrics({"cer": None}, quality_reason="random weights"), "not applicable", "random weights"),
+        ("box_iou", None, metrics({"box_iou": None}), "not applicable", "no page has a truth for it"),
+        ("tpot_ms", None, metrics({}), "not applicable", "not known for these pages on cpu"),
+        ("cer", ("nsys",), metrics(kind="callable"), "not applicable", "not known for a callable on cpu"),
+        (
+            "joules_per_page",
+            None,
+            metrics(energy=Energy(reason="no counter"), figures={"joules_per_page": None}),
+            "not applicable",
+            "no counter",
+        ),
+        ("ttft_ms", ("a", "b"), metrics(), "measured in another stage", "a, b"),
+        ("ttft_ms", (), metrics(), "not measured", "no stage of this run measures it"),
+        ("cer", None, metrics({"cer": 0.0, "pages": 3, "truth_pages": 2}), "passed", "only 2 of 3 pages have truth"),
+        ("repetition", None, metrics({"repetition": 0.0, "pages": 3, "truth_pages": 2}), "passed", None),
+        ("cer", None, metrics({"cer": 0.0, "pages": 3, "truth_pages": 3}), "passed", None),
+    ],
+)
+def test_why_a_gate_has_no_value(name, stages, found, outcome, reason):
+    gates = [replace(gate, stages=stages) for gate in parse_gates({name: "<=0.05"}, "test_x", CATALOGUE)]
+    (verdict,) = judge(gates, found)
+    assert (verdict.outcome, verdict.reason) == (outcome, reason)

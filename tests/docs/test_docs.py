@@ -121,7 +121,7 @@ def test_keys_of_the_plan_are_shown():
 
 @ALL
 def test_options_exist(document, pytestconfig):
-    known = {"--" + key.replace("_", "-") for key in options.OPTIONS} | {"--llmprof-show-config"}
+    known = {"--" + key.replace("_", "-") for key in options.KEYS} | {"--llmprof-show-config", "--llmprof-strict"}
     named = set(re.findall(r"--llmprof-[a-z-]+", document.read_text(encoding="utf-8")))
     assert named <= known
     if document == CONFIGURATION:

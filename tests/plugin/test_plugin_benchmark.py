@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -168,3 +169,61 @@ def test_a_failed_page_keeps_what_was_measured_out_of_nothing(bench):
     result = bench.run("model=echo", "dataset=blank", "infer.prompt=boom", args=STAGE)
     result.assert_outcomes(failed=1)
     assert not (bench.run_dir / "benchmark.json").exists()
+
+
+OTHERS = """
+import pytest
+@pytest.fixture
+def benchmark():
+    open("called", "w").close()
+    return {"mine": 1}
+"""
+
+
+@pytest.mark.parametrize("place", ["test_it.py", "conftest.py", "other_plugin.py"])
+def test_a_fixture_of_that_name_which_is_not_pytest_benchmarks(bench, place):
+    """pytest-codspeed has one, and so may a conftest or a module: it is not run for tests that do not ask for it."""
+    bench.echo()
+    bench.test((OTHERS if place == "test_it.py" else "") + "def test_pages(llmprof): llmprof.run()\n")
+    if place == "conftest.py":
+        path = bench.path / place
+        path.write_text(path.read_text() + OTHERS)
+    elif place == "other_plugin.py":
+        bench.test(OTHERS, name=place)
+    args = ["-p", "other_plugin"] if place == "other_plugin.py" else []
+    result = bench.run_apart(*ECHO, args=[*STAGE, *args])
+    result.assert_outcomes(passed=1)
+    assert not (bench.path / "called").exists()
+    assert len(benchmarks(bench.run_dir / "benchmark.json")) == 1
+
+
+def test_a_test_with_a_fixture_of_that_name_of_its_own(bench):
+    bench.echo()
+    bench.test(OTHERS + "def test_pages(llmprof, benchmark):\n    assert benchmark['mine']\n    llmprof.run()\n")
+    result = bench.run(*ECHO, args=[*STAGE, "-p", "no:benchmark"])
+    result.assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize("workers", [[], ["-n2"]])
+def test_their_options_work_with_workers_too(run, bench, workers):
+    result = run("--benchmark-json=theirs.json", "--benchmark-save=first", *workers, apart=True)
+    result.stdout.fnmatch_lines(["*benchmark: 1 tests*", "test_pages[[]direct_inference[]] *"])
+    (theirs,) = benchmarks(bench.path / "theirs.json")
+    (ours,) = benchmarks(bench.run_dir / "benchmark.json")
+    assert (theirs["fullname"], theirs["extra_info"]) == (ours["fullname"], ours["extra_info"])
+    assert theirs["stats"]["mean"] == ours["stats"]["mean"]
+    (saved,) = (bench.path / ".benchmarks").rglob("*_first.json")
+    shutil.rmtree(bench.run_dir)
+    baseline = json.loads(saved.read_text())
+    for name in ("min", "max", "mean", "median"):
+        baseline["benchmarks"][0]["stats"][name] /= 1000
+    saved.write_text(json.dumps(baseline))
+    result = bench.run_apart(*ECHO, args=[*STAGE, "--benchmark-compare", "--benchmark-compare-fail=mean:50%", *workers])
+    assert result.ret != 0
+    assert "Performance has regressed" in result.stdout.str() + result.stderr.str()
+
+
+def test_switched_off_they_stay_so_with_workers(run, bench):
+    result = run("--benchmark-disable", "--benchmark-json=theirs.json", "-n1", apart=True)
+    assert "benchmark: 1 tests" not in result.stdout.str()
+    assert len(benchmarks(bench.run_dir / "benchmark.json")) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from plugin_bench import OUTPUT
 
 from pytest_llmprof.plugin.rows import Row
-from pytest_llmprof.plugin.terminal import columns, summary
+from pytest_llmprof.plugin.terminal import Clock, columns, summary
 from pytest_llmprof.records.catalogue import Catalogue
 
 ECHO = ("model=echo", "dataset=blank", "infer.prompt='hello world'")
@@ -95,7 +96,7 @@ def test_lines_off_a_terminal_are_throttled(bench, monkeypatch):
     assert "page 1 of 1" not in quiet
     monkeypatch.setattr("pytest_llmprof.plugin.terminal.LINE_EVERY_S", 0.0)
     result = bench.passed(*ECHO, args=STAGE)
-    result.stdout.fnmatch_lines(["llmprof: test_it.py::test_pages: direct_inference: round 1, page 1 of 1"])
+    result.stdout.fnmatch_lines(["llmprof: test_it.py::test_pages: direct_inference: round 1, page 1 of 1*"])
     assert "page 1 of 1" not in bench.passed(*ECHO, args=[*STAGE, "-q"]).stdout.str()
 
 
@@ -141,9 +142,10 @@ def test_a_live_line_on_a_terminal(bench):
     bench.ini("dataset.limit=2")
     text = on_a_terminal(bench, *bench.args(ECHO, STAGE))
     # Each text stands behind the cursor, which goes back; the last is erased before pytest writes its dot.
-    shown = "\x1b7 direct_inference: round 1, page {} of 2\x1b[K\x1b8"
-    assert shown.format(1) + shown.format(2) + "\x1b[K" in text
-    assert text.index(shown.format(2)) < text.rindex("\x1b[K") < text.index("[100%]")
+    shown = "\x1b7 direct_inference: round 1, page {}[^\x1b\n]*\x1b\\[K\x1b8".format
+    found = re.search(shown("1 of 2") + shown("2 of 2") + "\x1b\\[K", text)
+    assert found
+    assert found.end() <= text.index("[100%]")
 
 
 def test_no_live_line_where_there_is_no_room(bench):
@@ -172,6 +174,7 @@ def test_the_summary_says_where_a_gpu_was_throttled_or_shared():
             values={"total_ms": 10.0},
             quality_reason=None,
             gpu_warnings=list(warnings),
+            gate_notes=[],
             round_seconds=[],
             params={},
             param="",
@@ -184,3 +187,78 @@ def test_the_summary_says_where_a_gpu_was_throttled_or_shared():
         f"test_a (direct_inference) and 1 more: {shared}",
         f"test_b (direct_inference): {throttled}",
     ]
+
+
+def test_progress_has_elapsed_and_remaining_time():
+    clock = Clock()
+    assert clock.times("test_a", None, 100.0) == ""  # it has just begun
+    assert clock.times("test_a", None, 130.0) == "; 30 s"  # warm-up: nobody knows how long
+    assert clock.times("test_a", 0.0, 140.0) == "; 40 s"  # the rounds begin
+    assert clock.times("test_a", 0.25, 170.0) == "; 1 min 10 s, about 1 min 30 s left"
+    assert clock.times("test_a", 0.5, 200.0) == "; 1 min 40 s, about 1 min 0 s left"
+    assert clock.times("test_a", None, 261.0) == "; 2 min 41 s"  # the profiled window
+    assert clock.times("test_b", 0.0, 300.0) == ""
+    assert clock.times("test_b", 0.5, 7500.0) == "; 2 h 0 min, about 2 h 0 min left"
+    assert clock.times("test_b", 1.5, 7600.0) == "; 2 h 1 min"  # a stage with more rounds of its own
+
+
+def test_lines_of_progress_off_a_terminal(bench, monkeypatch):
+    """Every page shows progress; a line comes only every LINE_EVERY_S of the clock, here a page a second."""
+    bench.echo()
+    bench.test()
+    seconds = iter(range(1000))
+    monkeypatch.setattr("pytest_llmprof.plugin.terminal.time.monotonic", lambda: float(next(seconds)))
+    text = bench.passed(*ECHO, "dataset.limit=2", "measure.rounds=11", args=STAGE).stdout.str()
+    lines = re.findall(r"llmprof: test_it.py::test_pages: direct_inference: round (.*)", text)
+    assert len(lines) == 2
+    assert re.fullmatch(r"\d+, page \d of 2; 1\d s, about 1\d s left", lines[0])
+    assert re.fullmatch(r"\d+, page \d of 2; 2\d s, about \d s left", lines[1])
+
+
+NASTY = "red \x1b[31m bell \x07 turn \u202e title \x1b]0;mine\x07"
+BAD = "\x1b]0;mine", "\x1b[31m", "\x07", "\u202e"
+RAISING = f"""
+import pytest
+NASTY = {NASTY!r}
+def work():
+    try:
+        raise KeyError(NASTY) from ValueError(NASTY)
+    except KeyError as error:
+        raise RuntimeError(NASTY)
+def test_callable(llmprof):
+    llmprof.measure(work)
+def test_page(llmprof):
+    llmprof.run()
+def test_skipped(llmprof):
+    pytest.skip(NASTY)
+@pytest.fixture
+def broken():
+    raise OSError(NASTY)
+def test_setup(llmprof, broken):
+    pass
+"""
+
+
+@pytest.mark.parametrize("args", [[], ["--tb=native"], ["--tb=short", "-l"], ["--tb=line"], ["--full-trace"], ["-n1"]])
+def test_control_characters_of_exceptions_never_reach_the_terminal(bench, args):
+    bench.echo()
+    path = bench.path / "conftest.py"
+    path.write_text(path.read_text().replace('"the echo broke\\nin two lines"', repr(NASTY)))
+    assert NASTY.encode("unicode_escape").decode() in path.read_text()
+    bench.test(RAISING)
+    result = (bench.run_apart if "-n1" in args else bench.run)(
+        "model=echo", "dataset=blank", "infer.prompt=boom", args=[*STAGE, "-rA", *args]
+    )
+    result.assert_outcomes(failed=2, skipped=1, errors=1)
+    text = result.stdout.str() + result.stderr.str()
+    assert [bad for bad in BAD if bad in text] == []
+    result.stdout.fnmatch_lines(["*RuntimeError: red ␛[[]31m bell ␇ turn <U+202E> title ␛[]]0;mine␇*"])
+
+
+def test_control_characters_of_names_and_values_never_reach_the_terminal(bench):
+    bench.echo()
+    bench.test()
+    assert "no\u241b[31mdir" in bench.usage_error(args=[*STAGE, "--llmprof-config-dir=no\x1b[31mdir"])
+    result = bench.run(*ECHO, args=[*STAGE, "--llmprof-run-dir=a\x1b[31mb"])
+    result.stdout.fnmatch_lines(["llmprof: stages*run directory a␛[[]31mb", "run directory: a␛[[]31mb"])
+    assert not any(bad in result.stdout.str() for bad in BAD)
