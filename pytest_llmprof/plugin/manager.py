@@ -99,7 +99,7 @@ class Manager:
         """Check the session's configuration and name its run directory; give its stages. Raises `LlmprofError`."""
         if self._header is None:
             settings = self._shared.session.check()
-            self._results.columns = columns(self._shared.session.catalogue, options.columns(self._config))
+            self._results.columns = columns(self._shared.session.catalogue, *options.columns(self._config))
             self._header = header(settings, self._shared.session.run_dir, self._config.invocation_params.dir)
         return self._shared.session.composer.session().stages
 

@@ -104,11 +104,12 @@ def directory(config: pytest.Config, key: str) -> Path | None:
     return config.rootpath / Path(ini).expanduser() if ini else None
 
 
-def columns(config: pytest.Config) -> list[str] | None:
-    """The metrics that the summary's table is to show; None where nobody chose."""
-    given = config.getoption("llmprof_columns") or config.getini("llmprof_columns") or ()
+def columns(config: pytest.Config) -> tuple[list[str] | None, str]:
+    """The metrics that the summary's table is to show (None where nobody chose), and where they were chosen."""
+    option = config.getoption("llmprof_columns")
+    given = option or config.getini("llmprof_columns")
     names = [name.strip() for value in given for name in str(value).split(",") if name.strip()]
-    return list(dict.fromkeys(names)) or None
+    return list(dict.fromkeys(names)) or None, "--llmprof-columns" if option else "the ini value llmprof_columns"
 
 
 def sources(config: pytest.Config) -> ConfigSources:

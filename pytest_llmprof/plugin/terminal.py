@@ -122,11 +122,11 @@ def header(settings: Settings, run_dir: Path, start: Path) -> str:
     )
 
 
-def columns(catalogue: Catalogue, chosen: Sequence[str] | None) -> list[Declaration]:
-    """The metrics of the summary's table: *chosen*, else the catalogue's own. Raises `ConfigError`."""
+def columns(catalogue: Catalogue, chosen: Sequence[str] | None, where: str) -> list[Declaration]:
+    """The metrics of the summary's table: those *chosen* by *where*, else the catalogue's. Raises `ConfigError`."""
     for name in chosen or ():
         if name not in catalogue:
-            raise ConfigError(f"--llmprof-columns: {catalogue.unknown(name)}")
+            raise ConfigError(f"{where}: {catalogue.unknown(name)}")
     if chosen is not None:
         return [catalogue[name].declaration for name in chosen]
     return [metric.declaration for metric in catalogue.shown_in("terminal")]

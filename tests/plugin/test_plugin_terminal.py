@@ -182,7 +182,7 @@ def test_the_summary_says_where_a_gpu_was_throttled_or_shared():
         )
 
     rows = [row("test_a", shared), row("test_b", shared, throttled), row("test_c")]
-    lines = summary(rows, columns(Catalogue(), None), 200)
+    lines = summary(rows, columns(Catalogue(), None, ""), 200)
     assert lines[4:] == [
         f"test_a (direct_inference) and 1 more: {shared}",
         f"test_b (direct_inference): {throttled}",
