@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from pytest_llmprof.errors import ConfigError, nearest
+from pytest_llmprof.errors import ConfigError, StageError, nearest
 from pytest_llmprof.records.metrics import Sample
 from pytest_llmprof.records.predictions import Prediction
 
@@ -236,6 +236,20 @@ class Catalogue:
     def names(self, section: Section) -> list[str]:
         """The keys of one object of metrics.json."""
         return [metric.name for metric in self if metric.section == section]
+
+    def undeclared(self, figures: Iterable[str], stage: str) -> StageError | None:
+        """The error of *stage*, which has set *figures*, where one of them is not declared; None where all are."""
+        allowed = self.names("figures")
+        unknown = sorted(set(figures).difference(allowed))
+        if not unknown:
+            return None
+        text = f"the stage {stage} reported an unknown metric: declare it in StagePlugin.metrics"
+        return StageError(f"{text} ({self.unknown(unknown[0], allowed)})")
+
+    def without_times(self) -> list[str]:
+        """The keys of `figures` that need no clock: they mean the same under a tool."""
+        own = [metric.name for metric in self if metric.score is not None and metric.section == "figures"]
+        return ["tokens", *own]
 
     def unknown(self, name: str, allowed: Iterable[str] | None = None) -> str:
         """The rest of a message about an unknown metric: the nearest name, and all that are allowed."""

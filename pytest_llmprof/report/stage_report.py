@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote
 
+from pytest_llmprof.errors import StageError, error_line
 from pytest_llmprof.records.catalogue import Catalogue, Metric
 from pytest_llmprof.records.files import write_text
 from pytest_llmprof.records.metrics import Metrics, Sample
@@ -53,7 +54,8 @@ class Reported(Protocol):
 def write_report(stage_dir: Path, stage: Reported, catalogue: Catalogue) -> None:
     """Write `report.md` into *stage_dir* from the metrics.json and environment.json there.
 
-    Raises `ArtifactError` where metrics.json is missing, broken or newer.
+    Raises `ArtifactError` where metrics.json is missing, broken or newer, and `StageError` where the stage cannot make
+    its section: the report is then written without it.
     """
     records = StageRecords.read(stage_dir)
     known = {**_FILES, **stage.files, **_OUTPUTS}
@@ -64,7 +66,15 @@ def write_report(stage_dir: Path, stage: Reported, catalogue: Catalogue) -> None
         if path.is_file() and path.name not in (*known, "report.md") and not path.name.startswith(".")
     )
     links = [_link(name, known.get(name)) for name in (*there, *others)]
-    write_text(stage_dir / "report.md", render(records, stage.section(records), catalogue, links))
+    section, failure = None, None
+    try:
+        section = stage.section(records)
+    except Exception as error:  # noqa: BLE001 - a plugin's own code: raised again once the report is there
+        failure = error
+    write_text(stage_dir / "report.md", render(records, section, catalogue, links))
+    if failure is not None:
+        text = f"the stage {records.metrics.stage} cannot make its section of the report"
+        raise StageError(f"{text}: {error_line(failure)}") from failure
 
 
 def render(records: StageRecords, section: Section | None, catalogue: Catalogue, files: Sequence[str] = ()) -> str:
@@ -182,7 +192,7 @@ def _figures(metrics: Metrics, catalogue: Catalogue) -> str:
         if value is None:
             reason = "" if metrics.kind == "callable" or not _measured(metrics) else _why_null(metrics, metric.name)
             rows += [[metric.title, f"{NOT_APPLICABLE} ({reason})", "", "", "", ""]] if reason else []
-        elif _measured(metrics) or metric.reduce == "given":
+        elif _measured(metrics) or metric.reduce == "given" or metric.score is not None:
             rows.append([_label(metric, metrics), number(value), *_spread_cells(metrics, metric.name)])
     return table(["Metric", "Median", "IQR", "Min", "Max", "p90"], rows)
 

@@ -266,13 +266,11 @@ class Runner:
         from pytest_llmprof.measure.environment import environment
         from pytest_llmprof.report import write_report
 
-        allowed = self.catalogue.names("figures")
-        if unknown := sorted(set(result.figures).difference(allowed)):
-            text = f"the stage {self.settings.stage} reported an unknown metric: declare it in StagePlugin.metrics"
-            error = error or StageError(f"{text} ({self.catalogue.unknown(unknown[0], allowed)})")
-        metrics.figures |= {name: value for name, value in result.figures.items() if name in allowed}
+        error = error or self.catalogue.undeclared(result.figures, self.settings.stage)
+        metrics.figures |= {name: value for name, value in result.figures.items() if name in metrics.figures}
         if not self.timed:
-            metrics.figures = {**dict.fromkeys(metrics.figures), "tokens": metrics.figures["tokens"]}
+            kept = self.catalogue.without_times()
+            metrics.figures = {name: value if name in kept else None for name, value in metrics.figures.items()}
         if error is None:
             metrics.gates = judge(self.gates, metrics)
         failures = workload.failures
@@ -290,8 +288,11 @@ class Runner:
         metrics.fingerprint.versions = place.versions
         records = StageRecords(metrics, {"profile": result.profile, **result.blocks}, place)
         records.write(out_dir)
-        write_report(out_dir, self.stage, self.catalogue)
         self.records = records
+        try:
+            write_report(out_dir, self.stage, self.catalogue)
+        except StageError as unreported:
+            error = error or unreported
         if error is not None:
             raise error
         if too_many:
@@ -350,7 +351,6 @@ class _Answers:
         self.records: list[Prediction] = []
         self._model = model
         self._outputs = outputs
-        self._catalogue = catalogue
         self._timed = timed
         self._quality: list[PageQuality] = []
         self._random = model.info.weights == "random"
@@ -370,8 +370,6 @@ class _Answers:
         except Exception as error:  # a model's own code: it fails its page by name
             raise PageError(f"the model cannot read its answer: {error_line(error)}") from error
         quality = score_page(page, self._kind, parsed, answer.finish, random_weights=self._random)
-        self._quality.append(quality)
-        self._truths += page.truth(self._kind) is not None
         record = self._prediction(
             page=page.name,
             image=page.source,
@@ -387,6 +385,8 @@ class _Answers:
             **{name: getattr(quality, name) for name in ("cer", "wer", "box_iou", "repetition", "runaway")},
         )
         scores = {metric.name: _score(metric, page, record) for metric in self._scored}
+        self._quality.append(quality)
+        self._truths += page.truth(self._kind) is not None
         self._put(parsed.plain, msgspec.structs.replace(record, scores=scores))
 
     def fail(self, page: Page, batch_id: int, batch_size: int, text: str) -> None:

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from pytest_llmprof.compare.gates import Gate, judge
 from pytest_llmprof.config.frozen import freeze
 from pytest_llmprof.config.schema import Settings
-from pytest_llmprof.errors import ArtifactError, LlmprofError, error_line
+from pytest_llmprof.errors import ArtifactError, LlmprofError, StageError, error_line
 from pytest_llmprof.records.catalogue import Catalogue
 from pytest_llmprof.records.files import write_text
 from pytest_llmprof.records.metrics import ErrorRecord, Fingerprint, Metrics
@@ -89,7 +89,11 @@ class ToolRunner:
                 raise
             except LlmprofError as caught:
                 error = caught
-            self._write(context, error)
+            error = error or self.catalogue.undeclared(context.figures, self.settings.stage)
+            try:
+                self._write(context, error)
+            except StageError as unreported:
+                error = error or unreported
         if error is not None:
             raise error
 
@@ -150,7 +154,7 @@ class ToolRunner:
             if (directory / "inputs.jsonl").exists():
                 shutil.copyfile(directory / "inputs.jsonl", context.out_dir / "inputs.jsonl")
         metrics = self._metrics(child.metrics if child else None)
-        metrics.figures |= context.figures
+        metrics.figures |= {name: value for name, value in context.figures.items() if name in metrics.figures}
         if error is None:
             metrics.gates = judge(self.gates, metrics)
         else:
@@ -175,7 +179,7 @@ class ToolRunner:
         }
         if ran is None:
             return Metrics(kind=None, fingerprint=Fingerprint(config=self.settings.digest), **own)
-        figures["tokens"] = ran.figures.get("tokens")
+        figures |= {name: ran.figures.get(name) for name in self.catalogue.without_times()}
         kept = {name: getattr(ran, name) for name in _FROM_CHILD}
         fingerprint = replace(ran.fingerprint, config=self.settings.digest)
         return Metrics(fingerprint=fingerprint, **kept, **own)
