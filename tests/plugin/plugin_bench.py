@@ -71,6 +71,16 @@ class Bench:
         shutil.copy(DATA / "echo_plugin.py", self.path / "conftest.py")
         shutil.copytree(DATA / "echo_conf", self.path / "echo_conf")
 
+    def own_metrics(self, *replaced: str) -> None:
+        """Add the echo, and a conftest with metrics of its own; *replaced* are a text in it and the one for it."""
+        shutil.copy(DATA / "echo_plugin.py", self.path / "echo_plugin.py")
+        shutil.copytree(DATA / "echo_conf", self.path / "echo_conf")
+        text = (DATA / "metrics_plugin.py").read_text(encoding="utf-8")
+        if replaced:
+            assert replaced[0] in text
+            text = text.replace(*replaced)
+        (self.path / "conftest.py").write_text(text, encoding="utf-8")
+
     def args(self, overrides: Sequence[str], args: Sequence[str]) -> list[str]:
         given = [word for override in overrides for word in ("--llmprof-override", override)]
         if self.config_dir.exists():

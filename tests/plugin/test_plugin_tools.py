@@ -204,6 +204,72 @@ def test_failures_of_the_tool_are_one_line(bench, tools, monkeypatch):
     assert "captured nothing" in (bench.stage_dir(stage="nsys") / "report.md").read_text()
 
 
+def test_metrics_of_answers_hold_under_the_tool(bench, tools):
+    """They need no clock; those that are computed of times are null."""
+    bench.own_metrics()
+    gates = 'words="==2", greetings="==2", longest_ms="<0"'
+    bench.test(f"import pytest\n@pytest.mark.llmprof_gate({gates})\ndef test_pages(llmprof): llmprof.run()\n")
+    bench.passed(*ECHO, args=[STAGE])
+    metrics = json.loads((bench.stage_dir(stage="nsys") / "metrics.json").read_text())
+    figures = metrics["figures"]
+    assert (figures["words"], figures["longest_ms"], metrics["quality"]["greetings"]) == (2.0, None, 2.0)
+    assert [gate["outcome"] for gate in metrics["gates"]] == ["passed", "passed", "not applicable"]
+    assert "| Words a page | 2.00 |" in (bench.stage_dir(stage="nsys") / "report.md").read_text()
+
+
+TOOL_STAGE = """
+@dataclass(frozen=True)
+class WeighOptions:
+    timeout_s: float = 60.0
+
+from pytest_llmprof.records.catalogue import Metric
+from pytest_llmprof.report.sections import Section
+from pytest_llmprof.stages.base import ToolStagePlugin
+
+def run(context):
+    context.child.run([], {}, "nothing")
+    context.figures["weight_g"] = 1.25
+
+def report(records):
+    return Section("Scales", ["Level.\\n"])
+
+def pytest_llmprof_stages(config):
+    metrics = (Metric("weight_g", "g", "Weight"),)
+    return [
+        ToolStagePlugin(
+            "weigh",
+            options=WeighOptions,
+            metrics=metrics,
+            report=report,
+            outputs=False,
+            workload="torch_profiler",
+            run=run,
+        )
+    ]
+"""
+
+
+@pytest.mark.parametrize("name", ["weight_g", "wieght_g"])
+def test_a_tool_stage_of_a_third_party(bench, name):
+    bench.echo()
+    path = bench.path / "conftest.py"
+    own = TOOL_STAGE.replace('figures["weight_g"]', f'figures["{name}"]')
+    path.write_text(path.read_text().replace("def pytest_llmprof_stages", "def stages_of_the_echo") + own)
+    bench.test('import pytest\n@pytest.mark.llmprof_gate(tokens=">=2")\ndef test_pages(llmprof): llmprof.run()\n')
+    result = bench.run(*ECHO, args=["--llmprof-stage=weigh"])
+    metrics = json.loads((bench.stage_dir(stage="weigh") / "metrics.json").read_text())
+    assert name == "weight_g" or name not in metrics["figures"]
+    assert "## Scales\n\nLevel." in (bench.stage_dir(stage="weigh") / "report.md").read_text()
+    if name == "weight_g":
+        result.assert_outcomes(passed=1)
+        assert metrics["figures"]["weight_g"] == 1.25
+    else:
+        result.assert_outcomes(failed=1)
+        text = "the stage weigh reported an unknown metric: declare it in StagePlugin.metrics (unknown metric wieght_g"
+        result.stdout.fnmatch_lines([f"{text} (did you mean 'weight_g'?)*"])
+        assert metrics["errors"][0]["error"].startswith(text)
+
+
 def test_ncu_on_a_cpu(bench, tools):
     bench.test()
     result = bench.run("model.device=cpu", args=["--llmprof-stage=ncu"])
