@@ -25,7 +25,6 @@ from pytest_llmprof.plugin.items import (
 from pytest_llmprof.plugin.results import Results, failure, judge, one_line
 from pytest_llmprof.plugin.shared import SHARED, SharedState
 from pytest_llmprof.plugin.terminal import clean, columns, gate_lines, header, relative, summary
-from pytest_llmprof.text.escape import one_line as visible_line
 from pytest_llmprof.text.escape import visible
 
 pytest_plugins = ("pytest_llmprof.plugin.fixtures",)
@@ -324,4 +323,4 @@ class Manager:
         if lines:
             terminalreporter.write_sep("=", "llmprof")
             for line in lines:
-                terminalreporter.write_line(visible_line(line, 2000))
+                terminalreporter.write_line(visible(line).replace("\n", " "))
