@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from pytest_llmprof.config.presets import Presets, quoted
@@ -162,13 +163,19 @@ def _typed(text: str, value: Any) -> Any:
 
 def _read(text: str) -> Any:
     """What Hydra makes of an override; None where it can't read it."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     try:
-        return OverridesParser.create().parse_override(text)
+        return _hydra_parser().parse_override(text)
     except HydraException:
         return None
+
+
+@cache
+def _hydra_parser() -> Any:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create()
 
 
 def _parse(text: str, source: Source, root: Any, presets: Presets) -> Any:

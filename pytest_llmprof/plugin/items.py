@@ -120,7 +120,7 @@ def prepare_items(
             where = f"marker of {state.name.partition('[')[0]}"
             settings = session.composer.for_test(overrides, where, state.test, state.stage)
             artifacts = session.artifacts(settings.test)
-            artifacts.save_dirs(settings)
+            save_dirs = artifacts.save_dirs(settings)
         except LlmprofError as error:
             if in_marker:
                 state.error = str(error)
@@ -130,7 +130,7 @@ def prepare_items(
         state.settings = settings
         state.test = settings.test  # a child's is its parent's
         if _WRITERS & set(getattr(item, "fixturenames", ())):
-            owners.append((item.nodeid, settings, artifacts))
+            owners.append((item.nodeid, settings, artifacts.out_dir(settings.stage), save_dirs))
     clashes = check_collisions(owners)
     for item in items:
         if item.nodeid in clashes:

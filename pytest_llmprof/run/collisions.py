@@ -9,7 +9,6 @@ from pathlib import Path
 
 from pytest_llmprof.config.presets import quoted
 from pytest_llmprof.config.schema import Settings
-from pytest_llmprof.run.artifacts import Artifacts
 
 __all__ = ["check_collisions"]
 
@@ -17,17 +16,17 @@ _Users = Mapping[Path, Mapping[str, tuple[Settings, list[str]]]]
 """Output directory -> node id -> settings and the kinds of output there."""
 
 
-def check_collisions(owners: Sequence[tuple[str, Settings, Artifacts]]) -> dict[str, str]:
+def check_collisions(owners: Sequence[tuple[str, Settings, Path, Mapping[str, Path]]]) -> dict[str, str]:
     """Find tests or stages whose enabled outputs share a directory, or lie in one that is replaced.
 
-    *owners* holds (node id, settings, directories of the test). Returns {node id: one-line error} for both sides; the
-    error ends in the overrides that give each its own directory.
+    *owners* holds (node id, settings, stage directory, directory of each kind of output). Returns {node id: one-line
+    error} for both sides; the error ends in the overrides that give each its own directory.
     """
     users: dict[Path, dict[str, tuple[Settings, list[str]]]] = {}
     replaced: dict[Path, tuple[str, str]] = {}
-    for node, settings, artifacts in owners:
-        replaced[artifacts.out_dir(settings.stage).resolve()] = node, "the stage directory"
-        for kind, path in artifacts.save_dirs(settings).items():
+    for node, settings, stage_dir, save_dirs in owners:
+        replaced[stage_dir.resolve()] = node, "the stage directory"
+        for kind, path in save_dirs.items():
             directory = path.resolve()
             users.setdefault(directory, {}).setdefault(node, (settings, []))[1].append(kind)
             if kind == "visualization":
