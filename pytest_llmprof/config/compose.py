@@ -7,17 +7,19 @@ marker, command line, with legacy keys below all explicit ones; so where each va
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from pytest_llmprof.config import legacy
 from pytest_llmprof.config.convert import Mismatch, bare, convert
+from pytest_llmprof.config.interpolation import depends_on, interpolates, put, resolve, varies, with_interpolations
 from pytest_llmprof.config.overrides import Parser
 from pytest_llmprof.config.presets import Composed, Presets
 from pytest_llmprof.config.provenance import (
@@ -32,7 +34,7 @@ from pytest_llmprof.config.provenance import (
     marker,
 )
 from pytest_llmprof.config.registry import Registry
-from pytest_llmprof.config.render import PLACEHOLDERS, escaped, per_test, plain, to_yaml, with_interpolations
+from pytest_llmprof.config.render import PLACEHOLDERS, escaped, per_test, plain, to_yaml
 from pytest_llmprof.config.schema import Settings
 from pytest_llmprof.config.tree import (
     MISSING_VALUE,
@@ -49,9 +51,7 @@ from pytest_llmprof.config.tree import (
 from pytest_llmprof.config.trees import ConfigTrees, open_trees
 from pytest_llmprof.config.validate import Checker, show_value
 from pytest_llmprof.errors import ConfigError, nearest
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
+from pytest_llmprof.text.secrets import masked_env
 
 __all__ = ["Composer", "Composition", "ConfigSources"]
 
@@ -80,23 +80,21 @@ class ConfigSources:
 class Composition:
     """One composed configuration, before it is set to a test."""
 
-    config: DictConfig
-    """Its block `llmprof` is that of the test it is set to."""
+    written: Mapping[str, Any]
+    """The configuration as plain data, with its interpolations."""
     choices: Mapping[str, str]
     presets: Composed | None = None
     origins: Mapping[str, Assignment] = field(default_factory=dict)
     """Keys that somebody set, the winner of each."""
     by_default: str = "by default"
     """Where a value was set that neither a preset nor a key set."""
-    set_in: Mapping[str, str] = field(default_factory=dict)
-    """Where each `save_dir` was set, by its key."""
+    settings: Settings | None = None
+    """Those of the test they were last made for."""
 
     @cached_property
-    def written(self) -> dict[str, Any]:
-        """The configuration as plain data, with its interpolations."""
-        from omegaconf import OmegaConf
-
-        return typing.cast("dict[str, Any]", OmegaConf.to_container(self.config, resolve=False))
+    def varies(self) -> bool:
+        """Whether a value may differ from test to test."""
+        return varies(self.written)
 
     def source(self, path: str) -> Source | None:
         """Who set *path*: a key there or above it, else the chosen preset that has it."""
@@ -130,6 +128,8 @@ class Composer:
         self.sources = sources
         self.registry = registry
         self._compositions: dict[tuple[tuple[str, ...], str], Composition] = {}
+        self._by_presets: dict[int, tuple[Mapping[str, Any], list[Assignment]]] = {}
+        self._built: dict[tuple[str, str], Any] = {}
         self._legacy_used: dict[str, None] = {}
 
     # -- what the plugin asks for
@@ -156,12 +156,13 @@ class Composer:
     def show(self) -> str:
         """The session's configuration as YAML, resolved, with a comment on each value that somebody set."""
         composition = self._compose((), "")
-        return to_yaml(escaped(plain(self._resolved(composition, *PLACEHOLDERS))), composition.comment)
+        values, _ = self._resolved(composition, *PLACEHOLDERS)
+        return to_yaml(masked_env(escaped(plain(values))), composition.comment)
 
     def saved(self) -> str:
         """The same to be saved: what depends on the test is not resolved, so any test can use it."""
         composition = self._compose((), "")
-        saved = self._to_save(composition, self._resolved(composition, *PLACEHOLDERS))
+        saved = self._to_save(composition, *self._resolved(composition, *PLACEHOLDERS))
         node = dict.fromkeys(("test", "stage"), MISSING_VALUE)
         return to_yaml({**saved, "llmprof": node}, composition.comment)
 
@@ -224,9 +225,6 @@ class Composer:
         return self._compositions[key]
 
     def _compose_new(self, overrides: tuple[str, ...], where: str) -> Composition:
-        from omegaconf import OmegaConf
-        from omegaconf.errors import OmegaConfBaseException
-
         assignments, choices = self._given
         marked, marked_choices = self._parser.parse(overrides, marker(where))
         for one in marked:
@@ -237,28 +235,25 @@ class Composer:
         for choice in marked_choices:
             if presets.origin("stages", choice.key) is not None:
                 _refuse_stages(f"stages of the preset {choice.key}={choice.option}", choice.source.where)
-        content = OmegaConf.to_container(presets.config, resolve=False)
-        assert isinstance(content, dict)
-        from_presets = self._check_presets(content, presets)
-        config = OmegaConf.create(with_defaults(self.root, content))
+        written, from_presets = self._checked(presets)
         given = sorted([*from_presets, *assignments, *marked], key=lambda one: one.source.rank)
         mapped, explicit = legacy.split(self.root, self.registry.legacy_keys, given)
         origins: dict[str, Assignment] = {}
         for one in [*mapped, *explicit]:
-            value = self._check_assignment(one)
-            try:
-                OmegaConf.update(config, one.path, value, merge=True, force_add=True)
-            except OmegaConfBaseException as error:  # a "${" that is no interpolation
-                text = str(error).split("\n")[0]
-                raise ConfigError(
-                    f"{one.path}={show_value(value)} can't be read, set {one.source.where}: {text}"
-                ) from None
+            written = put(written, tuple(one.path.split(".")), self._check_assignment(one))
             origins[one.path] = one
         self._legacy_used.update(dict.fromkeys(f"{one.written} (use {one.path})" for one in mapped))
-        composition = Composition(config, presets.choices, presets, origins)
-        save_dirs = [path for path in known_paths(self.root) if path.endswith(".save_dir")]
-        composition.set_in = {path: composition.where(path) for path in save_dirs}
-        return composition
+        return Composition(written, presets.choices, presets, origins)
+
+    def _checked(self, presets: Composed) -> tuple[Mapping[str, Any], list[Assignment]]:
+        """What *presets* compose to, with all keys, and the legacy keys in them as assignments; done once for each."""
+        if id(presets) not in self._by_presets:
+            from omegaconf import OmegaConf
+
+            content = typing.cast("dict[str, Any]", OmegaConf.to_container(presets.config, resolve=False))
+            found = self._check_presets(content, presets)
+            self._by_presets[id(presets)] = with_defaults(self.root, content), found
+        return self._by_presets[id(presets)]
 
     def _check_presets(self, content: dict[Any, Any], presets: Composed) -> list[Assignment]:
         """Reject unknown keys in presets; take legacy keys out of *content* and give them as assignments."""
@@ -316,13 +311,14 @@ class Composer:
                 hint = f" (to choose a preset write {one.path.replace('.', '/')}={show_value(one.value)})"
             checker.refuse(one.path, one.value, f"a block of keys{hint}")
         value = one.raw if one.raw is not None and _takes_text(node) else one.value
-        if find(root, one.path.rpartition(".")[0]) is node or _interpolates(value) or value == MISSING_VALUE:
-            return value  # below a mapping, or known only once it is resolved: checked with the whole
-        try:
-            convert(node, value)
-        except Mismatch as error:
-            checker.mismatch(error.below(one.path))
-        return value
+        if interpolates(value):
+            _check_grammar(one, value)
+        elif find(root, one.path.rpartition(".")[0]) is not node and value != MISSING_VALUE:
+            try:
+                convert(node, value)
+            except Mismatch as error:
+                checker.mismatch(error.below(one.path))
+        return value  # below a mapping, or known only once it is resolved, it is checked with the whole
 
     def _refuse_own(self, path: str, where: str) -> NoReturn:
         example = "llmprof.test" if path == "llmprof" else path
@@ -336,33 +332,31 @@ class Composer:
 
     def settings(self, composition: Composition, test: str, stage: str) -> Settings:
         """*composition* as the settings of *test* in *stage*."""
-        values = self._resolved(composition, test, stage)
-        body = to_yaml(self._to_save(composition, values))
-        specs = self.registry.stages
-        pipeline = {name: stage_settings(specs[name], getattr(values.pipeline, name)) for name in specs}
-        return Settings(
-            stages=values.stages,
-            model=values.model,
-            infer=values.infer,
-            measure=values.measure,
-            dataset=values.dataset,
-            pipeline=MappingProxyType(pipeline),
-            test=test,
-            stage=stage,
-            choices=dict(composition.choices),
-            yaml=body + to_yaml({"llmprof": {"test": test, "stage": stage}}),
-            digest=hashlib.sha256(body.encode()).hexdigest(),
-            set_in=composition.set_in,
-        )
+        if composition.settings is None or composition.varies:
+            values, content = self._resolved(composition, test, stage)
+            specs = self.registry.stages
+            pipeline = {name: stage_settings(specs[name], getattr(values.pipeline, name)) for name in specs}
+            composition.settings = Settings(
+                stages=values.stages,
+                model=values.model,
+                infer=values.infer,
+                measure=values.measure,
+                dataset=values.dataset,
+                pipeline=MappingProxyType(pipeline),
+                test=test,
+                stage=stage,
+                choices=dict(composition.choices),
+                saved=cache(partial(self._saved, composition, values, content)),
+                set_in=composition.where if composition.presets is not None else None,
+            )
+        return replace(composition.settings, test=test, stage=stage)
 
-    def _resolved(self, composition: Composition, test: str, stage: str) -> Any:
-        """The values of *composition* for *test* in *stage*: the tree of keys, typed and checked."""
-        from omegaconf import OmegaConf
+    def _resolved(self, composition: Composition, test: str, stage: str) -> tuple[Any, Mapping[str, Any]]:
+        """*composition* for *test* in *stage*: the tree of keys, typed and checked, and the plain data it is of."""
         from omegaconf.errors import OmegaConfBaseException
 
-        OmegaConf.update(composition.config, "llmprof", {"test": test, "stage": stage}, merge=False, force_add=True)
         try:
-            content = OmegaConf.to_container(composition.config, resolve=True)
+            content = resolve({**composition.written, "llmprof": {"test": test, "stage": stage}})
         except OmegaConfBaseException as error:
             path = str(error.full_key or "")
             text = " ".join(str(error.msg or error).split("\n")[0].split())
@@ -372,26 +366,48 @@ class Composer:
             raise ConfigError(f"{path}: {text}, set {composition.where(path)}") from None
         checker = Checker(self.registry, composition.where, lambda path: self._base(composition.source(path)))
         try:
-            values = build(self.root, typing.cast("dict[str, Any]", content))
+            values = build(self.root, content, self._built)
         except Mismatch as error:
             checker.mismatch(error)
         for name, spec in self.registry.stages.items():
             checker.stage(spec, stage_settings(spec, getattr(values.pipeline, name)))
-        return replace(
+        checked = replace(
             values,
             stages=checker.stages(values.stages),
             model=checker.model(values.model, values.infer),
             dataset=checker.dataset(values.dataset),
         )
+        return checked, content
 
-    def _to_save(self, composition: Composition, values: Any) -> dict[str, Any]:
+    def _saved(self, composition: Composition, values: Any, content: Mapping[str, Any]) -> tuple[str, str]:
+        """The configuration as YAML to be saved, without the test and its stage, and its digest.
+
+        The digest is that of the same with environment variables resolved: they may differ in another run.
+        """
+        text = to_yaml(self._to_save(composition, values, content))
+        resolved = to_yaml(self._to_save(composition, values, content, ("test",)))
+        return text, hashlib.sha256(resolved.encode()).hexdigest()
+
+    def _to_save(
+        self,
+        composition: Composition,
+        values: Any,
+        content: Mapping[str, Any],
+        kept: Collection[str] = ("test", "environment"),
+    ) -> dict[str, Any]:
         """*values* as plain data to be saved, without the test and its stage."""
-        raw = composition.written
-        # These are made absolute: as they are written they would be relative to another directory.
-        absolute = {"model": raw["model"] | {"path": None}, "dataset": raw["dataset"] | {"root": None, "subset": None}}
-        saved = with_interpolations(plain(values), raw | absolute, raw)
+        raw = {**composition.written}
+        for key in ("model.path", "dataset.root", "dataset.subset"):
+            block, name = key.split(".")
+            written, given = raw[block][name], content[block][name]
+            if not isinstance(given, str) or "environment" not in depends_on(written, composition.written):
+                written = None  # a path is saved absolute: as it is written it would be relative to another directory
+            elif given != getattr(getattr(values, block), name) and not os.path.isabs(os.path.expanduser(given)):
+                written = f"{escaped(str(self._base(composition.source(key))))}/{written}"
+            raw = put(raw, (block, name), written)
+        saved = with_interpolations(plain(values), raw, composition.written, kept)
         saved.pop("llmprof")
-        return typing.cast("dict[str, Any]", saved)
+        return typing.cast("dict[str, Any]", masked_env(saved))
 
     def _base(self, source: Source | None) -> Path:
         from_command_line = source is not None and source.from_command_line
@@ -409,9 +425,15 @@ def _takes_text(hint: Any) -> bool:
     return str in kinds and not {int, float, bool} & kinds
 
 
-def _interpolates(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return any(_interpolates(item) for item in value)
-    if isinstance(value, Mapping):
-        return any(_interpolates(item) for item in value.values())
-    return isinstance(value, str) and "${" in value
+def _check_grammar(one: Assignment, value: Any) -> None:
+    """Raise for a text with a "${" that is no interpolation."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        OmegaConf.update(OmegaConf.create(), one.path, value, force_add=True)
+    except OmegaConfBaseException as error:
+        text = str(error).split("\n")[0]
+        raise ConfigError(
+            f"{one.path}={show_value(value)} can't be read, set {one.source.where}: {text}"
+        ) from None

@@ -6,6 +6,8 @@ already, so nothing is composed again and no key can be lost on the way.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -19,6 +21,7 @@ from pytest_llmprof.config.schema import Settings
 from pytest_llmprof.config.tree import find
 from pytest_llmprof.errors import ConfigError
 from pytest_llmprof.records.files import write_text
+from pytest_llmprof.text.secrets import MASK
 
 __all__ = ["FrozenComposer", "freeze"]
 
@@ -30,7 +33,7 @@ def freeze(settings: Settings, changes: Mapping[str, Any], path: Path) -> None:
     """Write *settings* with *changes* (key -> value) to *path*, for `FrozenComposer`."""
     import yaml  # type: ignore[import-untyped]
 
-    content = yaml.safe_load(settings.yaml)
+    content = _with_variables(yaml.safe_load(settings.yaml), getattr(settings.current.options, "env", {}))
     for key, value in changes.items():
         *blocks, name = key.split(".")
         block = content
@@ -40,6 +43,27 @@ def freeze(settings: Settings, changes: Mapping[str, Any], path: Path) -> None:
         block[name] = escaped(value)
     extra = {_CHOICES: dict(settings.choices), _ROOT_AS_GIVEN: settings.dataset.root_as_given}
     write_text(path, to_yaml({**content, **extra}))
+
+
+def _with_variables(value: Any, env: Mapping[str, str], key: str = "") -> Any:
+    """*value* with the environment variables that a child does not have as its parent does: those of pytest, and *env*.
+
+    A child starts no tool, so it needs no secret of a mapping `env`.
+    """
+    if isinstance(value, dict):
+        return {name: _with_variables(item, env, "env" if key == "env" else name) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_with_variables(item, env, key) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def own(found: re.Match[str]) -> str:
+        name = found[1]
+        differs = name in env or name.startswith("PYTEST_")
+        there = escaped(os.environ[name]) if differs and name in os.environ else found[0]
+        return MASK if key == "env" else there
+
+    return re.sub(r"(?<!\\)\$\{oc\.env:(\w+)[^}]*\}", own, value)
 
 
 class FrozenComposer(Composer):
@@ -52,7 +76,6 @@ class FrozenComposer(Composer):
     @cached_property
     def _settings(self) -> Settings:
         import yaml
-        from omegaconf import OmegaConf
 
         try:
             content = yaml.safe_load(self._path.read_text(encoding="utf-8"))
@@ -67,7 +90,7 @@ class FrozenComposer(Composer):
                         f"the frozen configuration {self._path} has {block or 'the key'} {name}, which is not "
                         "registered in this process: load the same plugins here"
                     )
-        composition = Composition(OmegaConf.create(content), choices, by_default=f"in {self._path}")
+        composition = Composition(content, choices, by_default=f"in {self._path}")
         settings = self.settings(composition, test, stage)
         return replace(settings, dataset=replace(settings.dataset, root_as_given=root_as_given))
 

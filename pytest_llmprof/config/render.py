@@ -14,7 +14,7 @@ import yaml  # type: ignore[import-untyped]
 
 from pytest_llmprof.config.schema import NO_KEY
 
-__all__ = ["PLACEHOLDERS", "escaped", "per_test", "plain", "to_yaml", "with_interpolations"]
+__all__ = ["PLACEHOLDERS", "escaped", "per_test", "plain", "to_yaml"]
 
 PLACEHOLDERS = ("<test>", "<stage>")
 """What stands for a test and its stage where the session's configuration is checked and shown."""
@@ -57,31 +57,6 @@ def per_test(value: Any) -> Any:
         for placeholder, name in zip(PLACEHOLDERS, ("test", "stage"), strict=True):
             value = value.replace(placeholder, f"${{llmprof.{name}}}")
     return value
-
-
-def with_interpolations(value: Any, raw: Any, config: Mapping[str, Any]) -> Any:
-    """*value*, plain and resolved, to be saved: a text that depends on the test stays as it is written in *raw*.
-
-    So a saved configuration serves any test. *config* is the whole configuration, not resolved.
-    """
-    if isinstance(value, Mapping) and isinstance(raw, Mapping):
-        return {name: with_interpolations(item, raw.get(name), config) for name, item in value.items()}
-    if isinstance(value, list) and isinstance(raw, list) and len(value) == len(raw):
-        return [with_interpolations(item, one, config) for item, one in zip(value, raw, strict=True)]
-    return raw if isinstance(raw, str) and _depends_on_test(raw, config) else escaped(value)
-
-
-def _depends_on_test(text: str, config: Mapping[str, Any]) -> bool:
-    """Whether *text* names the test or its stage, itself or by another key."""
-    for path in re.findall(r"\$\{([\w.]+)\}", text):
-        if path.startswith("llmprof."):
-            return True
-        value: Any = config
-        for part in path.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        if isinstance(value, str) and _depends_on_test(value, config):
-            return True
-    return False
 
 
 class _Dumper(yaml.SafeDumper):  # type: ignore[misc]

@@ -7,7 +7,7 @@ Each field is documented in docs/configuration.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
@@ -213,12 +213,22 @@ class Settings:
     """`llmprof.stage`."""
     choices: Mapping[str, str]
     """The preset chosen for each group: {"model": "deepseek_ocr_tiny", ...}."""
-    yaml: str
-    """The resolved configuration as YAML, as written to config.yaml."""
-    digest: str
-    """sha256 of `yaml` without the `llmprof` node: equal where two tests have the same configuration."""
-    set_in: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
-    """Where each `save_dir` was set, by its key: "on the command line"."""
+    saved: Callable[[], tuple[str, str]] = field(compare=False, repr=False)
+    """Gives the resolved configuration as YAML without the block `llmprof`, and its digest."""
+    set_in: Callable[[str], str] | None = field(default=None, compare=False, repr=False)
+    """Gives where a key was set, "on the command line"; None where that is not known."""
+
+    @property
+    def yaml(self) -> str:
+        """The resolved configuration, as written to config.yaml."""
+        from pytest_llmprof.config.render import to_yaml
+
+        return self.saved()[0] + to_yaml({"llmprof": {"test": self.test, "stage": self.stage}})
+
+    @property
+    def digest(self) -> str:
+        """Equal where two tests have the same configuration."""
+        return self.saved()[1]
 
     def save_dir(self, kind: str) -> str:
         """This stage's `save_dir` for *kind*, "prediction" or "visualization"; null or empty is its default."""
@@ -233,7 +243,7 @@ class Settings:
     def save_dir_named(self, kind: str) -> str:
         """Its key for a message, with where it was set."""
         key = self.save_dir_key(kind)
-        return f"{key} (set {self.set_in[key]})" if key in self.set_in else key
+        return f"{key} (set {self.set_in(key)})" if self.set_in is not None else key
 
     @property
     def current(self) -> StageSettings:

@@ -234,10 +234,11 @@ def dotted(root: Any, body: Mapping[Any, Any], prefix: str = "") -> Iterator[tup
             yield from dotted(root, value, path)
 
 
-def build(block: Any, value: Mapping[str, Any], prefix: str = "") -> Any:
+def build(block: Any, value: Mapping[str, Any], built: dict[tuple[str, str], Any], prefix: str = "") -> Any:
     """The dataclass *block* of *value*, a plain mapping with all its keys.
 
-    Raises `Mismatch` with the full path, also for a value of ``???``, which is one that must be set.
+    *built* keeps the blocks below it, which are frozen, for other calls with the same *block* and equal values. Raises
+    `Mismatch` with the full path, also for a value of ``???``, which is one that must be set.
     """
     found: dict[str, Any] = {}
     for name, child in _children(block).items():
@@ -246,7 +247,10 @@ def build(block: Any, value: Mapping[str, Any], prefix: str = "") -> Any:
         if is_block(child):
             if not isinstance(given, Mapping):
                 raise Mismatch(path, given, "a block of keys")
-            found[name] = build(child, given, path)
+            key = path, repr(given)
+            if key not in built:
+                built[key] = build(child, given, built, path)
+            found[name] = built[key]
         elif isinstance(given, str) and given == MISSING_VALUE:
             raise Mismatch(path, MISSING_VALUE, describe(child))
         else:

@@ -87,9 +87,10 @@ class Results:
         """Begin run.json, once; from here on SIGTERM ends the run as Ctrl-C does."""
         if self.log is None:
             from pytest_llmprof.run.directory import RunLog
+            from pytest_llmprof.text.secrets import masked_word
 
             declarations = [metric.declaration for metric in catalogue]
-            self.log = RunLog(run_dir, [str(arg) for arg in self._config.invocation_params.args], declarations)
+            self.log = RunLog(run_dir, [masked_word(str(arg)) for arg in self._config.invocation_params.args], declarations)
             self.log.write("running")
             main = threading.current_thread() is threading.main_thread()
             if main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:

@@ -24,6 +24,7 @@ from pytest_llmprof.errors import LlmprofError, StageError
 from pytest_llmprof.records.files import read_json, write_json, write_text
 from pytest_llmprof.records.stage import StageRecords
 from pytest_llmprof.stages.tools import Tool, tail
+from pytest_llmprof.text.secrets import may_be_secret
 
 if TYPE_CHECKING:
     import psutil
@@ -186,9 +187,12 @@ class Child:
         long. However this ends, no process of the child's group is left.
         """
         command = [*prefix, *self.command]
-        assignments = [f"{name}={value}" for name, value in env.items()]
-        shown = shlex.join(["env", "-u", "PYTEST_ADDOPTS", *assignments, *command])
-        write_text(self.out_dir / "command.txt", f"cd {shlex.quote(str(self.cwd))}\n{shown}\n")
+        shown = [
+            f'{name}="${name}"' if may_be_secret(name, value) else shlex.quote(f"{name}={value}")
+            for name, value in env.items()
+        ]
+        words = " ".join(["env -u PYTEST_ADDOPTS", *shown, shlex.join(command)])
+        write_text(self.out_dir / "command.txt", f"cd {shlex.quote(str(self.cwd))}\n{words}\n")
         inherited = {
             name: value for name, value in os.environ.items() if not name.startswith("PYTEST_") or name in _INHERITED
         }

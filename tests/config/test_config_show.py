@@ -159,3 +159,141 @@ def test_resolved_texts_are_not_resolved_again(bench, text, tmp_path):
     for saved in (settings.yaml, bench.composer().show(), composer.show()):
         bench.write("config.yaml", saved)
         assert bench.settings().infer.prompt == text
+
+
+NSYS_ENV = "pipeline.nsys.env"
+
+
+def test_environment_variables_stay_as_they_are_written_in_saved_files(bench, monkeypatch):
+    """Issue 15, line 28: in the session's and a test's config.yaml, also where another key brings them."""
+    monkeypatch.setenv("REVISION", "hidden-value")
+    given = (
+        "infer.prompt=${oc.env:REVISION}",
+        "pipeline.nsys.args=['--o=${oc.env:REVISION}','${infer.prompt}']",
+        "pipeline.nsys.env={A: '${oc.env:REVISION}', B: '${oc.env:MISSING,x}'}",
+        f"{SAVE_DIR}=/out/${{oc.env:REVISION}}/${{llmprof.test}}",
+    )
+    settings = bench.settings(*given)
+    assert settings.infer.prompt == "hidden-value"
+    for saved in (settings.yaml, bench.composer(*given).saved()):
+        assert "hidden-value" not in saved
+        assert "prompt: ${oc.env:REVISION}" in saved
+        assert "/out/${oc.env:REVISION}/${llmprof.test}" in saved
+        bench.write("config.yaml", saved)
+        again = bench.settings()
+        assert again.infer.prompt == "hidden-value"
+        assert again.pipeline["nsys"].options.args == ("--o=hidden-value", "hidden-value")
+        assert again.pipeline["nsys"].options.env == {"A": "hidden-value", "B": "x"}
+        assert (again.yaml, again.digest) == (settings.yaml, settings.digest)
+    monkeypatch.setenv("REVISION", "other")
+    assert bench.settings().digest != settings.digest
+
+
+@pytest.mark.parametrize("value", ["data", "{}/start/data", "~/data"])
+def test_paths_of_environment_variables_stay_too(bench, tmp_path, monkeypatch, value):
+    """Issue 15, line 28: absolute as the variable gives them, else below the directory they were relative to."""
+    (bench.start / "data").mkdir()
+    (bench.start / "data" / "a.png").touch()
+    monkeypatch.setenv("HOME", str(bench.start))
+    monkeypatch.setenv("PAGES", value.format(tmp_path))
+    settings = bench.settings("dataset=image_folder", "dataset.root=${oc.env:PAGES}")
+    assert settings.dataset.root == str(bench.start / "data")
+    start = f"{bench.start}/" if value == "data" else ""
+    assert f"root: {start}${{oc.env:PAGES}}\n" in settings.yaml
+    bench.write("config.yaml", settings.yaml)
+    again = bench.settings()
+    assert (again.dataset.root, again.yaml) == (settings.dataset.root, settings.yaml)
+
+
+def test_a_hub_id_of_an_environment_variable_stays(bench, monkeypatch):
+    monkeypatch.setenv("MODEL", "deepseek-ai/DeepSeek-OCR")
+    settings = bench.settings("model=deepseek_ocr", "model.path=${oc.env:MODEL}")
+    assert settings.model.path == "deepseek-ai/DeepSeek-OCR"
+    assert "path: ${oc.env:MODEL}\n" in settings.yaml
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HF_TOKEN", "abc"),
+        ("AWS_SECRET_ACCESS_KEY", "abc"),
+        ("API_KEY", "abc"),
+        ("DB_PASSWORD", "abc"),
+        ("PROXY", "http://me:pw@proxy:80"),
+        ("WHAT", "hf_abcdefgh"),
+        ("WHAT", "my-secret"),
+        ("WHAT", "0123456789abcdef0123456789abcdef01234567"),
+    ],
+)
+def test_secrets_of_an_env_mapping_are_masked(bench, tmp_path, monkeypatch, name, value):
+    """Issue 15, line 28: read back, the variable is taken from the environment, or an error says that it is not there."""
+    given = (f"{NSYS_ENV}={{{name}: '{value}', LD_LIBRARY_PATH: /opt/lib}}",)
+    settings = bench.settings(*given)
+    assert settings.pipeline["nsys"].options.env == {name: value, "LD_LIBRARY_PATH": "/opt/lib"}
+    freeze(settings, {}, tmp_path / "frozen.yaml")
+    for text in (settings.yaml, bench.composer(*given).saved(), bench.composer(*given).show()):
+        assert value not in text
+        assert f"{name}: ${{oc.env:{name}}}" in text
+        assert "LD_LIBRARY_PATH: /opt/lib" in text
+        bench.write("config.yaml", text)
+        monkeypatch.delenv(name, raising=False)
+        assert f"{NSYS_ENV}.{name}: Environment variable '{name}' not found" in bench.error()
+        monkeypatch.setenv(name, value)
+        assert bench.settings().pipeline["nsys"].options.env[name] == value
+    assert value not in (tmp_path / "frozen.yaml").read_text()
+    monkeypatch.delenv(name)
+    child = FrozenComposer(bench.composer().sources, bench.registry, tmp_path / "frozen.yaml").session()
+    assert child.pipeline["nsys"].options.env == {name: "***", "LD_LIBRARY_PATH": "/opt/lib"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("LD_LIBRARY_PATH", "/opt/nvidia/lib:/usr/lib"),
+        ("CUDA_VISIBLE_DEVICES", "GPU-8f2e5a1b-7c3d-4e6f-9a8b-1c2d3e4f5a6b"),
+        ("OMP_NUM_THREADS", "4"),
+        ("KEYBOARD", "us"),
+        ("OLDPWD", "/home"),
+        ("COMPASS", "north"),
+    ],
+)
+def test_what_is_no_secret_is_saved(bench, name, value):
+    assert f"{name}: {value}" in bench.settings(f"{NSYS_ENV}={{{name}: '{value}'}}").yaml.replace("'", "").replace('"', "")
+
+
+def test_variables_that_a_child_lacks_are_resolved_for_it(bench, tmp_path, monkeypatch):
+    """pytest's own are not handed on, and a tool's `env` changes others."""
+    monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw3")
+    monkeypatch.setenv("PLACE", "here")
+    given = ("infer.prompt=${oc.env:PYTEST_XDIST_WORKER}-${oc.env:PLACE}", "pipeline.nsys.env={PLACE: there}")
+    composer = bench.composer(*given)
+    freeze(composer.for_test((), "", "mod/test_a", "nsys"), {}, tmp_path / "frozen.yaml")
+    monkeypatch.delenv("PYTEST_XDIST_WORKER")
+    monkeypatch.setenv("PLACE", "there")
+    child = FrozenComposer(composer.sources, bench.registry, tmp_path / "frozen.yaml").session()
+    assert child.infer.prompt == "gw3-here"
+
+
+def test_a_configuration_is_resolved_once_for_all_its_tests(bench, monkeypatch):
+    """Issue 15, line 30: each test gets its own names, and the work is done for the first one alone."""
+    from pytest_llmprof.config import compose
+
+    calls = []
+    real = compose.resolve
+    monkeypatch.setattr(compose, "resolve", lambda *args: calls.append(1) or real(*args))
+    composer = bench.composer("measure.rounds=3")
+    tests = [composer.for_test((), "", f"mod/test_{number}", "torch_profiler") for number in range(20)]
+    assert len(calls) == 1
+    assert [test.test for test in tests] == [f"mod/test_{number}" for number in range(20)]
+    assert tests[7].yaml.endswith("llmprof:\n  test: mod/test_7\n  stage: torch_profiler\n")
+    assert len({test.digest for test in tests}) == 1
+
+
+@pytest.mark.parametrize(
+    "prompt", ["${llmprof.test}", "${oc.select:llmprof.test}", "a ${oc.decode:${llmprof.stage}}", "${..llmprof.test}"]
+)
+def test_what_may_depend_on_the_test_is_resolved_for_each(bench, prompt):
+    composer = bench.composer(f"infer.prompt='{prompt}'")
+    one, other = (composer.for_test((), "", test, test) for test in ("one", "other"))
+    assert "one" in one.infer.prompt
+    assert "other" in other.infer.prompt

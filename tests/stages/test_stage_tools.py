@@ -304,6 +304,16 @@ def test_ncu_ranges_and_devices(stage, printed):
     assert "--llmprof-stage" in text
 
 
+def test_secrets_are_not_in_the_command(stage, exported, monkeypatch):
+    """Issue 15, line 28: the shell that it is pasted into takes them from its environment."""
+    context = stage("nsys", "pass", "pipeline.nsys.env={HF_TOKEN: 'a secret'}", report=exported)
+    text = (context.out_dir / "command.txt").read_text()
+    assert "a secret" not in text
+    monkeypatch.setenv("HF_TOKEN", "it is $there")
+    shown = subprocess.run(["bash", "-c", f"printf '%s\n' {text.splitlines()[1]}"], capture_output=True, text=True)
+    assert shown.stdout.splitlines()[3] == "HF_TOKEN=it is $there"
+
+
 def test_the_command_can_be_pasted(stage, exported):
     context = stage("nsys", "pass", "pipeline.nsys.env={WORD: 'a b'}", report=exported)
     first, command = (context.out_dir / "command.txt").read_text().splitlines()
