@@ -26,6 +26,8 @@ STAGE_FIXTURE = "llmprof_stage"
 _WRITERS = frozenset({"llmprof", "llmprof_output"})
 """The fixtures through which a test writes outputs. A test without them cannot overwrite another's."""
 _GATE = "llmprof_gate"
+_NO_USE = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+"""Warnings that a user can do nothing about: torch uses what it deprecates when it imports its own compiler."""
 
 
 class ItemState:
@@ -112,6 +114,7 @@ def prepare_items(
         state.test = dirs[keys[item]]
         state.stage = _stage_of(item)
         state.tool = session.stage(state.stage).in_child
+        item.add_marker(_NO_USE)
         in_marker = True
         try:
             overrides = _overrides(item)

@@ -262,3 +262,31 @@ def test_control_characters_of_names_and_values_never_reach_the_terminal(bench):
     result = bench.run(*ECHO, args=[*STAGE, "--llmprof-run-dir=a\x1b[31mb"])
     result.stdout.fnmatch_lines(["llmprof: stages*run directory a␛[[]31mb", "run directory: a␛[[]31mb"])
     assert not any(bad in result.stdout.str() for bad in BAD)
+
+
+def test_a_warning_that_nobody_can_act_on_does_not_show(bench):
+    """Others do, and in tests that are not ours this one does, too."""
+    bench.test(
+        """
+import warnings
+def work():
+    warnings.warn("`torch.jit.script_method` is deprecated. Please switch to `torch.compile`.", DeprecationWarning)
+    warnings.warn("mine", DeprecationWarning)
+def test_callable(llmprof):
+    llmprof.measure(work)
+def test_plain():
+    work()
+"""
+    )
+    result = bench.run(args=[*STAGE, "-o", "addopts="])
+    result.assert_outcomes(passed=2, warnings=3)
+    shown = result.stdout.str()
+    assert shown.count("DeprecationWarning: `torch.jit") == 1
+    assert shown.count("test_it.py::test_callable[direct_inference]") == 1
+
+
+@pytest.mark.slow
+def test_the_real_model_and_torchs_compiler_warn_of_nothing(bench):
+    bench.test()
+    result = bench.run_apart("infer=compiled", "measure.warmup=1", args=[*STAGE, "-W", "default", "-o", "addopts="])
+    result.assert_outcomes(passed=1, warnings=0)
