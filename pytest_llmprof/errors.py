@@ -17,19 +17,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = [
-    "ArtifactError",
-    "ConfigError",
-    "DatasetError",
-    "EngineUnavailable",
-    "LlmprofError",
-    "ModelError",
-    "PageError",
-    "StageError",
-    "error_line",
-    "nearest",
-]
-
 
 class LlmprofError(Exception):
     """A failure whose text is one clear line: what, where it was set, what is allowed, the nearest name."""

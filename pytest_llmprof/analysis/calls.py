@@ -9,8 +9,6 @@ import numpy as np
 
 from pytest_llmprof.analysis.events import Mask
 
-__all__ = ["GRAPH_LAUNCH", "LAUNCH", "PLAIN_COPY", "SYNCHRONISE", "copy_direction", "matching"]
-
 LAUNCH = re.compile(r"(cuda|hip|cu)\w*Launch(?!HostFunc)")
 """Launches a kernel or a whole graph: cudaLaunchKernel(ExC), cuLaunchKernel(Ex), cudaGraphLaunch."""
 GRAPH_LAUNCH = re.compile(r"(cuda|hip|cu)GraphLaunch")

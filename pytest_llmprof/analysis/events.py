@@ -8,9 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["KERNEL", "KINDS", "MEMCPY", "MEMSET", "OP", "RANGE", "RUNTIME"]
-__all__ += ["Events", "Ints", "Mask", "Numbers", "RawTrace", "raw_trace"]
-
 Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 

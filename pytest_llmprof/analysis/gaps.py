@@ -6,8 +6,6 @@ import numpy as np
 
 from pytest_llmprof.analysis.events import Events, Ints
 
-__all__ = ["IDLE_CAUSES", "added_ns", "gaps", "union_ns"]
-
 _LAUNCH, _SYNCHRONISATION, _DEVICE = range(3)
 IDLE_CAUSES = ("launch", "synchronisation", "device")
 """Why the GPU was idle. launch: the host had not launched the next work yet (launch-bound); synchronisation: the host

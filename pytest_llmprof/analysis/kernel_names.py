@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["function_name", "short_name"]
-
 _UNNAMED = re.compile(r"\(anonymous namespace\)::|<unnamed>::")
 _NAMESPACES = re.compile(
     rf"{_UNNAMED.pattern}"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pytest_llmprof.records.catalogue import Metric
 
-__all__ = ["TRACE_METRICS"]
-
 
 def _each_token(name: str, label: str, description: str) -> Metric:
     return Metric(name, "", label, "lower", shown=("gate",), description=description)

@@ -9,8 +9,6 @@ import numpy as np
 
 from pytest_llmprof.analysis.events import RANGE, Events, Ints
 
-__all__ = ["NO_PHASE", "WINDOW_END", "Phase", "Timeline", "parents"]
-
 # A file's doubles hold times to about half a nanosecond, so an end and an equal start may overlap by two.
 _TOLERANCE_NS = 2
 _ROUNDS = 8

@@ -16,8 +16,6 @@ from pytest_llmprof.text.escape import inline
 from pytest_llmprof.text.markdown import code, known, percent, table
 from pytest_llmprof.text.numbers import number
 
-__all__ = ["BusyKernel", "PhaseCounts", "busiest", "busy_kernels_table", "counts_of_a_step", "top_rows"]
-
 _TOP = 10
 _SHOWN = 5
 

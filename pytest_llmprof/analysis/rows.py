@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["KernelRow", "OperatorRow", "PhaseRow", "StepFigures", "profiled"]
-
 _OF_HOST = ("count", "host_ms", "steps", "step_ms")
 
 

@@ -15,8 +15,6 @@ from pytest_llmprof.analysis.rows import KernelRow
 from pytest_llmprof.records.files import write_text
 from pytest_llmprof.text.markdown import code, percent, table
 
-__all__ = ["TOP", "Column", "csv_text", "rows_csv", "top_rows_md", "write_kernels"]
-
 TOP = 30
 """Rows of a Markdown table."""
 

@@ -31,8 +31,6 @@ from pytest_llmprof.analysis.gaps import IDLE_CAUSES, added_ns, gaps, union_ns
 from pytest_llmprof.analysis.nesting import WINDOW_END, Timeline, parents
 from pytest_llmprof.analysis.rows import KernelRow, OperatorRow, PhaseRow, StepFigures
 
-__all__ = ["Trace"]
-
 _Item = TypeVar("_Item", bound=np.generic)
 _Row = TypeVar("_Row")
 

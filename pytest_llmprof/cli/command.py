@@ -11,8 +11,6 @@ from typing import NoReturn
 from pytest_llmprof.cli import compare, runs, trend
 from pytest_llmprof.errors import LlmprofError, error_line
 
-__all__ = ["BAD_INPUT", "COMMANDS", "main"]
-
 BAD_INPUT = 4
 COMMANDS = (compare, runs, trend)
 """Modules with `add(subparsers)`, which sets `command` to a function from the options to the exit code."""

@@ -12,8 +12,6 @@ from pytest_llmprof.compare.store import Store
 from pytest_llmprof.compare.table import FORMATS, render
 from pytest_llmprof.records.catalogue import Declaration
 
-__all__ = ["add"]
-
 _EPILOG = """\
 BEFORE and AFTER are each a run directory, a directory of run directories (several processes of one side), a saved
 run's file, a JSON file of pytest-benchmark, or a name in the store. Exit code 0; with --fail-on 1 where a limit is

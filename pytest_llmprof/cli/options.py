@@ -10,8 +10,6 @@ from pytest_llmprof.compare.store import STORE
 from pytest_llmprof.compare.verdicts import DEFAULT_MARGIN, parse_share
 from pytest_llmprof.errors import ConfigError
 
-__all__ = ["Subparsers", "add_margin", "add_store", "margin_of", "share_of"]
-
 Subparsers = Any
 """What `add_subparsers` gives; argparse has no public name for it."""
 

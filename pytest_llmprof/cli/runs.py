@@ -9,8 +9,6 @@ from pytest_llmprof.compare.store import Store
 from pytest_llmprof.text.escape import one_line
 from pytest_llmprof.text.numbers import count
 
-__all__ = ["add"]
-
 
 def add(commands: Subparsers) -> None:
     """Add the command."""

@@ -18,8 +18,6 @@ from pytest_llmprof.text.markdown import table
 from pytest_llmprof.text.names import unique_names
 from pytest_llmprof.text.numbers import number
 
-__all__ = ["add"]
-
 
 def add(commands: Subparsers) -> None:
     """Add the command."""

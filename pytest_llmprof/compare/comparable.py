@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping
 from pytest_llmprof.records.baseline import SavedMachine, SavedTest
 from pytest_llmprof.text.escape import one_line
 
-__all__ = ["config_notice", "other_machine", "other_work", "some"]
-
 NAMED = 3
 """Names that a message lists."""
 

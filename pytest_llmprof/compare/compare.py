@@ -20,8 +20,6 @@ from pytest_llmprof.records.catalogue import Declaration
 from pytest_llmprof.text.escape import one_line
 from pytest_llmprof.text.numbers import count
 
-__all__ = ["Terms", "compare"]
-
 STEADY_SD = 0.005
 """Assumed standard deviation between processes of decode times with CUDA graphs: an H100 showed 0.4 % (`fast`) and
 0.1 % (`compiled`), benchmarks/gates/noise_h100.json. Fewer than 6 processes are not believed to have less."""

@@ -11,8 +11,6 @@ from pytest_llmprof.errors import ConfigError
 from pytest_llmprof.records.catalogue import Catalogue
 from pytest_llmprof.records.metrics import GateResult, Metrics
 
-__all__ = ["Gate", "judge", "parse_gates"]
-
 _COMPARE = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt, "==": operator.eq}
 _LIMIT = re.compile(r"\s*(<=|>=|==|<|>)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
 

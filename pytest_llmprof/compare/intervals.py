@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-__all__ = ["Centre", "Interval", "assumed", "centre", "normal_quantile", "t_quantile", "t_tail", "unpaired"]
-
 TRIM = 0.2
 """Share of the values that a centre leaves out at each end."""
 TRIM_FROM = 10

@@ -16,8 +16,6 @@ from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.records.baseline import SavedKernel
 from pytest_llmprof.records.files import read_bytes
 
-__all__ = ["KernelChange", "kernel_changes", "normalised", "read_kernels"]
-
 KEPT = 200
 """Rows kept of a window: the busiest."""
 SLOWER = 1.1

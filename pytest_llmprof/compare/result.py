@@ -8,8 +8,6 @@ from pytest_llmprof.compare.kernels import KernelChange
 from pytest_llmprof.compare.verdicts import Verdict
 from pytest_llmprof.text.numbers import count, number
 
-__all__ = ["SCHEMA", "Comparison", "Row", "Side", "TextChange"]
-
 SCHEMA = 1
 """Version of the JSON of a comparison."""
 

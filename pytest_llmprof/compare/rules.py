@@ -9,8 +9,6 @@ from pytest_llmprof.compare.verdicts import parse_amount, parse_share
 from pytest_llmprof.errors import ConfigError, nearest
 from pytest_llmprof.records.catalogue import Declaration
 
-__all__ = ["Rule", "is_speed", "is_statistical", "parse_rules", "rule_for"]
-
 _TIMES = frozenset(("s", "ms", "us", "µs", "ns"))
 _SLOWER = "slower"
 

@@ -23,8 +23,6 @@ from pytest_llmprof.records.stage import StageRecords
 from pytest_llmprof.text.escape import one_line
 from pytest_llmprof.text.numbers import count, number
 
-__all__ = ["read_run", "read_runs", "saved_run"]
-
 _CONFIGS = 20
 """Configurations that are read of a run: YAML is slow."""
 _THROTTLED = 0.01

@@ -20,8 +20,6 @@ from pytest_llmprof.compare.intervals import Centre, Interval, centre
 from pytest_llmprof.compare.verdicts import DEFAULT_MARGIN, Verdict, decide
 from pytest_llmprof.records.catalogue import Better
 
-__all__ = ["ALPHA", "BETA", "ORDER", "Plan", "SequentialDecision", "control_differences", "order"]
-
 ALPHA = 0.002
 """How often two equal sides may be called different, both directions and all looks together."""
 BETA = 0.05

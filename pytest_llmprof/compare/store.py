@@ -17,8 +17,6 @@ from pytest_llmprof.records.baseline import SavedRun
 from pytest_llmprof.records.files import atomic_path, decode_record, read_bytes, write_text
 from pytest_llmprof.text.names import unique_names
 
-__all__ = ["STORE", "Store", "StoredRun"]
-
 STORE = ".llmprof"
 """Its directory beside the tests."""
 _NAME = re.compile(r"[\w][\w.+-]{0,99}")

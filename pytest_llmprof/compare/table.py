@@ -13,8 +13,6 @@ from pytest_llmprof.text.escape import inline, one_line
 from pytest_llmprof.text.markdown import code, table
 from pytest_llmprof.text.numbers import count, fixed, number
 
-__all__ = ["FORMATS", "change", "render"]
-
 FORMATS = ("text", "markdown", "json")
 _KERNELS = 20
 """Kernels that are listed; JSON has all."""

@@ -22,8 +22,6 @@ from pytest_llmprof.records.baseline import SavedRun
 from pytest_llmprof.records.catalogue import Declaration
 from pytest_llmprof.text.escape import visible
 
-__all__ = ["ChangePoint", "Series", "change_points", "series", "svg"]
-
 LONGEST = 400
 """Runs that are looked at: the latest ones. The work grows with their square."""
 SHORTEST = 3

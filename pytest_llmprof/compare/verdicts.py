@@ -10,8 +10,6 @@ from pytest_llmprof.compare.intervals import Interval
 from pytest_llmprof.errors import ConfigError
 from pytest_llmprof.records.catalogue import Better
 
-__all__ = ["BAD", "DEFAULT_MARGIN", "GOOD", "Verdict", "decide", "parse_amount", "parse_share"]
-
 DEFAULT_MARGIN = 0.006
 """The smallest relative change that matters. Chosen by benchmarks/gates so that slowdowns of 1 % are found."""
 

@@ -53,8 +53,6 @@ from pytest_llmprof.config.validate import Checker, show_value
 from pytest_llmprof.errors import ConfigError, nearest
 from pytest_llmprof.text.secrets import masked_env
 
-__all__ = ["Composer", "Composition", "ConfigSources"]
-
 
 @dataclass(frozen=True)
 class ConfigSources:

@@ -10,8 +10,6 @@ from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origi
 
 import msgspec
 
-__all__ = ["Mismatch", "bare", "convert", "describe"]
-
 _SEQUENCES = (tuple, list, set, frozenset, Sequence, Set)
 _BOOLEANS = {"yes": True, "on": True, "no": False, "off": False}
 """What YAML reads as booleans and msgspec does not."""

@@ -10,8 +10,6 @@ import yaml  # type: ignore[import-untyped]
 
 from pytest_llmprof.errors import ConfigError
 
-__all__ = ["check_defaults", "read_keys"]
-
 
 def read_keys(path: Path) -> dict[str, Any]:
     """A YAML file's keys, as OmegaConf reads them. Raises `ConfigError` where it can't."""

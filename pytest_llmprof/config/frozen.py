@@ -23,8 +23,6 @@ from pytest_llmprof.errors import ConfigError
 from pytest_llmprof.records.files import write_text
 from pytest_llmprof.text.secrets import MASK
 
-__all__ = ["FrozenComposer", "freeze"]
-
 _CHOICES = "choices"
 _ROOT_AS_GIVEN = "dataset_root_as_given"
 

@@ -20,8 +20,6 @@ from omegaconf import DictConfig, OmegaConf
 from pytest_llmprof.config.files import check_defaults, read_keys
 from pytest_llmprof.errors import ConfigError
 
-__all__ = ["compose"]
-
 # The version that Hydra behaves as is one for the process, so one composition runs at a time.
 _LOCK = threading.RLock()
 

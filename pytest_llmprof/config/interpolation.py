@@ -9,8 +9,6 @@ from typing import Any
 
 from pytest_llmprof.config.render import escaped
 
-__all__ = ["depends_on", "interpolates", "put", "resolve", "varies", "with_interpolations"]
-
 _OPEN = "${"
 _KEY = re.compile(r"\$\{([A-Za-z_][\w.]*)\}")
 """Another key's value."""

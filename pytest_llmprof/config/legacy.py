@@ -10,8 +10,6 @@ from pytest_llmprof.config.provenance import Assignment
 from pytest_llmprof.config.tree import find
 from pytest_llmprof.errors import ConfigError, nearest
 
-__all__ = ["message", "roots", "split"]
-
 LegacyKeys = Mapping[str, str]
 """Legacy key -> the key to use instead."""
 

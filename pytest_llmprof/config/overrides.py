@@ -18,8 +18,6 @@ from pytest_llmprof.config.registry import Registry
 from pytest_llmprof.config.tree import find, why_no_output
 from pytest_llmprof.errors import ConfigError, nearest
 
-__all__ = ["Parser"]
-
 _KEY = re.compile(r"(\+\+|\+)?[A-Za-z_][\w./@$-]*")
 _QUOTED = r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\""""
 _NUMBER = r"([-+]?(?:[\d._]*\d[\d._]*(?:e[-+]?[\d_]+)?|inf|nan)|true|false)(?=\s*[,\]}])"

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest_llmprof
 
-__all__ = ["absolute", "conf_dir", "is_hub_id", "is_local"]
-
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 

@@ -15,8 +15,6 @@ from pytest_llmprof.errors import ConfigError, nearest
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["ROOT_NAME", "USER_NAME", "Composed", "Presets", "listed_choices", "quoted"]
-
 ROOT_NAME = "llmprof_root"
 """The name of our root, which a user's own config.yaml lists in its defaults."""
 USER_NAME = "llmprof_user"

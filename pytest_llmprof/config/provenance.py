@@ -9,20 +9,6 @@ from typing import Any
 
 from pytest_llmprof.config.tree import find, is_block
 
-__all__ = [
-    "COMMAND_LINE",
-    "INI",
-    "STAGE_INI",
-    "STAGE_OPTION",
-    "Assignment",
-    "Choice",
-    "Source",
-    "config_file",
-    "flatten",
-    "marker",
-    "preset",
-]
-
 
 @dataclass(frozen=True)
 class Source:

@@ -15,8 +15,6 @@ from typing import Any, Protocol, TypeVar
 
 from pytest_llmprof.errors import ConfigError
 
-__all__ = ["Check", "DatasetSpec", "ModelSpec", "Registry", "StageSpec"]
-
 _NAME = re.compile(r"[A-Za-z_]\w*")
 
 Check = Callable[[Any], Iterator[tuple[str, object, str]]]

@@ -14,8 +14,6 @@ import yaml  # type: ignore[import-untyped]
 
 from pytest_llmprof.config.schema import NO_KEY
 
-__all__ = ["PLACEHOLDERS", "escaped", "per_test", "plain", "to_yaml"]
-
 PLACEHOLDERS = ("<test>", "<stage>")
 """What stands for a test and its stage where the session's configuration is checked and shown."""
 

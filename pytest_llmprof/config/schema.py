@@ -14,22 +14,6 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-__all__ = [
-    "NO_KEY",
-    "DatasetSettings",
-    "InferSettings",
-    "MeasureSettings",
-    "ModelSettings",
-    "OutputExtra",
-    "OutputSettings",
-    "PredictionExtra",
-    "PredictionSettings",
-    "Settings",
-    "StageSettings",
-    "VisualizationExtra",
-    "VisualizationSettings",
-]
-
 NO_KEY = {"key": False}
 """Metadata of a field that is no key of the configuration."""
 

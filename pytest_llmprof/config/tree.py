@@ -31,21 +31,6 @@ from pytest_llmprof.config.schema import (
 )
 from pytest_llmprof.errors import nearest
 
-__all__ = [
-    "MISSING_VALUE",
-    "build",
-    "dotted",
-    "find",
-    "is_block",
-    "known_paths",
-    "output_stage",
-    "root_block",
-    "stage_settings",
-    "unknown",
-    "why_no_output",
-    "with_defaults",
-]
-
 MISSING_VALUE = "???"
 """Hydra's word for a value that somebody must set."""
 

@@ -14,8 +14,6 @@ from pytest_llmprof.config.provenance import Source, config_file
 from pytest_llmprof.config.registry import Registry
 from pytest_llmprof.errors import ConfigError
 
-__all__ = ["ConfigTrees", "open_trees"]
-
 _OUTPUT = "output/torch"
 
 

@@ -15,8 +15,6 @@ from pytest_llmprof.config.schema import DatasetSettings, InferSettings, ModelSe
 from pytest_llmprof.config.tree import MISSING_VALUE
 from pytest_llmprof.errors import ConfigError, nearest
 
-__all__ = ["Checker", "show_value"]
-
 
 def show_value(value: object) -> str:
     """A value as one would type it, on one line."""

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from pytest_llmprof.config.schema import DatasetSettings
 
-__all__ = ["DatasetPlugin", "Page", "Pages"]
-
 
 @dataclass(frozen=True)
 class Page:

@@ -21,8 +21,6 @@ from pytest_llmprof.records.predictions import Box
 if TYPE_CHECKING:
     from pytest_llmprof.config.schema import DatasetSettings
 
-__all__ = ["embedded_dataset"]
-
 
 class _Facts(msgspec.Struct):
     """A page in pages.json."""

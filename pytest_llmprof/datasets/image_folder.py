@@ -23,8 +23,6 @@ from pytest_llmprof.errors import DatasetError
 if TYPE_CHECKING:
     from pytest_llmprof.config.schema import DatasetSettings
 
-__all__ = ["image_folder_dataset"]
-
 _TRUTHS = (".md", ".txt")
 _EXTRAS = {pdf.SUFFIX: "pdf", **dict.fromkeys((".heic", ".heif", ".hif"), "heif")}
 """Suffix -> the extra of this package that reads such files."""

@@ -14,8 +14,6 @@ from pytest_llmprof.errors import PageError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["MAX_PIXELS", "check_size", "image_suffixes", "load_image", "naming_page", "page_frames", "paged_suffixes"]
-
 MAX_PIXELS = 178_956_970
 """Largest image that is decoded, in pixels (width times height; about 13,377 squared, 512 MiB of RGB).
 

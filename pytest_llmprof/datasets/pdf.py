@@ -14,8 +14,6 @@ from pytest_llmprof.errors import PageError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["SUFFIX", "can_read", "load_page", "page_count"]
-
 SUFFIX = ".pdf"
 _POINTS = 72
 """Points an inch: the unit of a PDF's sizes."""

@@ -17,8 +17,6 @@ from pytest_llmprof.errors import DatasetError, nearest
 if TYPE_CHECKING:
     from pytest_llmprof.config.schema import DatasetSettings
 
-__all__ = ["Entry", "matching", "read_text", "select"]
-
 _DIGITS = re.compile(r"([0-9]+)")
 
 

@@ -11,8 +11,6 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["frozen_garbage_collector"]
-
 _OF_PYTHON = 1000
 """Fewer frozen objects than this are the interpreter's own: CPython 3.12 begins with 375. To thaw them is harmless."""
 

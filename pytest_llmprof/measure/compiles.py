@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-__all__ = ["CompileWatch", "complaint"]
-
 
 class CompileWatch:
     """Open it around a timed pass, outside the clock; `seen` then has one line for each thing that was compiled.

@@ -13,8 +13,6 @@ from collections.abc import Callable
 
 from pytest_llmprof.records.metrics import RoundEnergy
 
-__all__ = ["LEAST_SECONDS", "LEAST_UPDATES", "LEAST_WORK", "EnergyMeter"]
-
 LEAST_SECONDS = 0.5
 """A shorter round has no energy."""
 LEAST_UPDATES = 10

@@ -16,8 +16,6 @@ from pathlib import Path
 from pytest_llmprof.measure.gpu import read_gpu, throttled_between
 from pytest_llmprof.records.environment import Environment, Git, Gpu, Host
 
-__all__ = ["PACKAGES", "environment"]
-
 PACKAGES = (
     "pytest-llmprof",
     "torch",

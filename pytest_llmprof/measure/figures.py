@@ -13,8 +13,6 @@ from collections.abc import Callable, Hashable, Sequence
 from pytest_llmprof.records.catalogue import Catalogue, Metric
 from pytest_llmprof.records.metrics import RoundEnergy, Sample, Spread
 
-__all__ = ["figures_of", "percentile", "spread_of"]
-
 
 def percentile(values: Sequence[float], share: float) -> float:
     """Linear-interpolated percentile; *share* in 0..1 (the `linear` method of numpy.percentile)."""

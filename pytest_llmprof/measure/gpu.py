@@ -13,8 +13,6 @@ from typing import Any
 
 from pytest_llmprof.records.environment import Gpu
 
-__all__ = ["THROTTLE_REASONS", "GpuReader", "read_gpu", "throttle_names", "throttled_between"]
-
 THROTTLE_REASONS = {
     0x0000000000000001: "gpu_idle",
     0x0000000000000002: "applications_clocks_setting",

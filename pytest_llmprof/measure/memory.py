@@ -11,8 +11,6 @@ from typing import Any
 
 from pytest_llmprof.records.metrics import Peak
 
-__all__ = ["PeakMemory", "PhasePeaks"]
-
 
 class PeakMemory:
     """The peaks of one device since they were last taken; None on a CPU."""

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from pytest_llmprof.measure.memory import PhasePeaks
     from pytest_llmprof.records.metrics import Peak
 
-__all__ = ["CALL", "DOMAIN", "ROUND", "STEP", "SUB_PHASES", "TOP_PHASES", "WARMUP_DOMAIN", "PhaseRecorder"]
-
 DOMAIN = "llmprof"
 WARMUP_DOMAIN = "llmprof.warmup"
 STEP = "step"

@@ -10,8 +10,6 @@ from pytest_llmprof.errors import ModelError, nearest
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["check_choice", "pick_device", "pick_dtype"]
-
 
 def check_choice(key: str, value: str, allowed: Collection[str]) -> None:
     """Raise `ModelError` where the *value* of *key* is not allowed."""

@@ -23,8 +23,6 @@ from pytest_llmprof.quality.text import normalise
 from pytest_llmprof.text.escape import shorten, visible
 from pytest_llmprof.text.numbers import count
 
-__all__ = ["Differences", "differences"]
-
 ROW_WIDTH = 88
 """A row ends after the word that reaches this many characters on either side."""
 CONTEXT_ROWS = 1

@@ -32,8 +32,6 @@ from pytest_llmprof.text.names import unique_names
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["MAX_CROPS", "check_gallery", "write_gallery"]
-
 MAX_CROPS = 100
 """At most this many crops a page are written."""
 _TEMPORARY = ".tmp-pages-"

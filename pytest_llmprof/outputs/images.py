@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
     from PIL.ImageFont import FreeTypeFont, ImageFont
 
-__all__ = ["PlacedBox", "boxes_image", "colour", "crop", "place_boxes", "thumbnail"]
-
 MAX_SIDE = 2048
 """Longest side of boxes.jpg in pixels; a larger image is scaled down."""
 MAX_JPEG_SIDE = 16_384

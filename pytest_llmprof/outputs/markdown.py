@@ -15,8 +15,6 @@ from pytest_llmprof.text.escape import fenced, inline, preformatted
 from pytest_llmprof.text.markdown import table
 from pytest_llmprof.text.numbers import count, fixed
 
-__all__ = ["MAX_TEXT", "PageFiles", "document", "result"]
-
 MAX_TEXT = 40_000
 """A longer text is cut at this many characters in predictions.md, but not in result.md."""
 _NONE = "–"

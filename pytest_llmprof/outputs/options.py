@@ -9,8 +9,6 @@ import msgspec
 
 from pytest_llmprof.config.schema import OutputExtra
 
-__all__ = ["output_options"]
-
 
 def output_options(extra: Any) -> OutputExtra:
     """The options in *extra*: a model's own dataclass, a mapping of the same shape, or None for the defaults.

@@ -16,8 +16,6 @@ from pytest_llmprof.records.files import decode_record, read_bytes
 from pytest_llmprof.records.predictions import SCHEMA, Box, Prediction
 from pytest_llmprof.text.escape import whole
 
-__all__ = ["PredictionWriter", "read_predictions", "whole_unicode"]
-
 # JSON allows these in a string, but terminals obey the first ones as controls, and many programs (str.splitlines) read
 # the others as line ends. JSON itself escapes U+0000 to U+001F.
 _ESCAPE = re.compile("[\x7f-\x9f\u2028\u2029]")

@@ -16,8 +16,6 @@ from pytest_llmprof.outputs.options import output_options
 from pytest_llmprof.outputs.predictions import PredictionWriter
 from pytest_llmprof.records.predictions import Prediction
 
-__all__ = ["Outputs", "check_writable"]
-
 
 def check_writable(directory: Path, key: str = "save_dir") -> None:
     """Make *directory* and write a file in it as a test, before anything expensive starts.

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from pytest_llmprof.plugin.rows import Row
 
-__all__ = ["benchmark_json", "claim", "is_sink", "serve", "sink"]
-
 
 def is_sink(item: pytest.Item) -> bool:
     """Whether the fixture `benchmark` of *item* would be pytest-benchmark's: other plugins and tests have their own."""

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from pytest_llmprof.run.artifacts import Artifacts
     from pytest_llmprof.run.runner import RunResult
 
-__all__ = ["LlmProf", "Output", "OutputKind"]
-
 
 @dataclass(frozen=True)
 class OutputKind:

@@ -17,8 +17,6 @@ from pytest_llmprof.stages.child import Nvtx, Outcome
 if TYPE_CHECKING:
     from pytest_llmprof.plugin.shared import SharedState
 
-__all__ = ["ChildHooks"]
-
 
 class ChildHooks:
     """Registered beside the manager, in the child alone."""

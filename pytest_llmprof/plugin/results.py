@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from pytest_llmprof.records.catalogue import Catalogue, Declaration
     from pytest_llmprof.run.directory import RunLog
 
-__all__ = ["Results", "failure", "judge", "one_line"]
-
 
 def judge(state: ItemState, *, strict: bool) -> pytest.ExceptionInfo[BaseException] | None:
     """The failure of a test whose metrics break a gate, or that has gates and measured nothing.
@@ -90,7 +88,8 @@ class Results:
             from pytest_llmprof.text.secrets import masked_word
 
             declarations = [metric.declaration for metric in catalogue]
-            self.log = RunLog(run_dir, [masked_word(str(arg)) for arg in self._config.invocation_params.args], declarations)
+            argv = [masked_word(str(arg)) for arg in self._config.invocation_params.args]
+            self.log = RunLog(run_dir, argv, declarations)
             self.log.write("running")
             main = threading.current_thread() is threading.main_thread()
             if main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:

@@ -13,8 +13,6 @@ from pytest_llmprof.report.findings import gpu_warnings, page_notes
 if TYPE_CHECKING:
     import pytest
 
-__all__ = ["Row"]
-
 
 class Row(msgspec.Struct):
     """A test's line in the summary and its entry in benchmark.json."""

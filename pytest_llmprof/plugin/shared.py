@@ -16,8 +16,6 @@ from pytest_llmprof.plugin.terminal import Progress
 if TYPE_CHECKING:
     from pytest_llmprof.run.session import Session
 
-__all__ = ["SHARED", "SharedState"]
-
 
 class SharedState:
     """One process of a pytest session. Cheap to make: `session` is built on first use."""

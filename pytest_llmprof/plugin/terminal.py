@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from pytest_llmprof.records.catalogue import Catalogue, Declaration
     from pytest_llmprof.records.metrics import GateResult
 
-__all__ = ["LINE_EVERY_S", "Clock", "Progress", "clean", "columns", "gate_lines", "header", "relative", "summary"]
-
 LINE_EVERY_S = 10.0
 """Least time between two lines of progress where they stay (a log)."""
 _LEAST_COLUMNS = 20

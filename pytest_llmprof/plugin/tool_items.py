@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from pytest_llmprof.plugin.items import ItemState
     from pytest_llmprof.plugin.shared import SharedState
 
-__all__ = ["child_options", "run_tool_item"]
-
 _PASSED_ON = frozenset(
     (
         *("plugins", "disable_plugin_autoload", "noconftest", "confcutdir", "importmode", "collect_in_virtualenv"),

@@ -12,8 +12,6 @@ from collections.abc import Sequence
 
 from pytest_llmprof.records.predictions import Box
 
-__all__ = ["iou", "mean_iou", "share_labels"]
-
 Corners = tuple[int, int, int, int]
 
 

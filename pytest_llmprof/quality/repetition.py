@@ -14,8 +14,6 @@ from collections.abc import Iterator, Sequence
 
 from pytest_llmprof.quality.text import SPACELESS, words
 
-__all__ = ["repetition", "runaway"]
-
 _TAIL = 65_536
 """Characters of the end that are looked at."""
 # One unit again and again: a table that is cut off repeats a few times, a loop fills the token budget.

@@ -11,8 +11,6 @@ from pytest_llmprof.quality.boxes import mean_iou, share_labels
 from pytest_llmprof.quality.repetition import repetition, runaway
 from pytest_llmprof.quality.text import EditCount, character_edits, normalise, word_edits
 
-__all__ = ["PageQuality", "score_page", "summarise"]
-
 
 @dataclass(frozen=True)
 class PageQuality:

@@ -18,8 +18,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-__all__ = ["SPACELESS", "EditCount", "character_edits", "normalise", "word_edits", "words"]
-
 # A heading as CommonMark defines it: at most three spaces, one to six marks, then white space or the line's
 # end. "#1" and "#tag" are text.
 _HEADING = re.compile(r"^ {0,3}#{1,6}(?=[ \t]|$)", re.MULTILINE)

@@ -10,8 +10,6 @@ from pytest_llmprof.records.catalogue import Declaration
 from pytest_llmprof.records.environment import Git
 from pytest_llmprof.records.metrics import Fingerprint
 
-__all__ = ["SCHEMA", "SavedKernel", "SavedMachine", "SavedPage", "SavedRun", "SavedTest"]
-
 SCHEMA = 1
 """Version of a saved run."""
 

@@ -17,8 +17,6 @@ from pytest_llmprof.errors import ConfigError, StageError, nearest
 from pytest_llmprof.records.metrics import Sample
 from pytest_llmprof.records.predictions import Prediction
 
-__all__ = ["BUILTIN", "PHASES", "Better", "Catalogue", "Declaration", "Metric", "Place", "Reduce", "Section"]
-
 Better = Literal["lower", "higher"]
 Reduce = Literal["page", "batch", "page_rate", "batch_rate", "max", "mean", "sum", "given"]
 """How a metric is made of its values.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-__all__ = ["SCHEMA", "Environment", "Git", "Gpu", "Host"]
-
 SCHEMA = 1
 """Version of environment.json."""
 

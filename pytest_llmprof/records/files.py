@@ -16,8 +16,6 @@ import msgspec
 
 from pytest_llmprof.errors import ArtifactError
 
-__all__ = ["atomic_path", "decode_record", "read_bytes", "read_json", "write_bytes", "write_json", "write_text"]
-
 _Record = TypeVar("_Record")
 
 

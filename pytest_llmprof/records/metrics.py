@@ -11,22 +11,6 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-__all__ = [
-    "SCHEMA",
-    "DatasetInfo",
-    "Energy",
-    "ErrorRecord",
-    "Fingerprint",
-    "GateResult",
-    "LeftOut",
-    "Metrics",
-    "ModelInfo",
-    "Peak",
-    "RoundEnergy",
-    "Sample",
-    "Spread",
-]
-
 SCHEMA = 1
 """Version of metrics.json."""
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-__all__ = ["SCHEMA", "Box", "Prediction"]
-
 SCHEMA = 1
 """Version of the predictions.jsonl line format."""
 

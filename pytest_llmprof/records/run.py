@@ -6,8 +6,6 @@ from msgspec import Struct
 
 from pytest_llmprof.records.catalogue import Declaration
 
-__all__ = ["SCHEMA", "RunRecord", "TestRecord"]
-
 SCHEMA = 1
 """Version of run.json."""
 

@@ -16,8 +16,6 @@ from pytest_llmprof.records.environment import Environment
 from pytest_llmprof.records.files import decode_record, read_bytes, write_json
 from pytest_llmprof.records.metrics import Metrics
 
-__all__ = ["StageRecords"]
-
 _Block = TypeVar("_Block")
 
 

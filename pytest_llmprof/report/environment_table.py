@@ -10,8 +10,6 @@ from pytest_llmprof.text.escape import inline
 from pytest_llmprof.text.markdown import table
 from pytest_llmprof.text.numbers import count, number
 
-__all__ = ["environment_table"]
-
 
 def environment_table(environment: Environment | None) -> str:
     """A Markdown table of environment.json; empty where there is nothing to show."""

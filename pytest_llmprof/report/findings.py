@@ -14,8 +14,6 @@ from pytest_llmprof.text.escape import inline
 from pytest_llmprof.text.markdown import percent
 from pytest_llmprof.text.numbers import count, number
 
-__all__ = ["findings", "gpu_warnings", "page_notes", "warnings"]
-
 OTHER_SHARE = 0.1
 PREPROCESS_SHARE = 0.15
 THROTTLED = 0.01

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pytest_llmprof.records.metrics import Metrics
 from pytest_llmprof.text.escape import inline
 
-__all__ = ["Finding", "Section", "listed", "phase_label", "phase_share", "phase_weight", "share", "share_of_first"]
-
 _BEFORE = ("preprocess", "vision", "prefill")
 """Phases that end before the first token."""
 

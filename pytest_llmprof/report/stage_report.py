@@ -22,8 +22,6 @@ from pytest_llmprof.text.markdown import code, percent, table
 from pytest_llmprof.text.numbers import NOT_APPLICABLE, count, number
 from pytest_llmprof.text.templates import render_template
 
-__all__ = ["Reported", "render", "write_report"]
-
 _FILES = {
     "metrics.json": "all metrics and samples",
     "config.yaml": "the resolved configuration",

@@ -10,8 +10,6 @@ from pathlib import Path
 from pytest_llmprof.config.schema import Settings
 from pytest_llmprof.errors import ArtifactError
 
-__all__ = ["Artifacts"]
-
 _FILES = ("config.yaml", "environment.json", "inputs.jsonl", "metrics.json", "report.md")
 """Files of every stage directory."""
 

@@ -10,8 +10,6 @@ from pathlib import Path
 from pytest_llmprof.config.presets import quoted
 from pytest_llmprof.config.schema import Settings
 
-__all__ = ["check_collisions"]
-
 _Users = Mapping[Path, Mapping[str, tuple[Settings, list[str]]]]
 """Output directory -> node id -> settings and the kinds of output there."""
 

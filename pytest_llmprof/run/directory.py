@@ -20,8 +20,6 @@ from pytest_llmprof.records.files import write_json, write_text
 from pytest_llmprof.records.run import RunRecord, TestRecord
 from pytest_llmprof.text.names import unique_names
 
-__all__ = ["RunLog", "TestKey", "begin_run_dir", "begun_run_dir", "choose_run_dir", "test_dirs"]
-
 _BASE = "llmprof-runs"
 _PACKAGES = ("pytest", "pytest-benchmark", "torch", "transformers", "hydra-core", "nvtx")
 

@@ -9,8 +9,6 @@ from pytest_llmprof.config.schema import Settings
 from pytest_llmprof.errors import ModelError, error_line
 from pytest_llmprof.models.base import LoadedModel, ModelPlugin
 
-__all__ = ["ModelCache"]
-
 
 @dataclass
 class ModelCache:

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
     from pytest_llmprof.outputs import Outputs
 
-__all__ = ["PagesFailed", "RunResult", "Runner", "Values"]
-
 
 _NAMED = 20
 """Files that metrics.json names of those left out, for each reason."""

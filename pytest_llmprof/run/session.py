@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from pytest_llmprof.run.model_cache import ModelCache
     from pytest_llmprof.stages.base import StagePlugin, ToolStagePlugin
 
-__all__ = ["Session"]
-
 
 @dataclass
 class Session:

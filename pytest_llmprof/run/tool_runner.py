@@ -28,8 +28,6 @@ from pytest_llmprof.run.artifacts import Artifacts
 from pytest_llmprof.stages.base import ToolContext, ToolStagePlugin
 from pytest_llmprof.stages.child import Child, ChildSkipped, Outcome
 
-__all__ = ["ToolRunner"]
-
 _FROM_CHILD = (
     *("kind", "errors", "rounds", "warmup", "pages", "quality", "quality_reason", "gates"),
     *("model", "prompt", "dataset", "callable"),

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from pytest_llmprof.stages.child import Child
     from pytest_llmprof.stages.failures import Failure
 
-__all__ = ["StageContext", "StagePlugin", "StageResult", "ToolContext", "ToolStagePlugin", "Window", "Workload"]
-
 
 @dataclass(frozen=True)
 class Window:

@@ -17,8 +17,6 @@ from pytest_llmprof.records.metrics import Peak, Sample
 from pytest_llmprof.stages.base import ShowProgress, Window
 from pytest_llmprof.stages.failures import Failure, describe_error, free_memory_of, out_of_memory
 
-__all__ = ["CallableWorkload"]
-
 
 class CallableWorkload:
     """A torch callable, run whole; one sample a round, named as the callable."""

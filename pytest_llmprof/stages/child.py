@@ -29,8 +29,6 @@ from pytest_llmprof.text.secrets import may_be_secret
 if TYPE_CHECKING:
     import psutil
 
-__all__ = ["Child", "ChildSkipped", "Ended", "Nvtx", "Outcome", "ToolFailed"]
-
 _OUTCOME = "outcome.json"
 _GRACE_S = 5.0
 _INHERITED = ("PYTEST_PLUGINS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD", "PYTEST_DEBUG_TEMPROOT")

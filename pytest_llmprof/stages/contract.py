@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from pytest_llmprof.config.schema import InferSettings
 
-__all__ = ["Answer", "check_model", "read_answers"]
-
 _FINISHES = ("eos", "length")
 _KINDS = ("markdown", "free", "other")
 

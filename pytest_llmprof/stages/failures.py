@@ -12,8 +12,6 @@ from pytest_llmprof.errors import LlmprofError
 from pytest_llmprof.measure.phases import CALL, PhaseRecorder
 from pytest_llmprof.records.metrics import Peak
 
-__all__ = ["Failure", "describe_error", "free_memory_of", "out_of_memory"]
-
 _OUT_OF_MEMORY = re.compile(r"\b(?:CUDA|HIP)\b[\w\]: ]* out of memory|_STATUS_ALLOC_FAILED")
 
 

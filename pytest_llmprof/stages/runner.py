@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
     from pytest_llmprof.config.schema import InferSettings
 
-__all__ = ["PagesWorkload", "batch_rate", "clean_rounds", "run_batch", "time_per_token"]
-
 
 def clean_rounds(context: StageContext) -> None:
     """Warm up, then run `measure.rounds` measured passes without a profiler.

@@ -7,8 +7,6 @@ from msgspec import Struct
 from pytest_llmprof.text.escape import inline
 from pytest_llmprof.text.markdown import code
 
-__all__ = ["TOOL_FILES", "ToolBlock", "ToolInfo", "not_applied_text", "tool_text"]
-
 TOOL_FILES = {
     "command.txt": "the command that ran",
     "output.log": "what the tool and the child wrote",

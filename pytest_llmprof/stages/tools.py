@@ -17,8 +17,6 @@ from msgspec import Meta
 from pytest_llmprof.errors import StageError
 from pytest_llmprof.measure.phases import ROUND
 
-__all__ = ["Capture", "Program", "Tool", "ToolOptions", "find_tool", "range_of", "run_program", "tail"]
-
 Capture = Annotated[
     str,
     Meta(

@@ -8,8 +8,6 @@ from __future__ import annotations
 import html
 import re
 
-__all__ = ["fenced", "inline", "one_line", "preformatted", "shorten", "visible", "whole"]
-
 # Control characters (C0 without tab and line feed, DEL, C1), invisible or direction-changing marks, and separators that
 # some programs read as line ends. Zero-width joiners stay: Persian, Indic scripts and emoji need them.
 _HIDDEN = re.compile(

@@ -7,8 +7,6 @@ from typing import TypeVar
 
 from pytest_llmprof.text.escape import one_line
 
-__all__ = ["code", "known", "percent", "table"]
-
 _Value = TypeVar("_Value")
 
 

@@ -6,8 +6,6 @@ import hashlib
 import re
 from collections.abc import Sequence
 
-__all__ = ["unique_names"]
-
 _MOST_BYTES = 200
 """Longest name made here. File systems take 255 bytes; the rest is for temporary names and suffixes."""
 _UNSAFE = re.compile(r"[^\w.\-+=@,\[\]]+")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["NOT_APPLICABLE", "count", "duration", "fixed", "number"]
-
 NOT_APPLICABLE = "n/a"
 
 

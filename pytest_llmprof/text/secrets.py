@@ -6,8 +6,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["MASK", "masked_env", "masked_word", "may_be_secret"]
-
 MASK = "***"
 
 _NAME = re.compile(

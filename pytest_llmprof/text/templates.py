@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["render_template"]
-
 
 def render_template(path: Path, **values: object) -> str:
     """Fill the template *path*. In a template of SVG or HTML values are escaped; elsewhere they must be already."""

@@ -226,7 +226,7 @@ def test_a_hub_id_of_an_environment_variable_stays(bench, monkeypatch):
     ],
 )
 def test_secrets_of_an_env_mapping_are_masked(bench, tmp_path, monkeypatch, name, value):
-    """Issue 15, line 28: read back, the variable is taken from the environment, or an error says that it is not there."""
+    """Line 28: read back, the variable is taken from the environment, or an error says that it is missing."""
     given = (f"{NSYS_ENV}={{{name}: '{value}', LD_LIBRARY_PATH: /opt/lib}}",)
     settings = bench.settings(*given)
     assert settings.pipeline["nsys"].options.env == {name: value, "LD_LIBRARY_PATH": "/opt/lib"}
@@ -258,7 +258,8 @@ def test_secrets_of_an_env_mapping_are_masked(bench, tmp_path, monkeypatch, name
     ],
 )
 def test_what_is_no_secret_is_saved(bench, name, value):
-    assert f"{name}: {value}" in bench.settings(f"{NSYS_ENV}={{{name}: '{value}'}}").yaml.replace("'", "").replace('"', "")
+    text = bench.settings(f"{NSYS_ENV}={{{name}: '{value}'}}").yaml
+    assert f"{name}: {value}" in text.replace("'", "").replace('"', "")
 
 
 def test_variables_that_a_child_lacks_are_resolved_for_it(bench, tmp_path, monkeypatch):

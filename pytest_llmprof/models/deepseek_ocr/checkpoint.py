@@ -11,8 +11,6 @@ from typing import Any
 
 from pytest_llmprof.errors import ModelError
 
-__all__ = ["Checkpoint", "digest", "open_checkpoint", "resolve"]
-
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")

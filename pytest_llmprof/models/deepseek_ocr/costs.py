@@ -39,8 +39,6 @@ from typing import Any
 from pytest_llmprof.models.base import Costs, PhaseCost, Phases
 from pytest_llmprof.models.deepseek_ocr.preprocessing import TILE
 
-__all__ = ["Batch", "Routing", "active_parameters", "batch_costs", "count_routing", "router_itemsize"]
-
 
 @dataclass(frozen=True)
 class Batch:

@@ -23,11 +23,6 @@ from pytest_llmprof.models.base import Token
 if TYPE_CHECKING:
     from pytest_llmprof.models.base import Phases
 
-__all__ = [
-    "NOT_A_TOKEN", "EagerDecoder", "Limits", "Prompts", "TokenTracker", "ban_repeats", "causal_mask", "pad_prompts",
-    "stream", "text_forward",
-]  # fmt: skip
-
 NOT_A_TOKEN = -1
 """Padding before a shorter prompt. It equals no token, so no n-gram with padding in it repeats."""
 

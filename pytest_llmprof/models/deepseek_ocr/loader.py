@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from pytest_llmprof.config.schema import InferSettings, ModelSettings
     from pytest_llmprof.models.deepseek_ocr.model import DeepseekOcr
 
-__all__ = ["EMBEDDED", "load", "load_weights"]
-
 EMBEDDED = Path(__file__).with_name("tiny_reader")
 """The checkpoint shipped with this package."""
 _UNUSED = "model.vision_model.embeddings.patch_embedding.weight"

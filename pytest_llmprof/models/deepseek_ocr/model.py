@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from pytest_llmprof.models.base import Costs, Phases
     from pytest_llmprof.models.deepseek_ocr.tokenizers import Tokenizer
 
-__all__ = ["DeepseekOcr"]
-
 _PHASES = ("preprocess", "vision", "sam", "clip", "projector", "prefill", "decode")
 
 

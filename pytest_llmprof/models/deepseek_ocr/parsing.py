@@ -17,8 +17,6 @@ import msgspec
 from pytest_llmprof.models.base import ParsedOutput
 from pytest_llmprof.records.predictions import Box
 
-__all__ = ["SPECIAL", "parse"]
-
 SPECIAL = ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>")
 """Tokens that frame an answer: begin, end, padding."""
 _TAG = re.compile(r"<\|(/?)(ref|det)\|>")

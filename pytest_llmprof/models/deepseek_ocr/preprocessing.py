@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-__all__ = ["MODES", "TILE", "CropGrid", "Mode", "PageViews", "crop_grid", "image_tokens", "normalize", "page_views"]
-
 CropGrid = tuple[int, int]
 """Columns and rows of crops; (1, 1) where there are none."""
 TILE = 640

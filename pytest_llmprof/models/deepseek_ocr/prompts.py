@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pytest_llmprof.errors import ModelError
 
-__all__ = ["FREE", "IMAGE", "MARKDOWN", "prompt_kind", "prompt_text", "split_prompt"]
-
 IMAGE = "<image>"
 """Where the image's tokens go."""
 MARKDOWN = "<image>\n<|grounding|>Convert the document to markdown."

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import UnlimitedOcrConfig
 
-__all__ = ["SIZES", "random_config", "random_model"]
-
 _TINY_VOCABULARY = 1024
 SIZES = ("full", "tiny")
 _POSITION_STD = 0.1

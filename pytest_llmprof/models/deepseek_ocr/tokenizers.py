@@ -14,8 +14,6 @@ from pytest_llmprof.models.deepseek_ocr.prompts import IMAGE
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer
 
-__all__ = ["BuiltInTokenizer", "FileTokenizer", "Tokenizer"]
-
 _TAGS = ("<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>", "<|grounding|>")
 
 

@@ -14,8 +14,6 @@ from pytest_llmprof.errors import ModelError
 if TYPE_CHECKING:
     from transformers import UnlimitedOcrConfig
 
-__all__ = ["FULL_ATTENTION", "RELEASED_IMAGE_TOKEN", "released_config", "translate"]
-
 FULL_ATTENTION = "full_attention"
 RELEASED_IMAGE_TOKEN = 128815
 """Id of ``<image>`` in the released vocabulary; the released config.json lacks it."""

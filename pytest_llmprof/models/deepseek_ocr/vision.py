@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from pytest_llmprof.models.base import Phases
     from pytest_llmprof.models.deepseek_ocr.preprocessing import CropGrid
 
-__all__ = ["arrange_pages", "cache_position_tables", "encode_views", "insert_features", "page_features"]
-
 
 def cache_position_tables(model: Any) -> None:
     """Make each SAM layer compute its relative position tables once for each size instead of at every call.

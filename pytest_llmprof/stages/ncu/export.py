@@ -19,8 +19,6 @@ from pytest_llmprof.stages.ncu.records import KernelProfile, NcuLaunch
 from pytest_llmprof.text.markdown import code, table
 from pytest_llmprof.text.numbers import fixed
 
-__all__ = ["METRICS", "bound_of", "kernel_rows", "kernels_table", "read_csv", "write_ncu_tables"]
-
 LATENCY_BELOW = 60.0
 """Per cent of peak: where no unit reaches it, nothing is saturated."""
 

@@ -12,8 +12,6 @@ from msgspec import Meta
 from pytest_llmprof.config.schema import Count, Positive
 from pytest_llmprof.stages.tools import Capture, ToolOptions
 
-__all__ = ["NcuOptions", "check_ncu"]
-
 _TOP = re.compile(r"top:([1-9]\d*)")
 
 

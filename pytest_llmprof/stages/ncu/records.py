@@ -6,8 +6,6 @@ from msgspec import Struct, field
 
 from pytest_llmprof.stages.tool_block import ToolBlock
 
-__all__ = ["KernelProfile", "NcuBlock", "NcuLaunch"]
-
 
 class _Measures(Struct, kw_only=True):
     """Per cents are of the unit's peak; null where the report does not have it."""

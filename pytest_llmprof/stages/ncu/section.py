@@ -11,8 +11,6 @@ from pytest_llmprof.text.escape import inline
 from pytest_llmprof.text.markdown import code
 from pytest_llmprof.text.numbers import count
 
-__all__ = ["FILES", "ncu_section"]
-
 _TITLE = "Nsight Compute"
 FILES = {
     "kernels.md": "kernels, the longest",

@@ -24,8 +24,6 @@ from pytest_llmprof.stages.ncu.section import FILES, ncu_section
 from pytest_llmprof.stages.tool_block import ToolInfo
 from pytest_llmprof.stages.tools import Program, Tool, find_tool, range_of, run_program, tail
 
-__all__ = ["NCU", "Chosen", "choose", "plugin"]
-
 NCU = Program(
     name="ncu",
     title="Nsight Compute",

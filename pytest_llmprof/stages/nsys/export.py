@@ -24,8 +24,6 @@ from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.measure.phases import ROUND
 from pytest_llmprof.stages.nsys.records import Copies
 
-__all__ = ["NsysReport", "read_reports"]
-
 _PUSH_POP, _DOMAIN = 59, 75
 _THREAD_BITS = 24
 _DIRECTIONS = dict(enumerate(["HtoD", "DtoH", "HtoA", "AtoH", "AtoA", "AtoD", "DtoA", "DtoD", "HtoH", "PtoP"], 1))

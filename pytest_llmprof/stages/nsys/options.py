@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pytest_llmprof.config.schema import Positive
 from pytest_llmprof.stages.tools import ToolOptions
 
-__all__ = ["NsysOptions"]
-
 
 @dataclass(frozen=True)
 class NsysOptions(ToolOptions):

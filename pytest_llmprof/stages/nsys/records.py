@@ -7,8 +7,6 @@ from msgspec import Struct, field
 from pytest_llmprof.analysis.records import BusyKernel, PhaseCounts
 from pytest_llmprof.stages.tool_block import ToolBlock
 
-__all__ = ["Copies", "NsysBlock", "NsysPhase"]
-
 
 class NsysPhase(PhaseCounts, kw_only=True):
     """One phase in all captures. Sub-phases are included in their parent."""

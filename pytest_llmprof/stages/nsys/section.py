@@ -13,8 +13,6 @@ from pytest_llmprof.text.escape import inline
 from pytest_llmprof.text.markdown import known, percent, table
 from pytest_llmprof.text.numbers import count, fixed, number
 
-__all__ = ["FILES", "nsys_section", "phases_table"]
-
 _TITLE = "Nsight Systems"
 FILES = {
     "phases.md": "phases under the tool",

@@ -19,8 +19,6 @@ from pytest_llmprof.stages.nsys.section import FILES, nsys_section
 from pytest_llmprof.stages.tool_block import ToolInfo
 from pytest_llmprof.stages.tools import Program, Tool, find_tool, range_of
 
-__all__ = ["NSYS", "plugin"]
-
 NSYS = Program(
     name="nsys",
     title="Nsight Systems",

@@ -15,8 +15,6 @@ from pytest_llmprof.stages.nsys.export import NsysReport
 from pytest_llmprof.stages.nsys.records import NsysBlock, NsysPhase
 from pytest_llmprof.stages.nsys.section import phases_table
 
-__all__ = ["summary", "write_nsys_tables"]
-
 
 def summary(report: NsysReport, block: NsysBlock, *, gpu: bool) -> NsysBlock:
     """*block* with what was captured. Without a *gpu* what is of the GPU is None."""

@@ -16,8 +16,6 @@ from msgspec import Meta, Struct
 from pytest_llmprof.errors import LlmprofError
 from pytest_llmprof.stages.static_analysis.records import PeakTable
 
-__all__ = ["DTYPES", "GpuPeaks", "find_gpu", "gpus", "peaks_of", "read_gpus"]
-
 DTYPES = ("float32", "tf32", "bfloat16", "float16", "fp8")
 """Kinds of arithmetic in the table. float32 runs without tensor cores, tf32 is float32 data on them."""
 

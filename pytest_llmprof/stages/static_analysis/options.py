@@ -8,8 +8,6 @@ from typing import Annotated
 
 from msgspec import Meta
 
-__all__ = ["StaticAnalysisOptions"]
-
 _Peak = Annotated[
     Annotated[float, Meta(gt=0, le=sys.float_info.max)] | None,
     Meta(description="a number > 0, or null for the table's"),

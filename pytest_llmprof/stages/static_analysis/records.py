@@ -6,8 +6,6 @@ from typing import Any
 
 from msgspec import Struct
 
-__all__ = ["BatchCosts", "DecodeStep", "PeakTable", "PhaseCosts", "PhaseRoof", "Roofline"]
-
 
 class PhaseRoof(Struct):
     """One phase of a round against the GPU. Shares are 0..1; null where a peak or the time is not known."""

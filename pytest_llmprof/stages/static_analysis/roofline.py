@@ -19,8 +19,6 @@ from pytest_llmprof.records.catalogue import Metric
 from pytest_llmprof.records.metrics import Sample
 from pytest_llmprof.stages.static_analysis.records import PeakTable, PhaseRoof
 
-__all__ = ["FIGURE_PHASES", "METRICS", "figures", "phase_roofs"]
-
 FIGURE_PHASES = ("vision", "prefill", "decode")
 """Phases whose MFU and MBU are metrics of a test."""
 METRICS = tuple(

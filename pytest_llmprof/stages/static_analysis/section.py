@@ -17,8 +17,6 @@ from pytest_llmprof.text.markdown import percent, table
 from pytest_llmprof.text.numbers import NOT_APPLICABLE, number
 from pytest_llmprof.text.templates import render_template
 
-__all__ = ["FILES", "roofline_section", "roofline_svg", "write_roofline"]
-
 _SVG = Path(__file__).parent / "roofline.svg.j2"
 _COLUMNS = [name for name in PhaseRoof.__struct_fields__ if name not in ("parts", "parent")]
 _PARTS = ("weights", "cache", "activations")

@@ -27,8 +27,6 @@ from pytest_llmprof.stages.static_analysis.records import (
 from pytest_llmprof.stages.static_analysis.roofline import METRICS, figures, phase_roofs
 from pytest_llmprof.stages.static_analysis.section import FILES, roofline_section, write_roofline
 
-__all__ = ["plugin"]
-
 
 def _run(context: StageContext) -> None:
     clean_rounds(context)

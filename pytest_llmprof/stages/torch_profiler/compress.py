@@ -7,8 +7,6 @@ import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
-__all__ = ["GzipWriter"]
-
 
 class GzipWriter:
     """Compresses *data* as one gzip member in threads that begin at once; as a context it waits for them at its end.

@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["Cupti", "capture_messages", "free_profiler", "missing_kernels_reason", "synchronise"]
-
 _TEARDOWN = "TEARDOWN_CUPTI"
 _IGNORED = re.compile(r"^USDT:.*\n?", re.MULTILINE)
 _ERROR = re.compile(r"CUPTI_ERROR_\w+(?: \(\d+\))?")

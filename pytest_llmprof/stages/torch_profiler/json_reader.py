@@ -17,8 +17,6 @@ import numpy as np
 
 from pytest_llmprof.analysis.events import KERNEL, MEMCPY, MEMSET, OP, RANGE, RUNTIME, Ints, Mask, Numbers
 
-__all__ = ["Columns", "Heads", "JsonReader", "decode_finite"]
-
 _KINDS = {
     "cpu_op": OP,
     "user_annotation": RANGE,

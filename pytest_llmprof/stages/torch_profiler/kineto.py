@@ -21,8 +21,6 @@ from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.records.files import read_bytes
 from pytest_llmprof.stages.torch_profiler.json_reader import Columns, Heads, JsonReader, decode_finite
 
-__all__ = ["decode", "merged", "read_trace"]
-
 _OPENING = re.compile(rb'"traceEvents"\s*:\s*\[')
 _BETWEEN_EVENTS = re.compile(rb'\}(\s*,)\s*\{\s*"ph"')
 

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from pytest_llmprof.stages.base import Window
 
-__all__ = ["LEGACY", "TorchProfilerOptions"]
-
 _EXTRA = "output.extra.deepseek_ocr"
 _OUTPUTS = {
     "save_predictions": "output.prediction.enable",

@@ -6,8 +6,6 @@ from msgspec import Struct, field
 
 from pytest_llmprof.analysis.records import BusyKernel, PhaseCounts
 
-__all__ = ["PhaseProfile", "Profile", "ProfiledWindow", "TopKernel", "TopOperator"]
-
 
 class PhaseProfile(PhaseCounts, kw_only=True):
     """One phase. Sub-phases are included in their parent."""

@@ -21,8 +21,6 @@ from pytest_llmprof.text.escape import inline
 from pytest_llmprof.text.markdown import code, known, percent, table
 from pytest_llmprof.text.numbers import count, number
 
-__all__ = ["FILES", "profile_section"]
-
 FILES = {
     "trace.json.gz": "the profiled window, for ui.perfetto.dev",
     "operators.md": "operators, the longest",

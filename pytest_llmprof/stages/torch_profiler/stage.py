@@ -34,8 +34,6 @@ from pytest_llmprof.stages.torch_profiler.section import FILES, profile_section
 if TYPE_CHECKING:
     from pytest_llmprof.analysis.trace import Trace
 
-__all__ = ["METRICS", "plugin", "profile_window"]
-
 METRICS = (
     *TRACE_METRICS,
     Metric(

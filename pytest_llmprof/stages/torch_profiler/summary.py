@@ -14,8 +14,6 @@ from pytest_llmprof.records.files import write_text
 from pytest_llmprof.stages.torch_profiler.records import PhaseProfile, Profile, TopKernel, TopOperator
 from pytest_llmprof.text.markdown import code, percent
 
-__all__ = ["profile_summary", "write_tables"]
-
 _TOP = 10
 
 

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from pytest_llmprof.models.base import Phases, Token
     from pytest_llmprof.models.deepseek_ocr.generation import TokenTracker
 
-__all__ = ["CompiledEngine"]
-
 
 class CompiledEngine(StaticCacheEngine):
     """Decode steps launched one ahead: the host reads a token while the next one is computed.

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from pytest_llmprof.models.base import Phases, Token
     from pytest_llmprof.models.deepseek_ocr.generation import TokenTracker
 
-__all__ = ["FastEngine", "TritonStep", "check_supported"]
-
 _TRITON = (3, 5)
 """Oldest version that has the kernels' launch option (PDL) and takes tuples of tiles."""
 _BLOCK = 256

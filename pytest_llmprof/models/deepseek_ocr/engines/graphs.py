@@ -14,8 +14,6 @@ from torch import Tensor
 
 from pytest_llmprof.errors import EngineUnavailable
 
-__all__ = ["Graphs", "compile_whole", "require_compiler"]
-
 _MAX_SHAPES = 64
 """Shapes that one function may be compiled for; two models in one process exceed torch's own limit of 8."""
 

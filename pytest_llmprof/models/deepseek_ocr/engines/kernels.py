@@ -47,8 +47,6 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
-__all__ = ["attend", "begin", "choose", "experts", "head", "join", "narrow", "project", "widen"]
-
 
 @triton.jit
 def _wait(PDL: tl.constexpr):

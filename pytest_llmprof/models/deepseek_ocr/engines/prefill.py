@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from pytest_llmprof.models.deepseek_ocr.engines import Inputs
     from pytest_llmprof.models.deepseek_ocr.generation import Limits, Prompts
 
-__all__ = ["Cache", "Prefill", "StaticCacheEngine", "cache_places", "pad_crops"]
-
 _EXPERTS = "grouped_mm"
 """transformers' fastest implementation that can be captured."""
 _CROPS = (2, 4, 6, 9)

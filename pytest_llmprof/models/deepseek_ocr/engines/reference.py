@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from pytest_llmprof.models.deepseek_ocr.engines import Inputs
     from pytest_llmprof.models.deepseek_ocr.generation import Limits
 
-__all__ = ["ReferenceEngine"]
-
 _EXPERTS = "grouped_mm"
 """transformers' fastest implementation that reads only the chosen experts, on CUDA and on a CPU."""
 

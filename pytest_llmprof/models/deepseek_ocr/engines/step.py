@@ -20,8 +20,6 @@ from pytest_llmprof.models.deepseek_ocr.generation import NOT_A_TOKEN
 if TYPE_CHECKING:
     from pytest_llmprof.models.deepseek_ocr.engines.prefill import Cache
 
-__all__ = ["Dense", "Sparse", "Step", "ban_repeats_in_buffer", "check_layers", "highest_score", "weights_of"]
-
 _CHUNK = 128
 """Scores that the first of two steps of `highest_score` compares."""
 
