@@ -128,7 +128,7 @@ class Bench:
             infer,
             on_answer=lambda *_: None,
             on_failure=lambda *facts: pytest.fail(str(facts[-1])),
-            progress=lambda text: None,
+            progress=lambda *_: None,
         )
 
     def recorder(self, domain):
@@ -205,7 +205,7 @@ class Bench:
                     out_dir=self.out_dir,
                     workload=self.workload,
                     recorder=self.recorder,
-                    progress=lambda text: None,
+                    progress=lambda *_: None,
                     result=StageResult(),
                 )
             )

@@ -69,7 +69,7 @@ def rounds(model, names, *, batch_size=2, warmup=0):
         InferSettings(batch_size=batch_size, max_new_tokens=4),
         on_answer=lambda page, image, answer, sample: answered.append((page.name, answer.ids, answer.finish)),
         on_failure=lambda page, batch, size, text: failed.update({page.name: text}),
-        progress=lambda text: None,
+        progress=lambda *_: None,
     )
     recorder = PhaseRecorder("cpu")
     work.warmup(warmup, recorder)

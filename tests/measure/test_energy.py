@@ -136,7 +136,7 @@ def clean_rounds(monkeypatch, *readings):
         workload=Rounds(log),
         result=StageResult(),
         recorder=lambda domain: PhaseRecorder("cpu", domain=domain),
-        progress=lambda text: None,
+        progress=lambda *_: None,
     )
     runner.clean_rounds(context)
     return context.result, log

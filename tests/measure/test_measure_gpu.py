@@ -58,7 +58,7 @@ def workload(model):
         InferSettings(),
         on_answer=lambda page, image, answer, sample: None,
         on_failure=lambda page, batch, size, text: pytest.fail(text),
-        progress=lambda text: None,
+        progress=lambda *_: None,
     )
 
 

@@ -84,7 +84,7 @@ def workload(model, names, batch_size=1, on_answer=None):
         InferSettings(batch_size=batch_size),
         on_answer=on_answer or (lambda page, image, answer, sample: seen.append((page.name, answer.ids, sample))),
         on_failure=lambda page, batch, size, text: failed.append((page.name, text)),
-        progress=lambda text: None,
+        progress=lambda *_: None,
     )
     return work, seen, failed
 
@@ -233,7 +233,7 @@ def test_a_window_beyond_the_answer_says_so(recorder):
 
 
 def test_a_callable_is_a_workload(recorder):
-    work = CallableWorkload(lambda: 41 + 1, "answer", "cpu", lambda text: None)
+    work = CallableWorkload(lambda: 41 + 1, "answer", "cpu", lambda *_: None)
     work.warmup(1, recorder)
     (sample,), seconds = work.round(0, recorder)
     assert (sample.page, sample.tokens, work.value) == ("answer", 0, 42)
@@ -453,7 +453,7 @@ def test_out_of_memory_in_a_window_and_in_a_callable(recorder):
         list(batch)
     assert model.held() is None
     inner = PhaseRecorder("cpu")
-    call = CallableWorkload(lambda: list(model.generate([], None, inner)), "eat", "cpu", lambda text: None)
+    call = CallableWorkload(lambda: list(model.generate([], None, inner)), "eat", "cpu", lambda *_: None)
     with pytest.raises(StageError, match=r"round 1: out of device memory in the callable eat, 20.00 GiB more"):
         call.round(0, recorder)
     assert model.held() is None
@@ -471,7 +471,7 @@ def test_a_callables_last_value_is_not_kept_through_the_next_round(recorder):
         values.append(weakref.ref(value))
         return value
 
-    work = CallableWorkload(call, "call", "cpu", lambda text: None)
+    work = CallableWorkload(call, "call", "cpu", lambda *_: None)
     work.warmup(1, recorder)
     work.round(0, recorder)
     work.round(1, recorder)

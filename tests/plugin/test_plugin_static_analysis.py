@@ -203,17 +203,17 @@ def test_a_page_that_fails_leaves_the_others_costs(bench):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_on_a_card_of_the_table(bench, dtype):
+def test_on_a_gpu_of_the_table(bench, dtype):
     import torch
-    from pytest_llmprof.measure.hardware import find_card
+    from pytest_llmprof.stages.static_analysis.hardware import find_gpu
 
-    card = torch.cuda.get_device_name(0)
-    row = find_card(card)
+    name = torch.cuda.get_device_name(0)
+    row = find_gpu(name)
     bench.test()
     bench.passed(*RANDOM, "model.device=cuda", f"model.dtype={dtype}", "measure.warmup=1", args=STAGE)
     found = metrics(bench)
     block = found["static_analysis"]
-    assert block["card"] == card
+    assert block["card"] == name
     if row is None:
         assert "is not in the table" in block["peaks"]["reason"]
         assert all(found["figures"][name] is None for name in NAMES)

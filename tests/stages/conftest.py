@@ -57,7 +57,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tool
             out_dir=out_dir,
             timeout_s=settings.current.options.timeout_s,
             key=f"pipeline.{name}.timeout_s",
-            progress=lambda text: None,
+            progress=lambda *_: None,
         )
         context = ToolContext(
             settings=settings,
@@ -65,7 +65,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tool
             device=device,
             child=child,
             other_stages=[(other, out_dir.parent / other) for other in ("torch_profiler", "nsys")],
-            progress=lambda text: None,
+            progress=lambda *_: None,
             block=STAGES[name].block(),
             figures={},
         )

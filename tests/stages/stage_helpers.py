@@ -30,7 +30,7 @@ def pages(model: Any, tokens: int) -> PagesWorkload:
         InferSettings(max_new_tokens=tokens, ignore_eos=True),
         on_answer=lambda *_: None,
         on_failure=lambda *facts: pytest.fail(str(facts)),
-        progress=lambda text: None,
+        progress=lambda *_: None,
     )
 
 
@@ -40,7 +40,7 @@ def context(out_dir: Path, workload: Any, window: Window, samples: Any = (), dev
         stage=SimpleNamespace(options=TorchProfilerOptions(window=window)),
         workload=workload,
         recorder=lambda domain: PhaseRecorder(device, domain=domain),
-        progress=lambda text: None,
+        progress=lambda *_: None,
         out_dir=out_dir,
         result=SimpleNamespace(samples=samples),
     )

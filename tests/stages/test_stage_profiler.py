@@ -47,7 +47,7 @@ def on_card(monkeypatch: pytest.MonkeyPatch, say: Callable[[], None]) -> Callabl
     """A workload that claims to run on a card, under a profiler that speaks on standard error as it starts."""
     import torch
 
-    workload = CallableWorkload(lambda: torch.ones(3).sum(), "sum", "cpu", lambda text: None)
+    workload = CallableWorkload(lambda: torch.ones(3).sum(), "sum", "cpu", lambda *_: None)
     real = torch_profiler._profiler
 
     def profiler(context: Any) -> Any:
@@ -230,7 +230,7 @@ def test_a_window_that_breaks_closes_its_answer_and_stops_the_profiler(tmp_path:
     def call() -> None:
         raise ValueError("no luck")
 
-    workload = CallableWorkload(call, "call", "cpu", lambda text: None)
+    workload = CallableWorkload(call, "call", "cpu", lambda *_: None)
     with pytest.raises(ValueError, match="no luck"):
         torch_profiler.profile_window(context(tmp_path, workload, Window()))
     assert not torch.autograd._profiler_enabled()  # type: ignore[attr-defined]

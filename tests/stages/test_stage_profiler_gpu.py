@@ -40,7 +40,7 @@ from pytest_llmprof.models.deepseek_ocr.loader import load
 from pytest_llmprof.stages.torch_profiler import stage as torch_profiler
 from pytest_llmprof.stages.callable import CallableWorkload
 
-workload = CallableWorkload(lambda: torch.ones(99, device="cuda").sum(), "sum", "cuda:0", lambda text: None)
+workload = CallableWorkload(lambda: torch.ones(99, device="cuda").sum(), "sum", "cuda:0", lambda *_: None)
 try:
     torch_profiler.profile_window(context(Path(tempfile.mkdtemp()), workload, Window(), device="cuda:0"))
 except StageError as error:
@@ -134,7 +134,7 @@ def test_graphs_outlive_the_profiler(tmp_path: Path) -> None:
     for _ in range(3):
         for graph, total in graphs:
             total.zero_()
-            work = CallableWorkload(graph.replay, "replay", CARD, lambda text: None)
+            work = CallableWorkload(graph.replay, "replay", CARD, lambda *_: None)
             profile = torch_profiler.profile_window(context(tmp_path, work, Window(), device=CARD))
             assert profile.graph_launches == 1
             assert profile.kernels >= 2

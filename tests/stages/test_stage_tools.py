@@ -183,7 +183,7 @@ def test_ctrl_c_ends_all_of_it(tmp_path):
     pid = tmp_path / "pid"
     code = f"import subprocess, time; p = subprocess.Popen(['sleep', '300']); open({str(pid)!r}, 'w').write(str(p.pid))"
     child = Child(
-        [sys.executable, "-c", f"{code}; time.sleep(300)"], tmp_path, tmp_path, tmp_path, 60.0, "k", lambda text: None
+        [sys.executable, "-c", f"{code}; time.sleep(300)"], tmp_path, tmp_path, tmp_path, 60.0, "k", lambda *_: None
     )
 
     def interrupt() -> None:
@@ -211,7 +211,7 @@ def test_what_has_left_the_family_is_ended_too(tmp_path, lasts):
         f"import os, subprocess, sys, time\nsubprocess.run([sys.executable, '-c', {daemon!r}])\n"
         f"while not os.path.exists({str(pid)!r}): time.sleep(0.02)\ntime.sleep({lasts})"
     )
-    child = Child([sys.executable, "-c", code], tmp_path, tmp_path, tmp_path, 3.0, "k", lambda text: None)
+    child = Child([sys.executable, "-c", code], tmp_path, tmp_path, tmp_path, 3.0, "k", lambda *_: None)
     if lasts:
         with pytest.raises(ToolFailed, match=r"did not end in 3 s \(k\)"):
             child.run([], {}, "nsys")
