@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pytest_llmprof.analysis.events import RANGE, Events, Ints
+from pytest_llmprof.analysis.events import Events, Ints, Kind
 
 # A file's doubles hold times to about half a nanosecond, so an end and an equal start may overlap by two.
 _TOLERANCE_NS = 2
-_ROUNDS = 8
 
 PREFIX = "llmprof/"
 WINDOW_END = PREFIX + "end"
@@ -22,54 +21,39 @@ NO_PHASE = ""
 """The phase of events outside every `llmprof/<phase>` range."""
 
 
-def parents(host: Events) -> Ints:
-    """Index of the innermost event of the same thread that encloses each event; -1 where none does.
+def nested(host: Events) -> tuple[Ints, Ints]:
+    """(index of the innermost event of the same thread that encloses each event, -1 without; its self time in ns).
 
-    As in torch, an event that ends after another one is not inside it, even if it began inside.
+    As in torch, an event that ends after another one is not inside it, even if it began inside. Each moment is self
+    time of the event that began last among those of its thread that have not ended, so self times are never negative
+    and their sum is the time in which the threads were in any event, also where events cross.
     """
     if not len(host):
-        return np.empty(0, dtype=np.int64)
-    # All threads on one axis of time, one after the other.
-    length = int((host.start + host.dur).max()) + 16
-    start = host.start + host.thread * length
-    end = np.maximum(start + host.dur - _TOLERANCE_NS, start + 1)
-    limit = start + host.dur
-    cut_end = end.copy()
-    for _ in range(_ROUNDS):
-        parent = _enclosing(start, cut_end)
-        inner = np.flatnonzero(parent >= 0)
-        crossing = inner[end[inner] > limit[parent[inner]]]
-        if not len(crossing):
-            return parent
-        # An event that another one crosses ends, for that one and all later ones, where that one begins.
-        np.minimum.at(cut_end, parent[crossing], start[crossing])
-    return _parents_of_crossing(start, end, limit)
-
-
-def _enclosing(start: Ints, end: Ints) -> Ints:
-    """The parents where no event crosses another."""
-    count = len(start)
-    depth = np.arange(count) - np.searchsorted(np.sort(end), start, side="right")
-    parent = np.full(count, -1, dtype=np.int64)
-    above = np.flatnonzero(depth == 0)
-    for level in range(1, int(depth.max()) + 1):
-        here = np.flatnonzero(depth == level)
-        parent[here] = above[np.searchsorted(above, here) - 1]
-        above = here
-    return parent
-
-
-def _parents_of_crossing(start: Ints, end: Ints, limit: Ints) -> Ints:
-    """As `parents`, with a stack, for many crossing events (a runtime call's clock may differ from torch's)."""
-    found: list[int] = []
+        return host.start, host.start
+    # All threads on one axis of time, one after the other; a last event closes all others.
+    length = int((host.start + host.dur).max()) + _TOLERANCE_NS
+    starts = host.start + host.thread * length
+    ends = [*(starts + host.dur).tolist(), 0]
+    parent, own = [-1] * len(ends), [0] * len(ends)
     stack: list[int] = []
-    ends, limits = end.tolist(), limit.tolist()
-    for index, begin in enumerate(start.tolist()):
-        while stack and (begin >= ends[stack[-1]] or ends[index] > limits[stack[-1]]):
+    now = 0
+    for index, begin in enumerate([*starts.tolist(), max(ends) + _TOLERANCE_NS]):
+        limit = ends[index] - _TOLERANCE_NS
+        while stack:
+            last = stack[-1]
+            end = ends[last]
+            if end - _TOLERANCE_NS > begin:
+                own[last] += begin - now
+                parent[index] = last if limit <= end else next((one for one in stack[::-1] if limit <= ends[one]), -1)
+                break
             stack.pop()
-        found.append(stack[-1] if stack else -1)
+            if end > now:
+                end = min(end, begin)
+                own[last] += end - now
+                now = end
+        now = begin
         stack.append(index)
-    return np.array(found, dtype=np.int64)
+    return np.array(parent[:-1], dtype=np.int64), np.array(own[:-1], dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -114,7 +98,7 @@ class Timeline:
         self._numbers = {NO_PHASE: 0}
         self._lines: dict[int, tuple[Ints, Ints, Ints]] = {}
         is_ours = np.array([name.startswith(PREFIX) for name in names], dtype=bool)
-        rows = np.flatnonzero((host.kind == RANGE) & is_ours[host.name]) if len(host) else host.name
+        rows = np.flatnonzero((host.kind == Kind.RANGE) & is_ours[host.name]) if len(host) else host.name
         by_thread: dict[int, list[tuple[int, int, str]]] = {}
         for row in rows:
             label = names[host.name[row]].removeprefix(PREFIX)

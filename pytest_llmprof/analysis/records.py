@@ -14,7 +14,7 @@ from pytest_llmprof.analysis.kernel_names import short_name
 from pytest_llmprof.analysis.rows import KernelRow, profiled
 from pytest_llmprof.text.escape import inline
 from pytest_llmprof.text.markdown import code, known, percent, table
-from pytest_llmprof.text.numbers import number
+from pytest_llmprof.text.numbers import count, number
 
 _TOP = 10
 _SHOWN = 5
@@ -70,8 +70,8 @@ def busy_kernels_table(kernels: Sequence[BusyKernel]) -> str:
 def top_rows(head: Sequence[str], rows: Sequence[tuple[str, str, int, float, float]]) -> str:
     """A table of the first five *rows* (name, phase, count, milliseconds, share); empty without rows."""
     cells = [
-        [code(name, 90), inline(phase or "–"), f"{count:,}", number(ms), percent(share)]
-        for name, phase, count, ms, share in rows[:_SHOWN]
+        [code(name, 90), inline(phase or "–"), f"{calls:,}", number(ms), percent(share)]
+        for name, phase, calls, ms, share in rows[:_SHOWN]
     ]
     return table(head, cells, 2)
 
@@ -85,3 +85,8 @@ def counts_of_a_step(block: Any, step: str) -> list[list[str]]:
         (f"Synchronisations {step}", block.synchronisations_per_token),
     )
     return known(counts, number)
+
+
+def left_out(events: int) -> list[str]:
+    """The report's note on events with impossible times; none where there are none."""
+    return [f"{count(events, 'event')} with impossible times left out of the profile's numbers."] if events else []

@@ -3,7 +3,7 @@
 * The **phase** of a host event is the innermost `llmprof/<phase>` range that was open when it began; that of
   a kernel, copy or fill is the phase of the call that launched it (linked by the correlation id; all kernels
   of a CUDA graph have the phase of its launch). "" is outside every range.
-* **Self time** of an operator is its time less that of the events directly inside it on its thread. Counts
+* **Self time** of an operator is its time less that of the events inside it on its thread (see `nested`). Counts
   and totals are those of torch's `key_averages()`: an operator that only calls another of the same name counts once.
 * **GPU busy** is the length of the union of kernel intervals, so kernels that run at the same time count once.
 """
@@ -26,9 +26,9 @@ from pytest_llmprof.analysis.calls import (
     copy_direction,
     matching,
 )
-from pytest_llmprof.analysis.events import KERNEL, KINDS, MEMCPY, OP, RUNTIME, Ints, Mask, RawTrace
+from pytest_llmprof.analysis.events import KINDS, Ints, Kind, Mask, RawTrace
 from pytest_llmprof.analysis.gaps import IDLE_CAUSES, added_ns, gaps, union_ns
-from pytest_llmprof.analysis.nesting import WINDOW_END, Timeline, parents
+from pytest_llmprof.analysis.nesting import WINDOW_END, Timeline, nested
 from pytest_llmprof.analysis.rows import KernelRow, OperatorRow, PhaseRow, StepFigures
 
 _Item = TypeVar("_Item", bound=np.generic)
@@ -44,10 +44,12 @@ class Trace:
         self.device = raw.device
         self.events = raw.events
         """Events in the file."""
+        self.left_out = raw.left_out
+        """Events of the kinds above whose times cannot be."""
         self.windows = raw.windows
         """When each profile began; nothing is recorded between two profiles."""
         self.timeline = Timeline(raw.host, raw.names)
-        self._parent = parents(raw.host)
+        self._parent, self._own = nested(raw.host)
         self._phase, self._step = self.timeline.at(raw.host.thread, raw.host.start)
 
     @property
@@ -85,7 +87,7 @@ class Trace:
     @cached_property
     def _launcher(self) -> Ints:
         """Index of the host event that launched each device event; -1 unknown."""
-        calls = np.flatnonzero((self.host.kind == RUNTIME) & (self.host.correlation >= 0))
+        calls = np.flatnonzero((self.host.kind == Kind.RUNTIME) & (self.host.correlation >= 0))
         found = _lookup(self.host.correlation[calls], calls, self.device.correlation)
         # Without the call (before the window, or lost by the profiler) the operator's id is still there.
         return found if (found >= 0).all() else np.where(found >= 0, found, self._by_external)
@@ -93,14 +95,14 @@ class Trace:
     @cached_property
     def _by_external(self) -> Ints:
         """Index of the operator with the external id of each device event; -1 without one."""
-        operators = np.flatnonzero((self.host.kind == OP) & (self.host.external >= 0))
+        operators = np.flatnonzero((self.host.kind == Kind.OP) & (self.host.external >= 0))
         return _lookup(self.host.external[operators], operators, self.device.external)
 
     @cached_property
     def _operator(self) -> Ints:
         """Name index of the launching operator of each device event; -1 unknown."""
         launcher = self._launcher
-        operator = self._ancestor(self.host.kind != OP)
+        operator = self._ancestor(self.host.kind != Kind.OP)
         operator = np.where(operator >= 0, operator, self._by_external)
         name = _take(self.host.name, operator, -1)
         graph = _take(self._calls(GRAPH_LAUNCH), launcher, False)
@@ -115,7 +117,7 @@ class Trace:
 
     def _calls(self, pattern: re.Pattern[str]) -> Mask:
         """Which host events are runtime calls whose names begin with *pattern*."""
-        calls: Mask = (self.host.kind == RUNTIME) & matching(self.names, pattern)[self.host.name]
+        calls: Mask = (self.host.kind == Kind.RUNTIME) & matching(self.names, pattern)[self.host.name]
         return calls
 
     @cached_property
@@ -129,9 +131,9 @@ class Trace:
         to_pageable = np.array(
             [copy_direction(name) == "DtoH" and "pageable" in name.lower() for name in self.names], dtype=bool
         )
-        launcher = self._launcher[to_pageable[self.device.name] & (self.device.kind == MEMCPY)]
+        launcher = self._launcher[to_pageable[self.device.name] & (self.device.kind == Kind.MEMCPY)]
         copies[launcher[launcher >= 0]] = True
-        blocking: Mask = (copies & (self.host.kind == RUNTIME)) | self._calls(PLAIN_COPY)
+        blocking: Mask = (copies & (self.host.kind == Kind.RUNTIME)) | self._calls(PLAIN_COPY)
         return blocking
 
     @cached_property
@@ -141,7 +143,7 @@ class Trace:
         A blocking copy and the synchronise that torch calls right after it are one wait.
         """
         waits, copies = self._calls(SYNCHRONISE), self._blocking_copies.copy()
-        calls = np.flatnonzero(self.host.kind == RUNTIME)
+        calls = np.flatnonzero(self.host.kind == Kind.RUNTIME)
         if not len(calls):
             return waits
         after = np.append(calls[1:], -1)[copies[calls]]
@@ -165,7 +167,7 @@ class Trace:
     @cached_property
     def _copies_to_host(self) -> Mask:
         to_host = np.array([copy_direction(name) == "DtoH" for name in self.names], dtype=bool)
-        copies: Mask = (self.device.kind == MEMCPY) & to_host[self.device.name]
+        copies: Mask = (self.device.kind == Kind.MEMCPY) & to_host[self.device.name]
         return copies
 
     def operators(self) -> list[OperatorRow]:
@@ -174,13 +176,12 @@ class Trace:
         if not len(host):
             return []
         inside = parent >= 0
-        own = host.dur - np.bincount(parent[inside], host.dur[inside], len(host)).astype(np.int64)
         children = np.bincount(parent[inside], minlength=len(host))
         # Merged as torch's _remove_dup_nodes does: the only child of a caller of the same name.
         again = inside & (host.name[parent] == host.name) & (children[parent] == 1)
         groups = _Groups(host.name, host.kind, self._phase)
         count, total_ms = groups.sum((~again).astype(np.int64)), groups.sum(np.where(again, 0, host.dur)) / 1e6
-        self_ms = groups.sum(own) / 1e6
+        self_ms = groups.sum(self._own) / 1e6
         name, kind, phase = groups.keys()
         share, phase_share = _shares(self_ms, phase)
         rows = _rows(
@@ -201,7 +202,7 @@ class Trace:
     def _launched_ns(self) -> Ints:
         """Device time that each operator or range launched itself, in nanoseconds."""
         launched = np.zeros(len(self.host), dtype=np.int64)
-        caller = self._ancestor(self.host.kind == RUNTIME)
+        caller = self._ancestor(self.host.kind == Kind.RUNTIME)
         np.add.at(launched, caller[caller >= 0], self.device.dur[caller >= 0])
         return launched
 
@@ -235,7 +236,7 @@ class Trace:
 
     def copies(self) -> dict[str, int]:
         """Number of device copies by direction (HtoD, DtoH, DtoD, ...)."""
-        copies = self.device.name[self.device.kind == MEMCPY].tolist()
+        copies = self.device.name[self.device.kind == Kind.MEMCPY].tolist()
         return dict(sorted(Counter(copy_direction(self.names[name]) for name in copies).items()))
 
     def totals(self) -> PhaseRow:
@@ -266,7 +267,7 @@ class Trace:
             np.ones(len(phase), dtype=bool) if numbers is None else np.isin(phase, numbers)
             for phase in (self._phase, self._device_phase)
         )
-        kernels = on_device & (self.device.kind == KERNEL)
+        kernels = on_device & (self.device.kind == Kind.KERNEL)
         after, length, cause = self._gaps
         counted = on_device[after]
         return PhaseRow(
@@ -284,7 +285,7 @@ class Trace:
 
     def _counts(self, on_host: Mask, on_device: Mask) -> dict[str, Any]:
         """Fields that `PhaseRow` and `StepFigures` share, of these events."""
-        kernels = on_device & (self.device.kind == KERNEL)
+        kernels = on_device & (self.device.kind == Kind.KERNEL)
         return {
             "gpu_busy_ms": union_ns(self.device.start[kernels], self.device.dur[kernels]) / 1e6,
             "kernels": int(kernels.sum()),

@@ -61,23 +61,23 @@ def read_kernels(path: Path) -> list[SavedKernel] | None:
     if not path.exists():
         return None
     rows = csv.reader(io.StringIO(read_bytes(path).decode("utf-8", "replace")))
-    head = next(rows, [])
-    if not set(_COLUMNS) <= set(head):
-        return None
-    places = [head.index(name) for name in _COLUMNS]
     sums: dict[tuple[str, str], list[float]] = {}
     try:
+        head = next(rows, [])
+        if not set(_COLUMNS) <= set(head):
+            return None
+        places = [head.index(name) for name in _COLUMNS]
         for row in rows:
             name, phase, count, busy, total = (row[place] for place in places)
             found = sums.setdefault((normalised(name), phase), [0.0, 0.0, 0.0])
             for index, text in enumerate((count, busy, total)):
                 found[index] += float(text)
-    except (IndexError, ValueError) as error:
+        kernels = [
+            SavedKernel(name, phase, int(count), busy, total / count * 1000 if count else 0.0)
+            for (name, phase), (count, busy, total) in sums.items()
+        ]
+    except (ArithmeticError, IndexError, ValueError, csv.Error) as error:
         raise ArtifactError(f"{path} is cut off or broken: line {rows.line_num} is no row of kernels") from error
-    kernels = [
-        SavedKernel(name, phase, int(count), busy, total / count * 1000 if count else 0.0)
-        for (name, phase), (count, busy, total) in sums.items()
-    ]
     return sorted(kernels, key=lambda kernel: -kernel.busy_ms)[:KEPT]
 
 

@@ -16,7 +16,7 @@ from pytest_llmprof.records import baseline, run
 from pytest_llmprof.records.baseline import SavedMachine, SavedPage, SavedRun, SavedTest
 from pytest_llmprof.records.catalogue import BUILTIN
 from pytest_llmprof.records.environment import Environment
-from pytest_llmprof.records.files import decode_record, read_bytes
+from pytest_llmprof.records.files import NOT_JSON, decode_record, read_bytes
 from pytest_llmprof.records.metrics import Metrics
 from pytest_llmprof.records.run import RunRecord, TestRecord
 from pytest_llmprof.records.stage import StageRecords
@@ -52,9 +52,18 @@ class _Benchmark(msgspec.Struct):
     stats: dict[str, Any]
 
 
+class _Cpu(msgspec.Struct, frozen=True):
+    brand_raw: str | None = None
+    count: int | None = None
+
+
+class _Machine(msgspec.Struct, frozen=True):
+    cpu: _Cpu = _Cpu()
+
+
 class _BenchmarkFile(msgspec.Struct):
     benchmarks: list[_Benchmark]
-    machine_info: dict[str, Any] = {}
+    machine_info: _Machine = _Machine()
     datetime: str = ""
 
 
@@ -67,18 +76,17 @@ def read_run(path: Path) -> SavedRun:
         found = msgspec.json.decode(data, type=_BenchmarkFile)
     except msgspec.ValidationError:
         return decode_record(data, SavedRun, baseline.SCHEMA, path)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except NOT_JSON as error:
         raise ArtifactError(f"{path} is not JSON: {error}") from error
     return _of_benchmark(found, path)
 
 
 def _of_benchmark(file: _BenchmarkFile, path: Path) -> SavedRun:
-    cpu = file.machine_info.get("cpu") or {}
-    machine = SavedMachine(cpu=cpu.get("brand_raw"), cores=cpu.get("count"))
+    machine = SavedMachine(cpu=file.machine_info.cpu.brand_raw, cores=file.machine_info.cpu.count)
     tests = []
     for one in file.benchmarks:
         middle, spread, rounds = (one.stats.get(name) for name in ("median", "iqr", "rounds"))
-        if not isinstance(middle, int | float) or not isinstance(rounds, int) or not middle > 0:
+        if not isinstance(middle, int | float) or not isinstance(rounds, int) or not 0 < middle < 1e300:
             raise ArtifactError(f"{path}: the benchmark {one_line(one.fullname)} has no median above 0 and its rounds")
         noise = {"round_s": spread / middle} if isinstance(spread, int | float) and rounds > 1 else {}
         tests.append(
@@ -238,7 +246,7 @@ def _pages(metrics: Metrics, stage_dir: Path) -> dict[str, SavedPage]:
         for place, line in enumerate(lines, 1):
             try:
                 answer = _ANSWERS.decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except NOT_JSON as error:
                 raise ArtifactError(f"{path}, line {place}, is no prediction: {error}") from error
             if answer.status == "ok":
                 digest = hashlib.sha256(answer.text_raw.encode("utf-8", "surrogatepass")).hexdigest()[:16]
@@ -254,9 +262,9 @@ def _add_config(saved: SavedRun, digest: str | None, path: Path) -> None:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         content = yaml.load(read_bytes(path), Loader=loader)
-    except yaml.YAMLError:
+        saved.configs[digest] = dict(_flat(content, "")) if isinstance(content, dict) else {}
+    except (yaml.YAMLError, RecursionError, ValueError):
         return  # only the names of changed keys are lost
-    saved.configs[digest] = dict(_flat(content, "")) if isinstance(content, dict) else {}
 
 
 def _flat(block: dict[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:

@@ -18,6 +18,9 @@ from pytest_llmprof.errors import ArtifactError
 
 _Record = TypeVar("_Record")
 
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding raises: also for invalid UTF-8, and for brackets nested too deep."""
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -58,13 +61,13 @@ def read_bytes(path: Path) -> bytes:
     """Read a file. Raises `ArtifactError` naming it where it cannot be read."""
     try:
         return path.read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        raise ArtifactError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
 
 
 def read_json(path: Path) -> Any:
     """Read a JSON file as plain data. Raises `ArtifactError` naming the file where it is missing or not JSON."""
-    return _decode(read_bytes(path), path, Any)
+    return decode(read_bytes(path), path, Any)
 
 
 class _Version(msgspec.Struct):
@@ -76,18 +79,19 @@ def decode_record(data: bytes, kind: type[_Record], newest: int, path: Path | st
 
     Raises `ArtifactError` with one line where it is no JSON, is of a schema newer than *newest*, or has another shape.
     """
-    schema = _decode(data, path, _Version).schema
+    schema = decode(data, path, _Version).schema
     if schema > newest:
         raise ArtifactError(
             f"{path} has schema {schema}, and this pytest-llmprof reads up to {newest}: install a newer pytest-llmprof"
         )
-    return _decode(data, path, kind)
+    return decode(data, path, kind)
 
 
-def _decode(data: bytes, path: Path | str, kind: type[_Record]) -> _Record:
+def decode(data: bytes, path: Path | str, kind: type[_Record]) -> _Record:
+    """Decode *data*, which *path* names, as a *kind*. Raises `ArtifactError` where it is none."""
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:
         raise ArtifactError(f"{path} is not a file of this kind: {error}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except NOT_JSON as error:
         raise ArtifactError(f"{path} is not JSON: {error}") from error

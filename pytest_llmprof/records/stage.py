@@ -13,7 +13,7 @@ from pytest_llmprof.errors import StageError
 from pytest_llmprof.records import environment as environment_record
 from pytest_llmprof.records import metrics as metrics_record
 from pytest_llmprof.records.environment import Environment
-from pytest_llmprof.records.files import decode_record, read_bytes, write_json
+from pytest_llmprof.records.files import NOT_JSON, decode, decode_record, read_bytes, write_json
 from pytest_llmprof.records.metrics import Metrics
 
 _Block = TypeVar("_Block")
@@ -36,7 +36,7 @@ class StageRecords:
             if isinstance(found, msgspec.Raw):
                 return msgspec.json.decode(found, type=kind | None)
             return None if found is None else msgspec.convert(found, kind, from_attributes=True)
-        except msgspec.ValidationError:
+        except NOT_JSON:
             return None  # another plugin's block of this name
 
     def write(self, stage_dir: Path) -> None:
@@ -56,7 +56,7 @@ class StageRecords:
         metrics = decode_record(data, Metrics, metrics_record.SCHEMA, path)
         blocks = {
             name: block
-            for name, block in msgspec.json.decode(data, type=dict[str, msgspec.Raw]).items()
+            for name, block in decode(data, path, dict[str, msgspec.Raw]).items()
             if name not in Metrics.__struct_fields__
         }
         place = stage_dir / "environment.json"

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pytest_llmprof.errors import LlmprofError, StageError
-from pytest_llmprof.records.files import read_json, write_json, write_text
+from pytest_llmprof.records.files import decode, read_bytes, write_json, write_text
 from pytest_llmprof.records.stage import StageRecords
 from pytest_llmprof.stages.tools import Tool, tail
 from pytest_llmprof.text.secrets import may_be_secret
@@ -77,7 +77,7 @@ class Outcome(msgspec.Struct):
     def read(cls, run_dir: Path) -> Outcome | None:
         """Read it from the child's run directory; None where no test has ended there."""
         path = run_dir / _OUTCOME
-        return msgspec.convert(read_json(path), cls) if path.exists() else None
+        return decode(read_bytes(path), path, cls) if path.exists() else None
 
     def write(self, run_dir: Path) -> None:
         """Write it to the child's run directory."""

@@ -90,7 +90,7 @@ def run_program(
     return subprocess.run(
         command,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         errors="replace",
         timeout=timeout_s,
         check=False,

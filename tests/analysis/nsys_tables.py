@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 PROCESS = 0x1000000 * 4301 | 1 << 56
@@ -73,9 +74,10 @@ class Export:
         row = (_ns(start), _ns(end), 0, 1, 7, correlation, PROCESS, 0, 64)
         self._rows.append(("CUPTI_ACTIVITY_KIND_MEMSET", row))
 
-    def write(self, path: Path) -> Path:
+    def write(self, path: Path, schema: Callable[[str], str] = str) -> Path:
+        """*schema* may change the tables' definitions."""
         with sqlite3.connect(path) as base:
-            base.executescript(_SCHEMA)
+            base.executescript(schema(_SCHEMA))
             for table, row in self._rows:
                 base.execute(f"insert into {table} values ({','.join('?' * len(row))})", row)
             base.executemany("insert into StringIds values (?, ?)", [(n, text) for text, n in self._strings.items()])

@@ -124,3 +124,66 @@ def test_what_cannot_be_read(text, what):
 
 def test_no_table():
     assert read_csv("==WARNING== No kernels were profiled.\n") == []
+
+
+# Line 3 of issue 15: numbers as ncu prints them in other locales.
+
+
+@pytest.mark.parametrize(
+    ("text", "percent"),
+    [("15,72", 15.72), ("0,123", 0.123), ("7,", 7.0), ("15.72", 15.72), ("0.123", 0.123), ("1,5e1", 15.0)],
+)
+def test_a_decimal_comma_is_one(text, percent):
+    (launch,) = read_csv(table((*ROW[:3], "20", text, "75", "40", "30", "2400", "64")))
+    assert launch.sm_percent == pytest.approx(percent)
+
+
+@pytest.mark.parametrize(
+    ("cells", "rate"),
+    [
+        (("4,35", "15,72", "75", "40", "30", "1.234,56", "64"), 1234.56),
+        (("4,35", "15,72", "75", "40", "30", "1.234", "64"), 1234),
+        (("4.35", "15.72", "75", "40", "30", "1,234.56", "64"), 1234.56),
+        (("4.35", "15.72", "75", "40", "30", "1,234", "64"), 1234),
+        (("4,35", "15,72", "75", "40", "30", "1.234.567,5", "64"), 1234567.5),
+        (("4,35", "15,72", "75", "40", "30", "1\u202f234,56", "64"), 1234.56),
+        (("4,35", "15,72", "75", "40", "30", "1\u00a0234", "64"), 1234),
+        (("4.35", "15.72", "75", "40", "30", "1'234.56", "64"), 1234.56),
+    ],
+)
+def test_the_whole_table_tells_the_decimal_mark(cells, rate):
+    (launch,) = read_csv(table((*ROW[:3], *cells)))
+    assert (launch.duration_us, launch.sm_percent) == (4.35, 15.72)
+    assert launch.dram_gb_per_s == pytest.approx(rate)
+    assert kernel_rows([launch])[0].bound == "DRAM"
+
+
+@pytest.mark.parametrize("text", ["1,234", "1.234"])
+def test_a_number_that_may_be_two_is_refused(text):
+    with pytest.raises(ArtifactError, match=f"'{text}', which may be two numbers"):
+        read_csv(table((*ROW[:3], "20", "20", "75", "40", "30", text, "64")), "raw.csv")
+
+
+def test_points_and_commas_in_one_table_are_refused():
+    with pytest.raises(ArtifactError, match="with a decimal point and with a decimal comma"):
+        read_csv(table((*ROW[:3], "4,35", "15.72", "75", "40", "30", "2400", "64")), "raw.csv")
+
+
+@pytest.mark.parametrize("text", ["1.234,5,6", "12,34.5", "1..2", "-5", "1e400", "9" * 400, "inf", "0x10", "१५"])
+def test_what_is_no_number_of_its_kind_is_refused(text):
+    with pytest.raises(ArtifactError, match="which is no number"):
+        read_csv(table((*ROW[:3], text, "15.5", "75", "40", "30", "2400", "64")), "raw.csv")
+
+
+def test_metrics_that_are_not_shown_tell_the_mark_too():
+    """As in real reports: the clock rate has two groups of thousands."""
+    row = (*ROW[:3], "1,274", "20", "75", "40", "30", "2400", "64", "1,980,000")
+    head = [*HEAD, "device__attribute_clock_rate"]
+    (launch,) = read_csv(table(row, head=head, units="us,%,%,%,%,Gbyte/s,register/thread,"))
+    assert launch.duration_us == 1274
+
+
+def test_a_field_that_is_too_long_is_refused():
+    """Line 18: Python's CSV reader has a limit for them."""
+    with pytest.raises(ArtifactError, match="is no CSV: field larger than field limit"):
+        read_csv(table(("x" * 200_000, *ROW[1:])), "raw.csv")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -147,3 +148,72 @@ def test_what_cannot_be_read(tmp_path):
     sqlite3.connect(tmp_path / "empty.sqlite").close()
     with pytest.raises(ArtifactError, match="no table StringIds"):
         read_reports([tmp_path / "empty.sqlite"], "llmprof")
+
+
+# Line 18 of issue 15: what the schema of an export allows, and what its next version may bring.
+
+
+def changed(path: Path, *statements: str) -> Path:
+    with closing(sqlite3.connect(path)) as base:
+        for statement in statements:
+            base.execute(statement)
+        base.commit()
+    return path
+
+
+IDS = {
+    "CUPTI_ACTIVITY_KIND_RUNTIME": ("globalTid", "correlationId"),
+    "CUPTI_ACTIVITY_KIND_KERNEL": ("globalPid", "correlationId", "graphNodeId"),
+    "CUPTI_ACTIVITY_KIND_MEMCPY": ("globalPid", "correlationId", "srcKind", "dstKind", "copyKind", "bytes"),
+    "CUPTI_ACTIVITY_KIND_MEMSET": ("globalPid", "correlationId"),
+    "NVTX_EVENTS": ("globalTid", "textId", "domainId"),
+}
+
+
+@pytest.mark.parametrize("value", ["null", "'seven'", "1.5", "x'ff'"])
+@pytest.mark.parametrize("table", IDS)
+def test_an_id_that_is_null_or_text_is_unknown(table, value, tmp_path):
+    def loosened(text: str) -> str:
+        return text.replace(" NOT NULL", "")
+
+    for column in IDS[table]:
+        path = one_round().write(tmp_path / f"{column}.sqlite", schema=loosened)
+        found = captured(read_reports([changed(path, f"update {table} set {column} = {value}")], "llmprof"), gpu=True)
+        assert (found["kernels"], sum(row["count"] for row in found["copies"].values())) == (6, 3)
+        assert found["events_left_out"] == 0
+
+
+@pytest.mark.parametrize("value", ["null", "'soon'", "-9223372036854775808", "9223372036854775807", "7e18"])
+@pytest.mark.parametrize("column", ["start", "end"])
+def test_events_without_a_time_that_can_be_are_left_out_and_counted(column, value, tmp_path):
+    path = one_round().write(tmp_path / "r.sqlite", schema=lambda text: text.replace(" NOT NULL", ""))
+    clean = captured(read_reports([path], "llmprof"), gpu=True)
+    with closing(sqlite3.connect(path)) as base:
+        for table in ("CUPTI_ACTIVITY_KIND_KERNEL", "CUPTI_ACTIVITY_KIND_MEMCPY", "CUPTI_ACTIVITY_KIND_MEMSET"):
+            columns = [row[1] for row in base.execute(f"pragma table_info({table})")]
+            values = ", ".join(value if name == column else name for name in columns)
+            base.execute(f"insert into {table} select {values} from {table} limit 1")
+        base.commit()
+    found = captured(read_reports([path], "llmprof"), gpu=True)
+    assert found["events_left_out"] == 3
+    assert found == {**clean, "events_left_out": 3}
+
+
+def test_names_that_are_null_or_missing_do_not_end_the_reading(tmp_path):
+    path = one_round().write(tmp_path / "r.sqlite", schema=lambda text: text.replace(" NOT NULL", ""))
+    changed(path, "update StringIds set value = null where id = 1")
+    changed(path, "update CUPTI_ACTIVITY_KIND_RUNTIME set nameId = null")
+    assert read_reports([path], "llmprof").kernels == 6
+
+
+@pytest.mark.parametrize("table", ["CUPTI_ACTIVITY_KIND_KERNEL", "CUPTI_ACTIVITY_KIND_RUNTIME", "NVTX_EVENTS"])
+def test_tables_of_a_version_that_is_unknown_are_named(table, recorded):
+    changed(recorded, f"alter table {table} rename to {table}_V2")
+    with pytest.raises(ArtifactError, match=f"tables of a version that is not known here: {table}_V2"):
+        read_reports([recorded], "llmprof")
+
+
+def test_a_table_without_a_column_is_named(recorded):
+    changed(recorded, "alter table CUPTI_ACTIVITY_KIND_KERNEL rename column correlationId to id")
+    with pytest.raises(ArtifactError, match="can be read: no such column"):
+        read_reports([recorded], "llmprof")

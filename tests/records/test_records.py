@@ -12,7 +12,7 @@ from msgspec import UNSET, Struct
 from pytest_llmprof.errors import ArtifactError, StageError
 from pytest_llmprof.records.catalogue import BUILTIN, Declaration
 from pytest_llmprof.records.environment import Environment, Git, Gpu, Host
-from pytest_llmprof.records.files import decode_record, write_json
+from pytest_llmprof.records.files import decode_record, read_bytes, write_json
 from pytest_llmprof.records.metrics import (
     DatasetInfo,
     Energy,
@@ -183,3 +183,45 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: str, reason:
 
 def test_a_missing_metrics_file_is_named(tmp_path: Path) -> None:
     assert refused(tmp_path) == f"cannot read {tmp_path / 'metrics.json'}: No such file or directory"
+
+
+# Line 18 of issue 15: readers raise their own errors.
+
+FOREIGN = {
+    "invalid UTF-8 in a value": b'{"schema": 1, "test": "\xff"}',
+    "invalid UTF-8 in a name": b'{"schema": 1, "\xff": 3}',
+    "a lone surrogate": b'{"schema": 1, "test": "\\ud800"}',
+    "nested too deep": b'{"schema": 1, "more": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "nested too deep in a field": b'{"schema": 1, "samples": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "a list": b"[1]",
+    "a number": b"7",
+    "null": b"null",
+    "nothing": b"",
+    "another type": b'{"schema": "one"}',
+    "a number beyond 64 bits": b'{"schema": 99999999999999999999999}',
+    "UTF-16": '{"schema": 1}'.encode("utf-16"),
+}
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_a_file_of_another_shape_is_refused_in_one_line(what: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_bytes(FOREIGN[what])
+    with pytest.raises(ArtifactError, match=r"metrics\.json"):
+        StageRecords.read(tmp_path)
+
+
+@pytest.mark.parametrize("block", [b'{"rows": [1], "note": "\xff"}', b'{"rows": ' + b"[" * 100_000, b"[]", b"3"])
+def test_a_block_of_another_shape_is_none(block: bytes, metrics: Metrics) -> None:
+    assert StageRecords(metrics, {"mine": msgspec.Raw(block)}).block("mine", Rows) is None
+
+
+def test_an_invalid_name_beside_the_fields_is_refused(metrics: Metrics, tmp_path: Path) -> None:
+    data = msgspec.json.encode(metrics)[:-1] + b', "\xff": 3}'
+    (tmp_path / "metrics.json").write_bytes(data)
+    with pytest.raises(ArtifactError, match=r"metrics\.json is not JSON"):
+        StageRecords.read(tmp_path)
+
+
+def test_a_path_with_a_null_character_is_refused() -> None:
+    with pytest.raises(ArtifactError, match="cannot read"):
+        read_bytes(Path("a\0b"))

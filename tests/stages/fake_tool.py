@@ -48,6 +48,7 @@ if ARGS[0] == "--import":
     if MODE == "noexport":
         print("==ERROR== The file is not a valid report.")
         sys.exit(9)
+    Path(os.environ["FAKE_PID"]).write_text(os.environ.get("LC_ALL", "none"))
     print(Path(os.environ["FAKE_REPORT"]).read_text() if MODE != "empty" else "==WARNING== No kernels were profiled.")
     sys.exit(0)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llmprof.errors import StageError
-from pytest_llmprof.stages.child import Child, ToolFailed
+from pytest_llmprof.errors import ArtifactError, StageError
+from pytest_llmprof.stages.child import Child, Outcome, ToolFailed
 from pytest_llmprof.stages.ncu.options import NcuOptions
 from pytest_llmprof.stages.ncu.stage import NCU, Chosen, choose
 from pytest_llmprof.stages.nsys.stage import NSYS
@@ -237,6 +237,36 @@ def test_ncu_on_a_card(stage, printed):
         assert f" {words}" in command
     assert "--kernel-name" not in command
     assert {"kernels.csv", "kernels.md", "launches.csv", "raw.csv"} <= {path.name for path in context.out_dir.iterdir()}
+
+
+def test_ncu_exports_with_a_fixed_locale(stage, printed, tmp_path, monkeypatch):
+    """Line 3 of issue 15."""
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    stage("ncu", "pass", "pipeline.ncu.env={LC_ALL: fr_FR.UTF-8}", report=printed)
+    assert (tmp_path / "pid").read_text() == "C"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name,kind,phase,busy_ms\nmine,kernel,decode\n",
+        "name,kind,phase,busy_ms\nmine,kernel,decode,fast\n",
+        "name,kind,phase,busy_ms\n" + "x" * 200_000 + ",kernel,decode,1\n",
+    ],
+)
+def test_a_broken_table_of_kernels_is_named(text, tmp_path):
+    """Line 18 of issue 15."""
+    (tmp_path / "kernels.csv").write_text(text)
+    with pytest.raises(ArtifactError, match=r"kernels\.csv is broken: line \d is no row of kernels"):
+        choose(NcuOptions(), [("nsys", tmp_path)])
+
+
+@pytest.mark.parametrize("content", [b'{"outcome": 3}', b"[]", b"null", b'{"outcome": "\xff"}', b"[" * 100_000])
+def test_an_outcome_of_another_shape_is_refused(content, tmp_path):
+    """Line 18 of issue 15."""
+    (tmp_path / "outcome.json").write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"outcome\.json"):
+        Outcome.read(tmp_path)
 
 
 def test_ncu_takes_the_longest_kernels_of_this_run(stage, printed, tmp_path):

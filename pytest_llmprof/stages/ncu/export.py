@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -48,6 +49,15 @@ _GB_PER_S = {
 }
 _MEANS = ("sm_percent", "dram_percent", "l2_percent", "occupancy_percent", "dram_gb_per_s", "registers")
 _COUNT = {"": 1.0, "register/thread": 1.0}
+_MOST = 1e15
+"""No unit here has values so large."""
+_SPACES = re.compile(r"(?<=\d)[\s'’](?=\d{3}(?!\d))")
+"""What some locales put between thousands."""
+_NUMBER = {
+    mark: re.compile(rf"[-+]?(?:[0-9]+|[1-9][0-9]{{0,2}}(?:\{other}[0-9]{{3}})+)(?:\{mark}[0-9]*)?(?:[eE][-+]?[0-9]+)?")
+    for mark, other in (".,", ",.")
+}
+"""A number by its decimal mark."""
 
 
 def bound_of(sm: float | None, dram: float | None, l2: float | None) -> str | None:
@@ -68,31 +78,63 @@ def read_csv(text: str, where: str = "the report") -> list[NcuLaunch]:
     start = next((index for index, line in enumerate(lines) if line.startswith('"ID"')), None)
     if start is None:
         return []
-    rows = list(csv.reader(io.StringIO("".join(lines[start:]))))
+    try:
+        rows = list(csv.reader(io.StringIO("".join(lines[start:]))))
+    except csv.Error as error:
+        raise ArtifactError(f"{where} is no CSV: {error}") from error
     if len(rows) < 2:
         raise ArtifactError(f"{where} has no row of units below its heading")
-    head, units = rows[0], rows[1]
+    head, units, *cells = rows
     if len(units) != len(head) or units[0].strip():
         raise ArtifactError(f"{where} has no row of units below its heading: {','.join(units)[:80]!r}")
     unit = dict(zip(head, units, strict=True))
     if _DURATION not in unit or "Kernel Name" not in unit:
         raise ArtifactError(f"{where} has no column {_DURATION if 'Kernel Name' in unit else 'Kernel Name'}")
     # What is not as wide is a message of the tool after the table.
-    return [_launch(dict(zip(head, row, strict=True)), unit, where) for row in rows[2:] if len(row) == len(head)]
+    found = [dict(zip(head, row, strict=True)) for row in cells if len(row) == len(head)]
+    mark = _decimal_mark(found, where)
+    return [_launch(row, unit, mark, where) for row in found]
 
 
-def _launch(row: Mapping[str, str], unit: Mapping[str, str], where: str) -> NcuLaunch:
+def _decimal_mark(rows: Sequence[Mapping[str, str]], where: str) -> str | None:
+    """The decimal mark of the table, which depends on ncu's locale; None where no number tells it."""
+    cells = {text for row in rows for name, text in row.items() if "__" in name}
+    certain = {marks for text in cells if len(marks := _possible_marks(text)) == 1}
+    if len(certain) > 1:
+        raise ArtifactError(f"{where} has numbers with a decimal point and with a decimal comma")
+    return next(iter(certain), None)
+
+
+def _possible_marks(text: str) -> str:
+    """The decimal marks with which *text* is a number: ".," of a whole one, and of 1,234, which may be 1.234."""
+    plain = _SPACES.sub("", text.strip())
+    return "".join(mark for mark, pattern in _NUMBER.items() if pattern.fullmatch(plain))
+
+
+def _number(text: str, mark: str | None) -> float:
+    """The number, whose decimal mark is *mark* (None: the table does not tell). Raises `ValueError`."""
+    marks = _possible_marks(text)
+    if mark is None and len(marks) > 1 and re.search("[.,]", text):
+        raise ValueError("may be two numbers: nothing in the table tells its decimal mark")
+    mark = mark or "."
+    plain = _SPACES.sub("", text).replace("," if mark == "." else ".", "").replace(mark, ".")
+    if mark not in marks or not 0 <= (value := float(plain)) < _MOST:
+        raise ValueError("is no number of this kind")
+    return value
+
+
+def _launch(row: Mapping[str, str], unit: Mapping[str, str], mark: str | None, where: str) -> NcuLaunch:
     def value(name: str, units: Mapping[str, float]) -> float | None:
-        text = row.get(name, "").strip().replace(",", "")
+        text = row.get(name, "").strip()
         if not text or text.lower() in ("n/a", "nan", "-nan"):
             return None
         factor = units.get(unit[name].strip().lower())
         if factor is None:
             raise ArtifactError(f"{where}: {name} is in the unknown unit {unit[name]!r}")
         try:
-            return float(text) * factor
-        except ValueError:
-            raise ArtifactError(f"{where}: {name} is {text!r}, which is no number") from None
+            return _number(text, mark) * factor
+        except ValueError as error:
+            raise ArtifactError(f"{where}: {name} is {text[:80]!r}, which {error}") from None
 
     duration = value(_DURATION, _MICROSECONDS)
     if duration is None:

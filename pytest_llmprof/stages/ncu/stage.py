@@ -7,6 +7,7 @@ launches. Without `clock_control=base` the clocks are as in the other stages.
 from __future__ import annotations
 
 import csv
+import io
 import re
 import subprocess
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from pytest_llmprof.errors import ArtifactError, StageError
 from pytest_llmprof.measure.phases import DOMAIN, STEP, SUB_PHASES
-from pytest_llmprof.records.files import write_text
+from pytest_llmprof.records.files import read_bytes, write_text
 from pytest_llmprof.stages.base import ToolContext, ToolStagePlugin
 from pytest_llmprof.stages.child import Ended, ToolFailed
 from pytest_llmprof.stages.ncu.options import NcuOptions, check_ncu
@@ -55,14 +56,16 @@ def _longest(path: Path, capture: str, number: int) -> list[str]:
 
     totals: dict[str, float] = {}
     phases = _PHASES.get(capture, (capture,))
-    with path.open(encoding="utf-8", newline="") as stream:
-        rows = csv.DictReader(stream)
+    rows = csv.DictReader(io.StringIO(read_bytes(path).decode("utf-8", "replace")))
+    try:
         if not {"name", "kind", "phase", "busy_ms"} <= set(rows.fieldnames or ()):
             return []
         for row in rows:
             if row["kind"] == "kernel" and (capture == "all" or row["phase"] in phases):
                 name = function_name(row["name"])
                 totals[name] = totals.get(name, 0.0) + float(row["busy_ms"])
+    except (csv.Error, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path} is broken: line {rows.line_num} is no row of kernels") from error
     return sorted(totals, key=lambda name: -totals[name])[:number]
 
 
@@ -153,7 +156,8 @@ def _captured_nothing(context: ToolContext, chosen: Chosen, tool: Tool, ended: E
 def _export(tool: Tool, report: Path) -> str:
     command = [str(tool.path), "--import", str(report), "--csv", "--page", "raw"]
     try:
-        done = run_program(command, tool.env, 300)
+        # Numbers in the tables depend on the locale.
+        done = run_program(command, {**tool.env, "LC_ALL": "C"}, 300)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ToolFailed(f"{report.name} was written, but its export to CSV failed: {error}") from error
     if done.returncode:

@@ -13,11 +13,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from pytest_llmprof.analysis.events import KERNEL, MEMCPY, MEMSET, RANGE, RUNTIME, Events, Numbers, raw_trace
+from pytest_llmprof.analysis.calls import copy_direction
+from pytest_llmprof.analysis.events import NEVER, Events, Kind, Numbers, possible, raw_trace
 from pytest_llmprof.analysis.nesting import PREFIX
 from pytest_llmprof.analysis.trace import Trace
 from pytest_llmprof.errors import ArtifactError
@@ -31,9 +32,32 @@ _DIRECTIONS = dict(enumerate(["HtoD", "DtoH", "HtoA", "AtoH", "AtoA", "AtoD", "D
 _KERNELS, _COPIES, _FILLS = (f"CUPTI_ACTIVITY_KIND_{kind}" for kind in ("KERNEL", "MEMCPY", "MEMSET"))
 _CALLS = ("CUPTI_ACTIVITY_KIND_RUNTIME", "CUPTI_ACTIVITY_KIND_DRIVER")
 _API_VERSION = re.compile(r"_v\d+$")
-_DEVICE_COLUMNS = "globalPid, start, end, correlationId"
-_Row = tuple[str, int, int, int, int, int | None]
-"""Name, kind, thread or process, start, end, correlation id."""
+_NEWER = re.compile(rf"({'|'.join((_KERNELS, _COPIES, _FILLS, *_CALLS))}|NVTX_EVENTS|StringIds)_V\d+", re.IGNORECASE)
+
+
+def _whole(column: str) -> str:
+    """The column, null where it holds no whole number: the export's schema allows null, and SQLite anything."""
+    return f"case typeof({column}) when 'integer' then {column} end"
+
+
+def _owned(owner: str, correlation: str) -> str:
+    """The columns `_Row.owner` to `_Row.correlation`."""
+    return f"coalesce({_whole(owner)}, -1), {_whole('start')}, {_whole('end')}, {_whole(correlation)}"
+
+
+_DEVICE = _owned("globalPid", "correlationId")
+
+
+class _Row(NamedTuple):
+    name: str
+    kind: int
+    owner: int
+    """Thread or process; -1 unknown."""
+    start: int | None
+    end: int | None
+    correlation: int | None
+    extra: int | None = None
+    """A kernel's graph node, a copy's bytes."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +76,7 @@ class NsysReport:
     @property
     def kernels(self) -> int:
         """The number of kernels."""
-        return int((self.trace.device.kind == KERNEL).sum())
+        return int((self.trace.device.kind == Kind.KERNEL).sum())
 
 
 class _Database:
@@ -101,71 +125,91 @@ class _Captures:
         self._rows: list[tuple[int, ...]] = []
         self._begins: list[int] = []
         self._copies: dict[str, Copies] = {}
-        self._captures = self._ranges = self._graph_kernels = self._end = 0
+        self._captures = self._ranges = self._graph_kernels = self._left_out = self._end = 0
 
     def add(self, database: _Database, domain: str) -> None:
         """Add a capture behind those before it."""
         if "StringIds" not in database.tables:
             raise ArtifactError(f"{database.path} is not an export of nsys: it has no table StringIds")
+        if unknown := sorted(name for name in database.tables if _NEWER.fullmatch(name)):
+            raise ArtifactError(f"{database.path} has tables of a version that is not known here: {', '.join(unknown)}")
         self._captures += 1
-        strings = dict(database.select("id, value", "StringIds"))
+        strings = {number: text or "" for number, text in database.select("id, value", "StringIds")}
         rows = [*self._host_rows(database, strings, domain), *self._device_rows(database, strings)]
-        if not rows:
+        times = np.array([_span(row.start, row.end) for row in rows], dtype=np.int64).reshape(-1, 2).T
+        kept = possible(*times)
+        self._left_out += int((~kept).sum())
+        if not kept.any():
             return
         self._begins.append(self._end)
-        shift = self._end - min(start for _, _, _, start, _, _ in rows)
-        for name, kind, owner, start, end, correlation in rows:
-            # A correlation id is unique in its process and capture.
-            caused = (self._captures, owner >> _THREAD_BITS, correlation)
-            number = -1 if correlation is None else self._correlations[caused]
-            times = start + shift, end - start
-            self._rows.append((self._names[name], kind, self._threads[owner], *times, number))
-        self._end = 1 + max(end for _, _, _, _, end, _ in rows) + shift
+        times[0] += self._end - times[0, kept].min()
+        self._end = 1 + int((times[0] + times[1])[kept].max())
+        for row, (start, length), keep in zip(rows, times.T.tolist(), kept, strict=True):
+            if keep:
+                # A correlation id is unique in its process and capture.
+                caused = (self._captures, row.owner >> _THREAD_BITS, row.correlation)
+                number = -1 if row.correlation is None else self._correlations[caused]
+                self._rows.append((self._names[row.name], row.kind, self._threads[row.owner], start, length, number))
+                if row.kind == Kind.KERNEL:
+                    self._graph_kernels += bool(row.extra)
+                elif row.kind == Kind.MEMCPY:
+                    one = self._copies.setdefault(copy_direction(row.name), Copies(0, 0, 0.0))
+                    one.count, one.bytes, one.ms = one.count + 1, one.bytes + (row.extra or 0), one.ms + length / 1e6
 
-    def _host_rows(self, database: _Database, strings: dict[int, str], domain: str) -> Iterator[_Row]:
+    def _host_rows(self, database: _Database, strings: dict[Any, str], domain: str) -> Iterator[_Row]:
         """Ranges of *domain*, and calls into CUDA."""
-        columns = "coalesce(text, (select value from StringIds where id = textId)), domainId, globalTid, start, end"
+        text = "coalesce(text, (select value from StringIds where id = textId))"
+        columns = f"{text}, domainId, {_owned('globalTid', 'null')}"
         domains = {
-            (thread >> _THREAD_BITS, number)
-            for name, number, thread, *_ in database.select(columns, "NVTX_EVENTS", f"where eventType = {_DOMAIN}")
+            (owner >> _THREAD_BITS, number)
+            for name, number, owner, *_ in database.select(columns, "NVTX_EVENTS", f"where eventType = {_DOMAIN}")
             if name == domain
         }
         whole = f"where eventType = {_PUSH_POP} and end is not null"
-        for name, number, thread, start, end in database.select(columns, "NVTX_EVENTS", whole):
-            if name is not None and (thread >> _THREAD_BITS, number) in domains:
+        for name, number, owner, *rest in database.select(columns, "NVTX_EVENTS", whole):
+            if name is not None and (owner >> _THREAD_BITS, number) in domains:
                 self._ranges += 1
                 if name != ROUND:  # it encloses all phases, and would be the parent of each
-                    yield f"{PREFIX}{name}", RANGE, thread, start, end, None
+                    yield _Row(f"{PREFIX}{name}", Kind.RANGE, owner, *rest)
         for table in _CALLS:
-            for name, *rest in database.select("nameId, globalTid, start, end, correlationId", table):
-                yield _API_VERSION.sub("", str(strings.get(name, name))), RUNTIME, *rest
+            for name, *rest in database.select(f"nameId, {_owned('globalTid', 'correlationId')}", table):
+                yield _Row(_API_VERSION.sub("", _text(strings, name)), Kind.RUNTIME, *rest)
 
-    def _device_rows(self, database: _Database, strings: dict[int, str]) -> Iterator[_Row]:
+    def _device_rows(self, database: _Database, strings: dict[Any, str]) -> Iterator[_Row]:
         """Kernels, copies and fills."""
         node = "graphNodeId" if "graphNodeId" in database.columns(_KERNELS) else "null"
-        for name, graph_node, *rest in database.select(f"demangledName, {node}, {_DEVICE_COLUMNS}", _KERNELS):
-            self._graph_kernels += bool(graph_node)
-            yield str(strings.get(name, name)), KERNEL, *rest
+        for name, *rest in database.select(f"demangledName, {_DEVICE}, {node}", _KERNELS):
+            yield _Row(_text(strings, name), Kind.KERNEL, *rest)
         pageable = _pageable(database)
-        columns = f"copyKind, bytes, srcKind, dstKind, {_DEVICE_COLUMNS}"
-        for kind, size, source, target, process, start, end, correlation in database.select(columns, _COPIES):
-            direction = _DIRECTIONS.get(kind, "other")
-            one = self._copies.setdefault(direction, Copies(0, 0, 0.0))
-            one.count, one.bytes, one.ms = one.count + 1, one.bytes + (size or 0), one.ms + (end - start) / 1e6
+        columns = f"copyKind, srcKind, dstKind, {_DEVICE}, {_whole('bytes')}"
+        for kind, source, target, *rest in database.select(columns, _COPIES):
             # As torch names them: a copy into pageable memory makes the host wait.
             memory = " (Pageable)" if pageable & {source, target} else ""
-            yield f"Memcpy {direction}{memory}", MEMCPY, process, start, end, correlation
-        for row in database.select(_DEVICE_COLUMNS, _FILLS):
-            yield "Memset", MEMSET, *row
+            yield _Row(f"Memcpy {_DIRECTIONS.get(kind, 'other')}{memory}", Kind.MEMCPY, *rest)
+        for row in database.select(_DEVICE, _FILLS):
+            yield _Row("Memset", Kind.MEMSET, *row)
 
     def report(self) -> NsysReport:
         """All that was added."""
         fields = ("name", "kind", "thread", "start", "dur", "correlation")
         columns = dict(zip(fields, np.array(self._rows, dtype=np.int64).reshape(-1, 6).T, strict=True))
         events = Events(**columns, external=np.full(len(self._rows), -1, dtype=np.int64))
-        trace = Trace(raw_trace(list(self._names), events, np.array(self._begins or [0]), len(self._rows)))
+        total, windows = len(self._rows) + self._left_out, np.array(self._begins or [0])
+        trace = Trace(raw_trace(list(self._names), events, windows, total, self._left_out))
         copies = dict(sorted(self._copies.items(), key=lambda item: -item[1].ms))
         return NsysReport(trace, self._captures, self._ranges, self._graph_kernels, copies)
+
+
+def _span(start: int | None, end: int | None) -> tuple[int, int]:
+    """Start and length; a length below zero where there are none."""
+    if start is None or end is None or max(abs(start), abs(end)) >= NEVER:
+        return 0, -1
+    return start, end - start
+
+
+def _text(strings: dict[Any, str], name: object) -> str:
+    """A name, which is an id of StringIds or a text."""
+    return strings.get(name, "" if name is None else str(name))
 
 
 def _pageable(database: _Database) -> set[int]:

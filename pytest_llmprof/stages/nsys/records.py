@@ -31,6 +31,8 @@ class NsysBlock(ToolBlock, kw_only=True):
     occurrences: int | None = None
     """How many captures were asked for."""
     captures: int | None = None
+    events_left_out: int = 0
+    """Events with impossible times or without any, left out of all numbers."""
     window_ms_profiled: float | None = None
     """The captures' length together."""
     kernels: int | None = None

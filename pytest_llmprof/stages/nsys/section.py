@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from pytest_llmprof.analysis.records import busy_kernels_table, counts_of_a_step
+from pytest_llmprof.analysis.records import busy_kernels_table, counts_of_a_step, left_out
 from pytest_llmprof.records.stage import StageRecords
 from pytest_llmprof.report.sections import Section, phase_label
 from pytest_llmprof.stages.nsys.records import NsysBlock
@@ -34,7 +34,7 @@ def nsys_section(records: StageRecords) -> Section | None:
     parts = [not_applied_text(block)]
     if block.tool is not None:
         parts += [_text(block), _gpu(block), phases_table(block), _copies(block), busy_kernels_table(block.top_kernels)]
-    return Section(_TITLE, parts)
+    return Section(_TITLE, parts, warnings=left_out(block.events_left_out))
 
 
 def _text(block: NsysBlock) -> str:

@@ -35,7 +35,8 @@ def summary(report: NsysReport, block: NsysBlock, *, gpu: bool) -> NsysBlock:
         row.name: NsysPhase(**{**profiled(NsysPhase, row, gpu=gpu), "parent": row.parent or None})
         for row in trace.phase_rows()
     }
-    return replace(block, captures=report.captures, window_ms_profiled=trace.window_ms, phases=phases, **found)
+    found |= {"captures": report.captures, "window_ms_profiled": trace.window_ms, "events_left_out": trace.left_out}
+    return replace(block, phases=phases, **found)
 
 
 def write_nsys_tables(out_dir: Path, report: NsysReport, block: NsysBlock) -> None:

@@ -15,17 +15,17 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from pytest_llmprof.analysis.events import KERNEL, MEMCPY, MEMSET, OP, RANGE, RUNTIME, Ints, Mask, Numbers
+from pytest_llmprof.analysis.events import Ints, Kind, Mask, Numbers
 
 _KINDS = {
-    "cpu_op": OP,
-    "user_annotation": RANGE,
-    "cuda_runtime": RUNTIME,
-    "cuda_driver": RUNTIME,
-    "kernel": KERNEL,
-    "gpu_memcpy": MEMCPY,
-    "gpu_memset": MEMSET,
+    **dict.fromkeys(("cpu_op", "operator"), Kind.OP),
+    "user_annotation": Kind.RANGE,
+    **dict.fromkeys(("cuda_runtime", "cuda_driver", "runtime"), Kind.RUNTIME),
+    "kernel": Kind.KERNEL,
+    **dict.fromkeys(("gpu_memcpy", "memcpy"), Kind.MEMCPY),
+    **dict.fromkeys(("gpu_memset", "memset"), Kind.MEMSET),
 }
+"""Kinds by category in small letters; torch before 1.11 called them Operator, Runtime, Kernel, Memcpy, Memset."""
 
 
 class Heads(Numbers):
@@ -34,12 +34,12 @@ class Heads(Numbers):
     def columns(self) -> tuple[list[str], Ints, Ints, Ints]:
         """The distinct names; and for each head the index of its name, its kind (-1 is not kept) and its thread."""
         names, threads = Numbers(), Numbers()
-        rows = [(names[name], _KINDS.get(category, -1), threads[thread]) for category, name, thread in self]
+        rows = [(names[name], _KINDS.get(category.lower(), -1), threads[thread]) for category, name, thread in self]
         return list(names), *np.array(rows, dtype=np.int64).reshape(-1, 3).T
 
     def of(self, category: str) -> Mask:
-        """Which heads are of *category*."""
-        return np.array([one == category for one, _, _ in self], dtype=bool)
+        """Which heads are of *category*, in small letters."""
+        return np.array([one.lower() == category for one, _, _ in self], dtype=bool)
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ _NOT_FINITE = re.compile(rb":\s*-?(?:inf(?:inity)?|nan)\b", re.IGNORECASE)
 
 class _Args(msgspec.Struct, gc=False, frozen=True):
     external: int = msgspec.field(default=-1, name="External id")
+    old_external: int = msgspec.field(default=-1, name="external id")
     correlation: int = -1
 
 
@@ -133,7 +134,7 @@ class JsonReader:
                 [heads[event.cat, event.name, event.tid] for event in complete],
                 _nanoseconds([event.ts for event in complete]),
                 _nanoseconds([event.dur for event in complete]),
-                [one.external for one in args],
+                [one.external if one.external >= 0 else one.old_external for one in args],
                 [one.correlation for one in args],
             )
         )
@@ -141,7 +142,8 @@ class JsonReader:
 
 
 def _nanoseconds(microseconds: list[float]) -> Ints:
-    return np.rint(np.array(microseconds, dtype=np.float64) * 1e3).astype(np.int64)
+    times = np.rint(np.array(microseconds, dtype=np.float64) * 1e3)
+    return np.where(np.abs(times) < 2.0**62, times, 2.0**62).astype(np.int64)
 
 
 def decode_finite(data: bytes, decoder: msgspec.json.Decoder[Any]) -> Any:

@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
-from pytest_llmprof.analysis.events import Events, RawTrace, raw_trace
+from pytest_llmprof.analysis.events import NEVER, Events, RawTrace, possible, raw_trace
 from pytest_llmprof.analysis.trace import Trace
 from pytest_llmprof.errors import ArtifactError
-from pytest_llmprof.records.files import read_bytes
+from pytest_llmprof.records.files import NOT_JSON, read_bytes
 from pytest_llmprof.stages.torch_profiler.json_reader import Columns, Heads, JsonReader, decode_finite
 
+_NOT_WHOLE = (*NOT_JSON, OverflowError)
+"""What a broken file raises; the last one for an id beyond 64 bits."""
 _OPENING = re.compile(rb'"traceEvents"\s*:\s*\[')
 _BETWEEN_EVENTS = re.compile(rb'\}(\s*,)\s*\{\s*"ph"')
 
@@ -43,15 +46,20 @@ def decode(source: Path | str | bytes) -> RawTrace:
         except msgspec.DecodeError:  # a cut inside a name
             heads = Heads()
             columns, events = JsonReader(data, heads).read_file()
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _NOT_WHOLE as error:
         raise _not_whole(where, error) from error
     names, name, kind, thread = heads.columns()
-    head, kept = columns.head, kind[columns.head] >= 0
+    head, known = columns.head, kind[columns.head] >= 0
+    profiles = np.flatnonzero(heads.of("trace")[head])
+    found = zip(columns.start[profiles].tolist(), columns.dur[profiles].tolist(), strict=True)
+    spans = [(start, length) for start, length in found if abs(start) < NEVER and 0 < length < NEVER]
+    kept = np.flatnonzero(known)
+    kept = kept[possible(columns.start[kept], columns.dur[kept], spans)]
     of_heads = {"name": name[head], "kind": kind[head], "thread": thread[head]}
     times = {"start": columns.start, "dur": columns.dur}
     ids = {"external": columns.external, "correlation": columns.correlation}
-    profiles = columns.start[heads.of("Trace")[head]]
-    return raw_trace(names, Events(**of_heads, **times, **ids)[kept], profiles, events)
+    windows = np.array([start for start, _ in spans], dtype=np.int64)
+    return raw_trace(names, Events(**of_heads, **times, **ids)[kept], windows, events, int(known.sum()) - len(kept))
 
 
 def merged(paths: Sequence[Path]) -> bytes:
@@ -67,7 +75,7 @@ def merged(paths: Sequence[Path]) -> bytes:
         try:
             trace = decode_finite(read_bytes(path), msgspec.json.Decoder(dict[str, msgspec.Raw]))
             events += msgspec.json.decode(trace["traceEvents"], type=list[msgspec.Raw])
-        except (msgspec.DecodeError, UnicodeDecodeError, KeyError) as error:
+        except (*_NOT_WHOLE, KeyError) as error:
             raise _not_whole(str(path), error) from error
         whole = {**trace, **whole}
     return msgspec.json.encode({**whole, "traceEvents": events})

@@ -57,6 +57,8 @@ class Profile(Struct, kw_only=True):
 
     events: int | None = None
     """Events in the trace file."""
+    events_left_out: int = 0
+    """Events of operators, calls and GPU work with impossible times, left out of all numbers."""
     window_ms_profiled: float | None = None
     """From the first event to the last, host and GPU."""
     kernels: int | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from pytest_llmprof.analysis.records import busy_kernels_table, counts_of_a_step, top_rows
+from pytest_llmprof.analysis.records import busy_kernels_table, counts_of_a_step, left_out, top_rows
 from pytest_llmprof.records.metrics import Metrics
 from pytest_llmprof.records.stage import StageRecords
 from pytest_llmprof.report.sections import (
@@ -76,7 +76,7 @@ def profile_section(records: StageRecords) -> Section | None:
             *_top(metrics, profile, busy),
             *_python(metrics, profile),
         ],
-        warnings=[slower] if busy is not None and busy > 1 else [],
+        warnings=[*([slower] if busy is not None and busy > 1 else []), *left_out(profile.events_left_out)],
     )
 
 

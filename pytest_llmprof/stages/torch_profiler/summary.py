@@ -32,6 +32,7 @@ def profile_summary(trace: Trace, *, clean_step_ms: float | None = None) -> Prof
         }
     return Profile(
         events=trace.events,
+        events_left_out=trace.left_out,
         window_ms_profiled=trace.window_ms,
         phases={row.name: _phase(row, gpu=gpu) for row in trace.phase_rows()},
         top_operators=[TopOperator(**profiled(TopOperator, row)) for row in operators[:_TOP]],
