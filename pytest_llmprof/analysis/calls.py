@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-
-import numpy as np
-
-from pytest_llmprof.analysis.events import Mask
 
 LAUNCH = re.compile(r"(cuda|hip|cu)\w*Launch(?!HostFunc)")
 """Launches a kernel or a whole graph: cudaLaunchKernel(ExC), cuLaunchKernel(Ex), cudaGraphLaunch."""
@@ -18,11 +13,6 @@ PLAIN_COPY = re.compile(r"(cuda|hip|cu)Memcpy(?!.*Async)")
 """A copy that is not asynchronous: it returns when it is done."""
 
 _DIRECTION = re.compile(r"\b([HDAP])to([HDAP])\b|(Host|Device)To(Host|Device)", re.IGNORECASE)
-
-
-def matching(names: Iterable[str], pattern: re.Pattern[str]) -> Mask:
-    """Which of *names* begin with *pattern*."""
-    return np.array([pattern.match(name) is not None for name in names], dtype=bool)
 
 
 def copy_direction(name: str) -> str:

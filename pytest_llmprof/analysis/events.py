@@ -58,6 +58,11 @@ class Events:
     def __len__(self) -> int:
         return len(self.name)
 
+    def of(self, kind: Kind) -> Mask:
+        """Which of them are of this kind."""
+        found: Mask = self.kind == kind
+        return found
+
     def __getitem__(self, rows: Ints | Mask) -> Events:
         return Events(**{name: column[rows] for name, column in vars(self).items()})
 

@@ -12,21 +12,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from pytest_llmprof.analysis.calls import (
-    GRAPH_LAUNCH,
-    LAUNCH,
-    PLAIN_COPY,
-    SYNCHRONISE,
-    copy_direction,
-    matching,
-)
-from pytest_llmprof.analysis.events import KINDS, Ints, Kind, Mask, RawTrace
+from pytest_llmprof.analysis.calls import GRAPH_LAUNCH, LAUNCH, PLAIN_COPY, SYNCHRONISE, copy_direction
+from pytest_llmprof.analysis.events import KINDS, Events, Ints, Kind, Mask, RawTrace
 from pytest_llmprof.analysis.gaps import IDLE_CAUSES, added_ns, gaps, union_ns
 from pytest_llmprof.analysis.nesting import WINDOW_END, Timeline, nested
 from pytest_llmprof.analysis.rows import KernelRow, OperatorRow, PhaseRow, StepFigures
@@ -62,10 +56,13 @@ class Trace:
         """The number of host events without the profiler's own at the end of a window."""
         return len(self.host) - int(self._window_ends.sum())
 
+    def _named(self, events: Events, test: Callable[[str], object]) -> Mask:
+        """Which of *events* have names that pass *test*."""
+        return np.array([bool(test(name)) for name in self.names], dtype=bool)[events.name]
+
     @cached_property
     def _window_ends(self) -> Mask:
-        ends: Mask = np.array([name == WINDOW_END for name in self.names], dtype=bool)[self.host.name]
-        return ends
+        return self._named(self.host, WINDOW_END.__eq__)
 
     @cached_property
     def window_ms(self) -> float:
@@ -73,11 +70,8 @@ class Trace:
         start = np.concatenate((self.host.start, self.device.start))
         end = start + np.concatenate((self.host.dur, self.device.dur))
         window = self._window(start)
-        total = 0
-        for number in np.unique(window):
-            mine = window == number
-            total += int(end[mine].max() - (start[mine].min() if number else 0))
-        return total / 1e6
+        profiles = [window == number for number in np.unique(window)]
+        return sum(int(end[mine].max() - start[mine].min()) for mine in profiles) / 1e6
 
     def _window(self, time: Ints) -> Ints:
         """The number of the profile that each time lies in."""
@@ -87,7 +81,7 @@ class Trace:
     @cached_property
     def _launcher(self) -> Ints:
         """Index of the host event that launched each device event; -1 unknown."""
-        calls = np.flatnonzero((self.host.kind == Kind.RUNTIME) & (self.host.correlation >= 0))
+        calls = np.flatnonzero(self.host.of(Kind.RUNTIME) & (self.host.correlation >= 0))
         found = _lookup(self.host.correlation[calls], calls, self.device.correlation)
         # Without the call (before the window, or lost by the profiler) the operator's id is still there.
         return found if (found >= 0).all() else np.where(found >= 0, found, self._by_external)
@@ -95,14 +89,14 @@ class Trace:
     @cached_property
     def _by_external(self) -> Ints:
         """Index of the operator with the external id of each device event; -1 without one."""
-        operators = np.flatnonzero((self.host.kind == Kind.OP) & (self.host.external >= 0))
+        operators = np.flatnonzero(self.host.of(Kind.OP) & (self.host.external >= 0))
         return _lookup(self.host.external[operators], operators, self.device.external)
 
     @cached_property
     def _operator(self) -> Ints:
         """Name index of the launching operator of each device event; -1 unknown."""
         launcher = self._launcher
-        operator = self._ancestor(self.host.kind != Kind.OP)
+        operator = self._ancestor(~self.host.of(Kind.OP))
         operator = np.where(operator >= 0, operator, self._by_external)
         name = _take(self.host.name, operator, -1)
         graph = _take(self._calls(GRAPH_LAUNCH), launcher, False)
@@ -117,24 +111,16 @@ class Trace:
 
     def _calls(self, pattern: re.Pattern[str]) -> Mask:
         """Which host events are runtime calls whose names begin with *pattern*."""
-        calls: Mask = (self.host.kind == Kind.RUNTIME) & matching(self.names, pattern)[self.host.name]
-        return calls
-
-    @cached_property
-    def _launches(self) -> Mask:
-        return self._calls(LAUNCH)
+        return self.host.of(Kind.RUNTIME) & self._named(self.host, pattern.match)
 
     @cached_property
     def _blocking_copies(self) -> Mask:
         """Calls that return when their copy is done: those into pageable memory, and those that are not Async."""
         copies = np.zeros(len(self.host), dtype=bool)
-        to_pageable = np.array(
-            [copy_direction(name) == "DtoH" and "pageable" in name.lower() for name in self.names], dtype=bool
-        )
-        launcher = self._launcher[to_pageable[self.device.name] & (self.device.kind == Kind.MEMCPY)]
+        pageable = self._named(self.device, re.compile("pageable", re.IGNORECASE).search)
+        launcher = self._launcher[self._copies_to_host & pageable]
         copies[launcher[launcher >= 0]] = True
-        blocking: Mask = (copies & (self.host.kind == Kind.RUNTIME)) | self._calls(PLAIN_COPY)
-        return blocking
+        return (copies & self.host.of(Kind.RUNTIME)) | self._calls(PLAIN_COPY)
 
     @cached_property
     def _waits(self) -> Mask:
@@ -143,9 +129,7 @@ class Trace:
         A blocking copy and the synchronise that torch calls right after it are one wait.
         """
         waits, copies = self._calls(SYNCHRONISE), self._blocking_copies.copy()
-        calls = np.flatnonzero(self.host.kind == Kind.RUNTIME)
-        if not len(calls):
-            return waits
+        calls = np.flatnonzero(self.host.of(Kind.RUNTIME))
         after = np.append(calls[1:], -1)[copies[calls]]
         rows = calls[copies[calls]]
         same = (after >= 0) & (self.host.thread[after] == self.host.thread[rows])
@@ -166,9 +150,7 @@ class Trace:
 
     @cached_property
     def _copies_to_host(self) -> Mask:
-        to_host = np.array([copy_direction(name) == "DtoH" for name in self.names], dtype=bool)
-        copies: Mask = (self.device.kind == Kind.MEMCPY) & to_host[self.device.name]
-        return copies
+        return self.device.of(Kind.MEMCPY) & self._named(self.device, lambda name: copy_direction(name) == "DtoH")
 
     def operators(self) -> list[OperatorRow]:
         """Host events by name and phase, longest total first."""
@@ -202,7 +184,7 @@ class Trace:
     def _launched_ns(self) -> Ints:
         """Device time that each operator or range launched itself, in nanoseconds."""
         launched = np.zeros(len(self.host), dtype=np.int64)
-        caller = self._ancestor(self.host.kind == Kind.RUNTIME)
+        caller = self._ancestor(self.host.of(Kind.RUNTIME))
         np.add.at(launched, caller[caller >= 0], self.device.dur[caller >= 0])
         return launched
 
@@ -236,7 +218,7 @@ class Trace:
 
     def copies(self) -> dict[str, int]:
         """Number of device copies by direction (HtoD, DtoH, DtoD, ...)."""
-        copies = self.device.name[self.device.kind == Kind.MEMCPY].tolist()
+        copies = self.device.name[self.device.of(Kind.MEMCPY)].tolist()
         return dict(sorted(Counter(copy_direction(self.names[name]) for name in copies).items()))
 
     def totals(self) -> PhaseRow:
@@ -253,13 +235,11 @@ class Trace:
                 if other.parent in inside:
                     inside.add(other.name)
             numbers = [index + 1 for index, other in enumerate(phases) if other.name in inside]
-            count = phase.count or self._profiles_with(numbers)
+            # Of a phase whose own range is not in the trace count the profiles that have some of it.
+            seen = self._window(self.host.start[np.isin(self._phase, numbers)])
+            count = phase.count or len(np.unique(seen))
             rows.append(self._row(phase.name, phase.parent, count, phase.host_ns / 1e6, numbers))
         return rows
-
-    def _profiles_with(self, numbers: list[int]) -> int:
-        """The number of profiles with host events of these phases."""
-        return len(np.unique(self._window(self.host.start[np.isin(self._phase, numbers)])))
 
     def _row(self, name: str, parent: str, count: int, host_ms: float, numbers: list[int] | None) -> PhaseRow:
         """The phases of *numbers* (None: everything) as one row."""
@@ -267,7 +247,7 @@ class Trace:
             np.ones(len(phase), dtype=bool) if numbers is None else np.isin(phase, numbers)
             for phase in (self._phase, self._device_phase)
         )
-        kernels = on_device & (self.device.kind == Kind.KERNEL)
+        kernels = on_device & self.device.of(Kind.KERNEL)
         after, length, cause = self._gaps
         counted = on_device[after]
         return PhaseRow(
@@ -285,11 +265,11 @@ class Trace:
 
     def _counts(self, on_host: Mask, on_device: Mask) -> dict[str, Any]:
         """Fields that `PhaseRow` and `StepFigures` share, of these events."""
-        kernels = on_device & (self.device.kind == Kind.KERNEL)
+        kernels = on_device & self.device.of(Kind.KERNEL)
         return {
             "gpu_busy_ms": union_ns(self.device.start[kernels], self.device.dur[kernels]) / 1e6,
             "kernels": int(kernels.sum()),
-            "host_launches": int((on_host & self._launches).sum()),
+            "host_launches": int((on_host & self._calls(LAUNCH)).sum()),
             "d2h_copies": int((on_device & self._copies_to_host).sum()),
             "synchronisations": int((on_host & self._waits).sum()),
         }

@@ -101,18 +101,22 @@ class ShowProgress(Protocol):
     def __call__(self, text: str, rounds_done: float | None = None) -> None: ...
 
 
-@dataclass(frozen=True)
-class StageContext:
-    """All a stage is given for one test."""
-
+@dataclass(kw_only=True)
+class _Context:
     settings: Settings
     out_dir: Path
     """The stage directory; it exists and is empty but for config.yaml."""
+    progress: Callable[[str], None]
+    """Shows one line of progress."""
+
+
+@dataclass(kw_only=True)
+class StageContext(_Context):
+    """All a stage is given for one test."""
+
     workload: Workload
     recorder: Callable[[str], PhaseRecorder]
     """Makes a recorder for an NVTX domain, on the workload's device."""
-    progress: Callable[[str], None]
-    """Shows one line of progress."""
     result: StageResult
     """What the stage fills in as it goes, so that what was measured is kept where it fails later."""
 
@@ -149,21 +153,16 @@ class StagePlugin(_Stage):
     in_child = False
 
 
-@dataclass
-class ToolContext:
+@dataclass(kw_only=True)
+class ToolContext(_Context):
     """All that a stage is given whose test runs again in a child process under a tool."""
 
-    settings: Settings
-    out_dir: Path
-    """The stage directory; it exists and is empty but for config.yaml."""
     device: str
     """"cpu" or "cuda:0": where the child's model will run."""
     child: Child
     """Starts the test in a process of its own."""
     other_stages: Sequence[tuple[str, Path]]
     """The other stages of this run in their order, each with its directory for this test; it may not exist."""
-    progress: Callable[[str], None]
-    """Shows one line of progress."""
     block: Any
     """A new `ToolStagePlugin.block`, for metrics.json under the stage's name; filled in as the tool goes."""
     figures: dict[str, float | None]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from msgspec import Struct
 
+from pytest_llmprof.report.sections import Section
 from pytest_llmprof.text.escape import inline
 from pytest_llmprof.text.markdown import code
 
@@ -39,12 +42,11 @@ def tool_text(block: ToolBlock, name: str) -> str:
     return f"{name} {inline(version)}, range {code(block.capture or '', cell=False)}"
 
 
-def not_applied_text(block: ToolBlock) -> str:
-    """A paragraph on lines of the test that were not checked; empty where there are none."""
-    if not block.not_applied:
-        return ""
+def tool_section(title: str, block: ToolBlock, parts: Sequence[str], warnings: Sequence[str] = ()) -> Section:
+    """The section of a stage under a tool: *parts* where the tool ran, below a note on what was not checked."""
     where = "; ".join(code(line, 200, cell=False) for line in block.not_applied)
-    return (
+    note = (
         "Times are not applicable under the tool, so the test ended at its first line that computes with one: "
         f"{where}. What follows it was not checked in this stage.\n"
     )
+    return Section(title, [note if where else "", *(parts if block.tool else ())], warnings=warnings)

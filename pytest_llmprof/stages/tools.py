@@ -10,12 +10,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta
 
 from pytest_llmprof.errors import StageError
 from pytest_llmprof.measure.phases import ROUND
+from pytest_llmprof.stages.tool_block import ToolInfo
+
+if TYPE_CHECKING:
+    from pytest_llmprof.stages.base import ToolContext
 
 Capture = Annotated[
     str,
@@ -153,6 +157,17 @@ def find_tool(program: Program, given: str | None, env: Mapping[str, str]) -> To
             f"a newer one, or name it with pipeline.{program.name}.path"
         )
     return Tool(program.name, path, match[1], dict(env))
+
+
+def start(program: Program, context: ToolContext) -> Tool | None:
+    """Find the stage's tool and name it in the block; None where it is off, after the test ran without it."""
+    options: ToolOptions = context.options
+    if not context.settings.current.enable:
+        context.child.run([], options.env, "pytest").check("pytest")
+        return None
+    tool = find_tool(program, options.path, options.env)
+    context.block.tool, context.block.capture = ToolInfo(str(tool.path), tool.version), options.capture
+    return tool
 
 
 def range_of(capture: str) -> str:

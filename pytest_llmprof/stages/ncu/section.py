@@ -6,7 +6,7 @@ from pytest_llmprof.records.stage import StageRecords
 from pytest_llmprof.report.sections import Section
 from pytest_llmprof.stages.ncu.export import LATENCY_BELOW, kernels_table
 from pytest_llmprof.stages.ncu.records import NcuBlock
-from pytest_llmprof.stages.tool_block import TOOL_FILES, not_applied_text, tool_text
+from pytest_llmprof.stages.tool_block import TOOL_FILES, tool_section, tool_text
 from pytest_llmprof.text.escape import inline
 from pytest_llmprof.text.markdown import code
 from pytest_llmprof.text.numbers import count
@@ -31,12 +31,7 @@ _HOW = {
 def ncu_section(records: StageRecords) -> Section | None:
     """Paragraphs and tables; no part where the tool did not run."""
     block = records.block("ncu", NcuBlock)
-    if block is None:
-        return None
-    parts = [not_applied_text(block)]
-    if block.tool is not None:
-        parts += [_text(block), kernels_table(block.kernels)]
-    return Section(_TITLE, parts)
+    return None if block is None else tool_section(_TITLE, block, [_text(block), kernels_table(block.kernels)])
 
 
 def _text(block: NcuBlock) -> str:

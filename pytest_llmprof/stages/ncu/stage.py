@@ -22,8 +22,7 @@ from pytest_llmprof.stages.child import Ended, ToolFailed
 from pytest_llmprof.stages.ncu.options import NcuOptions, check_ncu
 from pytest_llmprof.stages.ncu.records import NcuBlock
 from pytest_llmprof.stages.ncu.section import FILES, ncu_section
-from pytest_llmprof.stages.tool_block import ToolInfo
-from pytest_llmprof.stages.tools import Program, Tool, find_tool, range_of, run_program, tail
+from pytest_llmprof.stages.tools import Program, Tool, range_of, run_program, start, tail
 
 NCU = Program(
     name="ncu",
@@ -106,24 +105,19 @@ def _command(tool: Tool, options: NcuOptions, chosen: Chosen, report: Path) -> l
 
 def _run(context: ToolContext) -> None:
     options: NcuOptions = context.options
-    if not context.settings.current.enable:
-        context.child.run([], options.env, "pytest").check("pytest")
-        return
-    if not context.device.startswith("cuda"):
+    if context.settings.current.enable and not context.device.startswith("cuda"):
         raise StageError(
             f"ncu profiles CUDA kernels, and this test runs on {context.device} "
             f"(model.device={context.settings.model.device}): leave ncu out of --llmprof-stage here"
         )
-    tool = find_tool(NCU, options.path, options.env)
+    tool = start(NCU, context)
+    if tool is None:
+        return
     chosen = choose(options, context.other_stages)
     report = context.out_dir / f"{_NAME}.ncu-rep"
     block: NcuBlock = context.block
-    block.tool = ToolInfo(str(tool.path), tool.version)
-    block.capture = options.capture
-    block.chosen_by = chosen.source
-    block.chosen = list(chosen.kernels)
-    block.launch_skip = options.launch_skip
-    block.launch_count = chosen.count
+    block.chosen_by, block.chosen = chosen.source, list(chosen.kernels)
+    block.launch_skip, block.launch_count = options.launch_skip, chosen.count
     block.clock_control = options.clock_control
     ended = context.child.run(_command(tool, options, chosen, report), options.env, _NAME)
     if "ERR_NVGPUCTRPERM" in ended.output:

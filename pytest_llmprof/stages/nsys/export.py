@@ -76,7 +76,7 @@ class NsysReport:
     @property
     def kernels(self) -> int:
         """The number of kernels."""
-        return int((self.trace.device.kind == Kind.KERNEL).sum())
+        return int(self.trace.device.of(Kind.KERNEL).sum())
 
 
 class _Database:

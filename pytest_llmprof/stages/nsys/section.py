@@ -8,7 +8,7 @@ from pytest_llmprof.analysis.records import busy_kernels_table, counts_of_a_step
 from pytest_llmprof.records.stage import StageRecords
 from pytest_llmprof.report.sections import Section, phase_label
 from pytest_llmprof.stages.nsys.records import NsysBlock
-from pytest_llmprof.stages.tool_block import TOOL_FILES, not_applied_text, tool_text
+from pytest_llmprof.stages.tool_block import TOOL_FILES, tool_section, tool_text
 from pytest_llmprof.text.escape import inline
 from pytest_llmprof.text.markdown import known, percent, table
 from pytest_llmprof.text.numbers import count, fixed, number
@@ -31,10 +31,8 @@ def nsys_section(records: StageRecords) -> Section | None:
     block = records.block("nsys", NsysBlock)
     if block is None:
         return None
-    parts = [not_applied_text(block)]
-    if block.tool is not None:
-        parts += [_text(block), _gpu(block), phases_table(block), _copies(block), busy_kernels_table(block.top_kernels)]
-    return Section(_TITLE, parts, warnings=left_out(block.events_left_out))
+    parts = [_text(block), _gpu(block), phases_table(block), _copies(block), busy_kernels_table(block.top_kernels)]
+    return tool_section(_TITLE, block, parts, left_out(block.events_left_out))
 
 
 def _text(block: NsysBlock) -> str:

@@ -16,8 +16,7 @@ from pytest_llmprof.stages.child import Ended, ToolFailed
 from pytest_llmprof.stages.nsys.options import NsysOptions
 from pytest_llmprof.stages.nsys.records import NsysBlock
 from pytest_llmprof.stages.nsys.section import FILES, nsys_section
-from pytest_llmprof.stages.tool_block import ToolInfo
-from pytest_llmprof.stages.tools import Program, Tool, find_tool, range_of
+from pytest_llmprof.stages.tools import Program, Tool, range_of, start
 
 NSYS = Program(
     name="nsys",
@@ -38,35 +37,23 @@ def _command(tool: Tool, options: NsysOptions, out_dir: Path, *, cuda: bool) -> 
     """nsys's part of the command. Without CUDA only NVTX and the C library's calls are traced."""
     end = "stop" if options.occurrences == 1 else f"repeat:{options.occurrences}"
     return [
-        str(tool.path),
-        "profile",
-        f"--trace={'cuda,nvtx' if cuda else 'nvtx,osrt'}",
-        *(["--cuda-graph-trace=node"] if cuda else []),
-        "--sample=none",
-        "--cpuctxsw=none",
-        "--capture-range=nvtx",
-        f"--nvtx-capture={range_of(options.capture)}@{DOMAIN}",
-        f"--capture-range-end={end}",
-        "--force-overwrite=true",
-        "--export=sqlite",
-        "-o",
-        str(out_dir / _NAME),
+        *(str(tool.path), "profile"),
+        *(["--trace=cuda,nvtx", "--cuda-graph-trace=node"] if cuda else ["--trace=nvtx,osrt"]),
+        *("--sample=none", "--cpuctxsw=none"),
+        *("--capture-range=nvtx", f"--nvtx-capture={range_of(options.capture)}@{DOMAIN}", f"--capture-range-end={end}"),
+        *("--force-overwrite=true", "--export=sqlite", "-o", str(out_dir / _NAME)),
         *options.args,
     ]
 
 
 def _run(context: ToolContext) -> None:
     options: NsysOptions = context.options
-    if not context.settings.current.enable:
-        context.child.run([], options.env, "pytest").check("pytest")
+    tool = start(NSYS, context)
+    if tool is None:
         return
-    tool = find_tool(NSYS, options.path, options.env)
     cuda = context.device.startswith("cuda")
     command = _command(tool, options, context.out_dir, cuda=cuda)
-    block: NsysBlock = context.block
-    block.tool = ToolInfo(str(tool.path), tool.version)
-    block.capture = options.capture
-    block.occurrences = options.occurrences
+    context.block.occurrences = options.occurrences
     # By default nsys looks at registered strings only, which the range's name is not.
     env = {**options.env, "NSYS_NVTX_PROFILER_REGISTER_ONLY": "0"}
     ended = context.child.run(command, env, _NAME)
