@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -56,17 +56,21 @@ def nested(host: Events) -> tuple[Ints, Ints]:
     return np.array(parent[:-1], dtype=np.int64), np.array(own[:-1], dtype=np.int64)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Phase:
     """One phase, from its ranges `llmprof/<name>`."""
 
     name: str
     parent: str
     """The phase that encloses it; "" at the top."""
-    count: int
+    number: int
+    """1, 2, ... in the order of their first start."""
+    count: int = 0
     """The number of its ranges; 0 where only its steps are in the trace."""
-    host_ns: int
+    host_ns: int = 0
     """Total length of its ranges on the host."""
+    openings: list[tuple[int, int]] = field(default_factory=list)
+    """Start and end (ns) of its ranges."""
 
 
 @dataclass
@@ -74,9 +78,9 @@ class _Open:
     """An open range while a timeline is made."""
 
     end: int
-    phase: str
+    phase: Phase | None
     step: int = -1
-    label: str = ""
+    is_step: bool = False
 
 
 class Timeline:
@@ -87,93 +91,69 @@ class Timeline:
     """
 
     def __init__(self, host: Events, names: Sequence[str]) -> None:
-        self.phases: list[Phase] = []
-        """In the order of their first start. Phase number n of `phase_of` is `phases[n - 1]`, 0 is none."""
+        self.phases: dict[str, Phase] = {}
+        """By name, in the order of their first start."""
         self.steps = 0
         """Number of `llmprof/step` ranges."""
         self.step_ns = 0
         """Their total length."""
-        self.openings: dict[str, list[tuple[int, int]]] = {}
-        """Start and end (ns) of each phase's ranges on the host; no entry where only its steps are in the trace."""
-        self._numbers = {NO_PHASE: 0}
-        self._lines: dict[int, tuple[Ints, Ints, Ints]] = {}
         is_ours = np.array([name.startswith(PREFIX) for name in names], dtype=bool)
-        rows = np.flatnonzero((host.kind == Kind.RANGE) & is_ours[host.name]) if len(host) else host.name
         by_thread: dict[int, list[tuple[int, int, str]]] = {}
-        for row in rows:
-            label = names[host.name[row]].removeprefix(PREFIX)
-            start = int(host.start[row])
+        for row in np.flatnonzero(host.of(Kind.RANGE) & is_ours[host.name]).tolist():
+            start, label = int(host.start[row]), names[host.name[row]].removeprefix(PREFIX)
             by_thread.setdefault(int(host.thread[row]), []).append((start, start + int(host.dur[row]), label))
-        self._totals: dict[str, list[int]] = {}  # name -> [count, nanoseconds]
-        self._parent: dict[str, str] = {}
-        for thread, ranges in by_thread.items():
-            self._lines[thread] = self._line(ranges)
+        self._lines = {thread: self._line(ranges) for thread, ranges in by_thread.items()}
         self._main = max(by_thread, key=lambda thread: len(by_thread[thread]), default=None)
-        self.phases = [
-            Phase(name, self._parent[name], count, total)
-            for name, (count, total) in self._totals.items()
-        ]
 
-    def _number(self, name: str) -> int:
-        return self._numbers.setdefault(name, len(self._numbers))
+    def _phase(self, name: str, parent: Phase | None) -> Phase:
+        new = Phase(name, parent.name if parent else NO_PHASE, len(self.phases) + 1)
+        return self.phases.setdefault(name, new)
 
-    def _line(self, ranges: list[tuple[int, int, str]]) -> tuple[Ints, Ints, Ints]:
-        """Times at which the innermost phase or the step changes, and the phase and step from then on."""
-        times, phases, steps = [np.iinfo(np.int64).min], [0], [-1]
-        bottom = _Open(np.iinfo(np.int64).max, NO_PHASE)
+    def _line(self, ranges: list[tuple[int, int, str]]) -> Ints:
+        """Rows: times at which the innermost phase or the step changes; number of the phase and step from then on."""
+        marks = [(np.iinfo(np.int64).min, 0, -1)]
+        bottom = _Open(np.iinfo(np.int64).max, None)
         stack = [bottom]
 
         def mark(time: int) -> None:
-            times.append(time)
-            phases.append(self._number(stack[-1].phase))
-            steps.append(stack[-1].step)
+            phase = stack[-1].phase
+            marks.append((time, phase.number if phase else 0, stack[-1].step))
 
         def close(until: int) -> None:
             while stack[-1].end <= until:
                 closed = stack.pop()
-                if closed.label == STEP:
+                if closed.is_step:
                     # The step lasts until the next one begins: its token may reach the host after its range.
                     stack[-1].step = closed.step
                     if stack[-1] is bottom:
-                        bottom.phase = DECODE
+                        bottom.phase = closed.phase
                 mark(closed.end)
 
         for start, end, label in ranges:
             close(start)
             outer = stack[-1]
-            if PREFIX + label == WINDOW_END:
-                bottom.phase, bottom.step = NO_PHASE, -1
-                mark(start)
-                continue
             end = min(end, outer.end)
+            if PREFIX + label == WINDOW_END or (label != STEP and outer is bottom):
+                bottom.phase, bottom.step = None, -1
             if label == STEP:
-                # A window that starts late opens inside a decode phase whose range began before it.
-                stack.append(_Open(end, outer.phase or DECODE, self.steps, STEP))
-                if not outer.phase or outer is bottom:
-                    self._count(DECODE, NO_PHASE, end - start, times=0)
+                phase = outer.phase
+                if phase is None or outer is bottom:
+                    # A window that starts late opens inside a decode phase whose range began before it.
+                    phase = self._phase(DECODE, None)
+                    phase.host_ns += end - start
+                stack.append(_Open(end, phase, self.steps, is_step=True))
                 self.steps += 1
                 self.step_ns += end - start
-            else:
-                if outer is bottom:
-                    bottom.phase, bottom.step = NO_PHASE, -1
-                if label not in (entry.phase for entry in stack):
-                    self._count(label, outer.phase, end - start)
-                    self.openings.setdefault(label, []).append((start, end))
-                stack.append(_Open(end, label, outer.step, label))
+            elif PREFIX + label != WINDOW_END:
+                phase = self._phase(label, outer.phase)
+                if all(entry.phase is not phase for entry in stack):
+                    phase.count += 1
+                    phase.host_ns += end - start
+                    phase.openings.append((start, end))
+                stack.append(_Open(end, phase, outer.step))
             mark(start)
         close(bottom.end - 1)
-        return (
-            np.array(times, dtype=np.int64),
-            np.array(phases, dtype=np.int64),
-            np.array(steps, dtype=np.int64),
-        )
-
-    def _count(self, name: str, parent: str, length: int, times: int = 1) -> None:
-        self._number(name)
-        entry = self._totals.setdefault(name, [0, 0])
-        entry[0] += times
-        entry[1] += length
-        self._parent.setdefault(name, parent)
+        return np.array(marks, dtype=np.int64).T
 
     def at(self, thread: Ints, time: Ints) -> tuple[Ints, Ints]:
         """Phase number (0 = none) and step number (-1 = none) at *time* (ns) on *thread*."""
@@ -182,8 +162,7 @@ class Timeline:
         if self._main is None:
             return phase, step
         for number in np.unique(thread):
-            times, phases, steps = self._lines.get(int(number), self._lines[self._main])
+            line = self._lines.get(int(number), self._lines[self._main])
             mine = thread == number
-            index = np.searchsorted(times, time[mine], side="right") - 1
-            phase[mine], step[mine] = phases[index], steps[index]
+            _, phase[mine], step[mine] = line[:, np.searchsorted(line[0], time[mine], side="right") - 1]
         return phase, step

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -22,7 +23,7 @@ import numpy.typing as npt
 from pytest_llmprof.analysis.calls import GRAPH_LAUNCH, LAUNCH, PLAIN_COPY, SYNCHRONISE, copy_direction
 from pytest_llmprof.analysis.events import KINDS, Events, Ints, Kind, Mask, RawTrace
 from pytest_llmprof.analysis.gaps import IDLE_CAUSES, added_ns, gaps, union_ns
-from pytest_llmprof.analysis.nesting import WINDOW_END, Timeline, nested
+from pytest_llmprof.analysis.nesting import WINDOW_END, Phase, Timeline, nested
 from pytest_llmprof.analysis.rows import KernelRow, OperatorRow, PhaseRow, StepFigures
 
 _Item = TypeVar("_Item", bound=np.generic)
@@ -49,7 +50,7 @@ class Trace:
     @property
     def phases(self) -> list[str]:
         """Names of the phases by number; number 0 ("") is outside every phase."""
-        return ["", *(phase.name for phase in self.timeline.phases)]
+        return ["", *self.timeline.phases]
 
     @property
     def seen_on_host(self) -> int:
@@ -153,17 +154,18 @@ class Trace:
         return self.device.of(Kind.MEMCPY) & self._named(self.device, lambda name: copy_direction(name) == "DtoH")
 
     def operators(self) -> list[OperatorRow]:
-        """Host events by name and phase, longest total first."""
+        """Host events by name and phase, longest total first, without the profiler's own range at the end of a window."""
         host, parent = self.host, self._parent
-        if not len(host):
+        seen = np.flatnonzero(~self._window_ends)
+        if not len(seen):
             return []
         inside = parent >= 0
         children = np.bincount(parent[inside], minlength=len(host))
         # Merged as torch's _remove_dup_nodes does: the only child of a caller of the same name.
         again = inside & (host.name[parent] == host.name) & (children[parent] == 1)
-        groups = _Groups(host.name, host.kind, self._phase)
-        count, total_ms = groups.sum((~again).astype(np.int64)), groups.sum(np.where(again, 0, host.dur)) / 1e6
-        self_ms = groups.sum(self._own) / 1e6
+        groups = _Groups(host.name[seen], host.kind[seen], self._phase[seen])
+        count, total_ms = groups.sum((~again)[seen]), groups.sum(np.where(again, 0, host.dur)[seen]) / 1e6
+        self_ms = groups.sum(self._own[seen]) / 1e6
         name, kind, phase = groups.keys()
         share, phase_share = _shares(self_ms, phase)
         rows = _rows(
@@ -177,7 +179,7 @@ class Trace:
             mean_ms=total_ms / np.maximum(count, 1),
             share=share,
             phase_share=phase_share,
-            device_ms=groups.sum(self._launched_ns()) / 1e6,
+            device_ms=groups.sum(self._launched_ns()[seen]) / 1e6,
         )
         return sorted(rows, key=lambda row: (-row.total_ms, row.name, row.phase))
 
@@ -194,7 +196,7 @@ class Trace:
         if not len(device):
             return []
         groups = _Groups(device.name, device.kind, self._device_phase, self._operator)
-        count = groups.sum(np.ones(len(device), dtype=np.int64))
+        count = groups.sum(np.ones(len(device), dtype=bool))
         total_ms, busy_ms = groups.sum(device.dur) / 1e6, groups.sum(added_ns(device.start, device.dur)) / 1e6
         shortest, longest = groups.extremes(device.dur)
         name, kind, phase, caller = groups.keys()
@@ -223,39 +225,38 @@ class Trace:
 
     def totals(self) -> PhaseRow:
         """The whole window as one row named ""."""
-        return self._row("", "", 1, self.window_ms, None)
+        return self._row(Phase("", "", 0, count=1, host_ns=round(self.window_ms * 1e6)), None)
 
     def phase_rows(self) -> list[PhaseRow]:
         """The phases in the order in which they first began."""
-        phases = self.timeline.phases
+        phases = list(self.timeline.phases.values())
         rows = []
         for phase in phases:
             inside = {phase.name}
             for other in phases:  # a parent comes before its sub-phases
                 if other.parent in inside:
                     inside.add(other.name)
-            numbers = [index + 1 for index, other in enumerate(phases) if other.name in inside]
+            numbers = [other.number for other in phases if other.name in inside]
             # Of a phase whose own range is not in the trace count the profiles that have some of it.
             seen = self._window(self.host.start[np.isin(self._phase, numbers)])
-            count = phase.count or len(np.unique(seen))
-            rows.append(self._row(phase.name, phase.parent, count, phase.host_ns / 1e6, numbers))
+            rows.append(self._row(replace(phase, count=phase.count or len(np.unique(seen))), numbers))
         return rows
 
-    def _row(self, name: str, parent: str, count: int, host_ms: float, numbers: list[int] | None) -> PhaseRow:
-        """The phases of *numbers* (None: everything) as one row."""
+    def _row(self, phase: Phase, numbers: list[int] | None) -> PhaseRow:
+        """*phase* with all work of the phases of *numbers* (None: everything)."""
         on_host, on_device = (
-            np.ones(len(phase), dtype=bool) if numbers is None else np.isin(phase, numbers)
-            for phase in (self._phase, self._device_phase)
+            np.ones(len(of), dtype=bool) if numbers is None else np.isin(of, numbers)
+            for of in (self._phase, self._device_phase)
         )
         kernels = on_device & self.device.of(Kind.KERNEL)
         after, length, cause = self._gaps
         counted = on_device[after]
         return PhaseRow(
-            name=name,
-            parent=parent,
-            count=count,
-            host_ms=host_ms,
-            gpu_span_ms=self._span_ns(kernels, self.timeline.openings.get(name, [])) / 1e6,
+            name=phase.name,
+            parent=phase.parent,
+            count=phase.count,
+            host_ms=phase.host_ns / 1e6,
+            gpu_span_ms=self._span_ns(kernels, phase.openings) / 1e6,
             **self._counts(on_host, on_device),
             idle_ms={
                 label: float(length[counted & (cause == number)].sum()) / 1e6
@@ -357,7 +358,7 @@ class _Groups:
             code = code * (int(column.max()) - low + 1) + (column - low)
         _, self._first, self._group = np.unique(code, return_index=True, return_inverse=True)
 
-    def sum(self, values: Ints) -> Ints:
+    def sum(self, values: Ints | Mask) -> Ints:
         # bincount adds doubles, which hold whole numbers below 2**53 exactly.
         return np.bincount(self._group, values, len(self._first)).astype(np.int64)
 

@@ -105,26 +105,22 @@ class Ended:
 
         Its own outcome comes before the exit code, which a tool passes on.
         """
-        if self.outcome is None:
-            raise ToolFailed(
-                f"the test did not run under {tool}: it ended with {_code(self.code)} before a test had ended; "
-                f"last line: {_last(self.output)}",
-                self.last_lines,
-            )
-        if self.outcome.outcome == "skipped":
-            raise ChildSkipped(str(self.outcome.error))
-        if self.outcome.outcome != "passed":
-            raise ToolFailed(f"the test failed in its child under {tool}: {self.outcome.error}", self.last_lines)
-        if self.code:
-            raise ToolFailed(
-                f"{tool} ended with {_code(self.code)} although the test passed under it; "
-                f"last line: {_last(self.output)}",
-                self.last_lines,
-            )
-        if not self.outcome.measured:
-            raise ToolFailed(
-                f"the test called neither llmprof.run() nor llmprof.measure() under {tool}: there is nothing to capture"
-            )
+        outcome, last = self.outcome, f"last line: {_last(self.output)}"
+        if outcome is not None and outcome.outcome == "skipped":
+            raise ChildSkipped(str(outcome.error))
+        if outcome is None:
+            code = _code(self.code)
+            problem = f"the test did not run under {tool}: it ended with {code} before a test had ended; {last}"
+        elif outcome.outcome != "passed":
+            problem = f"the test failed in its child under {tool}: {outcome.error}"
+        elif self.code:
+            problem = f"{tool} ended with {_code(self.code)} although the test passed under it; {last}"
+        elif outcome.measured:
+            return
+        else:
+            text = "the test called neither llmprof.run() nor llmprof.measure() under"
+            raise ToolFailed(f"{text} {tool}: there is nothing to capture")
+        raise ToolFailed(problem, self.last_lines)
 
     def check_under(self, tool: Tool) -> None:
         """As `check`. An nvtx that does not record, on which the next run would fail, is reported too."""
@@ -216,24 +212,19 @@ class Child:
         return Ended(code, self._output(), Outcome.read(self.run_dir))
 
     def _output(self) -> str:
-        # Bytes: reading as text would make lines of the carriage returns of progress bars.
+        # As bytes: the carriage returns of progress bars are no line ends.
         return self.log.read_bytes().decode("utf-8", "replace")
 
     def _wait(self, process: subprocess.Popen[bytes], mark: str, begin: float, tool: str) -> int:
-        while True:
-            seconds = time.monotonic() - begin
-            left = self.timeout_s - seconds
-            if left <= 0:
-                _end_group(process, mark)
-                text = self._output()
-                raise ToolFailed(
-                    f"the test under {tool} did not end in {self.timeout_s:g} s ({self.key}); last line: {_last(text)}",
-                    tail(text),
-                )
+        while (seconds := time.monotonic() - begin) < self.timeout_s:
             try:
-                return process.wait(min(left, 1.0))
+                return process.wait(min(self.timeout_s - seconds, 1.0))
             except subprocess.TimeoutExpired:
                 self.progress(f"the test under {tool}, {seconds:.0f} s")
+        _end_group(process, mark)
+        text = self._output()
+        limit = f"{self.timeout_s:g} s ({self.key})"
+        raise ToolFailed(f"the test under {tool} did not end in {limit}; last line: {_last(text)}", tail(text))
 
 
 def _code(code: int) -> str:
@@ -272,11 +263,9 @@ def _marked(mark: str) -> list[psutil.Process]:
 
     found = []
     for one in psutil.process_iter():
-        try:
+        with contextlib.suppress(psutil.Error, OSError):  # another user's, or it has ended
             if one.environ().get(_MARK) == mark:
                 found.append(one)
-        except (psutil.Error, OSError):
-            continue  # another user's, or it has ended
     return found
 
 

@@ -108,18 +108,13 @@ def _numbers(path: Path) -> list[int]:
 
 def _find(program: Program, given: str | None) -> Path:
     name, key = program.name, f"pipeline.{program.name}.path"
-    if given is not None:
-        wanted = str(Path(given).expanduser())
-        found = shutil.which(wanted)
-        if found is None:
-            reason = "is not a program that can be run" if Path(wanted).exists() else "does not exist"
-            if "/" not in wanted:
-                reason = "is not on PATH"
-            raise StageError(f"{key}={given} {reason}: name the program {name} of {program.title}")
+    wanted = name if given is None else str(Path(given).expanduser())
+    if found := shutil.which(wanted):
         return Path(found)
-    on_path = shutil.which(name)
-    if on_path is not None:
-        return Path(on_path)
+    if given is not None:
+        reason = "is not a program that can be run" if Path(wanted).exists() else "does not exist"
+        reason = reason if "/" in wanted else "is not on PATH"
+        raise StageError(f"{key}={given} {reason}: name the program {name} of {program.title}")
     for path in program.installed():
         if path.is_file() and os.access(path, os.X_OK):
             return path

@@ -202,6 +202,7 @@ def test_the_wait_that_ends_a_late_window_is_no_steps() -> None:
     assert (steps.steps, steps.synchronisations_per_token) == (1, 1)
     assert [row.name for row in found.phase_rows()] == ["decode"]
     assert found.totals().synchronisations == 1
+    assert "llmprof/end" not in {row.name for row in found.operators()}  # line 8 of issue 15: it is no operator
 
 
 def test_launches_that_the_trace_lost_are_found_by_the_operators_id() -> None:

@@ -88,6 +88,12 @@ def test_python_between_operators_is_named(records: StageRecords, profile: Profi
     assert found[0].startswith("**40.0 % of decode is Python between operators**")
 
 
+def test_python_outside_phases_has_no_line(records: StageRecords, profile: Profile) -> None:
+    """Line 8 of issue 15: "100.0 % of  is Python between operators" was said of a callable."""
+    profile.top_operators = [TopOperator("llmprof/round", "range", "", 1, 1.0, 1.0, 1.0)]
+    assert not any("Python" in text for text in to_look_at(records))
+
+
 def test_a_profiler_before_matters_on_a_gpu_only(metrics: Metrics) -> None:
     metrics.profiler_ran_before = True
     assert len(warnings(metrics, None)) == 1

@@ -91,20 +91,16 @@ def peaks_of(
     """
     kind = "tf32" if dtype == "float32" and tf32 else dtype
     row = find_gpu(gpu) if gpu is not None else None
-    flops = bandwidth = reason = None
-    sources = []
+    own = {"peak_tflops": peak_tflops, "bandwidth_gbs": bandwidth_gbs}
+    sources = [row.source] if row is not None and None in own.values() else []
+    sources += [f"pipeline.static_analysis.{key}={value:g}" for key, value in own.items() if value is not None]
     if row is not None:
-        table_flops = row.peak_tflops.get(kind)
-        flops = None if table_flops is None else table_flops * 1e12
-        bandwidth = row.bandwidth_gbs * 1e9
-        if peak_tflops is None or bandwidth_gbs is None:
-            sources.append(row.source)
-    if peak_tflops is not None:
-        flops = peak_tflops * 1e12
-        sources.append(f"pipeline.static_analysis.peak_tflops={peak_tflops:g}")
-    if bandwidth_gbs is not None:
-        bandwidth = bandwidth_gbs * 1e9
-        sources.append(f"pipeline.static_analysis.bandwidth_gbs={bandwidth_gbs:g}")
+        peak_tflops = row.peak_tflops.get(kind) if peak_tflops is None else peak_tflops
+        bandwidth_gbs = row.bandwidth_gbs if bandwidth_gbs is None else bandwidth_gbs
+    flops, bandwidth = (
+        None if value is None else value * size for value, size in ((peak_tflops, 1e12), (bandwidth_gbs, 1e9))
+    )
+    reason = None
     if flops is None or bandwidth is None:
         keys = "pipeline.static_analysis.peak_tflops and .bandwidth_gbs"
         if gpu is None:

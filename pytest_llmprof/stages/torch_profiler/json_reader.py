@@ -1,4 +1,4 @@
-"""Decode a slice of a kineto trace's events with msgspec.
+"""Decode a kineto trace's events with msgspec.
 
 Complete events (``"ph": "X"``) become objects that hold only the fields that are needed. Every other phase of the
 Trace Event Format becomes an empty object: flow events (s, f) are a third of a CUDA trace, and the tag lets the
@@ -8,14 +8,15 @@ decoder skip their fields.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from pytest_llmprof.analysis.events import Ints, Kind, Mask, Numbers
+
+_OPENING = re.compile(rb'"traceEvents"\s*:\s*\[')
+_BETWEEN_EVENTS = re.compile(rb'\}(\s*,)\s*\{\s*"ph"')
 
 _KINDS = {
     **dict.fromkeys(("cpu_op", "operator"), Kind.OP),
@@ -41,33 +42,6 @@ class Heads(Numbers):
         """Which heads are of *category*, in small letters."""
         return np.array([one.lower() == category for one, _, _ in self], dtype=bool)
 
-
-@dataclass(frozen=True)
-class Columns:
-    """Complete events, one entry for each in every array."""
-
-    head: Ints
-    """The event's number in `Heads`."""
-    start: Ints
-    """Nanoseconds on the file's own clock."""
-    dur: Ints
-    """Nanoseconds."""
-    external: Ints
-    """-1 without one."""
-    correlation: Ints
-    """-1 without one."""
-
-    @classmethod
-    def of(cls, columns: Iterable[Sequence[int] | Ints]) -> Columns:
-        """From sequences of whole numbers in the order of the fields."""
-        return cls(*(np.asarray(column, dtype=np.int64) for column in columns))
-
-    @classmethod
-    def joined(cls, parts: Sequence[Columns]) -> Columns:
-        """One after the other."""
-        if not parts:
-            return cls.of([()] * len(fields(cls)))
-        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
 _NOT_FINITE = re.compile(rb":\s*-?(?:inf(?:inity)?|nan)\b", re.IGNORECASE)
 
@@ -101,44 +75,50 @@ _FILE: msgspec.json.Decoder[Any] = msgspec.json.Decoder(
 
 
 class JsonReader:
-    """Decodes slices of *data*. *heads* numbers their categories, names and threads."""
+    """Decodes the events of *data*, the text of a trace. Its methods raise `msgspec.DecodeError`.
+
+    They return the complete events as an array of the rows head (the number in `heads`), start and length
+    (nanoseconds), external id and correlation id (-1 without one); and the number of events of every kind.
+    """
 
     slice_bytes = 1 << 19
     """How much to read at a time, so that the objects made of it stay in the processor's cache."""
 
-    def __init__(self, data: bytes, heads: Heads) -> None:
-        self._data, self._heads = data, heads
+    def __init__(self, data: bytes) -> None:
+        self.heads = Heads()
+        self._data = data
 
-    def read(self, begin: int, end: int) -> tuple[Columns, int]:
-        """The complete events between two places, and the number of events of every kind.
+    def read_slices(self) -> tuple[Ints, int]:
+        """Slice by slice, so that no more than one slice is in memory as objects.
 
-        The slice begins before an event's brace and ends behind another's. Raises `msgspec.DecodeError`.
+        Fails where it cuts inside a text that looks like the end of an event.
         """
-        return self._columns(decode_finite(b"[" + self._data[begin:end] + b"]", _EVENTS))
+        opening = _OPENING.search(self._data)
+        if opening is None:
+            return self.read_file()
+        begin, parts = opening.end(), []
+        while cut := _BETWEEN_EVENTS.search(self._data, begin + self.slice_bytes):
+            parts.append(self._columns(decode_finite(b"[" + self._data[begin : cut.start(1)] + b"]", _EVENTS)))
+            begin = cut.end(1)
+        parts.append(self._columns(decode_finite(b'{"traceEvents":[' + self._data[begin:], _FILE).traceEvents))
+        return np.concatenate([columns for columns, _ in parts], axis=1), sum(number for _, number in parts)
 
-    def read_to_end(self, begin: int) -> tuple[Columns, int]:
-        """The same from a place between two events up to the end of the file."""
-        return self._columns(decode_finite(b'{"traceEvents":[' + self._data[begin:], _FILE).traceEvents)
-
-    def read_file(self) -> tuple[Columns, int]:
-        """The same of the whole file at once."""
+    def read_file(self) -> tuple[Ints, int]:
+        """The whole file at once."""
         return self._columns(decode_finite(self._data, _FILE).traceEvents)
 
-    def _columns(self, events: list[Any]) -> tuple[Columns, int]:
-        heads = self._heads
+    def _columns(self, events: list[Any]) -> tuple[Ints, int]:
         # One pass for each column takes half the time of one pass that appends to all of them.
         complete = [event for event in events if type(event) is _Complete]
         args = [event.args for event in complete]
-        columns = Columns.of(
-            (
-                [heads[event.cat, event.name, event.tid] for event in complete],
-                _nanoseconds([event.ts for event in complete]),
-                _nanoseconds([event.dur for event in complete]),
-                [one.external if one.external >= 0 else one.old_external for one in args],
-                [one.correlation for one in args],
-            )
+        columns = (
+            [self.heads[event.cat, event.name, event.tid] for event in complete],
+            _nanoseconds([event.ts for event in complete]),
+            _nanoseconds([event.dur for event in complete]),
+            [one.external if one.external >= 0 else one.old_external for one in args],
+            [one.correlation for one in args],
         )
-        return columns, len(events)
+        return np.array(columns, dtype=np.int64), len(events)
 
 
 def _nanoseconds(microseconds: list[float]) -> Ints:

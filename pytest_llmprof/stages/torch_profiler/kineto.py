@@ -7,7 +7,6 @@ decimals; here they are whole nanoseconds from the first kept event. The file is
 from __future__ import annotations
 
 import gzip
-import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,12 +19,10 @@ from pytest_llmprof.analysis.events import NEVER, Events, RawTrace, possible, ra
 from pytest_llmprof.analysis.trace import Trace
 from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.records.files import NOT_JSON, read_bytes
-from pytest_llmprof.stages.torch_profiler.json_reader import Columns, Heads, JsonReader, decode_finite
+from pytest_llmprof.stages.torch_profiler.json_reader import JsonReader, decode_finite
 
 _NOT_WHOLE = (*NOT_JSON, OverflowError)
 """What a broken file raises; the last one for an id beyond 64 bits."""
-_OPENING = re.compile(rb'"traceEvents"\s*:\s*\[')
-_BETWEEN_EVENTS = re.compile(rb'\}(\s*,)\s*\{\s*"ph"')
 
 
 def read_trace(source: Path | str | bytes) -> Trace:
@@ -39,27 +36,25 @@ def read_trace(source: Path | str | bytes) -> Trace:
 def decode(source: Path | str | bytes) -> RawTrace:
     """The events of a trace; argument and errors as those of `read_trace`."""
     data, where = _unpacked(source)
-    heads = Heads()
+    reader = JsonReader(data)
     try:
         try:
-            columns, events = _read_slices(JsonReader(data, heads), data)
+            columns, total = reader.read_slices()
         except msgspec.DecodeError:  # a cut inside a name
-            heads = Heads()
-            columns, events = JsonReader(data, heads).read_file()
+            columns, total = reader.read_file()
     except _NOT_WHOLE as error:
         raise _not_whole(where, error) from error
-    names, name, kind, thread = heads.columns()
-    head, known = columns.head, kind[columns.head] >= 0
-    profiles = np.flatnonzero(heads.of("trace")[head])
-    found = zip(columns.start[profiles].tolist(), columns.dur[profiles].tolist(), strict=True)
-    spans = [(start, length) for start, length in found if abs(start) < NEVER and 0 < length < NEVER]
-    kept = np.flatnonzero(known)
-    kept = kept[possible(columns.start[kept], columns.dur[kept], spans)]
-    of_heads = {"name": name[head], "kind": kind[head], "thread": thread[head]}
-    times = {"start": columns.start, "dur": columns.dur}
-    ids = {"external": columns.external, "correlation": columns.correlation}
-    windows = np.array([start for start, _ in spans], dtype=np.int64)
-    return raw_trace(names, Events(**of_heads, **times, **ids)[kept], windows, events, int(known.sum()) - len(kept))
+    names, name, kind, thread = reader.heads.columns()
+    head, start, dur, external, correlation = columns
+    profiles = columns[1:3, reader.heads.of("trace")[head]].T.tolist()
+    spans = [(begin, length) for begin, length in profiles if abs(begin) < NEVER and 0 < length < NEVER]
+    known = np.flatnonzero(kind[head] >= 0)
+    kept = known[possible(start[known], dur[known], spans)]
+    ids = {"external": external[kept], "correlation": correlation[kept]}
+    head = head[kept]
+    events = Events(name=name[head], kind=kind[head], thread=thread[head], start=start[kept], dur=dur[kept], **ids)
+    windows = np.array([begin for begin, _ in spans], dtype=np.int64)
+    return raw_trace(names, events, windows, total, len(known) - len(kept))
 
 
 def merged(paths: Sequence[Path]) -> bytes:
@@ -93,17 +88,3 @@ def _unpacked(source: Path | str | bytes) -> tuple[bytes, str]:
 
 def _not_whole(where: str, error: Exception) -> ArtifactError:
     return ArtifactError(f"{where} is not a whole torch.profiler trace: {error}")
-
-
-def _read_slices(reader: JsonReader, data: bytes) -> tuple[Columns, int]:
-    """All events slice by slice, so that no more than one slice is in memory as objects; and their number."""
-    opening = _OPENING.search(data)
-    if opening is None:
-        return reader.read_file()
-    begin = opening.end()
-    parts: list[tuple[Columns, int]] = []
-    while cut := _BETWEEN_EVENTS.search(data, begin + reader.slice_bytes):
-        parts.append(reader.read(begin, cut.start(1)))
-        begin = cut.end(1)
-    parts.append(reader.read_to_end(begin))
-    return Columns.joined([columns for columns, _ in parts]), sum(number for _, number in parts)

@@ -222,7 +222,7 @@ def _python(metrics: Metrics, profile: Profile) -> Iterator[Finding]:
         if row.kind == "range" and row.name.startswith("llmprof/"):
             shares[row.phase] = shares.get(row.phase, 0.0) + row.phase_share
     for phase, part in shares.items():
-        if part > PYTHON_SHARE and phase != "preprocess":
+        if part > PYTHON_SHARE and phase not in ("", "preprocess"):
             yield Finding(
                 part * phase_weight(metrics, phase),
                 f"**{percent(part)} of {inline(phase)} is Python between operators** (under the profiler, which "
