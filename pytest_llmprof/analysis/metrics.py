@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pytest_llmprof.records.catalogue import Metric
 
-
 TRACE_METRICS = tuple(
     Metric(f"{name}_per_token", "", f"{label} a token", "lower", shown=("gate",), description=f"{text} a decode step.")
     for name, label, text in (

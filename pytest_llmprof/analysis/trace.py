@@ -154,7 +154,7 @@ class Trace:
         return self.device.of(Kind.MEMCPY) & self._named(self.device, lambda name: copy_direction(name) == "DtoH")
 
     def operators(self) -> list[OperatorRow]:
-        """Host events by name and phase, longest total first, without the profiler's own range at the end of a window."""
+        """Host events by name and phase, longest total first; without the profiler's own range at a window's end."""
         host, parent = self.host, self._parent
         seen = np.flatnonzero(~self._window_ends)
         if not len(seen):
