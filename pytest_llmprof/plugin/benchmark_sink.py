@@ -1,12 +1,13 @@
 """pytest-benchmark as a sink: it shows, stores and compares the rounds that our own loop timed.
 
-Only this file uses its private names (`_make_stats`, `_mode`, `_benchmarksession`; 5.1 to 5.x).
+Its fixture is not used: other plugins and tests may have one of that name. Only this file uses what is private to it
+(`_benchmarksession`, `Metadata`; 5.1 to 5.x).
 """
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -16,41 +17,17 @@ if TYPE_CHECKING:
     from pytest_llmprof.plugin.rows import Row
 
 
-def is_sink(item: pytest.Item) -> bool:
-    """Whether the fixture `benchmark` of *item* would be pytest-benchmark's: other plugins and tests have their own."""
-    found = item.session._fixturemanager.getfixturedefs("benchmark", item) or ()
-    return bool(found) and found[-1].func.__module__ == "pytest_benchmark.plugin"
-
-
-def claim(benchmark: Any) -> Any:
-    """Mark a `benchmark` fixture as used, so that pytest-benchmark does not warn where a test fails early."""
-    benchmark._mode = "llmprof"
-    return benchmark
-
-
-def sink(benchmark: Any, round_seconds: Sequence[float], extra_info: Mapping[str, Any]) -> None:
-    """Hand the seconds of each round to a claimed `benchmark` fixture.
-
-    Does nothing where pytest-benchmark is switched off (`--benchmark-disable`, xdist).
-    """
-    if benchmark.disabled or not round_seconds:
-        return
-    benchmark.extra_info.update(extra_info)
-    stats = benchmark._make_stats(1)
-    for seconds in round_seconds:
-        stats.update(seconds)
-
-
 def serve(rows: Sequence[Row], config: pytest.Config) -> None:
-    """In xdist's controller: hand over the rounds of all workers, before pytest-benchmark saves and compares.
+    """Hand over the rounds of all tests, in all workers, before pytest-benchmark saves, compares and shows them.
 
-    It switches itself off there; its table, files and limits then work as without workers.
+    It switches itself off under xdist, where it cannot time; here it need not.
     """
     session = getattr(config, "_benchmarksession", None)
     if session is None or session.skip or (config.option.benchmark_disable and not config.option.benchmark_enable):
         return
     session.disabled = False  # so that it says where there is nothing to save
-    session.benchmarks += [_entry(row) for row in rows]
+    own = {entry.fullname for entry in session.benchmarks}  # of a test that asks for its fixture, too
+    session.benchmarks += [_entry(row) for row in rows if row.id not in own]
 
 
 def benchmark_json(rows: Sequence[Row], config: pytest.Config) -> dict[str, Any]:
@@ -74,7 +51,7 @@ def _entry(row: Row) -> Any:
     fixture = SimpleNamespace(
         name=row.id.removesuffix(parameters).rpartition("::")[2] + parameters,
         fullname=row.id,
-        group=None,
+        group=row.group,
         params=row.params,
         param=row.param,
         extra_info=row.extra_info,

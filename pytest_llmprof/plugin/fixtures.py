@@ -52,11 +52,6 @@ class LlmProf:
         self._state = state
         self._shared = shared
         self._used: str | None = None
-        self._benchmark: Any = None
-        if state.sink:
-            from pytest_llmprof.plugin.benchmark_sink import claim
-
-            self._benchmark = claim(request.getfixturevalue("benchmark"))
 
     @property
     def settings(self) -> Settings:
@@ -99,7 +94,6 @@ class LlmProf:
         self._used = name
 
     def _go(self, work: Callable[[Any], RunResult]) -> RunResult:
-        from pytest_llmprof.plugin.benchmark_sink import sink
         from pytest_llmprof.run.runner import Runner
         from pytest_llmprof.stages.base import StagePlugin
 
@@ -129,9 +123,7 @@ class LlmProf:
         finally:
             if runner.records is not None:
                 session.profiler_ran |= runner.records.blocks["profile"] is not None
-                row = state.keep(self._request.node, runner.records, timed=session.timed)
-                if self._benchmark is not None:
-                    sink(self._benchmark, row.round_seconds, row.extra_info)
+                state.keep(self._request.node, runner.records, timed=session.timed)
         return result
 
 

@@ -51,21 +51,20 @@ class ItemState:
         """What this machine lacks for it: the test is skipped."""
         self.tool = False
         """Whether it runs in a child process under a tool, not here."""
-        self.sink = False
-        """Whether we added pytest-benchmark's fixture to it."""
+        self.named_for_benchmark = False
+        """Whether pytest-benchmark's fixture stands in its list of fixtures, while tests are collected."""
 
     @property
     def directory(self) -> str:
         """The stage directory, relative to the run directory; empty before it is known."""
         return f"{self.test}/{self.stage}" if self.test else ""
 
-    def keep(self, item: pytest.Item, records: StageRecords, *, timed: bool) -> Row:
+    def keep(self, item: pytest.Item, records: StageRecords, *, timed: bool) -> None:
         """Keep what *item* measured here, or in its child; *timed*: whether its times are valid."""
         from pytest_llmprof.plugin.rows import Row
 
         self.verdicts = records.metrics.gates
         self.row = Row.of(item, self.name, self.stage, self.directory, records, timed=timed)
-        return self.row
 
 
 ITEM = pytest.StashKey[ItemState]()
@@ -81,18 +80,12 @@ def uses_llmprof(item: pytest.Item) -> bool:
     return STAGE_FIXTURE in getattr(item, "fixturenames", ()) and STAGE_FIXTURE in _params(item)
 
 
-def needs_sink(item: pytest.Item, shared: SharedState) -> bool:
-    """Whether the test will have rounds for pytest-benchmark here, and does not request its fixture itself.
-
-    In a worker pytest-benchmark is off and would warn: the controller hands over all workers' rounds.
-    """
-    from pytest_llmprof.plugin.benchmark_sink import is_sink
-
+def has_rounds(item: pytest.Item, shared: SharedState) -> bool:
+    """Whether the test will have rounds for pytest-benchmark here, and does not request its fixture itself."""
     names = getattr(item, "fixturenames", ())
-    if "llmprof" not in names or "benchmark" in names or not uses_llmprof(item) or not is_sink(item):
+    if "llmprof" not in names or "benchmark" in names or not uses_llmprof(item) or shared.child:
         return False
-    in_child = shared.child or shared.session.stage(_stage_of(item)).in_child  # rounds there are not timed
-    return not in_child and (not shared.worker or bool(shared.config.getoption("benchmark_skip")))
+    return not shared.session.stage(_stage_of(item)).in_child
 
 
 def prepare_items(

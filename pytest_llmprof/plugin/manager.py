@@ -17,7 +17,7 @@ from pytest_llmprof.plugin.items import (
     ITEM,
     STAGE_FIXTURE,
     check_marks,
-    needs_sink,
+    has_rounds,
     prepare_items,
     state_of,
     uses_llmprof,
@@ -117,16 +117,21 @@ class Manager:
         metafunc.parametrize(STAGE_FIXTURE, stages, indirect=True, ids=str)
 
     def pytest_itemcollected(self, item: pytest.Item) -> None:
-        """Request pytest-benchmark's fixture for tests with rounds, before that plugin looks for its tests."""
-        if self._config_error is None and needs_sink(item, self._shared):
+        """Let `--benchmark-only` and `--benchmark-skip` see tests with rounds: they look for a fixture's name."""
+        option = self._config.option
+        asked = getattr(option, "benchmark_only", False) or getattr(option, "benchmark_skip", False)
+        if asked and self._config_error is None and has_rounds(item, self._shared):
             # A copy, as the items of all stages share one list.
             item.fixturenames = [*item.fixturenames, "benchmark"]  # type: ignore[attr-defined]
-            state_of(item).sink = True
+            state_of(item).named_for_benchmark = True
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         check_marks(items, self._config)
         ours = [item for item in items if uses_llmprof(item)]
+        for item in ours:
+            if state_of(item).named_for_benchmark:
+                item.fixturenames.remove("benchmark")  # type: ignore[attr-defined]
         if not ours:
             return
         self._used = True
@@ -303,7 +308,7 @@ class Manager:
             self._results.close_errors += ours.close_errors
         if self._shared.worker:
             self._config.workeroutput["llmprof_close_errors"] = self._results.close_errors  # type: ignore[attr-defined]
-        self._results.finish(self._status(session, exitstatus), controller=self._shared.controller)
+        self._results.finish(self._status(session, exitstatus))
         if self._results.trouble and exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         yield

@@ -148,19 +148,15 @@ class Results:
             self._legacy_logged = True
             logging.getLogger("pytest_llmprof").info(text)
 
-    def finish(self, status: str, *, controller: bool) -> None:
-        """Write benchmark.json, and run.json with its last *status*. Does nothing where no run has begun.
-
-        In xdist's *controller* pytest-benchmark gets the rounds, too.
-        """
+    def finish(self, status: str) -> None:
+        """Write benchmark.json, and run.json with its last *status*. Does nothing where no run has begun."""
         if self.log is None:
             return
         self.log_legacy()
         from pytest_llmprof.plugin.benchmark_sink import benchmark_json, serve
 
         rows = [row for row in self.rows.values() if row.round_seconds]
-        if controller:
-            serve(rows, self._config)
+        serve(rows, self._config)
         if rows:
             from pytest_llmprof.records.files import write_json
 

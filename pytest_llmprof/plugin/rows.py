@@ -33,6 +33,8 @@ class Row(msgspec.Struct):
     round_seconds: list[float]
     params: dict[str, Any]
     param: str
+    group: str | None
+    """From pytest-benchmark's marker."""
     xdist_workers: int | None
     """Number of workers, where it ran beside others."""
     page_notes: list[str] = []
@@ -44,6 +46,7 @@ class Row(msgspec.Struct):
         metrics = records.metrics
         callspec = item.callspec  # type: ignore[attr-defined]
         worker = getattr(item.config, "workerinput", None)
+        benchmark = item.get_closest_marker("benchmark")
         return cls(
             id=item.nodeid,
             name=name,
@@ -61,6 +64,7 @@ class Row(msgspec.Struct):
             round_seconds=metrics.round_seconds if timed else [],
             params={name: _param(value) for name, value in callspec.params.items()},
             param=callspec.id,
+            group=str(benchmark.kwargs["group"]) if benchmark and "group" in benchmark.kwargs else None,
             xdist_workers=None if worker is None else worker["workercount"],
             page_notes=page_notes(metrics),
         )

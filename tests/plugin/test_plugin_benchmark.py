@@ -227,3 +227,21 @@ def test_switched_off_they_stay_so_with_workers(run, bench):
     result = run("--benchmark-disable", "--benchmark-json=theirs.json", "-n1", apart=True)
     assert "benchmark: 1 tests" not in result.stdout.str()
     assert len(benchmarks(bench.run_dir / "benchmark.json")) == 1
+
+
+@pytest.mark.parametrize("workers", [[], ["-n1"]])
+def test_groups(bench, workers):
+    bench.echo()
+    bench.test(
+        """
+import pytest
+@pytest.mark.benchmark(group="small")
+def test_one(llmprof): llmprof.run()
+@pytest.mark.benchmark(group=2)
+def test_two(llmprof): llmprof.run()
+"""
+    )
+    result = bench.run_apart(*ECHO, args=[*STAGE, *workers])
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines_random(["*benchmark 'small': 1 tests*", "*benchmark '2': 1 tests*"])
+    assert {row["group"] for row in benchmarks(bench.run_dir / "benchmark.json")} == {"small", "2"}

@@ -175,6 +175,7 @@ def test_the_summary_says_where_a_gpu_was_throttled_or_shared():
             quality_reason=None,
             gpu_warnings=list(warnings),
             gate_notes=[],
+            group=None,
             round_seconds=[],
             params={},
             param="",
