@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from pytest_llmprof.cli import compare, runs, trend
 from pytest_llmprof.errors import LlmprofError, error_line
+from pytest_llmprof.text.escape import visible
 
 BAD_INPUT = 4
 COMMANDS = (compare, runs, trend)
@@ -19,7 +20,7 @@ COMMANDS = (compare, runs, trend)
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Argparse's own code, 2, would look like pytest's interrupted."""
-        self.exit(BAD_INPUT, f"ERROR: {message} (see {self.prog} --help)\n")
+        self.exit(BAD_INPUT, f"ERROR: {visible(message)} (see {self.prog} --help)\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = options.command(options)
         sys.stdout.flush()
     except LlmprofError as error:
-        print(f"ERROR: {error_line(error)}", file=sys.stderr)
+        print(f"ERROR: {visible(error_line(error))}", file=sys.stderr)
         return BAD_INPUT
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -54,10 +54,8 @@ class SharedState:
         explicit = options.directory(self.config, "llmprof_run_dir")
         sent = self.from_controller
 
-        def run_dir() -> Path:
-            if self.worker:  # the controller has chosen it
-                return Path(sent["llmprof_run_dir"])
-            return choose_run_dir(explicit, self.config.rootpath)
+        def run_dir() -> Path:  # a worker's was chosen by its controller
+            return Path(sent["llmprof_run_dir"]) if self.worker else choose_run_dir(explicit, self.config.rootpath)
 
         hook = self.config.hook
         return Session(

@@ -189,8 +189,8 @@ def clean(shown: Any) -> Any:
     if isinstance(shown, (list, tuple)):
         return type(shown)(map(clean, shown))
     if hasattr(shown, "toterminal"):
-        for name, value in vars(shown).items():
-            setattr(shown, name, clean(value))
+        for name, value in getattr(shown, "__dict__", {}).items():
+            object.__setattr__(shown, name, clean(value))
     return shown
 
 

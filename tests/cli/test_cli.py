@@ -165,3 +165,13 @@ def test_help_names_every_command(capsys):
         main(["--help"])
     out = capsys.readouterr().out
     assert all(name in out for name in ("compare", "runs", "trend"))
+
+
+def test_control_characters_never_reach_the_terminal(store, capsys):
+    code, out, err = run(capsys, "compare", "a", "no\x1b[31mrun")
+    assert code == 4
+    with pytest.raises(SystemExit):
+        run(capsys, "compare", "a", "b", "--no\x1b[31m")
+    refused = capsys.readouterr().err
+    assert "--no␛[31m" in refused
+    assert "\x1b" not in out + err + refused
