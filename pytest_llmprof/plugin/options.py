@@ -80,7 +80,8 @@ def check_ini(config: pytest.Config) -> None:
     for key in sorted(config._get_unknown_ini_keys()):
         if key.lower().startswith("llmprof"):
             known = sorted(name for name in config._parser._inidict if name.startswith("llmprof_"))
-            where = config.inipath.name if config.inipath is not None else "-o"
+            on_command_line = any(text.partition("=")[0].strip() == key for text in config.option.override_ini or ())
+            where = "-o" if on_command_line or config.inipath is None else config.inipath.name
             raise ConfigError(
                 f"unknown ini key {key} in {where}{nearest(key.lower(), known)}; allowed: {', '.join(known)}"
             )

@@ -33,7 +33,7 @@ def test_an_ini_key(bench, key, nearest, file):
 def test_an_ini_key_given_as_an_option(bench, workers):
     bench.test("def test_plain(): pass\n")
     text = bench.usage_error(args=["-o", "llmprof_stages=nsys", *workers], apart=True)
-    assert "unknown ini key llmprof_stages" in text
+    assert "unknown ini key llmprof_stages in -o" in text
     assert "did you mean 'llmprof_stage'" in text
 
 
