@@ -205,6 +205,7 @@ def test_a_page_that_fails_leaves_the_others_costs(bench):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_on_a_gpu_of_the_table(bench, dtype):
     import torch
+
     from pytest_llmprof.stages.static_analysis.hardware import find_gpu
 
     name = torch.cuda.get_device_name(0)

@@ -47,6 +47,9 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
+__all__ = ["attend", "begin", "choose", "experts", "head", "join", "narrow", "project", "widen"]
+"""The kernels of a decode step."""
+
 
 @triton.jit
 def _wait(PDL: tl.constexpr):
