@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from pytest_llmprof.compare.result import Comparison
 from pytest_llmprof.models import packaged_models
 from pytest_llmprof.records.catalogue import BUILTIN, Catalogue, Metric
 from pytest_llmprof.records.environment import Environment
@@ -46,6 +47,7 @@ def schemas() -> dict[str, dict[str, Any]]:
         "environment.schema.json": schema_of(Environment),
         "predictions.schema.json": schema_of(Prediction),
         "run.schema.json": schema_of(RunRecord),
+        "comparison.schema.json": schema_of(Comparison),
     }
 
 

@@ -34,17 +34,25 @@ def read_runs(path: Path) -> list[SavedRun]:
 
     Raises `ArtifactError` with one line where there is none, or one cannot be read.
     """
-    if path.is_file():
-        return [read_run(path)]
-    if (path / "run.json").exists():
-        return [saved_run(path)]
+    return [read_place(place) for place in places(path)]
+
+
+def places(path: Path) -> list[Path]:
+    """The directory or file of each run at *path*. Raises `ArtifactError` where there is none."""
+    if path.is_file() or (path / "run.json").exists():
+        return [path]
     if not path.is_dir():
         raise ArtifactError(f"there is no run at {path}: name a run directory, a saved run or a JSON file")
     # A link such as `latest` would bring a run twice.
     found = sorted(one.parent for one in path.glob("*/run.json") if not one.parent.is_symlink())
     if not found:
         raise ArtifactError(f"{path} holds no run: there is no run.json in it, nor in a directory below")
-    return [saved_run(one) for one in found]
+    return found
+
+
+def read_place(place: Path) -> SavedRun:
+    """The run of one of `places`."""
+    return read_run(place) if place.is_file() else saved_run(place)
 
 
 class _Benchmark(msgspec.Struct):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import datetime
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from pytest_llmprof.compare.saved import read_runs
+from pytest_llmprof.compare.saved import places, read_place
 from pytest_llmprof.errors import ArtifactError, ConfigError, nearest
 from pytest_llmprof.records import baseline
 from pytest_llmprof.records.baseline import SavedRun
@@ -30,6 +31,12 @@ class StoredRun:
     run: SavedRun
 
 
+def check_name(name: str) -> None:
+    """Raise `ConfigError` for a name that is no file name."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{name!r} cannot be the name of a baseline: letters, digits, . _ + and - only")
+
+
 class Store:
     """A directory of saved runs. Any number of processes may write to it at once."""
 
@@ -41,8 +48,7 @@ class Store:
 
         Raises `ConfigError` for a name that is no file name, `ArtifactError` where the store cannot be written.
         """
-        if not _NAME.fullmatch(name):
-            raise ConfigError(f"{name!r} cannot be the name of a baseline: letters, digits, . _ + and - only")
+        check_name(name)
         now = datetime.datetime.now(datetime.UTC)
         run = msgspec.structs.replace(run, name=name, saved=now.isoformat(timespec="seconds"))
         machine = unique_names([run.machine])[run.machine]
@@ -91,9 +97,22 @@ class Store:
         Of a name that was saved on several machines, those of *machine* where it is given and there, else all.
         """
         if wanted in self.names():
-            runs = [stored.run for stored in self.runs(wanted)]
-            return [run for run in runs if run.machine == machine] or runs
-        path = Path(wanted)
+            return of_machine([stored.run for stored in self.runs(wanted)], machine)
+        return [read_place(place) for place in self.places(wanted)]
+
+    def places(self, wanted: str, start: Path | None = None) -> list[Path]:
+        """The files and directories of the runs that *wanted* means; a relative path lies under *start*.
+
+        Raises `ArtifactError` where there is none.
+        """
+        if wanted in self.names():
+            return [stored.path for stored in self.runs(wanted)]
+        path = Path(wanted).expanduser() if start is None else start / Path(wanted).expanduser()
         if not path.exists() and not set(wanted) & {"/", "\\"}:
             self.runs(wanted)  # raises, with the names that are there
-        return read_runs(path)
+        return places(path)
+
+
+def of_machine(runs: Sequence[SavedRun], machine: str | None) -> list[SavedRun]:
+    """Those of *machine*, where there are any, else all."""
+    return [run for run in runs if run.machine == machine] or list(runs)

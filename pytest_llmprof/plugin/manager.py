@@ -98,6 +98,8 @@ class Manager:
         """Check the session's configuration and name its run directory; give its stages. Raises `LlmprofError`."""
         if self._header is None:
             settings = self._shared.session.check()
+            if not (self._shared.worker or self._shared.child):
+                self._shared.baselines.check()
             self._results.columns = columns(self._shared.session.catalogue, *options.columns(self._config))
             self._header = header(settings, self._shared.session.run_dir, self._config.invocation_params.dir)
         return self._shared.session.composer.session().stages
@@ -309,12 +311,15 @@ class Manager:
         if self._shared.worker:
             self._config.workeroutput["llmprof_close_errors"] = self._results.close_errors  # type: ignore[attr-defined]
         self._results.finish(self._status(session, exitstatus))
-        if self._results.trouble and exitstatus == pytest.ExitCode.OK:
+        baselines = self._shared.baselines
+        if self._results.log is not None and not self._shared.child:
+            baselines.finish(self._results.log.path, None)
+        if (self._results.trouble or baselines.errors) and exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         yield
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        results = self._results
+        results, baselines = self._results, self._shared.baselines
         rows, width = list(results.rows.values()), terminalreporter._tw.fullwidth
         lines = summary(rows, results.columns, width, results.unavailable)
         if results.log is not None:
@@ -322,10 +327,14 @@ class Manager:
                 self.check()
                 lines.insert(0, str(self._header))
             lines.append(f"run directory: {relative(results.log.path, self._config.invocation_params.dir)}")
-            lines += [f"ERROR: {results.trouble}"] if results.trouble else []
+            lines += [*baselines.notes, *(f"ERROR: {text}" for text in (results.trouble, *baselines.errors) if text)]
         lines += [f"WARNING: {text}" for text in results.close_errors]
         lines += [f"INFO: {results.legacy_message}"] if results.legacy_message else []
         if lines:
             terminalreporter.write_sep("=", "llmprof")
             for line in lines:
                 terminalreporter.write_line(visible(line).replace("\n", " "))
+        if baselines.table:
+            terminalreporter.write_sep("=", "llmprof comparison")
+            for line in baselines.table.splitlines():
+                terminalreporter.write_line(line)

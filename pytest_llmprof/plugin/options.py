@@ -33,8 +33,13 @@ _DIRECTORIES = {
     "llmprof_run_dir": "this run's directory, refused when it holds a run; default: llmprof-runs/<timestamp> "
     "under the rootdir",
 }
-KEYS = (*_LISTS, *_DIRECTORIES)
-"""Options with an ini twin that the configuration is made of."""
+_BASELINES = {
+    "llmprof_save": ("NAME", "save this run in the store under NAME once it has ended"),
+    "llmprof_compare": ("NAME|RUN", "compare this run with a baseline: a name in the store, a run directory or a file"),
+    "llmprof_store": ("DIR", "the store of saved runs; default: .llmprof under the rootdir"),
+}
+KEYS = (*_LISTS, *_DIRECTORIES, *_BASELINES)
+"""Options with an ini twin that are checked before tests are collected."""
 _STRICT = (
     "fail where something is missing: a test that would be skipped because this machine lacks what its engine needs, "
     "and a gate whose metric is not applicable or not measured"
@@ -49,6 +54,9 @@ def add_options(parser: pytest.Parser) -> None:
         parser.addini(key, f"{text} (one a line)", type="linelist", default=[])
     for key, text in _DIRECTORIES.items():
         group.addoption(_flag(key), dest=key, metavar="DIR", help=text)
+        parser.addini(key, text, type="string", default="")
+    for key, (metavar, text) in _BASELINES.items():
+        group.addoption(_flag(key), dest=key, metavar=metavar, help=text)
         parser.addini(key, text, type="string", default="")
     group.addoption("--llmprof-strict", dest="llmprof_strict", action="store_true", help=_STRICT)
     parser.addini("llmprof_strict", _STRICT, type="bool", default=False)
@@ -103,6 +111,19 @@ def directory(config: pytest.Config, key: str) -> Path | None:
         return config.invocation_params.dir / Path(given).expanduser()
     ini = str(config.getini(key))
     return config.rootpath / Path(ini).expanduser() if ini else None
+
+
+def baseline(config: pytest.Config, key: str) -> tuple[str, str, Path] | None:
+    """The value of `llmprof_save` or `llmprof_compare`, where it was set, and the directory of its relative paths."""
+    given = config.getoption(key)
+    if given is not None:
+        if not given.strip():
+            from pytest_llmprof.errors import ConfigError
+
+            raise ConfigError(f"{_flag(key)} is empty: give a name, or leave the option out")
+        return given, _flag(key), config.invocation_params.dir
+    ini = str(config.getini(key)).strip()
+    return (ini, f"the ini value {key}", config.rootpath) if ini else None
 
 
 def columns(config: pytest.Config) -> tuple[list[str] | None, str]:

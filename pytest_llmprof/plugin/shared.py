@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_llmprof.plugin import options
+from pytest_llmprof.plugin.baselines import Baselines
 from pytest_llmprof.plugin.terminal import Progress
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class SharedState:
         self.child = config.getoption("llmprof_frozen") is not None
         """Whether it is the child of a stage under a tool."""
         self.progress = Progress(config)
+        self.baselines = Baselines(config)
 
     @property
     def from_controller(self) -> Mapping[str, Any]:

@@ -1,0 +1,126 @@
+"""`--llmprof-save` and `--llmprof-compare`: what is done with a run once it has ended."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_llmprof.errors import LlmprofError
+from pytest_llmprof.plugin import options
+from pytest_llmprof.plugin.terminal import relative
+
+if TYPE_CHECKING:
+    from pytest_llmprof.compare.baseline import Baseline
+    from pytest_llmprof.compare.compare import Terms
+    from pytest_llmprof.compare.store import Store
+    from pytest_llmprof.records.baseline import SavedRun
+
+COMPARISON = "comparison.json"
+"""The comparison's file in the run directory."""
+
+
+class Baselines:
+    """The baseline of a session, and the session's run as the next one. Cheap to make."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.table = ""
+        """The comparison, for the terminal."""
+        self.notes: list[str] = []
+        """What was saved, and what could not be compared."""
+        self.errors: list[str] = []
+        """What was asked for and could not be written."""
+        self._config = config
+
+    @cached_property
+    def _store(self) -> Store:
+        from pytest_llmprof.compare.store import STORE, Store
+
+        return Store(options.directory(self._config, "llmprof_store") or self._config.rootpath / STORE)
+
+    @cached_property
+    def baseline(self) -> Baseline | None:
+        """What `--llmprof-compare` names. Raises `LlmprofError`, one line, where there is no such run."""
+        given = options.baseline(self._config, "llmprof_compare")
+        if given is None:
+            return None
+        from pytest_llmprof.compare.baseline import Baseline
+
+        wanted, where, start = given
+        try:
+            return Baseline.find(self._store, wanted, start)
+        except LlmprofError as error:
+            raise type(error)(f"{where}: {error}") from None
+
+    @cached_property
+    def _name(self) -> str | None:
+        """What `--llmprof-save` names."""
+        given = options.baseline(self._config, "llmprof_save")
+        if given is None:
+            return None
+        from pytest_llmprof.compare.store import check_name
+
+        name, where, _ = given
+        try:
+            check_name(name)
+        except LlmprofError as error:
+            raise type(error)(f"{where}: {error}") from None
+        return name
+
+    def check(self) -> None:
+        """Raise `LlmprofError` for what can be seen to be wrong before tests run."""
+        _ = self._name, self._store, self.baseline
+
+    def finish(self, run_dir: Path, terms: Terms | None) -> None:
+        """Compare the run in *run_dir*, which has ended, and save it."""
+        if self._name is None and self.baseline is None:
+            return
+        from pytest_llmprof.compare.saved import saved_run
+
+        try:
+            run = saved_run(run_dir)
+        except LlmprofError as error:
+            self.errors.append(str(error))
+            return
+        self._compare(run, run_dir, terms)
+        self._save(run)
+
+    def _compare(self, run: SavedRun, run_dir: Path, terms: Terms | None) -> None:
+        if self.baseline is None:
+            return
+        from msgspec.structs import replace
+
+        from pytest_llmprof.compare.compare import compare
+        from pytest_llmprof.compare.table import render
+        from pytest_llmprof.records.files import write_json
+
+        start = self._config.invocation_params.dir
+        # Of a run that was stopped, what there is; tests that did not run are named.
+        shown = replace(run, source=relative(run_dir, start), status="complete")
+        try:
+            comparison = compare(self.baseline.of(run.machine), [shown], terms)
+        except LlmprofError as error:
+            self.notes.append(f"WARNING: not compared with {self.baseline.name}: {error}")
+            return
+        if run.status != "complete":
+            comparison.notices.append(f"after: this run was {run.status}")
+        self.table = render(comparison)
+        try:
+            write_json(run_dir / COMPARISON, comparison)
+        except OSError as error:
+            self.errors.append(f"cannot write {run_dir / COMPARISON}: {error.strerror}")
+
+    def _save(self, run: SavedRun) -> None:
+        if self._name is None:
+            return
+        if run.status != "complete":
+            self.notes.append(f"WARNING: not saved as {self._name}: the run was {run.status}, so it is half a run")
+            return
+        try:
+            path = self._store.save(run, self._name)
+        except LlmprofError as error:
+            self.errors.append(str(error))
+            return
+        self.notes.append(f"saved as {self._name}: {relative(path, self._config.invocation_params.dir)}")
