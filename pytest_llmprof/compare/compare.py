@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from pytest_llmprof.compare.comparable import config_notice, other_machine, other_work, some
@@ -12,7 +12,7 @@ from pytest_llmprof.compare.intervals import Interval, assumed, unpaired
 from pytest_llmprof.compare.kernels import KernelChange, kernel_changes
 from pytest_llmprof.compare.result import Comparison, Row, Side, TextChange
 from pytest_llmprof.compare.rules import Rule, is_speed, is_statistical, rule_for
-from pytest_llmprof.compare.sequential import ALPHA, BETA
+from pytest_llmprof.compare.sequential import ALPHA, BETA, Plan, SequentialDecision
 from pytest_llmprof.compare.verdicts import BAD, DEFAULT_MARGIN, GOOD, Verdict, decide
 from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.records.baseline import SavedRun, SavedTest
@@ -43,6 +43,9 @@ class Terms:
     rules: tuple[Rule, ...] = ()
     force: bool = False
     """Compare also what is of other work or another machine."""
+    plan: Plan | None = None
+    """Set where the runs of both sides are pairs, in the order of `sequential.order`: its looks decide. Its margin,
+    errors and family are those of the terms."""
 
 
 def compare(before: Sequence[SavedRun], after: Sequence[SavedRun], terms: Terms | None = None) -> Comparison:
@@ -81,6 +84,7 @@ class _Comparer:
         for run in (*after, *before):
             for metric in run.metrics:
                 self.metrics.setdefault(metric.name, metric)
+        self.tests = [[{test.id: test for test in run.tests} for run in side] for side in (before, after)]
 
     def result(self) -> Comparison:
         self._check_runs()
@@ -158,7 +162,7 @@ class _Comparer:
             if max(len(pair.before), len(pair.after)) < 3
             and any(all(test.rounds == 1 for test in side) for side in (pair.before, pair.after))
         ]
-        if measured and len(single) == len(measured) and not self.terms.force:
+        if measured and len(single) == len(measured) and not self.terms.force and self.terms.plan is None:
             raise ArtifactError(
                 "every test has a single round on one side, so its noise is not known: measure more "
                 "(measure.rounds=5), save 3 runs or more, or compare what is exact with --force"
@@ -236,6 +240,9 @@ class _Comparer:
         if not statistical and len(set(old)) == len(set(new)) == 1:
             _judge_exact(row, metric, rule)
             return
+        if self.terms.plan is not None:
+            self._judge_pairs(row, pair.id, metric, self.terms.plan, margin, gated if rule else 1)
+            return
         before, after = ([test for test in side if _value(test, metric) is not None] for side in pair.timed)
         if not before or not after:
             row.note = "missing where the GPU was not disturbed"
@@ -264,6 +271,45 @@ class _Comparer:
         if row.verdict in BAD | GOOD and min(len(before), len(after)) == 1:
             row.note = "one process on a side: a single disturbed one looks the same"
         _show_interval(row, equality if row.verdict is Verdict.SAME else change)
+
+    def _judge_pairs(
+        self, row: Row, name: str, metric: Declaration, plan: Plan, margin: float, family: int
+    ) -> None:
+        """Of processes that ran in turns: the sequential decision."""
+        plan = replace(plan, margin=margin, alpha=self.terms.alpha, beta=self.terms.beta, family=family)
+        decision = SequentialDecision(plan, metric.better, is_speed(metric))
+        pairs = self._trusted_pairs(name, metric)
+        for before, after in pairs:
+            decision.add(before, after)
+        left_out = len(self.before) - len(pairs)
+        if left_out:
+            row.note = f"{count(left_out, 'pair')} left out: missing, not above 0, or the GPU was disturbed"
+        if not pairs:
+            return
+        row.verdict = decision.verdict
+        row.how = count(len(pairs), "pair")
+        if decision.interval is not None and decision.control is not None:
+            if decision.looked < len(pairs):
+                row.how += f", last look at {decision.looked}"
+            row.control = math.expm1(min(decision.control.half, 700.0))
+            _show_interval(row, decision.interval)
+        else:
+            row.ratio = math.exp(math.fsum(math.log(after / before) for before, after in pairs) / len(pairs))
+            row.note = "; ".join(filter(None, (f"the first look has {plan.first} pairs", row.note)))
+
+    def _trusted_pairs(self, name: str, metric: Declaration) -> list[tuple[float, float]]:
+        """The values of the pairs whose processes both have one above 0 that can be trusted."""
+        found = []
+        for members in zip(*self.tests, strict=True):
+            tests = [test for one in members if (test := one.get(name)) is not None and test.problem is None]
+            values = [
+                value
+                for test in tests
+                if (self.terms.force or not test.doubts) and (value := _value(test, metric)) is not None and value > 0
+            ]
+            if len(values) == 2:
+                found.append((values[0], values[1]))
+        return found
 
     def _notices(self, pairs: Sequence[_Pair]) -> Iterator[str]:
         for name in ("before", "after"):

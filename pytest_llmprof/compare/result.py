@@ -43,6 +43,8 @@ class Row(Struct, kw_only=True):
     high: float | None = None
     level: float | None = None
     """Its confidence (0..1)."""
+    control: float | None = None
+    """What the machine can see, from the A/A control of an A/B job: 0.008 for 0.8 %; null without one."""
     verdict: Verdict
     limit: str | None = None
     """What a gate allows, as it was written; null without one."""
@@ -76,6 +78,20 @@ class TextChange(Struct, frozen=True):
         return f"{what}, CER {number(self.cer_before)} → {number(self.cer_after)}"
 
 
+class Job(Struct, kw_only=True):
+    """How the processes of an A/B job ran."""
+
+    pairs: int
+    """Whole pairs, the last ones after the last look included."""
+    most: int
+    """Pairs of the last planned look."""
+    order: str
+    """The sides of the processes in their order, "ABBABAAB"."""
+    seconds: float
+    stopped: str
+    """Why it stopped."""
+
+
 class Comparison(Struct, kw_only=True):
     """Everything that two sides' records say of their difference."""
 
@@ -94,6 +110,8 @@ class Comparison(Struct, kw_only=True):
     rows: list[Row]
     texts: list[TextChange]
     kernels: list[KernelChange]
+    job: Job | None = None
+    """Of `llmprof ab`."""
 
     @property
     def exit_code(self) -> int:

@@ -11,12 +11,16 @@ from pytest_llmprof.compare.result import Comparison, Row, Side
 from pytest_llmprof.compare.verdicts import Verdict
 from pytest_llmprof.text.escape import inline, one_line
 from pytest_llmprof.text.markdown import code, table
-from pytest_llmprof.text.numbers import count, fixed, number
+from pytest_llmprof.text.numbers import count, duration, fixed, number
 
 FORMATS = ("text", "markdown", "json")
 _KERNELS = 20
 """Kernels that are listed; JSON has all."""
-_HEAD = ("Metric", "Before", "After", "Change", "Interval", "Verdict", "Note")
+_HEAD = ("Metric", "Before", "After", "Change", "Interval", "Can see", "Verdict", "Note")
+_LEFT = (0, 6, 7)
+"""Columns of text."""
+_CAN_SEE = 5
+"""The A/A control, a column of an A/B job alone."""
 _QUIET = frozenset((Verdict.SAME, Verdict.UNCLEAR, Verdict.NOT_MEASURED))
 
 
@@ -51,7 +55,17 @@ def _cells(row: Row) -> tuple[str, ...]:
     if row.limit is not None:
         note = "; ".join(filter(None, (f"{'FAILED, ' if row.failed else ''}limit {row.limit}", note)))
     before, after = number(row.before), number(row.after)
-    return row.title, before, after, change(row), interval(row), row.verdict.value, note
+    can_see = "" if row.control is None else _percent(1 + row.control).lstrip("+")
+    return row.title, before, after, change(row), interval(row), can_see, row.verdict.value, note
+
+
+def _grid(comparison: Comparison, members: Sequence[Row]) -> tuple[list[tuple[str, ...]], tuple[int, ...]]:
+    """The heading with the cells of a test's rows, and which columns hold text."""
+    cells = [_HEAD, *map(_cells, members)]
+    if comparison.job is not None:
+        return cells, _LEFT
+    left = tuple(column - (column > _CAN_SEE) for column in _LEFT)
+    return [(*row[:_CAN_SEE], *row[_CAN_SEE + 1 :]) for row in cells], left
 
 
 def _tests(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -66,13 +80,13 @@ def _text(comparison: Comparison, rows: Sequence[Row]) -> str:
     lines += [f"note: {one_line(notice)}" for notice in comparison.notices]
     lines += [f"note: {text}" for text in _missing(comparison)]
     for test, members in _tests(rows).items():
-        cells = [_HEAD, *map(_cells, members)]
-        widths = [max(len(row[column]) for row in cells) for column in range(len(_HEAD))]
+        cells, left = _grid(comparison, members)
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         how = dict.fromkeys(row.how for row in members if row.how and row.how != "exact")
         lines += ["", f"{one_line(test)}  ({'; '.join(how)})" if how else one_line(test)]
         for row in cells:
             padded = [
-                cell.ljust(width) if column in (0, 5, 6) else cell.rjust(width)
+                cell.ljust(width) if column in left else cell.rjust(width)
                 for column, (cell, width) in enumerate(zip(row, widths, strict=True))
             ]
             lines.append(f"  {'  '.join(padded)}".rstrip())
@@ -80,7 +94,7 @@ def _text(comparison: Comparison, rows: Sequence[Row]) -> str:
         lines += ["", "kernels under the profiler"]
         lines += [f"  {one_line(_kernel(one, plain=True))}" for one in comparison.kernels[:_KERNELS]]
         lines += _more_kernels(comparison)
-    return "\n".join([*lines, "", _verdict_line(comparison)]) + "\n"
+    return "\n".join([*lines, "", *_job_lines(comparison), _verdict_line(comparison)]) + "\n"
 
 
 def _markdown(comparison: Comparison, rows: Sequence[Row]) -> str:
@@ -90,13 +104,14 @@ def _markdown(comparison: Comparison, rows: Sequence[Row]) -> str:
     if notes:
         parts.append("".join(f"> **Note:** {inline(note)}\n>\n" for note in notes))
     for test, members in _tests(rows).items():
-        cells = [[inline(cell) for cell in _cells(row)] for row in members]
-        parts.append(f"## {inline(test)}\n\n{table(_HEAD, cells, (0, 5, 6))}")
+        (head, *cells), left = _grid(comparison, members)
+        shown = [[inline(cell) for cell in row] for row in cells]
+        parts.append(f"## {inline(test)}\n\n{table(head, shown, left)}")
     if comparison.kernels:
         lines = [f"- {_kernel(one, plain=False)}\n" for one in comparison.kernels[:_KERNELS]]
         lines += [f"- {line.strip()}\n" for line in _more_kernels(comparison)]
         parts.append(f"## Kernels under the profiler\n\n{''.join(lines)}")
-    parts.append(f"{inline(_verdict_line(comparison))}\n")
+    parts += [f"{inline(line)}\n" for line in (*_job_lines(comparison), _verdict_line(comparison))]
     return "\n".join(parts)
 
 
@@ -133,6 +148,15 @@ def _kernel(one: KernelChange, *, plain: bool) -> str:
 def _more_kernels(comparison: Comparison) -> list[str]:
     more = len(comparison.kernels) - _KERNELS
     return [f"  and {count(more, 'more kernel')}: --format json lists all"] if more > 0 else []
+
+
+def _job_lines(comparison: Comparison) -> list[str]:
+    job = comparison.job
+    if job is None:
+        return []
+    blocks = " ".join(job.order[start : start + 4] for start in range(0, min(len(job.order), 8), 4))
+    more = " ..." if len(job.order) > 8 else ""
+    return [f"{count(job.pairs, 'pair')} ({blocks}{more}) in {duration(job.seconds)}; stopped: {job.stopped}"]
 
 
 def _verdict_line(comparison: Comparison) -> str:

@@ -1,0 +1,146 @@
+"""An A/B job: processes of both sides in turns, until every gated metric is decided or the time is up.
+
+Pairs come in the order ABBA BAAB (`sequential.order`); who runs a process is up to the caller.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import median
+
+from pytest_llmprof.compare.compare import Terms, compare
+from pytest_llmprof.compare.result import Comparison, Job
+from pytest_llmprof.compare.rules import Rule
+from pytest_llmprof.compare.sequential import Plan, order
+from pytest_llmprof.compare.verdicts import Verdict
+from pytest_llmprof.records.baseline import SavedRun
+from pytest_llmprof.records.catalogue import Declaration
+from pytest_llmprof.text.numbers import count, duration
+
+Measure = Callable[[str, int, float], SavedRun]
+"""Runs one process: its side ("A" or "B"), its number in the job from 1, the seconds it may take. Gives what it
+measured; raises `OutOfTime` where it took too long."""
+
+
+class OutOfTime(Exception):
+    """A process was ended because the job's time was up."""
+
+
+@dataclass
+class Alternation:
+    """The loop of an A/B job. What it has measured stays in it, however `run` ends."""
+
+    measure: Measure
+    rules: Callable[[Sequence[Declaration]], tuple[Rule, ...]]
+    """The limits, given the catalogue of metrics that the first pair measured."""
+    seconds: float
+    """What all processes together may take."""
+    terms: Terms = field(default_factory=Terms)
+    progress: Callable[[str], None] = lambda line: None
+    clock: Callable[[], float] = time.monotonic
+    before: list[SavedRun] = field(default_factory=list)
+    after: list[SavedRun] = field(default_factory=list)
+    sides: str = ""
+    """Of the processes that have ended well."""
+    _plan: Plan = field(default_factory=Plan)
+    _rules: tuple[Rule, ...] = ()
+    _begin: float = 0.0
+    _pair_seconds: list[float] = field(default_factory=list)
+
+    def run(self) -> str:
+        """Measure until it is decided. Gives why it stopped.
+
+        Raises `ArtifactError` or `ConfigError` after the first pair where both sides cannot be compared or a rule
+        names no metric, and whatever `measure` raises.
+        """
+        self._plan = self.terms.plan or Plan()
+        self._begin = self.clock()
+        while len(self.before) < self._plan.max_pairs:
+            if not self._another_fits():
+                return f"out of time, after {duration(self.clock() - self._begin)}"
+            try:
+                self._measure_pair()
+            except OutOfTime:
+                return f"out of time, after {duration(self.clock() - self._begin)}; its last process was ended"
+            pairs = len(self.before)
+            if pairs == 1:
+                self._rules = self.rules(_metrics((*self.before, *self.after)))
+                self._compare()
+            if pairs == self._plan.first:
+                self._plan = replace(self._plan, max_pairs=self._most())
+            self._report_pair()
+            if pairs in self._plan.looks() and (settled := self._look()):
+                return settled
+        return f"{count(self._plan.max_pairs, 'pair')} are all that were planned"
+
+    def result(self, stopped: str) -> Comparison | None:
+        """What was measured; None without a whole pair. Raises `ArtifactError` where it cannot be compared."""
+        if not self.after or len(self.before) != len(self.after):
+            return None
+        comparison = self._compare()
+        comparison.job = Job(
+            pairs=len(self.before),
+            most=self._plan.max_pairs,
+            order=self.sides,
+            seconds=round(self.clock() - self._begin, 1),
+            stopped=stopped,
+        )
+        return comparison
+
+    def _measure_pair(self) -> None:
+        pair = len(self.before)
+        begin = self.clock()
+        runs: dict[str, SavedRun] = {}
+        for place, side in enumerate(order(2 * pair + 2)[-2:]):
+            runs[side] = self.measure(side, 2 * pair + place + 1, self._patience())
+            self.sides += side
+        self.before.append(runs["A"])
+        self.after.append(runs["B"])
+        self._pair_seconds.append(self.clock() - begin)
+
+    def _left(self) -> float:
+        return self._begin + self.seconds - self.clock()
+
+    def _patience(self) -> float:
+        """The seconds that a process may take: one that began in time and is as fast as others is not ended."""
+        return max(self._left(), max(self._pair_seconds, default=0.0), 0.0)
+
+    def _another_fits(self) -> bool:
+        return self._left() > (median(self._pair_seconds) if self._pair_seconds else 0.0)
+
+    def _most(self) -> int:
+        """Pairs that fit into the time: looks that never come must not have a part of the error set aside."""
+        blocks = int(max(self._left(), 0.0) / (self._plan.step * median(self._pair_seconds)))
+        return min(self._plan.max_pairs, len(self.before) + self._plan.step * blocks)
+
+    def _compare(self) -> Comparison:
+        return compare(self.before, self.after, replace(self.terms, rules=self._rules, plan=self._plan))
+
+    def _report_pair(self) -> None:
+        pairs, left = len(self.before), self._left()
+        line = f"pair {pairs} of at most {self._plan.max_pairs} took {duration(self._pair_seconds[-1])}"
+        missing = (self._plan.first - pairs) * median(self._pair_seconds)
+        if pairs == self._plan.first - 4 and missing > left:
+            line += f"; the first look, at {self._plan.first} pairs, needs {duration(missing)} more"
+        self.progress(f"{line}, {duration(max(left, 0.0))} left")
+
+    def _look(self) -> str | None:
+        """Why nothing more needs to be measured; None where it does."""
+        gated = [row for row in self._compare().rows if row.limit is not None]
+        found = {verdict: sum(row.verdict is verdict for row in gated) for verdict in Verdict}
+        counts = ", ".join(f"{number} {verdict}" for verdict, number in found.items() if number)
+        self.progress(f"look at {count(len(self.before), 'pair')}: {counts}")
+        if any(row.failed for row in gated):
+            names = ", ".join(dict.fromkeys(f"{row.metric} is {row.verdict}" for row in gated if row.failed))
+            return f"{names}, which no further pair can change"
+        return None if found[Verdict.UNCLEAR] else "every gated metric is decided"
+
+
+def _metrics(runs: Sequence[SavedRun]) -> list[Declaration]:
+    found: dict[str, Declaration] = {}
+    for run in runs:
+        for metric in run.metrics:
+            found.setdefault(metric.name, metric)
+    return list(found.values())
