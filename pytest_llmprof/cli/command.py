@@ -8,12 +8,12 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from pytest_llmprof.cli import compare, runs, trend
+from pytest_llmprof.cli import ab, compare, runs, trend
 from pytest_llmprof.errors import LlmprofError, error_line
 from pytest_llmprof.text.escape import visible
 
 BAD_INPUT = 4
-COMMANDS = (compare, runs, trend)
+COMMANDS = (compare, ab, runs, trend)
 """Modules with `add(subparsers)`, which sets `command` to a function from the options to the exit code."""
 
 

@@ -164,7 +164,7 @@ def test_help_names_every_command(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     out = capsys.readouterr().out
-    assert all(name in out for name in ("compare", "runs", "trend"))
+    assert all(name in out for name in ("compare", "ab", "runs", "trend"))
 
 
 def test_control_characters_never_reach_the_terminal(store, capsys):

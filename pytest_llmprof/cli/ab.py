@@ -1,0 +1,325 @@
+"""`llmprof ab`: two sides measured in turns on this machine, until their difference is decided."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pytest_llmprof.cli.options import Subparsers, add_margin, margin_of
+from pytest_llmprof.cli.processes import NOT_MEASURED, ProcessFailed, Side, ignore_signals, interruptible
+from pytest_llmprof.cli.revisions import Found, Repository, make_environment, probe, with_path
+from pytest_llmprof.compare.alternate import Alternation
+from pytest_llmprof.compare.compare import Terms
+from pytest_llmprof.compare.rules import Rule, parse_rules
+from pytest_llmprof.compare.sequential import Plan
+from pytest_llmprof.compare.table import FORMATS, render
+from pytest_llmprof.errors import ArtifactError, ConfigError
+from pytest_llmprof.records.catalogue import BUILTIN, Declaration
+from pytest_llmprof.records.files import write_text
+from pytest_llmprof.text.escape import one_line, visible
+from pytest_llmprof.text.numbers import count
+
+_RUNS = "llmprof-runs"
+_OWN = frozenset(
+    ("--a", "--b", "--a-ref", "--b-ref", "--a-python", "--b-python", "--install", "--minutes", "--margin", "--metric")
+)
+"""Options that pytest surely does not have."""
+_EPILOG = """\
+PYTEST ARGS are those of pytest from the first path on, or all after "--". Exit code 0: every gated metric is the same
+or faster; 1: one is slower; 3: one is unclear or not measured; 4: bad input.
+"""
+
+
+def add(commands: Subparsers) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "ab",
+        help="measure two configurations or revisions in turns on this machine",
+        usage="llmprof ab [OPTIONS] [--] [PYTEST ARGS]",
+        epilog=_EPILOG,
+    )
+    for side, what in (("a", "the baseline"), ("b", "what is compared with it")):
+        parser.add_argument(
+            f"--{side}", metavar="OVERRIDES", help=f'{what}: Hydra overrides, such as "infer=fast measure.rounds=5"'
+        )
+        parser.add_argument(
+            f"--{side}-ref", metavar="REVISION", help="a git revision, checked out into a work tree of its own"
+        )
+        parser.add_argument(
+            f"--{side}-python", metavar="PATH", help="the interpreter (default: the one that runs llmprof)"
+        )
+    parser.add_argument(
+        "--install",
+        action="store_true",
+        help="install each revision into an environment of its own, also where this one has all that it needs",
+    )
+    parser.add_argument("--minutes", default="20", metavar="NUMBER", help="what all may take (default: %(default)s)")
+    add_margin(parser)
+    parser.add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        metavar="METRIC[:LIMIT]",
+        help="decide this one, within --margin or a limit of its own; may be repeated (default: all main times)",
+    )
+    parser.add_argument("--format", choices=FORMATS, default="text", help="(default: %(default)s)")
+    parser.add_argument("--all", action="store_true", help="show every metric")
+    parser.add_argument("--force", action="store_true", help="compare other work, and times that cannot be trusted")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help=f"where all runs go (default: {_RUNS}/ab-TIME)"
+    )
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="PYTEST ARGS", help="what pytest is given")
+    parser.set_defaults(command=_run)
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """What the options say of one side."""
+
+    letter: str
+    overrides: tuple[str, ...]
+    revision: str | None
+    python: str | None
+
+    def option(self, name: str = "") -> str:
+        """One of its options: "--a-ref" for "-ref"."""
+        return f"--{self.letter.lower()}{name}"
+
+
+@dataclass
+class _Job:
+    """What the command line asks for."""
+
+    wishes: tuple[_Wish, _Wish]
+    arguments: tuple[str, ...]
+    install: bool
+    out: Path
+    notices: list[str] = field(default_factory=list)
+
+    def notice(self, line: str) -> None:
+        """Say it at once, and again in the report."""
+        self.notices.append(line)
+        _say(f"note: {line}")
+
+
+def _run(options: argparse.Namespace) -> int:
+    terms = Terms(margin=margin_of(options), force=options.force, plan=Plan())
+    seconds = 60 * _minutes(options.minutes)
+    wishes = (_wish(options, "A"), _wish(options, "B"))
+    arguments = _pytest_arguments(options.arguments)
+    _rules(options.metric, options.margin, None)
+    job = _Job(wishes, arguments, options.install, _out(options.out))
+    loop: Alternation | None = None
+    failed: ProcessFailed | None = None
+    with interruptible():
+        try:
+            with _sides(job) as sides:
+                loop = Alternation(
+                    measure=lambda side, number, patience: sides[side].measure(job.out, number, patience),
+                    rules=lambda metrics: _rules(options.metric, options.margin, metrics),
+                    seconds=seconds,
+                    terms=terms,
+                    progress=_say,
+                )
+                stopped = loop.run()
+        except ProcessFailed as error:
+            failed, stopped = error, one_line(str(error))
+        except KeyboardInterrupt as error:
+            stopped = f"interrupted by {error}"
+        ignore_signals()
+        result = loop.result(stopped) if loop else None
+        if result is not None:
+            result.notices[:0] = job.notices
+            write_text(job.out / "comparison.json", render(result, "json"))
+            sys.stdout.write(render(result, options.format, everything=options.all))
+            sys.stdout.flush()
+            _say(f"all runs are in {job.out}")
+        if failed:
+            _say(f"ERROR: {stopped}\n" + "".join(f"    {line}\n" for line in failed.tail))
+            return failed.code
+        if result is None:
+            _say(f"ERROR: {stopped}: no pair was measured")
+            return NOT_MEASURED
+        return result.exit_code
+
+
+def _say(line: str) -> None:
+    print(visible(line).rstrip(), file=sys.stderr, flush=True)
+
+
+def _minutes(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found < 1e6:
+        raise ConfigError(f'--minutes: {text!r} is not allowed; give a number above 0, such as "20"')
+    return found
+
+
+def _wish(options: argparse.Namespace, letter: str) -> _Wish:
+    name = letter.lower()
+    try:
+        overrides = tuple(shlex.split(getattr(options, name) or ""))
+    except ValueError as error:
+        raise ConfigError(f"--{name}: {getattr(options, name)!r} cannot be split as a shell does: {error}") from error
+    wrong = next((one for one in overrides if one.startswith("-")), None)
+    if wrong is not None:
+        raise ConfigError(f"--{name}: {wrong!r} is no Hydra override; options of pytest come after those of llmprof ab")
+    python = getattr(options, f"{name}_python")
+    found = shutil.which(python) if python else None
+    if python and not found:
+        raise ConfigError(f"--{name}-python: there is no program {python}")
+    # Not resolved: the interpreter of an environment is a link.
+    return _Wish(letter, overrides, getattr(options, f"{name}_ref"), found and os.path.abspath(found))
+
+
+def _pytest_arguments(given: Sequence[str]) -> tuple[str, ...]:
+    arguments = tuple(given)
+    if arguments[:1] == ("--",):
+        return _allowed(arguments[1:])
+    misplaced = next((one for one in arguments if one.partition("=")[0] in _OWN), None)
+    if misplaced is not None:
+        raise ConfigError(f"{misplaced} stands after the first argument of pytest: give it before {arguments[0]}")
+    return _allowed(arguments)
+
+
+def _allowed(arguments: tuple[str, ...]) -> tuple[str, ...]:
+    if any(one.partition("=")[0] == "--llmprof-run-dir" for one in arguments):
+        raise ConfigError("--llmprof-run-dir: each process has a run directory of its own; --out names where they go")
+    return arguments
+
+
+def _out(given: Path | None) -> Path:
+    stamp = datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
+    path = Path(os.path.abspath(given or Path(_RUNS) / f"ab-{stamp}"))
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            raise ArtifactError(f"{'--out ' if given else ''}{path} is not empty: name a new directory")
+        ignore = path.parent / ".gitignore"
+        if not given and not ignore.exists():
+            write_text(ignore, "# Made by pytest-llmprof: runs are not for version control.\n*\n")
+    except OSError as error:
+        raise ArtifactError(f"cannot make {path}: {error.strerror}; name another directory with --out") from error
+    return path
+
+
+def _rules(given: Sequence[str], margin: str, metrics: Sequence[Declaration] | None) -> tuple[Rule, ...]:
+    """The limits. Before anything ran (*metrics* is None), those of metrics that others declare are left out."""
+    known = {metric.name: metric for metric in (BUILTIN if metrics is None else metrics)}
+    texts = []
+    for text in given or ("slower",):
+        name, colon, _ = text.partition(":")
+        if metrics is None and name not in known and name != "slower":
+            continue
+        quality = name in known and known[name].section == "quality"
+        texts.append(text if colon else f"{text}:{'0' if quality else margin}")
+    return parse_rules(texts, list(known.values()), "--metric")
+
+
+@contextmanager
+def _sides(job: _Job) -> Iterator[dict[str, Side]]:
+    """How processes of both sides are started. At the end of the block work trees and environments are removed."""
+    refs = [wish for wish in job.wishes if wish.revision is not None]
+    if not refs:
+        _tell(job, [(wish.overrides, wish.python) for wish in job.wishes])
+        yield {wish.letter: _as_it_is(wish, job) for wish in job.wishes}
+        return
+    repository = Repository.here(refs[0].option("-ref"))
+    commits = {
+        wish.letter: repository.commit(wish.revision, wish.option("-ref"))
+        for wish in refs
+        if wish.revision is not None
+    }
+    _check_paths(job.arguments, repository.top)
+    changes = repository.changes()
+    if changes:
+        names = next((f"{letter} alone" for letter in "AB" if letter not in commits), "neither side")
+        job.notice(f"{count(changes, 'file has', 'files have')} uncommitted changes, which are in {names}")
+    head = None if changes else repository.commit("HEAD", "HEAD")
+    _tell(job, [(wish.overrides, wish.python, commits.get(wish.letter, head)) for wish in job.wishes])
+    place = Path(tempfile.mkdtemp(prefix="llmprof-ab-"))
+    try:
+        yield {
+            wish.letter: _of_revision(wish, job, repository, commits[wish.letter], place)
+            if wish.letter in commits
+            else _as_it_is(wish, job, repository)
+            for wish in job.wishes
+        }
+    finally:
+        ignore_signals()
+        for letter in commits:
+            repository.remove_worktree(_tree(place, letter))
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _tell(job: _Job, sides: Sequence[object]) -> None:
+    if sides[0] == sides[1]:
+        job.notice("A and B are the same: an A/A check, in which every verdict but the same is a false alarm")
+    for wish in job.wishes:
+        _say(f"{wish.letter}: {_title(wish)}")
+
+
+def _title(wish: _Wish) -> str:
+    parts = [f"revision {wish.revision}"] if wish.revision is not None else []
+    parts += [" ".join(wish.overrides)] if wish.overrides else []
+    parts += [wish.python] if wish.python else []
+    return ", ".join(parts) or "as it is here"
+
+
+def _tree(place: Path, letter: str) -> Path:
+    return place / letter.lower()
+
+
+def _side(wish: _Wish, job: _Job, python: str, cwd: Path, environment: Mapping[str, str]) -> Side:
+    overrides = [f"--llmprof-override={one}" for one in wish.overrides]
+    return Side(wish.letter, _title(wish), python, cwd, environment, (*job.arguments, *overrides))
+
+
+def _as_it_is(wish: _Wish, job: _Job, repository: Repository | None = None) -> Side:
+    """A side without a revision. Beside one that has, it imports from its work tree as that does."""
+    python = wish.python or sys.executable
+    environment = with_path(repository.top) if repository else dict(os.environ)
+    if wish.python or repository:
+        top = repository.top if repository else None
+        _check(probe(python, Path.cwd(), environment, top, wish.option("-python")), wish.option("-python"), python)
+    return _side(wish, job, python, Path.cwd(), environment)
+
+
+def _of_revision(wish: _Wish, job: _Job, repository: Repository, commit: str, place: Path) -> Side:
+    option, tree = wish.option("-ref"), _tree(place, wish.letter)
+    cwd = repository.add_worktree(tree, commit, option)
+    python, environment = wish.python or sys.executable, with_path(tree)
+    if not job.install:
+        found = probe(python, cwd, environment, tree, option)
+        if not found.lacking or wish.python:
+            _check(found, option, python)
+            return _side(wish, job, python, cwd, environment)
+        _say(f"{wish.letter}: {found.lacking} here; making an environment for it")
+    letter = wish.letter.lower()
+    python = make_environment(place / f"env-{letter}", tree, job.out / f"install-{letter}.log", option)
+    _check(probe(python, cwd, os.environ, tree, option), option, "the environment made for it")
+    return _side(wish, job, python, cwd, os.environ)
+
+
+def _check(found: Found, option: str, python: str) -> None:
+    if found.lacking:
+        raise ConfigError(f"{option}: {python}: {found.lacking}")
+
+
+def _check_paths(arguments: Sequence[str], top: Path) -> None:
+    """A full path into the repository would run the same tests on both sides."""
+    for one in arguments:
+        path = Path(one.partition("::")[0])
+        if path.is_absolute() and path.is_relative_to(top):
+            raise ConfigError(f"{one}: give tests relative to {Path.cwd()}, so that each revision runs its own")

@@ -1,0 +1,158 @@
+"""The pytest processes of `llmprof ab`: started one after the other, ended with all that they started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from pytest_llmprof.compare.alternate import OutOfTime
+from pytest_llmprof.compare.saved import saved_run
+from pytest_llmprof.errors import ArtifactError, LlmprofError
+from pytest_llmprof.records.baseline import SavedRun
+from pytest_llmprof.text.escape import one_line
+
+GRACE_S = 20.0
+"""Between SIGTERM, on which a run is written as interrupted, and SIGKILL."""
+NOT_MEASURED, BAD_INPUT = 3, 4
+_TAIL_LINES = 25
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_REFUSED = {2: "its tests could not be collected", 4: "pytest refused its command line", 5: "no tests were collected"}
+"""pytest's exit codes that come from what it was given."""
+
+
+class ProcessFailed(LlmprofError):
+    """A pytest process that did not measure."""
+
+    def __init__(self, line: str, code: int, tail: Sequence[str] = ()) -> None:
+        super().__init__(line)
+        self.code = code
+        """The exit code of `llmprof`."""
+        self.tail = tail
+        """The last lines of its log, where the line does not say enough."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """How the processes of one side are started."""
+
+    letter: str
+    title: str
+    """What it is, for a reader: revision, overrides, interpreter."""
+    python: str
+    cwd: Path
+    environment: Mapping[str, str]
+    arguments: tuple[str, ...]
+    """Those of pytest, overrides included."""
+
+    def measure(self, out: Path, number: int, seconds: float) -> SavedRun:
+        """Run process *number* of the job into *out*, for *seconds* at most. Gives what it measured.
+
+        Raises `ProcessFailed` where it did not end well, `OutOfTime` where it took too long.
+        """
+        directory = out / self.letter.lower() / f"{number:02d}"
+        log = directory.with_suffix(".log")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        command = [self.python, "-m", "pytest", *self.arguments, f"--llmprof-run-dir={directory}"]
+        code = run_logged(command, log, cwd=self.cwd, environment=self.environment, seconds=seconds)
+        return self._read(directory, log, number, code)
+
+    def _read(self, directory: Path, log: Path, number: int, code: int) -> SavedRun:
+        where = f"{self.letter}, process {number}"
+        lines = _lines(log)
+        if code in _REFUSED:
+            cause = next((line for line in reversed(lines) if "rror: " in line or line.startswith("ERROR")), "")
+            cause = f": {one_line(cause.removeprefix('ERROR: '))}" if cause else ""
+            raise ProcessFailed(f"{where}: {_REFUSED[code]}{cause} (log: {log})", BAD_INPUT)
+        run = None
+        with contextlib.suppress(ArtifactError):  # a process that was killed may leave half a run
+            run = saved_run(directory)
+        failed = [test for test in run.tests if test.problem] if run else []
+        if code != 0 or run is None or run.status != "complete":
+            how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            what = f"ended with {how}" if code else "left no whole run (is pytest-llmprof loaded?)"
+            if code == 1 and failed:
+                what = f"{one_line(failed[0].id, 120)} failed: {one_line(failed[0].problem or '', 200)}"
+            raise ProcessFailed(f"{where}: {what} (log: {log})", NOT_MEASURED, lines[-_TAIL_LINES:])
+        if len(failed) == len(run.tests):
+            why = one_line(failed[0].problem or "", 200) if failed else "no test uses the fixture llmprof"
+            raise ProcessFailed(f"{where}: nothing was measured: {why} (log: {log})", NOT_MEASURED)
+        run.name = f"{self.letter}, {self.title}"
+        return run
+
+
+def _lines(log: Path) -> list[str]:
+    return [line.rstrip() for line in log.read_bytes().decode("utf-8", "replace").split("\n") if line.strip()]
+
+
+def run_logged(
+    command: Sequence[str], log: Path, *, cwd: Path, environment: Mapping[str, str], seconds: float | None = None
+) -> int:
+    """Run *command* with its output in *log*; gives its exit code. However this ends, nothing of its group is left.
+
+    Raises `OutOfTime` after *seconds*, `ProcessFailed` where it cannot be started.
+    """
+    with log.open("wb") as output:
+        try:
+            process = subprocess.Popen(
+                command,
+                cwd=cwd,
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C reaches this process alone, which ends the other
+            )
+        except OSError as error:
+            raise ProcessFailed(f"{command[0]} cannot be run: {error.strerror}", BAD_INPUT) from error
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise OutOfTime from None
+        finally:
+            _end_group(process)
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        _signal_group(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # SIGKILL follows
+            process.wait(GRACE_S)
+    _signal_group(process.pid, signal.SIGKILL)  # also workers that outlived it
+    with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may hold a killed process
+        process.wait(GRACE_S)
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, number)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """In the block the first SIGINT, SIGTERM or SIGHUP raises `KeyboardInterrupt`; those after it are ignored, so that
+    processes end and files are written."""
+    known = {one: signal.getsignal(one) for one in _SIGNALS}
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        ignore_signals()
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    for one in _SIGNALS:
+        signal.signal(one, interrupt)
+    try:
+        yield
+    finally:
+        for one, handler in known.items():
+            signal.signal(one, handler)
+
+
+def ignore_signals() -> None:
+    """From here on, to the end of `interruptible`, let nothing interrupt."""
+    for one in _SIGNALS:
+        signal.signal(one, signal.SIG_IGN)

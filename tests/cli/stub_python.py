@@ -1,0 +1,33 @@
+"""A stand-in for `python -m pytest` that writes a run at once. Overrides say what it does:
+
+`tpot=0.6` its time (without it, that in the file speed.txt here), `end=CODE` how it ends, `say=TEXT` what it prints,
+`sleep=SECONDS` how long it takes, `status=STATUS` what run.json says.
+"""
+
+import os
+import random
+import sys
+import time
+from pathlib import Path
+
+if sys.argv[1] == "-c":  # asked for its packages
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "compare"))
+from saved_runs import write_run
+
+assert sys.argv[1:3] == ["-m", "pytest"]
+overrides = [one.partition("=")[2] for one in sys.argv if one.startswith("--llmprof-override=")]
+options = dict(one.split("=", 1) for one in overrides)
+directory = Path(next(one.partition("=")[2] for one in sys.argv if one.startswith("--llmprof-run-dir=")))
+print(options.get("say", ""), flush=True)
+time.sleep(float(options.get("sleep", 0)))
+code = int(options.get("end", 0))
+if code < 0:
+    os.kill(os.getpid(), -code)
+if code in (0, 1):
+    tpot = float(options["tpot"]) if "tpot" in options else float(Path("speed.txt").read_text())
+    write_run(directory, tpot=tpot * random.uniform(0.9995, 1.0005))
+    path = directory / "run.json"
+    path.write_text(path.read_text().replace('"complete"', f'"{options.get("status", "complete")}"'))
+sys.exit(code)
