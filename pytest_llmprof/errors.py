@@ -53,8 +53,16 @@ class ArtifactError(LlmprofError):
 
 def error_line(error: BaseException) -> str:
     """An error as one line; the name of its type comes first where it is not an `LlmprofError`."""
-    text = " ".join(str(error).split())
+    text = " ".join(text_of(error).split())
     return text if isinstance(error, LlmprofError) else f"{type(error).__name__}: {text}"
+
+
+def text_of(value: object) -> str:
+    """`str(value)`, also for an exception or another object whose own `__str__` fails."""
+    try:
+        return str(value)
+    except Exception as failure:  # noqa: BLE001 - a stranger's code
+        return f"(its text cannot be read: {type(failure).__name__})"
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

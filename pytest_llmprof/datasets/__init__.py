@@ -13,12 +13,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from pytest_llmprof.datasets.base import DatasetPlugin, Page, Pages
 from pytest_llmprof.datasets.embedded import embedded_dataset
 from pytest_llmprof.datasets.image_folder import image_folder_dataset
 from pytest_llmprof.errors import DatasetError
+from pytest_llmprof.records.files import encode_json
 
 if TYPE_CHECKING:
     from pytest_llmprof.config.schema import DatasetSettings
@@ -73,5 +72,5 @@ def dataset_digest(pages: Sequence[Page]) -> str:
         if page.frame is not None or page.dpi is not None:
             facts += (page.frame, page.dpi)
         # One JSON line a page: no two different lists of pages give the same bytes.
-        whole.update(msgspec.json.encode(facts) + b"\n")
+        whole.update(encode_json(facts) + b"\n")
     return f"sha256:{whole.hexdigest()}"

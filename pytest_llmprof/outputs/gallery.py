@@ -23,10 +23,8 @@ from pytest_llmprof.datasets.base import Page
 from pytest_llmprof.errors import ArtifactError, LlmprofError
 from pytest_llmprof.outputs.images import boxes_image, crop, place_boxes, thumbnail
 from pytest_llmprof.outputs.markdown import PageFiles, document, result
-from pytest_llmprof.outputs.predictions import whole_unicode
 from pytest_llmprof.records.files import write_json, write_text
 from pytest_llmprof.records.predictions import Prediction
-from pytest_llmprof.text.escape import whole
 from pytest_llmprof.text.names import unique_names
 
 if TYPE_CHECKING:
@@ -81,7 +79,7 @@ def write_gallery(
     """
     records = list({record.page: record for record in records}.values())
     shown = records if max_images is None else records[:max_images]
-    names = unique_names([record.page for record in shown])
+    names = unique_names(record.page for record in shown)
     check_gallery(directory)
     temporary = directory / f"{_TEMPORARY}{secrets.token_hex(4)}"
     written: list[PageFiles] = []
@@ -101,8 +99,9 @@ def write_gallery(
             written.append(files)
         _replace(directory / "pages", temporary if shown else None)
         write_text(directory / "predictions.md", document(title, facts, records, written))
-    except OSError as error:
-        raise ArtifactError(f"cannot write the gallery in {directory}: {error.strerror or error}") from error
+    except (OSError, ArtifactError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        raise ArtifactError(f"cannot write the gallery in {directory}: {getattr(cause, 'strerror', cause)}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -147,11 +146,11 @@ def _save(image: Image, path: Path) -> None:
 
 def _info(files: PageFiles) -> dict[str, Any]:
     """The page's line of predictions.jsonl without its texts, and facts of its image."""
-    info: dict[str, Any] = msgspec.to_builtins(whole_unicode(files.record))
+    info: dict[str, Any] = msgspec.to_builtins(files.record)
     del info["text_raw"], info["text_clean"]
     return info | {
         "picture": None if files.size is None else {"width": files.size[0], "height": files.size[1]},
-        "picture_error": None if files.image_error is None else whole(files.image_error),
+        "picture_error": files.image_error,
         "drawn_boxes": len(files.boxes),
         "skipped_boxes": files.skipped_boxes,
         "crops": [{"file": f"crops/{box.number}.jpg", "box": list(box.corners)} for box in files.crops],

@@ -8,28 +8,17 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-import msgspec
-from msgspec.structs import asdict, replace
-
 from pytest_llmprof.errors import ArtifactError
-from pytest_llmprof.records.files import decode_record, read_bytes
-from pytest_llmprof.records.predictions import SCHEMA, Box, Prediction
-from pytest_llmprof.text.escape import whole
+from pytest_llmprof.records.files import decode_record, encode_json, read_bytes
+from pytest_llmprof.records.predictions import SCHEMA, Prediction
 
 # JSON allows these in a string, but terminals obey the first ones as controls, and many programs (str.splitlines) read
 # the others as line ends. JSON itself escapes U+0000 to U+001F.
 _ESCAPE = re.compile("[\x7f-\x9f\u2028\u2029]")
 
 
-def whole_unicode(record: Prediction) -> Prediction:
-    """*record* with valid Unicode: a lone surrogate, which JSON readers refuse, becomes U+FFFD."""
-    texts = {name: whole(value) for name, value in asdict(record).items() if isinstance(value, str)}
-    boxes = tuple(Box(whole(box.label), box.box, whole(box.text)) for box in record.boxes)
-    return replace(record, boxes=boxes, **texts)
-
-
 class PredictionWriter:
-    """Writes predictions.jsonl, replacing an earlier file. A context manager.
+    """Writes predictions.jsonl, replacing an earlier file, or a link but not what it leads to. A context manager.
 
     A killed run keeps the lines of the pages that were done. Raises `ArtifactError` with one line where the file cannot
     be written; a line that was written only in part, on a full disk, is removed again.
@@ -39,15 +28,16 @@ class PredictionWriter:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
             # Unbuffered, so that a line is in the file as soon as `add` returns, also when the process is killed.
-            self._file = open(path, "wb", buffering=0)  # noqa: SIM115 - closed by close()
+            self._file = open(path, "xb", buffering=0)  # noqa: SIM115 - closed by close()
         except OSError as error:
             raise ArtifactError(f"cannot write {path}: {error.strerror}") from error
         self._size = 0
 
     def add(self, record: Prediction) -> None:
         """Append the line of *record*."""
-        text = msgspec.json.encode(whole_unicode(record)).decode()
+        text = encode_json(record).decode()
         line = _ESCAPE.sub(lambda match: f"\\u{ord(match.group()):04x}", text).encode() + b"\n"
         rest = memoryview(line)
         try:
@@ -61,12 +51,13 @@ class PredictionWriter:
         self._size += len(line)
 
     def close(self) -> None:
-        """Flush the file to the disk and close it; a second call does nothing."""
+        """Flush the file to the disk and close it; a second call does nothing. Raises `ArtifactError`."""
         if not self._file.closed:
             try:
-                os.fsync(self._file.fileno())
-            finally:
-                self._file.close()
+                with self._file:
+                    os.fsync(self._file.fileno())
+            except OSError as error:
+                raise ArtifactError(f"cannot write {self.path}: {error.strerror}") from error
 
     def __enter__(self) -> PredictionWriter:
         return self

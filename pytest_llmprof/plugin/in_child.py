@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import sys
 import traceback
 from collections.abc import Generator
 from importlib.metadata import version
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_llmprof.errors import ArtifactError, text_of
 from pytest_llmprof.measure.phases import DOMAIN
 from pytest_llmprof.plugin.items import ITEM
 from pytest_llmprof.stages.child import Nvtx, Outcome
@@ -34,7 +36,7 @@ class ChildHooks:
             state = pyfuncitem.stash.get(ITEM, None)
             frame = traceback.extract_tb(error.__traceback__)[-1]
             in_test = frame.filename == str(pyfuncitem.path)
-            if state is None or state.row is None or not in_test or "NoneType" not in str(error):
+            if state is None or state.row is None or not in_test or "NoneType" not in text_of(error):
                 raise
             line = linecache.getline(frame.filename, frame.lineno or 0).strip()
             self._outcome.notes.append(f"{pyfuncitem.path.name}:{frame.lineno}: {line}")
@@ -55,7 +57,10 @@ class ChildHooks:
             outcome.dir = str(run_dir / data["dir"])
         if report.when == "teardown":
             outcome.nvtx = _nvtx()
-            outcome.write(run_dir)
+            try:
+                outcome.write(run_dir)
+            except ArtifactError as error:  # the parent finds the line in the output
+                print(f"ERROR: {error}", file=sys.stderr)
 
 
 def _reason(report: pytest.TestReport) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from pytest_llmprof.errors import text_of
 from pytest_llmprof.records.stage import StageRecords
 from pytest_llmprof.report.findings import gpu_warnings, page_notes
 
@@ -90,4 +91,4 @@ def _param(value: object) -> object:
     """A parameter as JSON: all but numbers, bools and None becomes text."""
     if (type(value) is float and math.isfinite(value)) or type(value) in (bool, int, type(None)):
         return value
-    return str(value).encode("utf-8", "replace").decode()  # JSON has no lone surrogates
+    return text_of(value)

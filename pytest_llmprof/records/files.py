@@ -5,8 +5,7 @@ It is written beside it under a temporary name and renamed. Line files (`.jsonl`
 
 from __future__ import annotations
 
-import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from pytest_llmprof.errors import ArtifactError
+from pytest_llmprof.text.escape import whole
 
 _Record = TypeVar("_Record")
 
@@ -24,21 +24,20 @@ NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside *path*; rename it to *path* when the block ends well, else remove it.
+    """Give a temporary path beside *path* to write; rename it to *path* when the block ends well, else remove it.
 
-    The temporary name keeps the suffix, so libraries that look at it still work.
+    The temporary name keeps the suffix, so libraries that look at it still work. Raises `ArtifactError` with one line
+    where *path* cannot be written, on a full disk, say.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix="".join(path.suffixes[-2:]))
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".tmp-{secrets.token_hex(8)}{''.join(path.suffixes[-2:])}")
     try:
-        yield temporary
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -53,8 +52,30 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write *value* to *path* as indented JSON. Not-a-number floats become null."""
-    write_bytes(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+    """Write *value* to *path* as indented JSON, as `encode_json` gives it."""
+    write_bytes(path, msgspec.json.format(encode_json(value), indent=2) + b"\n")
+
+
+def encode_json(value: Any) -> bytes:
+    """*value* as one line of JSON. Not-a-number floats become null, a lone surrogate becomes U+FFFD.
+
+    All texts of records go through here: file names, arguments and exceptions may hold bytes that are not UTF-8.
+    """
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        return msgspec.json.encode(encodable(msgspec.to_builtins(value)))
+
+
+def encodable(value: Any) -> Any:
+    """Plain data with each text as valid Unicode, as JSON and pytest-xdist need it."""
+    if isinstance(value, str):
+        return whole(value)
+    if isinstance(value, dict):
+        return {encodable(key): encodable(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(encodable, value))
+    return value
 
 
 def read_bytes(path: Path) -> bytes:

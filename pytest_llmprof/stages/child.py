@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pytest_llmprof.errors import LlmprofError, StageError
+from pytest_llmprof.errors import ArtifactError, LlmprofError, StageError
 from pytest_llmprof.records.files import decode, read_bytes, write_json, write_text
 from pytest_llmprof.records.stage import StageRecords
 from pytest_llmprof.stages.tools import Tool, tail
@@ -192,7 +192,11 @@ class Child:
         }
         mark = uuid.uuid4().hex
         begin = time.monotonic()
-        with self.log.open("wb") as log:
+        try:
+            log = self.log.open("wb")
+        except OSError as error:
+            raise ArtifactError(f"cannot write {self.log}: {error.strerror}") from error
+        with log:
             try:
                 process = subprocess.Popen(
                     command,

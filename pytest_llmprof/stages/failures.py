@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pytest_llmprof.errors import LlmprofError
+from pytest_llmprof.errors import LlmprofError, text_of
 from pytest_llmprof.measure.phases import CALL, PhaseRecorder
 from pytest_llmprof.records.metrics import Peak
 
@@ -30,7 +30,7 @@ def out_of_memory(error: BaseException) -> bool:
     driver or a library."""
     if type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
+    return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(text_of(error)) is not None
 
 
 def describe_error(error: BaseException, recorder: PhaseRecorder, names: Sequence[str], device: str) -> str:
@@ -44,7 +44,7 @@ def describe_error(error: BaseException, recorder: PhaseRecorder, names: Sequenc
         peak = found.union(peak)
     if isinstance(error, LlmprofError):
         return str(error)
-    text = " ".join(str(error).split())
+    text = " ".join(text_of(error).split())
     if out_of_memory(error):
         wanted = re.search(r"Tried to allocate ([\d.]+ \w+)", text)
         asked = f", {wanted[1]} more asked for" if wanted else ""

@@ -133,6 +133,16 @@ def _why_empty(trace: Trace, window: Window, *, cuda: bool) -> str | None:
 
 
 @contextmanager
+def _scratch() -> Iterator[str]:
+    """A directory for the profiler's files. An error in writing there is a `StageError`."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="llmprof-trace-") as scratch:
+            yield scratch
+    except OSError as error:
+        raise StageError(f"the profiler's trace cannot be written (in TMPDIR): {error.strerror or error}") from error
+
+
+@contextmanager
 def _whole(scratch: str, free: int) -> Iterator[None]:
     """Add to a trace that cannot be read what the profiler doesn't tell: how much space it had."""
     try:
@@ -163,7 +173,7 @@ def profile_window(context: StageContext) -> Profile:
         cupti.load()
     loaded = time.perf_counter()
     recorder = context.recorder(DOMAIN)
-    with tempfile.TemporaryDirectory(prefix="llmprof-trace-") as scratch:
+    with _scratch() as scratch:
         paths: list[Path] = []
         try:
             for batch in context.workload.windows(window, recorder):
