@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping
 
 _MOST_BYTES = 200
 """Longest name made here. File systems take 255 bytes; the rest is for temporary names and suffixes."""
@@ -13,32 +14,35 @@ _UNSAFE = re.compile(r"[^\w.\-+=@,\[\]]+")
 _RESERVED = re.compile(r"(?i)^(con|prn|aux|nul|com\d|lpt\d)(\..*)?$")
 
 
-def unique_names(names: Sequence[str]) -> dict[str, str]:
-    """A safe and distinct file name for each of *names*: no separators, no control characters, at most 200 bytes.
+def unique_names(names: Iterable[str] | Mapping[str, str], taken: Iterable[str] = ()) -> dict[str, str]:
+    """A safe file name for each of *names*: no separators, no control characters, at most 200 bytes.
 
-    Names that had to be cut end in a digest of the whole name, and so do names that would clash (also by case alone).
+    A mapping gives for each name the text that its file name is made of. No two file names are one file where case or
+    Unicode forms do not count, and none is in *taken*: names that would clash end in a digest of the whole name each,
+    and so does a name that had to be cut.
     """
-    safe = {name: _safe_name(name, _MOST_BYTES) for name in names}
-    folded: dict[str, list[str]] = {}
-    for name, value in safe.items():
-        folded.setdefault(value.casefold(), []).append(name)
-    for clash in folded.values():
-        if len(clash) > 1:
-            for name in clash:
-                tail = _tail(name)
-                safe[name] = _safe_name(name, _MOST_BYTES - len(tail)) + tail
-    return safe
+    texts = dict(names) if isinstance(names, Mapping) else {name: name for name in names}
+    safe = {name: _safe_name(text) for name, text in texts.items()}
+    with_digest = {name for name, value in safe.items() if len(value.encode()) > _MOST_BYTES}
+    while True:
+        for name in with_digest:
+            tail = "-" + hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:10]
+            cut = _safe_name(texts[name]).encode()[: _MOST_BYTES - len(tail)]
+            safe[name] = cut.decode("utf-8", "ignore") + tail
+        users: dict[str, list[str]] = {_folded(name): [""] for name in taken}
+        for name, value in safe.items():
+            users.setdefault(_folded(value), []).append(name)
+        clashing = {name for clash in users.values() if len(clash) > 1 for name in clash if name in safe}
+        if clashing <= with_digest:
+            return safe
+        with_digest |= clashing
 
 
-def _safe_name(name: str, limit: int) -> str:
-    safe = _UNSAFE.sub("_", name).strip("._ ") or "_"
-    if _RESERVED.match(safe) or safe.startswith("-"):
-        safe = f"_{safe}"
-    if len(safe.encode("utf-8")) > limit:
-        tail = _tail(name)
-        safe = safe.encode("utf-8")[: limit - len(tail)].decode("utf-8", "ignore") + tail
-    return safe
+def _safe_name(text: str) -> str:
+    safe = _UNSAFE.sub("_", unicodedata.normalize("NFC", text)).strip("._ ") or "_"
+    return f"_{safe}" if _RESERVED.match(safe) or safe.startswith("-") else safe
 
 
-def _tail(name: str) -> str:
-    return "-" + hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:10]
+def _folded(name: str) -> str:
+    """What a file system without case and Unicode forms sees of *name*."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKD", name).casefold())
