@@ -10,6 +10,7 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def environment(
         gpu, reason = read_gpu(device)
     return Environment(
         python=f"{platform.python_implementation()} {platform.python_version()}",
-        versions={name: _version(name) for name in PACKAGES},
+        versions=versions(),
         cuda=_cuda_of_torch(),
         host=_host(),
         git=_git(rootdir or Path.cwd()),
@@ -65,11 +66,13 @@ def environment(
     )
 
 
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+def versions() -> dict[str, str | None]:
+    """The installed version of each of `PACKAGES`."""
+    found: dict[str, str | None] = dict.fromkeys(PACKAGES)
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def _cuda_of_torch() -> str | None:

@@ -22,7 +22,7 @@ from pytest_llmprof.plugin.items import (
     state_of,
     uses_llmprof,
 )
-from pytest_llmprof.plugin.results import Results, failure, judge, one_line
+from pytest_llmprof.plugin.results import Results, failure, judge, one_line, uninterrupted
 from pytest_llmprof.plugin.shared import SHARED, SharedState
 from pytest_llmprof.plugin.terminal import clean, columns, gate_lines, header, relative, summary
 from pytest_llmprof.text.escape import visible
@@ -184,7 +184,8 @@ class Manager:
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self) -> None:
         if self._shared.session.begun():
-            self._results.begin(self._shared.session.run_dir, self._shared.session.catalogue)
+            self._results.catch_sigterm()
+            self._results.begin(self._shared.session)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> None:
@@ -194,9 +195,10 @@ class Manager:
             return
         self._results.legacy(self._shared.session.legacy_keys)
         self._results.log_legacy()
-        with _usage_errors():
+        self._results.catch_sigterm()
+        with _usage_errors(), uninterrupted():
             self._shared.session.begin()
-        self._results.begin(self._shared.session.run_dir, self._shared.session.catalogue)
+            self._results.begin(self._shared.session)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
@@ -252,6 +254,14 @@ class Manager:
         }
         return report
 
+    @pytest.hookimpl(wrapper=True)
+    def pytest_report_to_serializable(self) -> Generator[None, Any, Any]:
+        """In a worker: xdist sends no text that is not valid Unicode, and a failure's text may hold any."""
+        from pytest_llmprof.records.files import encodable
+
+        data = yield
+        return encodable(data) if self._shared.worker else data
+
     # -- reports (in the controller) --------------------------------------------------------------------
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
@@ -274,17 +284,12 @@ class Manager:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
-        from pytest_llmprof.plugin.tool_items import child_options
-
-        node.workerinput["llmprof_run_dir"] = str(self._shared.session.run_dir)
-        node.workerinput["llmprof_session"] = self._shared.session.id
-        node.workerinput["llmprof_args"] = child_options(self._config)
-        node.workerinput["llmprof_cwd"] = str(self._config.invocation_params.dir)
+        node.workerinput["llmprof"] = self._shared.to_worker()
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
         """Collect the errors of a worker that has ended; one that crashed sends none."""
-        self._results.close_errors += getattr(node, "workeroutput", {}).get("llmprof_close_errors", ())
+        self._results.warnings += getattr(node, "workeroutput", {}).get("llmprof_warnings", ())
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         """Note Ctrl-C, SIGTERM and pytest.exit, but not the interrupts by which pytest and xdist stop a session."""
@@ -302,21 +307,41 @@ class Manager:
     def pytest_sessionfinish(
         self, session: pytest.Session, exitstatus: int | pytest.ExitCode
     ) -> Generator[None, None, None]:
-        self._shared.progress.clear()
-        if self._shared.has_session:
-            ours = self._shared.session
-            ours.close()
-            self._results.legacy(ours.legacy_keys)
-            self._results.close_errors += ours.close_errors
+        ours = self._shared.session if self._shared.has_session else None
+        results = self._results
+        try:
+            with uninterrupted():  # first of all, as the rest takes time
+                if ours is not None and self._shared.controller and ours.begun():  # by a worker that came no further
+                    results.begin(ours)
+                results.finish(self._status(session, exitstatus))
+            self._shared.progress.clear()
+            if ours is not None:
+                ours.close()
+                results.legacy(ours.legacy_keys)
+                results.warnings += ours.close_errors
+            if results.log is not None:
+                results.log_legacy()
+                results.write_benchmark_json(results.log)
+        except KeyboardInterrupt:
+            session.exitstatus = pytest.ExitCode.INTERRUPTED
+            results.warnings.append("interrupted at the end of the session: benchmark.json may be missing")
+        results.release_sigterm()
         if self._shared.worker:
-            self._config.workeroutput["llmprof_close_errors"] = self._results.close_errors  # type: ignore[attr-defined]
-        self._results.finish(self._status(session, exitstatus))
+            from pytest_llmprof.records.files import encodable
+
+            self._config.workeroutput["llmprof_warnings"] = encodable(results.warnings)  # type: ignore[attr-defined]
         baselines = self._shared.baselines
-        if self._results.log is not None and not self._shared.child:
-            baselines.finish(self._results.log.path, None)
-        if (self._results.trouble or baselines.errors) and exitstatus == pytest.ExitCode.OK:
+        if results.log is not None and not self._shared.child:
+            baselines.finish(results.log.path, None)
+        if (results.trouble or baselines.errors) and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         yield
+
+    def pytest_unconfigure(self) -> None:
+        """End the run where an interrupt, or an error in another plugin, kept `pytest_sessionfinish` from it."""
+        with uninterrupted():
+            self._results.finish("interrupted")
+        self._results.release_sigterm()
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         results, baselines = self._results, self._shared.baselines
@@ -328,7 +353,7 @@ class Manager:
                 lines.insert(0, str(self._header))
             lines.append(f"run directory: {relative(results.log.path, self._config.invocation_params.dir)}")
             lines += [*baselines.notes, *(f"ERROR: {text}" for text in (results.trouble, *baselines.errors) if text)]
-        lines += [f"WARNING: {text}" for text in results.close_errors]
+        lines += [f"WARNING: {text}" for text in results.warnings]
         lines += [f"INFO: {results.legacy_message}"] if results.legacy_message else []
         if lines:
             terminalreporter.write_sep("=", "llmprof")

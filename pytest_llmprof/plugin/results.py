@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from pytest_llmprof.errors import LlmprofError
+from pytest_llmprof.errors import ArtifactError, LlmprofError, text_of
 from pytest_llmprof.text.escape import visible
 
 if TYPE_CHECKING:
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
     from pytest_llmprof.plugin.items import ItemState
     from pytest_llmprof.plugin.rows import Row
-    from pytest_llmprof.records.catalogue import Catalogue, Declaration
+    from pytest_llmprof.records.catalogue import Declaration
     from pytest_llmprof.run.directory import RunLog
+    from pytest_llmprof.run.session import Session
 
 
 def judge(state: ItemState, *, strict: bool) -> pytest.ExceptionInfo[BaseException] | None:
@@ -51,7 +52,7 @@ def failure(text: str) -> pytest.ExceptionInfo[BaseException]:
 
 def one_line(error: BaseException) -> str:
     """An exception's first line, with its type where the text alone may say too little."""
-    text = next((line for line in str(error).splitlines() if line.strip()), "")
+    text = next((line for line in text_of(error).splitlines() if line.strip()), "")
     if text and isinstance(error, (LlmprofError, AssertionError, pytest.fail.Exception)):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
@@ -67,8 +68,8 @@ class Results:
         """The metrics that the summary's table shows."""
         self.log: RunLog | None = None
         """run.json, once the run has begun."""
-        self.close_errors: list[str] = []
-        """Errors in closing models, in all workers."""
+        self.warnings: list[str] = []
+        """What went wrong in this process, or in a worker, and costs no test: a model that could not be closed, say."""
         self.unavailable: dict[str, list[str]] = {}
         """Tests that were skipped, by what this machine lacks for them."""
         self._config = config
@@ -81,21 +82,27 @@ class Results:
         """Why run.json or benchmark.json is not complete."""
         return self.log.trouble if self.log is not None else None
 
-    def begin(self, run_dir: Path, catalogue: Catalogue) -> RunLog:
-        """Begin run.json, once; from here on SIGTERM ends the run as Ctrl-C does."""
-        if self.log is None:
-            from pytest_llmprof.run.directory import RunLog
-            from pytest_llmprof.text.secrets import masked_word
+    def catch_sigterm(self) -> None:
+        """From here on SIGTERM ends the run as Ctrl-C does."""
+        main = threading.current_thread() is threading.main_thread()
+        if main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, _interrupt)
+            self._took_sigterm = True
 
-            declarations = [metric.declaration for metric in catalogue]
-            argv = [masked_word(str(arg)) for arg in self._config.invocation_params.args]
-            self.log = RunLog(run_dir, argv, declarations)
-            self.log.write("running")
-            main = threading.current_thread() is threading.main_thread()
-            if main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-                signal.signal(signal.SIGTERM, _interrupt)
-                self._took_sigterm = True
-        return self.log
+    def release_sigterm(self) -> None:
+        """Undo `catch_sigterm`."""
+        if self._took_sigterm:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            self._took_sigterm = False
+
+    def begin(self, session: Session) -> None:
+        """Go on with the run.json that *session* has begun, in this process or in a worker."""
+        if self.log is None:
+            from pytest_llmprof.run.directory import RunLog, link_latest
+
+            self.log = RunLog(session.run_dir, session.record)
+            if note := link_latest(session.run_dir):
+                self.warnings.append(note)
 
     def running(self, item: pytest.Item, state: ItemState) -> None:
         """Record that a test begins in this process."""
@@ -149,10 +156,12 @@ class Results:
             logging.getLogger("pytest_llmprof").info(text)
 
     def finish(self, status: str) -> None:
-        """Write benchmark.json, and run.json with its last *status*. Does nothing where no run has begun."""
-        if self.log is None:
-            return
-        self.log_legacy()
+        """Write run.json with its last *status*, once. Does nothing where no run has begun."""
+        if self.log is not None and not self.log.ended:
+            self.log.finish(status)
+
+    def write_benchmark_json(self, log: RunLog) -> None:
+        """Write the rounds of all tests in pytest-benchmark's format, where there are any. It gets them, too."""
         from pytest_llmprof.plugin.benchmark_sink import benchmark_json, serve
 
         rows = [row for row in self.rows.values() if row.round_seconds]
@@ -161,12 +170,27 @@ class Results:
             from pytest_llmprof.records.files import write_json
 
             try:
-                write_json(self.log.path / "benchmark.json", benchmark_json(rows, self._config))
-            except OSError as error:
-                self.log.trouble = f"cannot write {self.log.path / 'benchmark.json'}: {error.strerror}"
-        self.log.finish(status)
-        if self._took_sigterm:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                write_json(log.path / "benchmark.json", benchmark_json(rows, self._config))
+            except ArtifactError as error:
+                log.trouble = str(error)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold SIGINT and SIGTERM back until the block has ended."""
+    held: list[int] = []
+    handlers = {}
+    try:
+        if threading.current_thread() is threading.main_thread():  # no other gets them
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is not None:  # None: not Python's
+                    handlers[number] = signal.signal(number, lambda number, frame: held.append(number))
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if held:
+            signal.raise_signal(held[0])
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -34,10 +35,29 @@ class SharedState:
         self.progress = Progress(config)
         self.baselines = Baselines(config)
 
-    @property
+    @cached_property
     def from_controller(self) -> Mapping[str, Any]:
         """What the controller sent to this worker; empty in other processes."""
-        return getattr(self.config, "workerinput", {})
+        found: dict[str, Any] = json.loads(getattr(self.config, "workerinput", {}).get("llmprof", "{}"))
+        return found
+
+    def to_worker(self) -> str:
+        """What a worker gets. In ASCII, as xdist sends no text that is not valid Unicode: a path may hold any bytes."""
+        from msgspec.structs import asdict
+
+        from pytest_llmprof.plugin.tool_items import child_options
+
+        session = self.session
+        return json.dumps(
+            {
+                "run_dir": str(session.run_dir),
+                "session": session.id,
+                "argv": session.argv,
+                "process": session.process and asdict(session.process),
+                "child_options": child_options(self.config),
+                "cwd": str(self.config.invocation_params.dir),
+            }
+        )
 
     @property
     def has_session(self) -> bool:
@@ -49,15 +69,17 @@ class SharedState:
         """The run's session, made of all that plugins register."""
         from pytest_llmprof.datasets import builtin
         from pytest_llmprof.models import packaged_models
+        from pytest_llmprof.records.run import Process
         from pytest_llmprof.run.directory import choose_run_dir
         from pytest_llmprof.run.session import Session
         from pytest_llmprof.stages import packaged_stages
+        from pytest_llmprof.text.secrets import masked_word
 
         explicit = options.directory(self.config, "llmprof_run_dir")
         sent = self.from_controller
 
         def run_dir() -> Path:  # a worker's was chosen by its controller
-            return Path(sent["llmprof_run_dir"]) if self.worker else choose_run_dir(explicit, self.config.rootpath)
+            return Path(sent["run_dir"]) if self.worker else choose_run_dir(explicit, self.config.rootpath)
 
         hook = self.config.hook
         return Session(
@@ -67,7 +89,9 @@ class SharedState:
             datasets=[*builtin(), *_flat(hook.pytest_llmprof_datasets(config=self.config))],
             metrics=_flat(hook.pytest_llmprof_metrics(config=self.config)),
             choose_run_dir=run_dir,
-            id=sent.get("llmprof_session") or uuid.uuid4().hex,
+            id=sent.get("session") or uuid.uuid4().hex,
+            argv=sent.get("argv") or [masked_word(str(arg)) for arg in self.config.invocation_params.args],
+            process=Process(**sent["process"]) if sent.get("process") else Process.this(),
             explicit=explicit is not None,
         )
 

@@ -91,7 +91,7 @@ def _command(
     cache = ["-o", f"cache_dir={temp}/cache"] if config.pluginmanager.hasplugin("cacheprovider") else []
     return [
         *(sys.executable, *safe, "-m", "pytest"),
-        *(shared.from_controller["llmprof_args"] if shared.worker else child_options(config)),
+        *(shared.from_controller["child_options"] if shared.worker else child_options(config)),
         *("-o", "addopts=", "-o", "log_file=", *cache),
         *(["-c", str(config.inipath)] if config.inipath is not None else []),
         *(f"--rootdir={config.rootpath}", f"--basetemp={temp}/basetemp", "--color=no", "--runxfail", *benchmark),
@@ -126,7 +126,7 @@ def run_tool_item(item: pytest.Function, state: ItemState, shared: SharedState) 
         test_id=item.nodeid,
         gates=state.gates,
         command=lambda *paths: _command(item, state, shared, stage.workload, paths),
-        cwd=Path(shared.from_controller["llmprof_cwd"]) if shared.worker else item.config.invocation_params.dir,
+        cwd=Path(shared.from_controller["cwd"]) if shared.worker else item.config.invocation_params.dir,
         progress=lambda text: shared.progress.show(f"{state.stage}: {text}", state.name),
     )
     try:

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import os
-import sys
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from pytest_llmprof import __version__
 from pytest_llmprof.errors import ArtifactError
-from pytest_llmprof.records.catalogue import Declaration
-from pytest_llmprof.records.files import write_json, write_text
-from pytest_llmprof.records.run import RunRecord, TestRecord
+from pytest_llmprof.records.files import decode_record, read_bytes, write_json, write_text
+from pytest_llmprof.records.run import SCHEMA, RunRecord, TestRecord
 from pytest_llmprof.text.names import unique_names
 
 _BASE = "llmprof-runs"
-_PACKAGES = ("pytest", "pytest-benchmark", "torch", "transformers", "hydra-core", "nvtx")
+_OWN_FILES = ("config.yaml", "benchmark.json")
+"""What a run writes beside run.json and its tests' directories."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +44,17 @@ def test_dirs(keys: Sequence[TestKey]) -> dict[TestKey, str]:
     for key in dict.fromkeys(keys):
         by_module.setdefault(key.module, []).append(key)
     stems = Counter(Path(module).stem.casefold() for module in by_module)
-    wanted = {}
+    readable = {}
     for module in by_module:
         stem = Path(module).stem
-        wanted[module] = stem if stems[stem.casefold()] == 1 else module.removesuffix(".py").replace("/", ".")
-    modules = unique_names(list(wanted.values()))
-    result = {}
+        readable[module] = stem if stems[stem.casefold()] == 1 else module.removesuffix(".py").replace("/", ".")
+    modules = unique_names(readable, taken=("run.json", *_OWN_FILES))
+    result: dict[TestKey, str] = {}
     for module, members in by_module.items():
-        readable = [key.name.replace("[", "-").replace("]", "").replace("::", ".") for key in members]
-        # Two tests may have one readable name: then the full names keep them apart.
-        names = [key.name if readable.count(name) > 1 else name for key, name in zip(members, readable, strict=True)]
-        safe = unique_names(names)
-        for key, name in zip(members, names, strict=True):
-            result[key] = f"{modules[wanted[module]]}/{safe[name]}"
+        tests = unique_names(
+            {key.name: key.name.replace("[", "-").replace("]", "").replace("::", ".") for key in members}
+        )
+        result |= {key: f"{modules[module]}/{tests[key.name]}" for key in members}
     return result
 
 
@@ -68,21 +65,29 @@ def choose_run_dir(explicit: Path | None, rootdir: Path) -> Path:
     """The run's directory, not made yet. Raises `ArtifactError` where *explicit* cannot be one."""
     if explicit is not None:
         path = Path(os.path.abspath(explicit))
-        if (path / "run.json").exists():
-            raise ArtifactError(
-                f"--llmprof-run-dir {path} already holds a run (run.json): name a new directory or remove that one"
-            )
+        if os.path.lexists(path / "run.json"):
+            raise ArtifactError(f"--llmprof-run-dir {path} already holds a run {_how_it_goes(path)}")
         if path.exists() and not path.is_dir():
             raise ArtifactError(f"--llmprof-run-dir {path} is not a directory: name another one")
-        if os.path.lexists(path / "config.yaml"):
-            raise ArtifactError(
-                f"--llmprof-run-dir {path} holds a config.yaml that is no run's: name a new directory, as a run writes "
-                "its own there"
-            )
+        for name in _OWN_FILES:
+            if os.path.lexists(path / name):
+                raise ArtifactError(
+                    f"--llmprof-run-dir {path} holds a {name} that is no run's: name a new directory, as a run writes "
+                    "its own there"
+                )
         return path
     base = rootdir / _BASE
     stamp = datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
-    return next(path for path in _numbered(base / stamp) if not path.exists())
+    return next(path for path in _numbered(base / stamp) if not os.path.lexists(path))
+
+
+def _how_it_goes(path: Path) -> str:
+    """Of the run in *path*: whether it goes on, and what to do."""
+    record = _record(path)
+    if record is not None and record.process is not None and record.alive():
+        return f"that goes on (run.json, process {record.process.pid}): name a new directory"
+    killed = record is not None and record.status == "running" and record.alive() is False
+    return f"{'that was killed ' if killed else ''}(run.json): name a new directory or remove that one"
 
 
 def _numbered(path: Path) -> Iterator[Path]:
@@ -91,33 +96,28 @@ def _numbered(path: Path) -> Iterator[Path]:
     yield from (path.with_name(f"{path.name}-{number}") for number in count(2))
 
 
-def begin_run_dir(wanted: Path, config_yaml: str, session: str, *, explicit: bool) -> Path:
-    """Make the run directory with its config.yaml; beside a default one also .gitignore and the link `latest`.
+def begin_run_dir(wanted: Path, config_yaml: str, record: RunRecord, *, explicit: bool) -> Path:
+    """Make the run directory with its run.json, which is *record*, and its config.yaml. Returns the directory.
 
-    Sessions that start at once may want the same directory. It belongs to the session whose id, *session*, stands in
-    the first line of its config.yaml; all processes of a session share it. Where it is taken the next name is tried,
-    but *explicit*, named by the user, raises `ArtifactError`, as does one that cannot be made. Returns the directory.
+    Sessions that start at once may want the same directory. It belongs to the session that its run.json names; all
+    processes of a session share it. Where it is taken the next name is tried, but *explicit*, named by the user, raises
+    `ArtifactError`, as does one that cannot be made.
     """
-    path = wanted
-    try:
-        for path in _numbered(wanted):
-            path.mkdir(parents=True, exist_ok=True)
-            if _claim(path / "config.yaml", config_yaml, session):
+    for path in _numbered(wanted):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if _claim(path, config_yaml, record):
                 break
-            if explicit:
-                raise ArtifactError(
-                    f"--llmprof-run-dir {path}: another session has begun a run there meanwhile: name a new directory"
-                )
-        if path.parent.name == _BASE:
-            ignore = path.parent / ".gitignore"
-            if not ignore.exists():
-                write_text(ignore, "# Made by pytest-llmprof: runs are not for version control.\n*\n")
-            _link_latest(path)
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        raise ArtifactError(
-            f"cannot make the run directory {path}: {error.strerror}{where}; name another with --llmprof-run-dir"
-        ) from error
+        except (OSError, ArtifactError) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__
+            raise ArtifactError(
+                f"cannot make the run directory {path}: {getattr(cause, 'strerror', error)}; name another with "
+                "--llmprof-run-dir"
+            ) from error
+        if explicit:
+            raise ArtifactError(
+                f"--llmprof-run-dir {path}: another session has begun a run there meanwhile: name a new directory"
+            )
     return path
 
 
@@ -126,63 +126,97 @@ def begun_run_dir(wanted: Path, session: str, *, explicit: bool) -> Path | None:
     for path in [wanted] if explicit else _numbered(wanted):
         if not path.exists():
             break
-        if _owner(path / "config.yaml") == session:
+        if _belongs_to(session, path):
             return path
     return None
 
 
-_OWNER = "# The session "
-_CLAIMED_S = 5.0
-"""How long to wait for the text of an empty config.yaml, which its owner writes at once."""
+def _claim(path: Path, config_yaml: str, record: RunRecord) -> bool:
+    """Make *path*, or take a directory that is there, unless it holds a run. Returns whether it is the session's.
 
-
-def _claim(path: Path, text: str, session: str) -> bool:
-    """Write *path* unless it exists. Returns whether it belongs to the session."""
-    try:
-        path.open("x").close()
-    except FileExistsError:
-        return _owner(path) == session
-    write_text(path, f"{_OWNER}{session}\n{text}")
+    A new directory gets its name with both files inside, and one that is there gets run.json first, so that a killed
+    session leaves no directory without.
+    """
+    there = path.is_dir()
+    with TemporaryDirectory(dir=path if there else path.parent, prefix=".tmp-", ignore_cleanup_errors=True) as name:
+        new = Path(name, "run")
+        new.mkdir()
+        write_json(new / "run.json", record)
+        write_text(new / "config.yaml", config_yaml)
+        try:
+            if there:
+                _link(new / "run.json", path / "run.json")
+                os.replace(new / "config.yaml", path / "config.yaml")
+            else:
+                new.rename(path)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+            return _belongs_to(record.session, path)
     return True
 
 
-def _owner(path: Path) -> str | None:
-    """The id of the session that wrote *path*, a config.yaml; None where none did."""
-    end = time.monotonic() + _CLAIMED_S
-    while path.is_file():
-        line = path.read_text("utf-8", "replace").partition("\n")[0]
-        if line or time.monotonic() > end:
-            return line.removeprefix(_OWNER) if line.startswith(_OWNER) else None
-        time.sleep(0.01)
-    return None
-
-
-def _link_latest(path: Path) -> None:
-    temporary = path.parent / f".latest-{os.getpid()}"
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(path.name, target_is_directory=True)
+def _link(source: Path, target: Path) -> None:
+    """Give *source* its second name, which must be free; without hard links, it is moved there."""
     try:
-        temporary.replace(path.parent / "latest")
-    finally:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        target.open("x").close()
+        source.replace(target)
+
+
+def _record(path: Path) -> RunRecord | None:
+    """run.json of *path*; None where it holds no run that can be read."""
+    try:
+        return decode_record(read_bytes(path / "run.json"), RunRecord, SCHEMA, path / "run.json")
+    except ArtifactError:
+        return None
+
+
+def _belongs_to(session: str, path: Path) -> bool:
+    record = _record(path)
+    return record is not None and record.session == session
+
+
+def link_latest(path: Path) -> str | None:
+    """Beside a default run directory: the link `latest` to it, and a .gitignore. Returns why they cannot be made."""
+    latest = path.with_name("latest")
+    if path.parent.name != _BASE or path == latest:
+        return None
+    if os.path.lexists(latest) and not latest.is_symlink():
+        return f"{latest} is no link: it stays as it is, and this run is {path.name}"
+    temporary, ignore = path.with_name(f".latest-{os.getpid()}"), path.with_name(".gitignore")
+    try:
+        if not ignore.exists():
+            write_text(ignore, "# Made by pytest-llmprof: runs are not for version control.\n*\n")
         temporary.unlink(missing_ok=True)
+        temporary.symlink_to(path.name, target_is_directory=True)
+        try:
+            temporary.replace(latest)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, ArtifactError) as error:
+        return f"{latest} cannot be made a link to this run: {getattr(error, 'strerror', error)}"
+    return None
 
 
 class RunLog:
     """`run.json`, rewritten whole at each change, so that a killed run keeps what it had."""
 
-    def __init__(self, path: Path, argv: Sequence[str], metrics: Sequence[Declaration]) -> None:
+    def __init__(self, path: Path, record: RunRecord) -> None:
+        """*path* is the run directory, *record* its run.json as the run began."""
         self.path = path
         self.trouble: str | None = None
-        """The last error in writing it: tests go on without it."""
+        """Why run.json could not be written as it is now: tests go on without it."""
         self._tests: dict[str, TestRecord] = {}
-        self._record = RunRecord(
-            status="running",
-            argv=list(argv),
-            started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            versions=_versions(),
-            metrics=list(metrics),
-            tests=[],
-        )
+        self._record = record
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last status is there."""
+        return self._record.status != "running"
 
     def test(
         self,
@@ -222,18 +256,10 @@ class RunLog:
         """Write it with *status* running | complete | stopped | interrupted. An error is kept in `trouble`."""
         self._record.status = status
         self._record.tests = list(self._tests.values())
-        try:
+        self.trouble = None
+        with suppress(OSError):  # what is wrong shows below
             self.path.mkdir(parents=True, exist_ok=True)
-            write_json(self.path / "run.json", self._record)
-        except OSError as error:
-            self.trouble = f"cannot write {self.path / 'run.json'}: {error.strerror}"
-
-
-def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {"pytest-llmprof": __version__, "python": sys.version.split()[0]}
-    for name in _PACKAGES:
         try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # vendored or run from a source tree
-            found[name] = None
-    return found
+            write_json(self.path / "run.json", self._record)
+        except ArtifactError as error:
+            self.trouble = str(error)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import datetime
+import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_llmprof import __version__
+from pytest_llmprof.measure.environment import versions
 from pytest_llmprof.records.catalogue import BUILTIN, Catalogue, Metric
+from pytest_llmprof.records.run import Process, RunRecord
 from pytest_llmprof.run.artifacts import Artifacts
 from pytest_llmprof.run.directory import begin_run_dir, begun_run_dir
 
@@ -33,6 +38,10 @@ class Session:
     """Returns the run directory; called once. Raises `ArtifactError`."""
     id: str
     """One for all processes of the session; no other session has it."""
+    argv: Sequence[str]
+    """pytest's arguments."""
+    process: Process | None
+    """The process that writes run.json."""
     explicit: bool
     """Whether the user named the run directory: then no other is tried."""
     metrics: Sequence[Metric] = ()
@@ -123,15 +132,30 @@ class Session:
         """The directories of a test; *test* is its directory under the run directory (`llmprof.test`)."""
         return Artifacts(self.run_dir / test, {stage.name: stage.files for stage in self.stages})
 
+    @cached_property
+    def record(self) -> RunRecord:
+        """run.json as the run begins."""
+        return RunRecord(
+            status="running",
+            argv=list(self.argv),
+            started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            session=self.id,
+            process=self.process,
+            versions={**versions(), "pytest-llmprof": __version__, "python": platform.python_version()},
+            metrics=[metric.declaration for metric in self.catalogue],
+            tests=[],
+        )
+
     def begin(self) -> None:
         """Make the run directory, once. Raises `ArtifactError`."""
         if not self._begun:
-            self.run_dir = begin_run_dir(self.run_dir, self.composer.saved(), self.id, explicit=self.explicit)
+            self.run_dir = begin_run_dir(self.run_dir, self.composer.saved(), self.record, explicit=self.explicit)
             self._begun = True
 
     def begun(self) -> bool:
         """Whether any process of the session has made the run directory; takes over its name."""
-        if not self._begun and (found := begun_run_dir(self.run_dir, self.id, explicit=self.explicit)):
+        known = "run_dir" in vars(self)
+        if known and not self._begun and (found := begun_run_dir(self.run_dir, self.id, explicit=self.explicit)):
             self.run_dir = found
             self._begun = True
         return self._begun

@@ -9,6 +9,9 @@ import signal
 import pytest
 from plugin_bench import clean, files, wait_for
 
+from pytest_llmprof.records.files import decode_record
+from pytest_llmprof.records.run import SCHEMA, RunRecord
+
 ECHO = ("model=echo", "dataset=blank", "infer.prompt='hello world'")
 STAGE = ["--llmprof-stage=direct_inference"]
 
@@ -185,6 +188,27 @@ def test_an_existing_run_is_refused(bench):
     assert (bench.path / "mine" / "run.json").read_bytes() == before
 
 
+def test_a_killed_run_is_told_from_a_live_one(bench):
+    """By the process in run.json (issue 15, line 12)."""
+    bench.echo()
+    bench.test()
+    args = [*STAGE, "--llmprof-run-dir=mine"]
+    child = bench.start("model=echo", "dataset=blank", "infer.prompt='slow one two'", args=args)
+    wait_for(bench.path / "slow.started")
+    path = bench.path / "mine" / "run.json"
+    before = path.read_bytes()
+    record = decode_record(before, RunRecord, SCHEMA, path)
+    assert record.process.pid == child.pid
+    assert record.alive() is True
+    assert f"mine already holds a run that goes on (run.json, process {child.pid})" in bench.usage_error(args=args)
+    child.kill()
+    child.communicate(timeout=60)
+    assert path.read_bytes() == before
+    assert (record.status, record.alive()) == ("running", False)
+    text = bench.usage_error(args=args)
+    assert "mine already holds a run that was killed (run.json): name a new directory or remove that one" in text
+
+
 def test_an_existing_run_of_the_ini_is_refused_too(bench):
     bench.test("def test_it(llmprof_config): pass")
     bench.ini(llmprof_run_dir="mine")
@@ -243,12 +267,20 @@ def test_latest_is_the_newest_run(bench):
 
 
 def test_something_else_named_latest(bench):
+    """A directory or file of the user's own stays; the run goes on."""
     bench.test("def test_it(llmprof_config): pass")
-    (bench.path / "llmprof-runs" / "latest").mkdir(parents=True)
-    result = bench.run()
-    assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["ERROR: cannot make the run directory *"])
+    latest = bench.path / "llmprof-runs" / "latest"
+    latest.mkdir(parents=True)
+    result = bench.run_apart(args=["-n1"])
+    result.assert_outcomes(passed=1)
+    assert result.ret == pytest.ExitCode.OK
+    result.stdout.fnmatch_lines(["WARNING: *llmprof-runs/latest is no link: it stays as it is, and this run is *"])
     clean(result)
+    latest.rmdir()
+    latest.write_text("mine")
+    result = bench.passed()
+    assert latest.read_text() == "mine"
+    result.stdout.fnmatch_lines(["WARNING: *latest is no link*"])
 
 
 def test_strange_ids(bench):
@@ -281,6 +313,22 @@ class TestOne:
         assert name.isprintable()
         assert len(name.split("/")) == 3
         assert all(len(part.encode()) <= 255 for part in name.split("/"))
+
+
+def test_modules_with_one_readable_name_have_a_directory_each(bench):
+    """Also one with the name of a file of the run (issue 15, line 10)."""
+    write = "def test_it(llmprof): llmprof.measure(int)\n"
+    for name in ("v1.0/test_y.py", "v1/0/test_y.py", "V1.0/test_y.py", "test_config.yaml.py", "config.yaml.py"):
+        bench.test(write, name)
+    bench.ini(python_files="*.py")
+    result = bench.run(args=[*STAGE, "--import-mode=importlib"])
+    result.assert_outcomes(passed=5)
+    dirs = {test["id"].partition("::")[0]: test["dir"] for test in bench.run_json()["tests"]}
+    assert len(dirs) == len({name.casefold() for name in dirs.values()}) == 5
+    for module, name in dirs.items():
+        record = json.loads((bench.run_dir / name / "metrics.json").read_text())
+        assert record["id"].startswith(f"{module}::")
+    assert {"run.json", "config.yaml", "benchmark.json"} <= files(bench.run_dir)
 
 
 def test_unicode_ids_as_they_are(bench):
@@ -326,7 +374,7 @@ from pytest_llmprof.plugin.shared import SHARED
 def pytest_collection_modifyitems(config):
     run_dir = config.stash[SHARED].session.run_dir
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.yaml").write_text("# The session of someone else\\n")
+    (run_dir / "run.json").write_text("{}")
 """
 
 
@@ -341,7 +389,7 @@ def test_another_session_got_to_the_run_directory_first(bench, workers):
     mine = (runs / "latest").resolve()
     theirs = mine.with_name(mine.name.removesuffix("-2"))
     assert mine != theirs
-    assert files(theirs) == {"config.yaml"}
+    assert files(theirs) == {"run.json"}
     assert (mine / "test_it" / "test_it" / "mine").is_dir()
     assert json.loads((mine / "run.json").read_text())["status"] == "complete"
     assert {path.name for path in runs.iterdir()} == {".gitignore", "latest", mine.name, theirs.name}
@@ -354,18 +402,23 @@ def test_another_session_got_to_the_named_run_directory_first(bench, workers):
     bench.test("def test_it(llmprof_config): pass")
     text = bench.usage_error(args=[*workers, "--llmprof-run-dir=mine"], apart=True)
     assert "mine: another session has begun a run there meanwhile: name a new directory" in text
-    assert files(bench.path / "mine") == {"config.yaml"}
+    assert files(bench.path / "mine") == {"run.json"}
 
 
 def test_sessions_that_begin_at_once_get_a_directory_each(tmp_path):
     from concurrent.futures import ThreadPoolExecutor
 
+    from pytest_llmprof.records.run import RunRecord
     from pytest_llmprof.run.directory import begin_run_dir, begun_run_dir
+
+    def begin(session):
+        record = RunRecord(status="running", argv=[], started="", session=session, versions={}, tests=[])
+        return begin_run_dir(wanted, "a: 1\n", record, explicit=False)
 
     wanted = tmp_path / "some" / "run"
     ids = [str(number % 4) for number in range(16)]
     with ThreadPoolExecutor(8) as pool:
-        paths = list(pool.map(lambda session: begin_run_dir(wanted, "a: 1\n", session, explicit=False), ids))
+        paths = list(pool.map(begin, ids))
     found = dict(zip(ids, paths, strict=True))
     assert len(set(found.values())) == 4
     assert [found[session] for session in ids] == paths
