@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pytest_llmprof.config.schema import Settings
@@ -36,7 +38,7 @@ class Artifacts:
         relative path leaves that directory, by ``..`` or through a link, or has the name of a file of the stage.
         """
         given, key = settings.save_dir(kind), settings.save_dir_named(kind)
-        stage_dir = self.out_dir(settings.stage).resolve()
+        stage_dir = self.test_dir.resolve() / settings.stage
         try:
             wanted = Path(given).expanduser()
         except RuntimeError as error:
@@ -59,15 +61,69 @@ class Artifacts:
         kinds = () if output is None else ("prediction", "visualization")
         return {kind: self.save_dir(settings, kind) for kind in kinds if getattr(output, kind).enable}
 
+    @contextmanager
+    def outputs(self, settings: Settings) -> Iterator[dict[str, Path]]:
+        """Make the `save_dirs`, and keep other sessions out of them until the block has ended.
+
+        Raises `ArtifactError` where one cannot be written, holds a `pages` that is no gallery's, or is in use.
+        """
+        from pytest_llmprof.outputs import check_gallery, check_writable
+
+        dirs = self.save_dirs(settings)
+        held: set[Path] = set()
+        with ExitStack() as stack:
+            for kind, directory in dirs.items():
+                key, place = settings.save_dir_named(kind), directory.resolve()
+                check_writable(directory, key)
+                if place not in held and not stack.enter_context(locked(place)):
+                    raise ArtifactError(f"{key}: another session writes into {directory} now: set another directory")
+                held.add(place)
+                if kind == "visualization":
+                    check_gallery(directory, key)
+            yield dirs
+
+    def inside(self, *names: str) -> Path:
+        """The path of *names* below the test's directory. Raises `ArtifactError` where a part of it is a link."""
+        path = self.test_dir.joinpath(*names)
+        for place in (path, *path.parents[: len(names) + 1]):
+            if place.is_symlink():
+                raise ArtifactError(f"{place} is a link, and a run writes nothing behind one: remove it")
+        return path
+
     def begin(self, stage: str) -> Path:
         """Make an empty stage directory; what an earlier run of this test left there is removed."""
-        path = self.out_dir(stage)
+        self.inside()
+        return fresh_dir(self.out_dir(stage))
+
+
+def fresh_dir(path: Path) -> Path:
+    """Make *path* an empty directory. What is there is removed; of a link, not what it leads to."""
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+        path.mkdir(parents=True)
+    except OSError as error:
+        raise ArtifactError(f"cannot make the directory {path}: {error.strerror}") from error
+    return path
+
+
+@contextmanager
+def locked(directory: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Hold *directory* until the block, or this process, has ended. Gives whether it is held: False where another holds
+    it and *wait* is off. Raises `ArtifactError` where it cannot be opened; without locks (some network file systems)
+    nothing is held, and the answer is True."""
+    try:
+        handle = os.open(directory, os.O_RDONLY)
+    except OSError as error:
+        raise ArtifactError(f"cannot open {directory}: {error.strerror}") from error
+    try:
+        free = True
         try:
-            if path.is_symlink() or path.is_file():
-                path.unlink()
-            elif path.exists():
-                shutil.rmtree(path)
-            path.mkdir(parents=True)
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ArtifactError(f"cannot make the stage directory {path}: {error.strerror}") from error
-        return path
+            free = not isinstance(error, BlockingIOError)
+        yield free
+    finally:
+        os.close(handle)

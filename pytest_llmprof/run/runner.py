@@ -18,7 +18,7 @@ from pytest_llmprof.measure.figures import figures_of, spread_of
 from pytest_llmprof.models.base import LoadedModel
 from pytest_llmprof.quality.score import PageQuality
 from pytest_llmprof.records.catalogue import Catalogue, Metric
-from pytest_llmprof.records.files import write_text
+from pytest_llmprof.records.files import encode_json, write_text
 from pytest_llmprof.records.metrics import DatasetInfo, ErrorRecord, Fingerprint, LeftOut, Metrics, Sample
 from pytest_llmprof.records.predictions import Prediction
 from pytest_llmprof.records.stage import StageRecords
@@ -112,19 +112,25 @@ class Runner:
     timed: bool = True
     """Whether times mean anything here; under a tool they don't, and are null."""
     records: StageRecords | None = None
-    """What was written, once it is."""
+    """What was measured, once it is."""
 
     def pages(self, load: Callable[[], LoadedModel], pages: Sequence[Page], dataset_digest: str) -> RunResult:
         """Run every page through the model that *load* gives. Raises `PagesFailed` at the end where one failed."""
-        from pytest_llmprof.outputs import Outputs, check_gallery, check_writable
+        out_dir = self._begin()
+        with self.artifacts.outputs(self.settings) as dirs:  # before the model loads
+            return self._pages(out_dir, dirs, load, pages, dataset_digest)
+
+    def _pages(
+        self,
+        out_dir: Path,
+        dirs: Mapping[str, Path],
+        load: Callable[[], LoadedModel],
+        pages: Sequence[Page],
+        dataset_digest: str,
+    ) -> RunResult:
+        from pytest_llmprof.outputs import Outputs
         from pytest_llmprof.stages.runner import PagesWorkload
 
-        dirs = self.artifacts.save_dirs(self.settings)
-        out_dir = self._begin()
-        for kind, directory in dirs.items():  # before the model loads
-            check_writable(directory, self.settings.save_dir_named(kind))
-        if gallery := dirs.get("visualization"):
-            check_gallery(gallery, self.settings.save_dir_named("visualization"))
         left_out = pages.left_out if isinstance(pages, Pages) else {}
         lines = [*map(_input_line, pages)]
         lines += [_left_out_line(file, reason) for reason, files in left_out.items() for file in files]
@@ -135,7 +141,7 @@ class Runner:
         extra = output.extra.get(self.settings.model.name) if output is not None else None
         outputs = Outputs(
             dirs.get("prediction"),
-            gallery,
+            dirs.get("visualization"),
             title=f"{self.settings.test} · {self.settings.stage}",
             prompt_kind=model.prompt_kind(self.settings.infer),
             extra=extra,
@@ -284,13 +290,12 @@ class Runner:
         )
         metrics.fingerprint.card = place.gpu.name if place.gpu is not None else None
         metrics.fingerprint.versions = place.versions
-        records = StageRecords(metrics, {"profile": result.profile, **result.blocks}, place)
-        records.write(out_dir)
-        self.records = records
+        self.records = StageRecords(metrics, {"profile": result.profile, **result.blocks}, place)
         try:
+            self.records.write(out_dir)
             write_report(out_dir, self.stage, self.catalogue)
-        except StageError as unreported:
-            error = error or unreported
+        except (ArtifactError, StageError) as unwritten:  # what was measured is kept all the same
+            error = error or unwritten
         if error is not None:
             raise error
         if too_many:
@@ -317,13 +322,13 @@ def _input_line(page: Page) -> str:
         "license": page.license,
         "left_out": None,
     }
-    return msgspec.json.encode(line).decode() + "\n"
+    return encode_json(line).decode() + "\n"
 
 
 def _left_out_line(file: str, reason: str) -> str:
     none: dict[str, Any] = {"sha256": None, "truth": [], "license": None}
     line = {"page": None, "image": file, **none, "left_out": reason}
-    return msgspec.json.encode(line).decode() + "\n"
+    return encode_json(line).decode() + "\n"
 
 
 _SAMPLED = ("batch_id", "batch_size", "round", "tokens", "other_ms", "total_ms", "ttft_ms")

@@ -6,8 +6,6 @@ directory.
 
 from __future__ import annotations
 
-import fcntl
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,10 +19,10 @@ from pytest_llmprof.config.frozen import freeze
 from pytest_llmprof.config.schema import Settings
 from pytest_llmprof.errors import ArtifactError, LlmprofError, StageError, error_line
 from pytest_llmprof.records.catalogue import Catalogue
-from pytest_llmprof.records.files import write_text
+from pytest_llmprof.records.files import read_bytes, write_bytes, write_text
 from pytest_llmprof.records.metrics import ErrorRecord, Fingerprint, Metrics
 from pytest_llmprof.records.stage import StageRecords
-from pytest_llmprof.run.artifacts import Artifacts
+from pytest_llmprof.run.artifacts import Artifacts, fresh_dir, locked
 from pytest_llmprof.stages.base import ToolContext, ToolStagePlugin
 from pytest_llmprof.stages.child import Child, ChildSkipped, Outcome
 
@@ -50,12 +48,12 @@ class ToolRunner:
     catalogue: Catalogue
     gates: tuple[Gate, ...] = ()
     records: StageRecords | None = None
-    """What was written, once it is."""
+    """What was measured, once it is."""
 
     @property
     def workload(self) -> Path:
         """Where the child works."""
-        return self.artifacts.test_dir / "tmp" / "workload"
+        return self.artifacts.inside("tmp", "workload")
 
     def run(self) -> None:
         """Run it once. Raises `StageError` or `ChildSkipped`; the files are written first."""
@@ -87,11 +85,10 @@ class ToolRunner:
                 raise
             except LlmprofError as caught:
                 error = caught
-            error = error or self.catalogue.undeclared(context.figures, self.settings.stage)
             try:
                 self._write(context, error)
-            except StageError as unreported:
-                error = error or unreported
+            except (ArtifactError, StageError) as unwritten:
+                error = error or unwritten
         if error is not None:
             raise error
 
@@ -100,18 +97,15 @@ class ToolRunner:
         """One tool at a time for a test: stages of one test may run in two workers."""
         try:
             self.workload.mkdir(parents=True, exist_ok=True)
-            lock = (self.workload / ".lock").open("w")
-            fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:
-            raise ArtifactError(f"cannot work in {self.workload}: {error.strerror}") from error
-        with lock:
+            raise ArtifactError(f"cannot make the directory {self.workload}: {error.strerror}") from error
+        with locked(self.workload, wait=True):
             yield
 
     def _child(self, out_dir: Path) -> Child:
         run_dir, temp, outputs = (self.workload / name for name in ("run", "temp", self.stage.workload))
         for directory in (run_dir, temp, *([outputs] if self.stage.outputs else [])):
-            shutil.rmtree(directory, ignore_errors=True)
-        temp.mkdir()
+            fresh_dir(directory)
         frozen = self.workload / "frozen.yaml"
         freeze(self.settings, self._changes(outputs), frozen)
         return Child(
@@ -150,7 +144,7 @@ class ToolRunner:
             directory = Path(outcome.dir)
             child = StageRecords.read(directory)
             if (directory / "inputs.jsonl").exists():
-                shutil.copyfile(directory / "inputs.jsonl", context.out_dir / "inputs.jsonl")
+                write_bytes(context.out_dir / "inputs.jsonl", read_bytes(directory / "inputs.jsonl"))
         metrics = self._metrics(child.metrics if child else None)
         metrics.figures |= {name: value for name, value in context.figures.items() if name in metrics.figures}
         if error is None:
