@@ -212,10 +212,11 @@ def _machine(environment: Environment | None) -> SavedMachine:
 
 
 def _doubts(metrics: Metrics, environment: Environment | None) -> list[str]:
+    contended = metrics.figures.get("contended")
+    found = [f"the host was contended in {contended:.0%} of the rounds"] if contended else []
     if environment is None:
-        return []
+        return found
     readings = [gpu for gpu in (environment.gpu, environment.gpu_after) if gpu is not None]
-    found = []
     others = max((gpu.other_processes or 0 for gpu in readings), default=0)
     if others:
         found.append(f"{count(others, 'other process', 'other processes')} used the GPU")

@@ -75,6 +75,8 @@ class MeasureSettings:
     """Measured passes over the pages."""
     warmup: Count = 1
     """Passes over the distinct input shapes before the first measured one."""
+    iterations: Annotated[Positive | None, Meta(description="an integer >= 1, or null to choose it")] = None
+    """Calls a round of a callable; None = as many as take 10 ms, chosen in the warm-up."""
     max_failed_pages: Count | None = None
     """Pages that may fail: one more ends the test at once. None = all pages run, and any failed one fails it."""
 

@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 from pytest_llmprof.measure.gpu import read_gpu, throttled_between
+from pytest_llmprof.measure.host import usable_processors
 from pytest_llmprof.records.environment import Environment, Git, Gpu, Host
 
 PACKAGES = (
@@ -30,6 +31,7 @@ PACKAGES = (
     "nvidia-ml-py",
 )
 """Packages whose versions are recorded; null where one is not installed."""
+_OPENMP = ("OMP_", "GOMP_", "KMP_", "MKL_")
 
 
 def environment(
@@ -87,11 +89,12 @@ def _host() -> Host:
     return Host(
         cpu=_cpu_model(),
         cores=os.cpu_count(),
-        affinity=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        affinity=usable_processors(),
         ram_gib=_ram_gib(),
         os=_os_name(),
         container=_container(),
         torch_threads=threads() if threads else None,
+        openmp={name: os.environ[name] for name in sorted(os.environ) if name.startswith(_OPENMP)},
     )
 
 

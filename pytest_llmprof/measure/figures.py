@@ -52,9 +52,11 @@ def figures_of(
     round_seconds: Sequence[float],
     energy: Sequence[RoundEnergy] = (),
     catalogue: Catalogue | None = None,
+    iterations: int = 1,
 ) -> dict[str, float | None]:
     """The metrics of the object `figures` of metrics.json: of all rounds' *samples*, of the seconds of each whole
-    round and of its *energy*. None where one cannot be known."""
+    round (of a callable: of one call) and of its *energy*, which is that of *iterations* calls. None where one cannot
+    be known."""
     catalogue = catalogue or Catalogue()
     values: dict[str, float | None] = dict.fromkeys(catalogue.names("figures"))
     for metric in catalogue:
@@ -67,7 +69,7 @@ def figures_of(
     if round_seconds and samples:
         values["round_s"] = statistics.median(round_seconds)
         values["pages_per_s"] = _pages_per_s(samples, round_seconds)
-    values["joules_per_page"] = _joules(samples, energy, lambda _: 1)
+    values["joules_per_page"] = _joules(samples, energy, lambda _: iterations)
     values["joules_per_token"] = _joules(samples, energy, lambda sample: sample.tokens)
     return values
 

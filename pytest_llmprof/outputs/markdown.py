@@ -65,7 +65,8 @@ def _count_line(records: Sequence[Prediction], sections: int) -> str:
     line = count(len(records), "page") + (f", {failed} failed" if failed else "")
     if sections < len(records):
         line += f"; the first {sections} of them below" if sections else "; no images (`max_images` is 0)"
-    return f"{line}.\n"
+    times = " Times are of the first round; report.md has the medians of all."
+    return f"{line}.{times if any(record.total_ms is not None for record in records) else ''}\n"
 
 
 def _table(records: Sequence[Prediction], anchors: Mapping[str, str]) -> str:
@@ -124,7 +125,7 @@ def _facts(files: PageFiles) -> str:
     if files.size is not None:
         facts.append(f"{files.size[0]} × {files.size[1]} pixels")
     metrics = (
-        ("", record.total_ms, ".1f", " ms"),
+        (f"round {record.round + 1}: ", record.total_ms, ".1f", " ms"),
         ("TTFT ", record.ttft_ms, ".1f", " ms"),
         ("", record.tokens_per_s, ".1f", " tokens/s"),
         ("CER ", record.cer, ".4f", ""),

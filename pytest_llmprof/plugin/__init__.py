@@ -5,7 +5,15 @@ from pytest_llmprof.plugin.manager import (
     pytest_addoption,
     pytest_cmdline_main,
     pytest_configure,
+    pytest_load_initial_conftests,
     pytest_plugins,
 )
 
-__all__ = ["pytest_addhooks", "pytest_addoption", "pytest_cmdline_main", "pytest_configure", "pytest_plugins"]
+__all__ = [
+    "pytest_addhooks",
+    "pytest_addoption",
+    "pytest_cmdline_main",
+    "pytest_configure",
+    "pytest_load_initial_conftests",
+    "pytest_plugins",
+]

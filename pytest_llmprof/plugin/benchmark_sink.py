@@ -60,6 +60,7 @@ def _entry(row: Row) -> Any:
     )
     rounds = len(row.round_seconds)
     options = {"disable_gc": False, "timer": "perf_counter", "min_rounds": rounds, "warmup": False}
-    entry = Metadata(fixture, iterations=1, options={**options, "max_time": 0.0, "min_time": 0.0})
-    entry.stats.data += row.round_seconds
+    entry = Metadata(fixture, iterations=row.iterations, options={**options, "max_time": 0.0, "min_time": 0.0})
+    for seconds in row.round_seconds:
+        entry.update(seconds)
     return entry

@@ -5,6 +5,8 @@ Importing this module is cheap: nothing is composed or imported before an option
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 
 from pytest_llmprof.errors import LlmprofError
+from pytest_llmprof.measure.openmp import shorten_waits
 from pytest_llmprof.plugin import options
 from pytest_llmprof.plugin.items import (
     ITEM,
@@ -38,6 +41,13 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     from pytest_llmprof.plugin import hookspecs
 
     pluginmanager.add_hookspecs(hookspecs)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Before a conftest can import torch: its threads' way to wait, in sessions that configure this plugin."""
+    if options.configured_early(early_config):
+        shorten_waits(os.environ, sys.modules)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -110,6 +120,7 @@ class Manager:
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         if STAGE_FIXTURE not in metafunc.fixturenames:
             return
+        shorten_waits(os.environ, sys.modules)
         stages: Sequence[str] = ("invalid-configuration",)
         if self._config_error is None:
             try:

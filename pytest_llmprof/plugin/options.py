@@ -81,6 +81,12 @@ def configured(config: pytest.Config, *, ini: bool) -> bool:
     return any(config.getoption(key) is not None or (ini and config.getini(key)) for key in KEYS)
 
 
+def configured_early(config: pytest.Config) -> bool:
+    """As `configured` with the ini file, before pytest has parsed the command line for good."""
+    given = vars(config.known_args_namespace)
+    return any(given.get(key) is not None or config.getini(key) for key in KEYS)
+
+
 def check_ini(config: pytest.Config) -> None:
     """Refuse ini keys of ours that do not exist, which pytest at most warns of. Raises `ConfigError`."""
     from pytest_llmprof.errors import ConfigError, nearest

@@ -9,7 +9,7 @@ import msgspec
 
 from pytest_llmprof.errors import text_of
 from pytest_llmprof.records.stage import StageRecords
-from pytest_llmprof.report.findings import gpu_warnings, page_notes
+from pytest_llmprof.report.findings import machine_warnings, page_notes
 
 if TYPE_CHECKING:
     import pytest
@@ -28,10 +28,13 @@ class Row(msgspec.Struct):
     values: dict[str, float | None]
     """Metrics by name."""
     quality_reason: str | None
-    gpu_warnings: list[str]
+    machine_warnings: list[str]
+    """What the host or the GPU did to the times."""
     gate_notes: list[str]
     """Gates without a value, and those of which a part has none."""
     round_seconds: list[float]
+    iterations: int
+    """Calls a round."""
     params: dict[str, Any]
     param: str
     group: str | None
@@ -56,13 +59,14 @@ class Row(msgspec.Struct):
             dir=dir,
             values={**metrics.figures, **(metrics.quality or {})},
             quality_reason=metrics.quality_reason,
-            gpu_warnings=gpu_warnings(metrics, records.environment),
+            machine_warnings=machine_warnings(metrics, records.environment),
             gate_notes=[
                 f"gate {gate.text}"
                 for gate in metrics.gates
                 if gate.reason and gate.outcome != "measured in another stage"
             ],
             round_seconds=metrics.round_seconds if timed else [],
+            iterations=metrics.iterations,
             params={name: _param(value) for name, value in callspec.params.items()},
             param=callspec.id,
             group=str(benchmark.kwargs["group"]) if benchmark and "group" in benchmark.kwargs else None,

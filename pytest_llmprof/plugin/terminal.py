@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -140,7 +141,7 @@ def summary(
     with_module = len({row.id.partition("::")[0] for row in rows}) > 1
     noted: dict[str, list[str]] = {f"skipped: {why}": list(names) for why, names in unavailable.items()}
     for row in rows:
-        for text in (*row.gate_notes, *row.gpu_warnings, *row.page_notes):
+        for text in (*row.gate_notes, *row.machine_warnings, *row.page_notes):
             noted.setdefault(text, []).append(f"{_name(row, with_module=with_module)} ({row.stage})")
     lines = _table(rows, metrics, width, with_module=with_module) if rows else []
     for text, names in noted.items():
@@ -152,9 +153,12 @@ def summary(
 
 def _table(rows: Sequence[Row], metrics: Sequence[Declaration], width: int, *, with_module: bool) -> list[str]:
     """Where a line is wider than *width*, the files go on a line below."""
-    cells = [("test", "stage", *(metric.column for metric in metrics), "files")]
+    kinds = {row.kind for row in rows}
+    word = "page" if "callable" not in kinds else "call" if len(kinds) == 1 else "page/call"
+    heads = (re.sub(r"\bpage\b", word, metric.column) for metric in metrics)
+    cells = [("test", "stage", *heads, "files")]
     for row in rows:
-        values = [_number(row.values.get(metric.name), f".{metric.digits}f") for metric in metrics]
+        values = [_number(row.values.get(metric.name), metric.digits) for metric in metrics]
         cells.append((_name(row, with_module=with_module), row.stage, *values, row.dir))
     widths = [max(len(cell[column]) for cell in cells) for column in range(len(cells[0]))]
     wide = sum(widths) + 2 * (len(widths) - 1) > width
@@ -205,5 +209,8 @@ def _name(row: Row, *, with_module: bool) -> str:
     return row.name if with_module else row.name.partition("::")[2]
 
 
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+def _number(value: float | None, digits: int) -> str:
+    """With so many decimal places; with three digits where these would leave less than two of a small number."""
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if 0 < abs(value) < 10 ** (1 - digits) else f"{value:.{digits}f}"

@@ -158,7 +158,7 @@ BUILTIN: tuple[Metric, ...] = (
         description="A batch, from its images to the last token of all.",
     ),
     *PHASES,
-    Metric("round_s", "s", "Round", "lower", description="Median of the rounds."),
+    Metric("round_s", "s", "Round", "lower", description="Median of the rounds; of a callable, its mean call."),
     Metric(
         "tokens", "", "Tokens a page", None, "page", value=_tokens,
         description="Generated tokens of a page, EOS included.",
@@ -172,6 +172,10 @@ BUILTIN: tuple[Metric, ...] = (
         "peak_reserved_gib", "GiB", "Peak device memory, reserved", "lower", "max", digits=2,
         description="The highest `peak_reserved_bytes` of all samples / 2^30: what the GPU must have.",
         value=lambda sample: _gib(sample.peak_reserved_bytes),
+    ),
+    Metric(
+        "contended", "share", "Contended rounds", None, shown=("gate",), digits=2,
+        description="Rounds in which other work kept the processors from this process / all rounds.",
     ),
     Metric(
         "joules_per_page", "J", "Energy a page", "lower",

@@ -54,6 +54,8 @@ class Host(Struct, frozen=True):
     """What suggests a container: docker, podman, kubernetes, lxc ...; null where nothing does."""
     torch_threads: int | None = None
     """torch.get_num_threads(); null where torch is not imported."""
+    openmp: dict[str, str] = {}
+    """Environment variables that rule the threads (OMP_*, GOMP_*, KMP_*, MKL_*), the plugin's own included."""
 
 
 class Git(Struct, frozen=True):

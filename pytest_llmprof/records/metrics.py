@@ -83,6 +83,20 @@ class Energy(Struct):
     """One for each round; empty on a CPU."""
 
 
+class RoundHost(Struct, frozen=True):
+    """What one round got of the host's processors, the gaps between its batches included."""
+
+    load: float | None
+    """Processes that ran or waited to, the mean of the last minute, at its end; null where the system gives none."""
+    cpu_share: float
+    """CPU time of this process / time of the round: 2.0 is two whole processors."""
+    waited_share: float | None
+    """Time in which the thread that waited longest for a processor had none / time of the round; null where the kernel
+    does not count it."""
+    contended: bool
+    """Whether other work kept the processors from this process, by the rule in docs/measures.md."""
+
+
 class ErrorRecord(Struct):
     """One error of a test."""
 
@@ -194,6 +208,8 @@ class Metrics(Struct, kw_only=True):
     rounds: int = 0
     warmup: int = 0
     """Warm-up passes."""
+    iterations: int = 1
+    """Calls a round of a callable, whose samples hold the time of one call; 1 for pages."""
     pages: int = 0
     """Pages that were measured."""
     batch_size: int = 1
@@ -203,7 +219,9 @@ class Metrics(Struct, kw_only=True):
     """Whether later rounds gave the first one's tokens; null for a single round."""
     samples: list[Sample] = []
     round_seconds: list[float] = []
-    """Seconds of each round: the sum of its batches."""
+    """Seconds of each round: the sum of its batches, or of its calls."""
+    round_host: list[RoundHost] = []
+    """The host's processors in each round; empty under a tool."""
     phase_peaks: dict[str, Peak] | None = None
     """Peak memory of each phase in the warm-up; null on a CPU and without a warm-up."""
     energy: Energy | None = None

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from pytest_llmprof.records.environment import Environment
 from pytest_llmprof.records.metrics import Metrics
-from pytest_llmprof.report.sections import Finding, phase_share, phase_weight, share
+from pytest_llmprof.report.sections import Finding, listed, phase_share, phase_weight, share
 from pytest_llmprof.text.escape import inline
 from pytest_llmprof.text.markdown import percent
 from pytest_llmprof.text.numbers import count, number
@@ -22,6 +22,8 @@ NOISE = 0.1
 """Interquartile range over median of a page's rounds."""
 _GROUPS, _NAMED = 5, 3
 """How many reasons for leaving files out are shown, and how many files of each."""
+CONTENDED_ROUNDS = 0.1
+"""A larger share of contended rounds can reach the medians."""
 SLOW_PAGE = 3.0
 """The slowest page over the median page."""
 
@@ -54,9 +56,9 @@ def _preprocess(metrics: Metrics) -> Iterator[Finding]:
             return
 
 
-def gpu_warnings(metrics: Metrics, environment: Environment | None) -> list[str]:
-    """Whether the GPU was shared or throttled around or during the rounds, a line each."""
-    found: list[str] = []
+def machine_warnings(metrics: Metrics, environment: Environment | None) -> list[str]:
+    """Whether the host was contended, or the GPU shared or throttled, around or during the rounds: a line each."""
+    found = list(_contended(metrics))
     if environment is None:
         return found
     readings = [gpu for gpu in (environment.gpu, environment.gpu_after) if gpu is not None]
@@ -72,6 +74,22 @@ def gpu_warnings(metrics: Metrics, environment: Environment | None) -> list[str]
     if reasons:
         found.append(f"The GPU was throttled ({', '.join(reasons)}): the same work can be faster.")
     return found
+
+
+def _contended(metrics: Metrics) -> Iterator[str]:
+    hosts = metrics.round_host
+    contended = [host for host in hosts if host.contended]
+    if not hosts or len(contended) <= CONTENDED_ROUNDS * len(hosts):
+        return
+    waited = max((host.waited_share for host in contended if host.waited_share is not None), default=None)
+    parts = listed(
+        waited is not None and f"a thread waited for a processor for up to {percent(waited or 0.0)} of a round",
+        contended[-1].load is not None and f"load {number(contended[-1].load)}",
+    )
+    yield (
+        f"The host was contended in {len(contended)} of {count(len(hosts), 'round')} ({parts}): "
+        "on a quiet machine the same work is faster."
+    )
 
 
 def page_notes(metrics: Metrics, text: Callable[[str], str] = str) -> list[str]:
@@ -93,7 +111,7 @@ def page_notes(metrics: Metrics, text: Callable[[str], str] = str) -> list[str]:
 
 def warnings(metrics: Metrics, environment: Environment | None) -> list[str]:
     """What makes any stage's numbers doubtful, in Markdown."""
-    found = [*gpu_warnings(metrics, environment), *page_notes(metrics, inline)]
+    found = [*machine_warnings(metrics, environment), *page_notes(metrics, inline)]
     if metrics.profiler_ran_before and not metrics.device.startswith("cpu"):
         found.append("A profiler had run before in this process: its hooks stay, so launches cost a little more.")
     if metrics.deterministic is False:

@@ -115,7 +115,7 @@ def _verdict(metrics: Metrics) -> str:
         parts = ["**OK.**"]
     rounds = count(metrics.rounds, "round")
     if metrics.kind == "callable":
-        parts.append(f"A callable, {rounds}.")
+        parts.append(f"A callable, {rounds}{f' of {metrics.iterations:,} calls' if metrics.iterations > 1 else ''}.")
     else:
         warmup = f" after {count(metrics.warmup, 'warm-up pass', 'warm-up passes')}" if metrics.warmup else ""
         batch = f", {metrics.batch_size} pages a batch" if metrics.batch_size > 1 else ""
@@ -198,7 +198,7 @@ def _figures(metrics: Metrics, catalogue: Catalogue) -> str:
 def _label(metric: Metric, metrics: Metrics) -> str:
     if metrics.kind != "callable":
         return metric.title
-    return metric.title.replace(" a page", "").replace("pages/s", "calls/s")
+    return metric.title.replace("Round", "Call").replace(" a page", " a call").replace("pages/s", "calls/s")
 
 
 def _spread_cells(metrics: Metrics, name: str) -> list[str]:

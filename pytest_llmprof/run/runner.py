@@ -197,7 +197,7 @@ class Runner:
         from pytest_llmprof.stages.callable import CallableWorkload
 
         out_dir = self._begin()
-        workload = CallableWorkload(call, name, device, self.progress)
+        workload = CallableWorkload(call, name, device, self.progress, self.settings.measure.iterations)
         result, error = self._stage(out_dir, workload)
         return self._finish(out_dir, workload, result, error, self._metrics(workload, result, callable=name), ())
 
@@ -235,6 +235,7 @@ class Runner:
 
     def _metrics(self, workload: Workload, result: StageResult, **more: Any) -> Metrics:
         """What pages and callables have in common, and *more*."""
+        seconds = [spent / workload.iterations for spent in result.round_seconds]
         return Metrics(
             test=self.settings.test,
             id=self.test_id,
@@ -248,10 +249,12 @@ class Runner:
             deterministic=workload.deterministic,
             samples=result.samples,
             round_seconds=result.round_seconds,
+            round_host=result.round_host if self.timed else [],
             phase_peaks=workload.phase_peaks or None,
             energy=result.energy,
-            figures=figures_of(result.samples, result.round_seconds, result.energy.rounds, self.catalogue),
-            spread=spread_of(result.samples, result.round_seconds, self.catalogue) if self.timed else {},
+            iterations=workload.iterations,
+            figures=figures_of(result.samples, seconds, result.energy.rounds, self.catalogue, workload.iterations),
+            spread=spread_of(result.samples, seconds, self.catalogue) if self.timed else {},
             profiler_ran_before=self.profiler_ran_before,
             fingerprint=Fingerprint(device=workload.device, config=self.settings.digest),
             **more,
@@ -271,6 +274,8 @@ class Runner:
         from pytest_llmprof.report import write_report
 
         error = error or self.catalogue.undeclared(result.figures, self.settings.stage)
+        if hosts := result.round_host:
+            metrics.figures["contended"] = sum(host.contended for host in hosts) / len(hosts)
         metrics.figures |= {name: value for name, value in result.figures.items() if name in metrics.figures}
         if not self.timed:
             kept = self.catalogue.without_times()

@@ -126,6 +126,7 @@ class ToolRunner:
             "llmprof.stage": self.stage.workload,
             "measure.rounds": 1,
             "measure.warmup": 1,
+            "measure.iterations": 1,
             f"{block}.enable": False,
         }
         for kind in ("prediction", "visualization"):

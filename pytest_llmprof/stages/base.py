@@ -15,7 +15,7 @@ from pytest_llmprof.config.schema import Count, InferSettings, Positive, Setting
 from pytest_llmprof.datasets.base import Page
 from pytest_llmprof.records.catalogue import Metric
 from pytest_llmprof.records.environment import Gpu
-from pytest_llmprof.records.metrics import Energy, Peak, Sample
+from pytest_llmprof.records.metrics import Energy, Peak, RoundHost, Sample
 from pytest_llmprof.records.stage import StageRecords
 from pytest_llmprof.report.sections import Section
 from pytest_llmprof.stages.tool_block import ToolBlock
@@ -60,6 +60,8 @@ class Workload(Protocol):
     """Whether later rounds gave the first one's tokens; None for a single round and for a callable."""
     phase_peaks: dict[str, Peak]
     """Peak device memory of each phase in the warm-up; empty on a CPU and without a warm-up."""
+    iterations: int
+    """Calls a round; 1 for pages."""
     value: Any
     """What the callable returned in the last round; None for pages."""
 
@@ -87,6 +89,8 @@ class StageResult:
     profile: Any = None
     """The block "profile": results of a tool's own run, which never mix with the measured rounds."""
     energy: Energy = field(default_factory=Energy)
+    round_host: list[RoundHost] = field(default_factory=list)
+    """The host's processors in each round."""
     gpu_before: Gpu | None = None
     """The GPU before the first measured round."""
     gpu_after: Gpu | None = None

@@ -1,4 +1,4 @@
-"""A torch callable as a workload."""
+"""A torch callable as a workload. One that is short is called several times a round, as timeit and nvbench do."""
 
 from __future__ import annotations
 
@@ -17,13 +17,26 @@ from pytest_llmprof.records.metrics import Peak, Sample
 from pytest_llmprof.stages.base import ShowProgress, Window
 from pytest_llmprof.stages.failures import Failure, describe_error, free_memory_of, out_of_memory
 
+LEAST_ROUND_MS = 10.0
+"""The least length of a round whose calls are not set: a clock's step and an interrupt are small beside it."""
+_FIRST_MS = 1000.0
+"""A warm-up call that is longer, and compiled nothing, is not made again to see how long a call takes."""
+
 
 class CallableWorkload:
-    """A torch callable, run whole; one sample a round, named as the callable."""
+    """A torch callable, run whole; one sample a round, named as the callable, with the mean time of one call."""
 
     kind = "callable"
 
-    def __init__(self, call: Callable[[], Any], name: str, device: str, progress: ShowProgress) -> None:
+    def __init__(
+        self,
+        call: Callable[[], Any],
+        name: str,
+        device: str,
+        progress: ShowProgress,
+        iterations: int | None = None,
+    ) -> None:
+        """*iterations* are the calls a round; None lets the warm-up choose them."""
         self.name = name
         self.device = device
         self.failures: list[Failure] = []
@@ -32,6 +45,8 @@ class CallableWorkload:
         self.model: LoadedModel | None = None
         self.pages: Sequence[Page] = ()
         self.infer: InferSettings | None = None
+        self.iterations = iterations or 1
+        self._choose = iterations is None
         self._call = call
         self._progress = progress
         self.disturbed: list[str] = []
@@ -45,8 +60,8 @@ class CallableWorkload:
 
             torch.cuda.synchronize(torch.device(self.device))
 
-    def _called(self, recorder: PhaseRecorder, doing: str) -> tuple[Any, float, CompileWatch]:
-        """Call it and wait for the device: its value, milliseconds, and what compiled meanwhile.
+    def _called(self, recorder: PhaseRecorder, doing: str, calls: int = 1) -> tuple[Any, float, CompileWatch]:
+        """Call it and wait for the device, *calls* times: the last value, milliseconds, and what compiled meanwhile.
 
         An out-of-memory becomes one line, and what it held is freed.
         """
@@ -54,6 +69,9 @@ class CallableWorkload:
             with CompileWatch() as watch:
                 begin = time.perf_counter_ns()
                 with recorder.phase(CALL):
+                    for _ in range(calls - 1):
+                        self._call()
+                        self._synchronise()
                     value = self._call()
                 self._synchronise()
                 total = (time.perf_counter_ns() - begin) / 1e6
@@ -66,29 +84,39 @@ class CallableWorkload:
         return value, total, watch
 
     def warmup(self, passes: int, recorder: PhaseRecorder) -> None:
-        """Call it *passes* times; the last one that compiled nothing gives the peak memory."""
+        """Call it *passes* times; the last one that compiled nothing gives the peak memory.
+
+        Then the calls a round are doubled until they take `LEAST_ROUND_MS`, where they are not set.
+        """
         self._warmup = passes
         self._memory.release_cached()
         for number in range(passes):
-            watch = self._called(recorder, "warm-up")[2]
+            total, watch = self._called(recorder, "warm-up")[1:]
             peaks = recorder.take_peaks()
-            if number + 1 == passes:
-                if peaks and watch.seen:
-                    self._called(recorder, "warm-up")
-                    peaks = recorder.take_peaks()
-                self.phase_peaks = peaks
+            if number + 1 < passes:
+                continue
+            # A first call may compile and initialise, so it does not tell how long the next one takes.
+            if (peaks or self._choose) and (watch.seen or (self._choose and total < _FIRST_MS)):
+                total = self._called(recorder, "warm-up")[1]
+                peaks = recorder.take_peaks()
+            self.phase_peaks = peaks
+            # The shortest call so far: an interrupt does not end the doubling too early.
+            while self._choose and total * self.iterations < LEAST_ROUND_MS:
+                self.iterations *= 2
+                total = min(total, self._called(recorder, "warm-up", self.iterations)[1] / self.iterations)
         recorder.take()
+        recorder.take_peaks()
 
     def round(self, index: int, recorder: PhaseRecorder) -> tuple[list[Sample], float]:
-        """Call it once; the total ends when the device is done."""
+        """Call it `iterations` times; a call ends when the device is done."""
         self._progress(f"round {index + 1}", index)
         self._synchronise()
         self.value = None  # the round before may not hold memory in this one
         self._memory.take()
-        self.value, total, watch = self._called(recorder, f"round {index + 1}")
+        self.value, total, watch = self._called(recorder, f"round {index + 1}", self.iterations)
         if watch.seen:
             self.disturbed.append(complaint(f"round {index + 1}, {self.name}", watch.seen, self._warmup))
-        phases = recorder.take()
+        phases = {name: spent / self.iterations for name, spent in recorder.take().items()}
         peak = self._memory.take()
         sample = Sample(
             round=index,
@@ -97,8 +125,8 @@ class CallableWorkload:
             tokens=0,
             ttft_ms=None,
             tpot_ms=None,
-            total_ms=total,
-            other_ms=total - phases[CALL],
+            total_ms=total / self.iterations,
+            other_ms=total / self.iterations - phases[CALL],
             phases=phases,
             peak_bytes=None if peak is None else peak.allocated_bytes,
             peak_reserved_bytes=None if peak is None else peak.reserved_bytes,

@@ -20,6 +20,7 @@ from pytest_llmprof.measure.collector import frozen_garbage_collector
 from pytest_llmprof.measure.compiles import CompileWatch, complaint
 from pytest_llmprof.measure.energy import EnergyMeter
 from pytest_llmprof.measure.gpu import GpuReader
+from pytest_llmprof.measure.host import HostMeter
 from pytest_llmprof.measure.memory import PeakMemory
 from pytest_llmprof.measure.phases import DOMAIN, TOP_PHASES, WARMUP_DOMAIN, PhaseRecorder
 from pytest_llmprof.models.base import LoadedModel
@@ -53,11 +54,14 @@ def clean_rounds(context: StageContext) -> None:
         result.gpu_before, result.gpu_reason = reader.gpu(), reader.reason
         energy.reason = _why_no_energy(result.gpu_before, result.gpu_reason)
         meter = EnergyMeter(reader.energy_mj) if energy.reason is None else None
+        host = HostMeter()
         for index in range(measure.rounds):
             if meter is not None:
                 meter.begin()
+            host.begin()
             with recorder.round():
                 samples, seconds = workload.round(index, recorder)
+            result.round_host.append(host.end())
             if index + 1 == measure.rounds:
                 result.gpu_after = reader.gpu()  # at once, while clocks and heat are still those of the work
             if meter is not None:
@@ -84,6 +88,7 @@ class PagesWorkload:
     """Pages through a model. The first measured round's answers go to *on_answer*, page by page."""
 
     kind = "pages"
+    iterations = 1
 
     def __init__(
         self,

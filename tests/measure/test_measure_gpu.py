@@ -244,7 +244,7 @@ def test_warm(llmprof):
     source = torch.ones(64, device="cuda")
     llmprof.measure(lambda: call(source).clone())
 """
-    result, read = run(pytester, source, "measure.rounds=1", "measure.warmup=3")
+    result, read = run(pytester, source, "measure.rounds=1", "measure.warmup=3", "measure.iterations=1")
     wanted = {
         "test_kernel": "Triton compiled _copy",
         "test_inductor": "torch.compile compiled <lambda>",

@@ -12,10 +12,12 @@ from pytest_llmprof.config.schema import InferSettings
 from pytest_llmprof.datasets.base import Page
 from pytest_llmprof.errors import LlmprofError, PageError, StageError
 from pytest_llmprof.measure import phases as phases_module
+from pytest_llmprof.measure.figures import figures_of
 from pytest_llmprof.measure.memory import PhasePeaks
 from pytest_llmprof.measure.phases import PhaseRecorder
 from pytest_llmprof.models.base import ModelInfo, Token
-from pytest_llmprof.records.metrics import Peak
+from pytest_llmprof.records.metrics import Peak, RoundEnergy
+from pytest_llmprof.stages import callable as callable_module
 from pytest_llmprof.stages import runner as runner_module
 from pytest_llmprof.stages.base import Window
 from pytest_llmprof.stages.callable import CallableWorkload
@@ -237,7 +239,62 @@ def test_a_callable_is_a_workload(recorder):
     work.warmup(1, recorder)
     (sample,), seconds = work.round(0, recorder)
     assert (sample.page, sample.tokens, work.value) == ("answer", 0, 42)
-    assert sample.total_ms == pytest.approx(seconds * 1e3)
+    assert sample.total_ms == pytest.approx(seconds * 1e3 / work.iterations)
+
+
+class Calls:
+    """A callable that takes *milliseconds* of a clock, the first call *first* more."""
+
+    def __init__(self, clock, milliseconds, first=0.0):
+        self.clock, self.milliseconds, self.first, self.count = clock, milliseconds, first, 0
+
+    def __call__(self):
+        self.clock.sleep((self.milliseconds + (0 if self.count else self.first)) / 1e3)
+        self.count += 1
+        return self.count
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "first", "given", "calls", "warmed"),
+    [
+        (0.05, 0.0, None, 256, 1 + 1 + 510),  # 128 of them take 6.4 ms
+        (0.05, 900.0, None, 256, 1 + 1 + 510),  # a first call that compiles or initialises decides nothing
+        (9.9, 0.0, None, 2, 1 + 1 + 2),
+        (10.0, 0.0, None, 1, 1 + 1),
+        (1000.0, 0.0, None, 1, 1),  # a long call is not made again to see how long it takes
+        (0.05, 0.0, 1, 1, 1),
+        (0.05, 0.0, 7, 7, 1),
+    ],
+)
+def test_a_short_callable_is_called_until_a_round_is_long_enough(
+    recorder, monkeypatch, milliseconds, first, given, calls, warmed
+):
+    clock = Clock()
+    for module in (phases_module, callable_module):
+        monkeypatch.setattr(module, "time", clock)
+    call = Calls(clock, milliseconds, first)
+    work = CallableWorkload(call, "call", "cpu", lambda *_: None, given)
+    work.warmup(1, recorder)
+    assert (work.iterations, call.count) == (calls, warmed)
+    (sample,), seconds = work.round(0, recorder)
+    assert call.count == work.value == warmed + calls
+    assert (sample.total_ms, sample.phases["call"]) == (pytest.approx(milliseconds), pytest.approx(milliseconds))
+    assert seconds == pytest.approx(calls * milliseconds / 1e3)
+    figures = figures_of([sample], [seconds / calls], [RoundEnergy(3.0, seconds, None)], iterations=calls)
+    assert figures["pages_per_s"] == pytest.approx(1e3 / milliseconds)
+    assert figures["joules_per_page"] == pytest.approx(3.0 / calls)
+    # What a profiler sees is one call.
+    for window in work.windows(Window(1, 0, 3), recorder):
+        assert list(window) == [None]
+    assert call.count == warmed + calls + 1
+
+
+def test_without_a_warm_up_a_round_is_one_call(recorder):
+    calls = []
+    work = CallableWorkload(lambda: calls.append(1), "call", "cpu", lambda *_: None)
+    work.warmup(0, recorder)
+    work.round(0, recorder)
+    assert len(calls) == work.iterations == 1
 
 
 def test_tokens_of_a_block_share_their_arrival():

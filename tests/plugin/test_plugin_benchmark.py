@@ -55,6 +55,27 @@ def test_the_table_shows_our_rounds(run, bench):
     assert ours["extra_info"]["ttft_ms"] == metrics["figures"]["ttft_ms"]
 
 
+def test_calls_of_a_short_callable_are_iterations(bench):
+    bench.test("def test_sum(llmprof):\n    assert llmprof.measure(sum, range(1000)).total_ms < 1\n")
+    result = bench.passed("measure.rounds=3", "measure.warmup=1", args=[*STAGE, "--benchmark-json=its.json"])
+    metrics = json.loads((bench.stage_dir("test_it/test_sum", "direct_inference") / "metrics.json").read_text())
+    calls = metrics["iterations"]
+    assert calls >= 16
+    assert all(seconds > 0.003 for seconds in metrics["round_seconds"])
+    assert metrics["figures"]["round_s"] == pytest.approx(sorted(metrics["round_seconds"])[1] / calls)
+    assert metrics["figures"]["total_ms"] == pytest.approx(metrics["figures"]["round_s"] * 1e3)
+    (theirs,), (ours,) = benchmarks(bench.path / "its.json"), benchmarks(bench.run_dir / "benchmark.json")
+    for stats in (theirs["stats"], ours["stats"]):
+        assert stats["iterations"] == calls
+        assert stats["data"] == pytest.approx([seconds / calls for seconds in metrics["round_seconds"]])
+    # The table's words and digits are those of a call.
+    (head,) = [line for line in result.outlines if line.startswith("test ")]
+    assert "call ms" in head
+    assert "page" not in head
+    (row,) = [line.split() for line in result.outlines if line.startswith("test_sum  ")]
+    assert 0 < float(row[4]) < 1
+
+
 def test_json_equals_ours(run, bench):
     run("--benchmark-json=theirs.json")
     (theirs,) = benchmarks(bench.path / "theirs.json")

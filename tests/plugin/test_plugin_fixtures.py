@@ -94,6 +94,25 @@ def test_kernel(llmprof):
     assert bench.run_json()["tests"][0]["kind"] == "callable"
 
 
+def test_a_callables_report_speaks_of_calls_and_lists_operators_alone(bench):
+    bench.test("import torch\n\ndef test_kernel(llmprof):\n    llmprof.measure(torch.eye(32).matmul, torch.eye(32))\n")
+    bench.passed("measure.rounds=2", "measure.warmup=1")
+    stage_dir = bench.stage_dir("test_it/test_kernel")
+    metrics = json.loads((stage_dir / "metrics.json").read_text())
+    report = (stage_dir / "report.md").read_text()
+    assert "| Total a call (ms) |" in report
+    assert f"2 rounds of {metrics['iterations']:,} calls." in report
+    assert "of  is Python" not in report
+    assert "page" not in report.partition("## Metrics")[2].partition("## Environment")[0]
+    for name in ("operators.csv", "operators.md", "report.md"):
+        text = (stage_dir / name).read_text()
+        assert "llmprof/call" in text
+        assert "llmprof/end" not in text
+    operators = metrics["profile"]["top_operators"]
+    assert {row["phase"] for row in operators} == {"call"}
+    assert sum(row["share"] for row in operators) == pytest.approx(1)
+
+
 @pytest.mark.parametrize("first", ["run()", "measure(int)"])
 @pytest.mark.parametrize("second", ["run()", "measure(int)"])
 def test_a_second_use_is_an_error(bench, first, second):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 from plugin_bench import clean
@@ -64,12 +65,77 @@ def test_breaks(llmprof):
     llmprof.measure(call)
 """
     )
-    result = bench.run("measure.warmup=1", "measure.rounds=3")
+    result = bench.run("measure.warmup=1", "measure.rounds=3", "measure.iterations=1")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["E*ValueError: no luck"])
     metrics = json.loads((bench.stage_dir("test_it/test_breaks") / "metrics.json").read_text())
     assert (metrics["status"], len(metrics["samples"])) == ("error", 3)
     assert metrics["errors"] == [{"page": None, "error": "ValueError: no luck"}]
+
+
+def test_a_contended_host_is_in_metrics_gates_and_the_summary(bench, monkeypatch):
+    bench.echo()
+    bench.test(
+        """
+import pytest
+
+@pytest.mark.llmprof_gate(contended="==0")
+def test_pages(llmprof):
+    assert llmprof.run().contended == 1
+
+def test_call(llmprof):
+    llmprof.measure(sum, [1, 2])
+"""
+    )
+    monkeypatch.setattr("pytest_llmprof.measure.host.CONTENDED", -1.0)
+    result = bench.run(*ECHO, "measure.rounds=3", args=DIRECT)
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*llmprof_gate: contended is 1, limit ==0",
+            "test_pages (direct_inference)*: The host was contended in 3 of 3 rounds (*",
+        ]
+    )
+    for test in ("test_it/test_pages", "test_it/test_call"):
+        stage_dir = bench.stage_dir(test, "direct_inference")
+        metrics = json.loads((stage_dir / "metrics.json").read_text())
+        assert metrics["figures"]["contended"] == 1
+        assert len(metrics["round_host"]) == 3
+        for host in metrics["round_host"]:
+            assert set(host) == {"load", "cpu_share", "waited_share", "contended"}
+            assert host["cpu_share"] >= 0
+        assert "> **Note:** The host was contended in 3 of 3 rounds" in (stage_dir / "report.md").read_text()
+
+
+WAITS = """
+import os, sys
+sys.path.insert(0, os.getcwd())
+for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
+    os.environ.pop(name, None)
+os.environ.update(%r)
+import pytest
+sys.exit(pytest.main(%r))
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "args", "given", "policy", "at_start"),
+    [
+        ("def test_it(llmprof_config):", DIRECT, {}, "PASSIVE", "PASSIVE"),
+        ("def test_it(llmprof_config):", (), {}, "PASSIVE", "None"),  # no option: when a test asks
+        ("def test_it():", (), {}, "None", "None"),  # nothing asks
+        ("def test_it(llmprof_config):", DIRECT, {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE", "ACTIVE"),
+    ],
+)
+def test_threads_wait_passively_before_a_conftest_can_import_torch(bench, source, args, given, policy, at_start):
+    bench.ini(tiny=False)
+    bench.test(f"import os\n{source}\n    print('in the test', os.environ.get('OMP_WAIT_POLICY'))\n")
+    bench.test("import os\nprint('at start', os.environ.get('OMP_WAIT_POLICY'))\n", "conftest.py")
+    result = bench.pytester.run(sys.executable, "-c", WAITS % (given, ["-s", *args]))
+    result.assert_outcomes(passed=1)
+    text = result.stdout.str()
+    assert f"at start {at_start}" in text
+    assert f"in the test {policy}" in text
 
 
 COMPILED = """
@@ -95,7 +161,7 @@ def test_changes(llmprof):
 @pytest.mark.slow
 def test_a_compile_inside_the_clock_fails_the_test(bench):
     bench.test(COMPILED)
-    bench.ini("measure.rounds=2", "measure.warmup=1")
+    bench.ini("measure.rounds=2", "measure.warmup=1", "measure.iterations=1")
     result = bench.run_apart(args=DIRECT)
     result.assert_outcomes(passed=1, failed=1)
     clean(result)

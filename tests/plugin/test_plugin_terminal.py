@@ -58,7 +58,7 @@ def test_config(llmprof_config):
     result = bench.passed(*ECHO, args=STAGE, count=3)
     start = result.outlines.index(next(line for line in result.outlines if "= llmprof =" in line))
     lines = result.outlines[start + 1 :]
-    assert lines[0].split() == ["test", "stage", "TTFT", "ms", "tokens/s", "page", "ms", "CER"]
+    assert lines[0].split() == ["test", "stage", "TTFT", "ms", "tokens/s", "page/call", "ms", "CER"]
     name, stage, ttft, rate, page, cer = lines[1].split()
     assert (name, stage, cer) == ("test_pages[one]", "direct_inference", "0.0000")
     assert float(ttft) <= float(page)
@@ -173,10 +173,11 @@ def test_the_summary_says_where_a_gpu_was_throttled_or_shared():
             dir=f"test_it/{name}/direct_inference",
             values={"total_ms": 10.0},
             quality_reason=None,
-            gpu_warnings=list(warnings),
+            machine_warnings=list(warnings),
             gate_notes=[],
             group=None,
             round_seconds=[],
+            iterations=1,
             params={},
             param="",
             xdist_workers=None,

@@ -7,9 +7,9 @@ from msgspec.structs import replace
 from report_helpers import notes, report, section, to_look_at
 
 from pytest_llmprof.records.environment import Environment, Gpu
-from pytest_llmprof.records.metrics import Metrics
+from pytest_llmprof.records.metrics import Metrics, RoundHost
 from pytest_llmprof.records.stage import StageRecords
-from pytest_llmprof.report.findings import findings, gpu_warnings, warnings
+from pytest_llmprof.report.findings import findings, machine_warnings, warnings
 from pytest_llmprof.stages.torch_profiler.records import Profile, TopOperator
 
 
@@ -141,17 +141,35 @@ def test_warnings(metrics: Metrics, environment: Environment, gpu: Gpu) -> None:
     assert notes(StageRecords(metrics, {}, replace(environment, gpu=busy))) == found
 
 
+def test_a_contended_host_is_a_warning(metrics: Metrics, environment: Environment) -> None:
+    quiet, busy = RoundHost(1.2, 1.9, 0.01, contended=False), RoundHost(7.9, 0.7, 0.634, contended=True)
+    metrics.round_host = [quiet] * 10
+    assert warnings(metrics, environment) == []
+    metrics.round_host = [quiet] * 9 + [busy]  # one in ten does not reach a median
+    assert warnings(metrics, environment) == []
+    metrics.round_host = [quiet, busy]
+    text = (
+        "The host was contended in 1 of 2 rounds (a thread waited for a processor for up to 63.4 % of a round, "
+        "load 7.90): on a quiet machine the same work is faster."
+    )
+    assert warnings(metrics, environment) == machine_warnings(metrics, None) == [text]
+    metrics.round_host = [RoundHost(7.9, 0.7, None, contended=True)]
+    assert machine_warnings(metrics, None) == [
+        "The host was contended in 1 of 1 round (load 7.90): on a quiet machine the same work is faster."
+    ]
+
+
 def test_the_gpu_around_and_during_the_rounds(metrics: Metrics, environment: Environment, gpu: Gpu) -> None:
     metrics.round_seconds = [4.0, 6.0]
     held = {"power": 90.0, "thermal": 0.0}
     environment = replace(environment, gpu_after=gpu, gpu_throttled_ms=held)
-    assert gpu_warnings(metrics, environment) == []  # 90 ms of 10 s is within 1 %
+    assert machine_warnings(metrics, environment) == []  # 90 ms of 10 s is within 1 %
     held["thermal"] = 2_500.0
-    (text,) = gpu_warnings(metrics, environment)
+    (text,) = machine_warnings(metrics, environment)
     assert text == "The GPU was throttled (thermal for 2.50 s during 10.0 s of rounds): the same work can be faster."
     assert text in warnings(metrics, environment)
     after = replace(gpu, throttled=True, throttle_reasons=("sw_power_cap",), other_processes=1)
-    shared, throttled = gpu_warnings(metrics, replace(environment, gpu_after=after))
+    shared, throttled = machine_warnings(metrics, replace(environment, gpu_after=after))
     assert shared == "The GPU was shared with 1 other process."
     assert throttled.startswith("The GPU was throttled (sw_power_cap, thermal for 2.50 s")
-    assert gpu_warnings(metrics, None) == gpu_warnings(metrics, Environment()) == []
+    assert machine_warnings(metrics, None) == machine_warnings(metrics, Environment()) == []

@@ -93,7 +93,10 @@ def test_a_callable(metrics: Metrics) -> None:
     metrics.pages = 1
     text = report(StageRecords(metrics))
     assert "**OK.** A callable, 3 rounds." in text
-    assert "| Total (ms) | 2.50 |" in text
+    assert "| Total a call (ms) | 2.50 |" in text
+    assert "page" not in text.partition("## Metrics")[2]
+    metrics.iterations = 256
+    assert "**OK.** A callable, 3 rounds of 256 calls." in report(StageRecords(metrics))
     assert "n/a" not in text
     assert _sections(text) == ["Metrics"]
 

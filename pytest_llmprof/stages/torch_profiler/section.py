@@ -219,7 +219,7 @@ def _python(metrics: Metrics, profile: Profile) -> Iterator[Finding]:
     """Time of our own ranges in no operator: Python, and the framework between its operators."""
     shares: dict[str, float] = {}
     for row in profile.top_operators:
-        if row.kind == "range" and row.name.startswith("llmprof/"):
+        if row.kind == "range" and row.name.startswith("llmprof/") and row.phase:
             shares[row.phase] = shares.get(row.phase, 0.0) + row.phase_share
     for phase, part in shares.items():
         if part > PYTHON_SHARE and phase not in ("", "preprocess"):
