@@ -13,6 +13,8 @@ SCHEDSTATS = "/proc/self/task/*/schedstat"
 """Linux: for each thread its time on a processor and its time in the queue for one, in nanoseconds."""
 CONTENDED = 0.1
 """A round is contended where a thread waited for a processor for a larger share of its time."""
+LEAST_WAIT_NS = 4_000_000
+"""A shorter wait is a usual turn of the scheduler: in a short round it says nothing of other work."""
 CONTENDED_LOAD = 1.5
 """Where that is not known: where more processes than this ran or waited, for each processor."""
 
@@ -29,10 +31,11 @@ class HostMeter:
         wall = max(time.perf_counter() - self._wall, 1e-9)
         cpu = time.process_time() - self._cpu
         longest = max((ns - self._waited.get(thread, 0) for thread, ns in _waited_ns().items()), default=None)
-        waited = None if longest is None else longest / 1e9 / wall
+        # What a thread waited before the round is counted when its turn comes, so the sum may be too large.
+        waited = None if longest is None else min(longest / 1e9 / wall, 1.0)
         load = _load()
-        if waited is not None:
-            contended = waited > CONTENDED
+        if longest is not None and waited is not None:
+            contended = waited > CONTENDED and longest > LEAST_WAIT_NS
         else:
             contended = load is not None and load > CONTENDED_LOAD * usable_processors()
         return RoundHost(load=load, cpu_share=cpu / wall, waited_share=waited, contended=contended)

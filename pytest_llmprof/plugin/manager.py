@@ -28,7 +28,7 @@ from pytest_llmprof.plugin.items import (
 from pytest_llmprof.plugin.results import Results, failure, judge, one_line, uninterrupted
 from pytest_llmprof.plugin.shared import SHARED, SharedState
 from pytest_llmprof.plugin.terminal import clean, columns, gate_lines, header, relative, summary
-from pytest_llmprof.text.escape import visible
+from pytest_llmprof.text.escape import encodable, visible
 
 pytest_plugins = ("pytest_llmprof.plugin.fixtures",)
 
@@ -268,8 +268,6 @@ class Manager:
     @pytest.hookimpl(wrapper=True)
     def pytest_report_to_serializable(self) -> Generator[None, Any, Any]:
         """In a worker: xdist sends no text that is not valid Unicode, and a failure's text may hold any."""
-        from pytest_llmprof.records.files import encodable
-
         data = yield
         return encodable(data) if self._shared.worker else data
 
@@ -295,7 +293,9 @@ class Manager:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
-        node.workerinput["llmprof"] = self._shared.to_worker()
+        from pytest_llmprof.plugin.tool_items import child_options
+
+        node.workerinput["llmprof"] = self._shared.to_worker(child_options(self._config))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
@@ -338,8 +338,6 @@ class Manager:
             results.warnings.append("interrupted at the end of the session: benchmark.json may be missing")
         results.release_sigterm()
         if self._shared.worker:
-            from pytest_llmprof.records.files import encodable
-
             self._config.workeroutput["llmprof_warnings"] = encodable(results.warnings)  # type: ignore[attr-defined]
         baselines = self._shared.baselines
         if results.log is not None and not self._shared.child:

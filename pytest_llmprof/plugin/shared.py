@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,11 +41,9 @@ class SharedState:
         found: dict[str, Any] = json.loads(getattr(self.config, "workerinput", {}).get("llmprof", "{}"))
         return found
 
-    def to_worker(self) -> str:
+    def to_worker(self, child_options: Sequence[str]) -> str:
         """What a worker gets. In ASCII, as xdist sends no text that is not valid Unicode: a path may hold any bytes."""
         from msgspec.structs import asdict
-
-        from pytest_llmprof.plugin.tool_items import child_options
 
         session = self.session
         return json.dumps(
@@ -54,7 +52,7 @@ class SharedState:
                 "session": session.id,
                 "argv": session.argv,
                 "process": session.process and asdict(session.process),
-                "child_options": child_options(self.config),
+                "child_options": list(child_options),
                 "cwd": str(self.config.invocation_params.dir),
             }
         )

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from pytest_llmprof.errors import ArtifactError
-from pytest_llmprof.text.escape import whole
+from pytest_llmprof.text.escape import encodable
 
 _Record = TypeVar("_Record")
 
@@ -65,17 +65,6 @@ def encode_json(value: Any) -> bytes:
         return msgspec.json.encode(value)
     except UnicodeEncodeError:
         return msgspec.json.encode(encodable(msgspec.to_builtins(value)))
-
-
-def encodable(value: Any) -> Any:
-    """Plain data with each text as valid Unicode, as JSON and pytest-xdist need it."""
-    if isinstance(value, str):
-        return whole(value)
-    if isinstance(value, dict):
-        return {encodable(key): encodable(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(map(encodable, value))
-    return value
 
 
 def read_bytes(path: Path) -> bytes:

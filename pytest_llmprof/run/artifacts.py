@@ -46,7 +46,7 @@ class Artifacts:
         if wanted.is_absolute():
             return Path(os.path.normpath(wanted))
         path = Path(os.path.normpath(stage_dir / wanted))
-        if not path.is_relative_to(stage_dir) or not path.resolve().is_relative_to(stage_dir):
+        if not path.is_relative_to(stage_dir) or not path.resolve().is_relative_to(stage_dir.resolve()):
             raise ArtifactError(
                 f"{key}: {given!r} leaves the stage directory {stage_dir}: give a path below it, or an absolute path"
             )

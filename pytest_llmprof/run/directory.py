@@ -110,9 +110,11 @@ def begin_run_dir(wanted: Path, config_yaml: str, record: RunRecord, *, explicit
                 break
         except (OSError, ArtifactError) as error:
             cause = error if isinstance(error, OSError) else error.__cause__
+            why = getattr(cause, "strerror", error)
+            if isinstance(cause, FileExistsError):  # of a directory above
+                why = os.strerror(errno.ENOTDIR)
             raise ArtifactError(
-                f"cannot make the run directory {path}: {getattr(cause, 'strerror', error)}; name another with "
-                "--llmprof-run-dir"
+                f"cannot make the run directory {path}: {why}; name another with --llmprof-run-dir"
             ) from error
         if explicit:
             raise ArtifactError(

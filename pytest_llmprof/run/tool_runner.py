@@ -85,6 +85,7 @@ class ToolRunner:
                 raise
             except LlmprofError as caught:
                 error = caught
+            error = error or self.catalogue.undeclared(context.figures, self.settings.stage)
             try:
                 self._write(context, error)
             except (ArtifactError, StageError) as unwritten:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import re
+from typing import Any
 
 # Control characters (C0 without tab and line feed, DEL, C1), invisible or direction-changing marks, and separators that
 # some programs read as line ends. Zero-width joiners stay: Persian, Indic scripts and emoji need them.
@@ -24,6 +25,17 @@ _INERT = str.maketrans({"[": "&#91;", "]": "&#93;", "`": "&#96;", "~": "&#126;"}
 def whole(text: str) -> str:
     """*text* as valid Unicode: surrogate pairs joined, a lone surrogate becomes U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def encodable(value: Any) -> Any:
+    """Plain data with each text as valid Unicode, as JSON and pytest-xdist need it."""
+    if isinstance(value, str):
+        return whole(value)
+    if isinstance(value, dict):
+        return {encodable(key): encodable(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(encodable, value))
+    return value
 
 
 def visible(text: str) -> str:

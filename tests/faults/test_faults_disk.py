@@ -1,4 +1,4 @@
-"""A full disk costs a line that names the file and the test or the exit code, never a traceback (issue 15, line 15)."""
+"""A full disk costs a line that names the file and the test or the exit code, never a traceback."""
 
 from __future__ import annotations
 

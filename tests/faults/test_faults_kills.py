@@ -1,4 +1,4 @@
-"""A run that is killed or interrupted at any moment leaves whole files and an honest run.json (issue 15, line 12)."""
+"""A run that is killed or interrupted at any moment leaves whole files and an honest run.json."""
 
 from __future__ import annotations
 

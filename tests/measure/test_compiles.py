@@ -138,7 +138,7 @@ def test_the_complaint_says_what_to_do():
 def test_a_workload_tells_of_it_and_goes_on():
     sizes = iter([3, 3, 4, 3])
     call = torch.compile(lambda tensor: tensor * 2, backend="eager")
-    work = CallableWorkload(lambda: call(torch.ones(next(sizes))), "double", "cpu", lambda *_: None)
+    work = CallableWorkload(lambda: call(torch.ones(next(sizes))), "double", "cpu", lambda *_: None, iterations=1)
     recorder = PhaseRecorder("cpu")
     work.warmup(1, recorder)
     for index in range(3):
@@ -150,7 +150,7 @@ def test_a_workload_tells_of_it_and_goes_on():
 def test_the_profiled_window_is_watched_too():
     sizes = iter([3, 3, 4])
     call = torch.compile(lambda tensor: tensor * 2, backend="eager")
-    work = CallableWorkload(lambda: call(torch.ones(next(sizes))), "double", "cpu", lambda *_: None)
+    work = CallableWorkload(lambda: call(torch.ones(next(sizes))), "double", "cpu", lambda *_: None, iterations=1)
     recorder = PhaseRecorder("cpu")
     work.warmup(1, recorder)
     for batch in work.windows(Window(2, 0, 3), recorder):

@@ -75,6 +75,17 @@ def test_the_thread_that_waited_longest_decides(clocks):
     assert found.contended
 
 
+def test_a_turn_of_the_scheduler_makes_no_short_round_contended(clocks):
+    meter = HostMeter()
+    for waited, contended in ((0.003, False), (0.005, True)):
+        clocks.thread("1", 0.0)
+        meter.begin()
+        clocks.wall += 0.002
+        clocks.thread("1", waited)
+        found = meter.end()
+        assert (found.waited_share, found.contended) == (1.0, contended)
+
+
 def test_where_the_kernel_counts_no_waiting_the_load_decides(clocks):
     meter = HostMeter()
     for load, contended in ((3.0, False), (3.01, True)):

@@ -1,4 +1,4 @@
-"""A folder of the user's own files in a run: what is left out, which pages may fail, the paths as given (issue 15)."""
+"""A folder of the user's own files in a run: what is left out, which pages may fail, the paths as given."""
 
 from __future__ import annotations
 

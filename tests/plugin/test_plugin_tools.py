@@ -61,7 +61,8 @@ def configs(bench, stage: str) -> tuple[dict, dict]:
 
 def expected(mine: dict, **output: object) -> dict:
     """What the child's configuration is, with *output* in both kinds of output."""
-    childs = mine | {"stages": ["torch_profiler"], "measure": {**mine["measure"], "rounds": 1, "warmup": 1}}
+    measure = {**mine["measure"], "rounds": 1, "warmup": 1, "iterations": 1}
+    childs = mine | {"stages": ["torch_profiler"], "measure": measure}
     childs["llmprof"]["stage"] = "torch_profiler"
     block = childs["pipeline"]["torch_profiler"]
     block["enable"] = False

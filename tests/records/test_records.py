@@ -185,7 +185,7 @@ def test_a_missing_metrics_file_is_named(tmp_path: Path) -> None:
     assert refused(tmp_path) == f"cannot read {tmp_path / 'metrics.json'}: No such file or directory"
 
 
-# Line 18 of issue 15: readers raise their own errors.
+# Readers raise their own errors.
 
 FOREIGN = {
     "invalid UTF-8 in a value": b'{"schema": 1, "test": "\xff"}',

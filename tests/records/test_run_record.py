@@ -1,4 +1,4 @@
-"""Whether a run goes on: read from the process in run.json (issue 15, line 12)."""
+"""Whether a run goes on: read from the process in run.json."""
 
 from __future__ import annotations
 

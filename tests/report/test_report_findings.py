@@ -89,7 +89,7 @@ def test_python_between_operators_is_named(records: StageRecords, profile: Profi
 
 
 def test_python_outside_phases_has_no_line(records: StageRecords, profile: Profile) -> None:
-    """Line 8 of issue 15: "100.0 % of  is Python between operators" was said of a callable."""
+    """Once "100.0 % of  is Python between operators" was said of a callable."""
     profile.top_operators = [TopOperator("llmprof/round", "range", "", 1, 1.0, 1.0, 1.0)]
     assert not any("Python" in text for text in to_look_at(records))
 

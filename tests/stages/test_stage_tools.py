@@ -240,7 +240,7 @@ def test_ncu_on_a_card(stage, printed):
 
 
 def test_ncu_exports_with_a_fixed_locale(stage, printed, tmp_path, monkeypatch):
-    """Line 3 of issue 15."""
+    """Whatever the user's locale is: the numbers of the export are read."""
     monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
     stage("ncu", "pass", "pipeline.ncu.env={LC_ALL: fr_FR.UTF-8}", report=printed)
     assert (tmp_path / "pid").read_text() == "C"
@@ -255,7 +255,6 @@ def test_ncu_exports_with_a_fixed_locale(stage, printed, tmp_path, monkeypatch):
     ],
 )
 def test_a_broken_table_of_kernels_is_named(text, tmp_path):
-    """Line 18 of issue 15."""
     (tmp_path / "kernels.csv").write_text(text)
     with pytest.raises(ArtifactError, match=r"kernels\.csv is broken: line \d is no row of kernels"):
         choose(NcuOptions(), [("nsys", tmp_path)])
@@ -263,7 +262,6 @@ def test_a_broken_table_of_kernels_is_named(text, tmp_path):
 
 @pytest.mark.parametrize("content", [b'{"outcome": 3}', b"[]", b"null", b'{"outcome": "\xff"}', b"[" * 100_000])
 def test_an_outcome_of_another_shape_is_refused(content, tmp_path):
-    """Line 18 of issue 15."""
     (tmp_path / "outcome.json").write_bytes(content)
     with pytest.raises(ArtifactError, match=r"outcome\.json"):
         Outcome.read(tmp_path)

@@ -50,7 +50,7 @@ def test_names_are_safe_distinct_and_short() -> None:
     ],
 )
 def test_names_that_would_be_one_file_get_a_digest_each(tmp_path, names) -> None:
-    """On a file system that ignores case and Unicode forms, and with 255 bytes a name (issue 15, line 10)."""
+    """On a file system that ignores case and Unicode forms, and with 255 bytes a name."""
     safe = unique_names(names)
     assert all(re.search(r"-[0-9a-f]{10}$", name) for name in safe.values())
     folded = {unicodedata.normalize("NFKC", unicodedata.normalize("NFD", name).casefold()) for name in safe.values()}
