@@ -8,15 +8,12 @@ import os
 import shlex
 import shutil
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 
 from pytest_llmprof.cli.options import Subparsers, add_margin, margin_of
-from pytest_llmprof.cli.processes import NOT_MEASURED, ProcessFailed, Side, ignore_signals, interruptible
-from pytest_llmprof.cli.revisions import Found, Repository, make_environment, probe, with_path
+from pytest_llmprof.cli.processes import NOT_MEASURED, ProcessFailed, ignore_signals, interruptible
+from pytest_llmprof.cli.sides import Request, Wish, prepared, say
 from pytest_llmprof.compare.alternate import Alternation
 from pytest_llmprof.compare.compare import Terms
 from pytest_llmprof.compare.rules import Rule, parse_rules
@@ -25,8 +22,7 @@ from pytest_llmprof.compare.table import FORMATS, render
 from pytest_llmprof.errors import ArtifactError, ConfigError
 from pytest_llmprof.records.catalogue import BUILTIN, Declaration
 from pytest_llmprof.records.files import write_text
-from pytest_llmprof.text.escape import one_line, visible
-from pytest_llmprof.text.numbers import count
+from pytest_llmprof.text.escape import one_line
 
 _RUNS = "llmprof-runs"
 _OWN = frozenset(
@@ -62,7 +58,9 @@ def add(commands: Subparsers) -> None:
         action="store_true",
         help="install each revision into an environment of its own, also where this one has all that it needs",
     )
-    parser.add_argument("--minutes", default="20", metavar="NUMBER", help="what all may take (default: %(default)s)")
+    parser.add_argument(
+        "--minutes", default="20", metavar="NUMBER", help="what all processes may take (default: %(default)s)"
+    )
     add_margin(parser)
     parser.add_argument(
         "--metric",
@@ -78,37 +76,7 @@ def add(commands: Subparsers) -> None:
         "--out", type=Path, metavar="DIR", help=f"where all runs go (default: {_RUNS}/ab-TIME)"
     )
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="PYTEST ARGS", help="what pytest is given")
-    parser.set_defaults(command=_run)
-
-
-@dataclass(frozen=True)
-class _Wish:
-    """What the options say of one side."""
-
-    letter: str
-    overrides: tuple[str, ...]
-    revision: str | None
-    python: str | None
-
-    def option(self, name: str = "") -> str:
-        """One of its options: "--a-ref" for "-ref"."""
-        return f"--{self.letter.lower()}{name}"
-
-
-@dataclass
-class _Job:
-    """What the command line asks for."""
-
-    wishes: tuple[_Wish, _Wish]
-    arguments: tuple[str, ...]
-    install: bool
-    out: Path
-    notices: list[str] = field(default_factory=list)
-
-    def notice(self, line: str) -> None:
-        """Say it at once, and again in the report."""
-        self.notices.append(line)
-        _say(f"note: {line}")
+    parser.set_defaults(command=_run, hint='; options of pytest come after a path or "--"')
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -117,18 +85,19 @@ def _run(options: argparse.Namespace) -> int:
     wishes = (_wish(options, "A"), _wish(options, "B"))
     arguments = _pytest_arguments(options.arguments)
     _rules(options.metric, options.margin, None)
-    job = _Job(wishes, arguments, options.install, _out(options.out))
+    _check_install(options.install, wishes)
+    request = Request(wishes, arguments, options.install, _out(options.out))
     loop: Alternation | None = None
     failed: ProcessFailed | None = None
     with interruptible():
         try:
-            with _sides(job) as sides:
+            with prepared(request) as sides:
                 loop = Alternation(
-                    measure=lambda side, number, patience: sides[side].measure(job.out, number, patience),
+                    measure=lambda side, number, patience: sides[side].measure(request.out, number, patience),
                     rules=lambda metrics: _rules(options.metric, options.margin, metrics),
                     seconds=seconds,
                     terms=terms,
-                    progress=_say,
+                    progress=say,
                 )
                 stopped = loop.run()
         except ProcessFailed as error:
@@ -138,22 +107,21 @@ def _run(options: argparse.Namespace) -> int:
         ignore_signals()
         result = loop.result(stopped) if loop else None
         if result is not None:
-            result.notices[:0] = job.notices
-            write_text(job.out / "comparison.json", render(result, "json"))
+            result.notices[:0] = request.notices
             sys.stdout.write(render(result, options.format, everything=options.all))
             sys.stdout.flush()
-            _say(f"all runs are in {job.out}")
+            try:
+                write_text(request.out / "comparison.json", render(result, "json"))
+            except OSError as error:
+                raise ArtifactError(f"cannot write {request.out}/comparison.json: {error.strerror}") from error
+            say(f"all runs are in {request.out}")
         if failed:
-            _say(f"ERROR: {stopped}\n" + "".join(f"    {line}\n" for line in failed.tail))
+            say(f"ERROR: {stopped}\n" + "".join(f"    {line}\n" for line in failed.tail))
             return failed.code
         if result is None:
-            _say(f"ERROR: {stopped}: no pair was measured")
+            say(f"ERROR: {stopped}: no pair was measured")
             return NOT_MEASURED
         return result.exit_code
-
-
-def _say(line: str) -> None:
-    print(visible(line).rstrip(), file=sys.stderr, flush=True)
 
 
 def _minutes(text: str) -> float:
@@ -166,7 +134,7 @@ def _minutes(text: str) -> float:
     return found
 
 
-def _wish(options: argparse.Namespace, letter: str) -> _Wish:
+def _wish(options: argparse.Namespace, letter: str) -> Wish:
     name = letter.lower()
     try:
         overrides = tuple(shlex.split(getattr(options, name) or ""))
@@ -180,7 +148,15 @@ def _wish(options: argparse.Namespace, letter: str) -> _Wish:
     if python and not found:
         raise ConfigError(f"--{name}-python: there is no program {python}")
     # Not resolved: the interpreter of an environment is a link.
-    return _Wish(letter, overrides, getattr(options, f"{name}_ref"), found and os.path.abspath(found))
+    return Wish(letter, overrides, getattr(options, f"{name}_ref"), found and os.path.abspath(found))
+
+
+def _check_install(install: bool, wishes: Sequence[Wish]) -> None:
+    if install and all(wish.revision is None for wish in wishes):
+        raise ConfigError("--install is for revisions: give --a-ref or --b-ref, too")
+    for wish in wishes:
+        if install and wish.revision is not None and wish.python is not None:
+            raise ConfigError(f"--install makes an interpreter for {wish.revision}: leave {wish.option('-python')} out")
 
 
 def _pytest_arguments(given: Sequence[str]) -> tuple[str, ...]:
@@ -225,101 +201,3 @@ def _rules(given: Sequence[str], margin: str, metrics: Sequence[Declaration] | N
         quality = name in known and known[name].section == "quality"
         texts.append(text if colon else f"{text}:{'0' if quality else margin}")
     return parse_rules(texts, list(known.values()), "--metric")
-
-
-@contextmanager
-def _sides(job: _Job) -> Iterator[dict[str, Side]]:
-    """How processes of both sides are started. At the end of the block work trees and environments are removed."""
-    refs = [wish for wish in job.wishes if wish.revision is not None]
-    if not refs:
-        _tell(job, [(wish.overrides, wish.python) for wish in job.wishes])
-        yield {wish.letter: _as_it_is(wish, job) for wish in job.wishes}
-        return
-    repository = Repository.here(refs[0].option("-ref"))
-    commits = {
-        wish.letter: repository.commit(wish.revision, wish.option("-ref"))
-        for wish in refs
-        if wish.revision is not None
-    }
-    _check_paths(job.arguments, repository.top)
-    changes = repository.changes()
-    if changes:
-        names = next((f"{letter} alone" for letter in "AB" if letter not in commits), "neither side")
-        job.notice(f"{count(changes, 'file has', 'files have')} uncommitted changes, which are in {names}")
-    head = None if changes else repository.commit("HEAD", "HEAD")
-    _tell(job, [(wish.overrides, wish.python, commits.get(wish.letter, head)) for wish in job.wishes])
-    place = Path(tempfile.mkdtemp(prefix="llmprof-ab-"))
-    try:
-        yield {
-            wish.letter: _of_revision(wish, job, repository, commits[wish.letter], place)
-            if wish.letter in commits
-            else _as_it_is(wish, job, repository)
-            for wish in job.wishes
-        }
-    finally:
-        ignore_signals()
-        for letter in commits:
-            repository.remove_worktree(_tree(place, letter))
-        shutil.rmtree(place, ignore_errors=True)
-
-
-def _tell(job: _Job, sides: Sequence[object]) -> None:
-    if sides[0] == sides[1]:
-        job.notice("A and B are the same: an A/A check, in which every verdict but the same is a false alarm")
-    for wish in job.wishes:
-        _say(f"{wish.letter}: {_title(wish)}")
-
-
-def _title(wish: _Wish) -> str:
-    parts = [f"revision {wish.revision}"] if wish.revision is not None else []
-    parts += [" ".join(wish.overrides)] if wish.overrides else []
-    parts += [wish.python] if wish.python else []
-    return ", ".join(parts) or "as it is here"
-
-
-def _tree(place: Path, letter: str) -> Path:
-    return place / letter.lower()
-
-
-def _side(wish: _Wish, job: _Job, python: str, cwd: Path, environment: Mapping[str, str]) -> Side:
-    overrides = [f"--llmprof-override={one}" for one in wish.overrides]
-    return Side(wish.letter, _title(wish), python, cwd, environment, (*job.arguments, *overrides))
-
-
-def _as_it_is(wish: _Wish, job: _Job, repository: Repository | None = None) -> Side:
-    """A side without a revision. Beside one that has, it imports from its work tree as that does."""
-    python = wish.python or sys.executable
-    environment = with_path(repository.top) if repository else dict(os.environ)
-    if wish.python or repository:
-        top = repository.top if repository else None
-        _check(probe(python, Path.cwd(), environment, top, wish.option("-python")), wish.option("-python"), python)
-    return _side(wish, job, python, Path.cwd(), environment)
-
-
-def _of_revision(wish: _Wish, job: _Job, repository: Repository, commit: str, place: Path) -> Side:
-    option, tree = wish.option("-ref"), _tree(place, wish.letter)
-    cwd = repository.add_worktree(tree, commit, option)
-    python, environment = wish.python or sys.executable, with_path(tree)
-    if not job.install:
-        found = probe(python, cwd, environment, tree, option)
-        if not found.lacking or wish.python:
-            _check(found, option, python)
-            return _side(wish, job, python, cwd, environment)
-        _say(f"{wish.letter}: {found.lacking} here; making an environment for it")
-    letter = wish.letter.lower()
-    python = make_environment(place / f"env-{letter}", tree, job.out / f"install-{letter}.log", option)
-    _check(probe(python, cwd, os.environ, tree, option), option, "the environment made for it")
-    return _side(wish, job, python, cwd, os.environ)
-
-
-def _check(found: Found, option: str, python: str) -> None:
-    if found.lacking:
-        raise ConfigError(f"{option}: {python}: {found.lacking}")
-
-
-def _check_paths(arguments: Sequence[str], top: Path) -> None:
-    """A full path into the repository would run the same tests on both sides."""
-    for one in arguments:
-        path = Path(one.partition("::")[0])
-        if path.is_absolute() and path.is_relative_to(top):
-            raise ConfigError(f"{one}: give tests relative to {Path.cwd()}, so that each revision runs its own")

@@ -57,33 +57,45 @@ class Side:
         """
         directory = out / self.letter.lower() / f"{number:02d}"
         log = directory.with_suffix(".log")
-        log.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.touch()
+        except OSError as error:
+            raise ProcessFailed(f"cannot write {log}: {error.strerror}", NOT_MEASURED) from error
         command = [self.python, "-m", "pytest", *self.arguments, f"--llmprof-run-dir={directory}"]
         code = run_logged(command, log, cwd=self.cwd, environment=self.environment, seconds=seconds)
         return self._read(directory, log, number, code)
 
     def _read(self, directory: Path, log: Path, number: int, code: int) -> SavedRun:
-        where = f"{self.letter}, process {number}"
-        lines = _lines(log)
+        where, seen, lines = f"{self.letter}, process {number}", f"(log: {log})", _lines(log)
         if code in _REFUSED:
-            cause = next((line for line in reversed(lines) if "rror: " in line or line.startswith("ERROR")), "")
-            cause = f": {one_line(cause.removeprefix('ERROR: '))}" if cause else ""
-            raise ProcessFailed(f"{where}: {_REFUSED[code]}{cause} (log: {log})", BAD_INPUT)
-        run = None
-        with contextlib.suppress(ArtifactError):  # a process that was killed may leave half a run
+            raise ProcessFailed(f"{where}: {_REFUSED[code]}{_cause(lines) if code != 5 else ''} {seen}", BAD_INPUT)
+        try:
             run = saved_run(directory)
-        failed = [test for test in run.tests if test.problem] if run else []
-        if code != 0 or run is None or run.status != "complete":
-            how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-            what = f"ended with {how}" if code else "left no whole run (is pytest-llmprof loaded?)"
+        except ArtifactError as error:  # a process that was killed may leave half a run
+            what = f"left no run, {error}" if code == 0 else _ended(code)
+            raise ProcessFailed(f"{where}: {what} {seen}", NOT_MEASURED, lines[-_TAIL_LINES:]) from error
+        failed = [test for test in run.tests if test.problem]
+        if code != 0 or run.status != "complete":
+            what = _ended(code) if code else f"its run is {run.status}"
             if code == 1 and failed:
                 what = f"{one_line(failed[0].id, 120)} failed: {one_line(failed[0].problem or '', 200)}"
-            raise ProcessFailed(f"{where}: {what} (log: {log})", NOT_MEASURED, lines[-_TAIL_LINES:])
+            raise ProcessFailed(f"{where}: {what} {seen}", NOT_MEASURED, lines[-_TAIL_LINES:])
         if len(failed) == len(run.tests):
             why = one_line(failed[0].problem or "", 200) if failed else "no test uses the fixture llmprof"
-            raise ProcessFailed(f"{where}: nothing was measured: {why} (log: {log})", NOT_MEASURED)
+            raise ProcessFailed(f"{where}: nothing was measured: {why} {seen}", NOT_MEASURED)
         run.name = f"{self.letter}, {self.title}"
         return run
+
+
+def _ended(code: int) -> str:
+    return f"ended with signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
+def _cause(lines: Sequence[str]) -> str:
+    """The last line of an error, after a colon; empty where there is none."""
+    line = next((line for line in reversed(lines) if "rror: " in line or line.startswith("ERROR")), None)
+    return f": {one_line(line.removeprefix('ERROR: '))}" if line else ""
 
 
 def _lines(log: Path) -> list[str]:

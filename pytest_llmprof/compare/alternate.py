@@ -73,12 +73,16 @@ class Alternation:
             self._report_pair()
             if pairs in self._plan.looks() and (settled := self._look()):
                 return settled
-        return f"{count(self._plan.max_pairs, 'pair')} are all that were planned"
+        whole = count(len(self.before), "pair")
+        if len(self.before) < (self.terms.plan or Plan()).max_pairs:
+            return f"out of time for more than {whole}"
+        return f"{whole} are all that were planned"
 
     def result(self, stopped: str) -> Comparison | None:
         """What was measured; None without a whole pair. Raises `ArtifactError` where it cannot be compared."""
-        if not self.after or len(self.before) != len(self.after):
+        if not self.after:
             return None
+        del self.before[len(self.after) :]  # an interrupt may come between the sides of a pair
         comparison = self._compare()
         comparison.job = Job(
             pairs=len(self.before),

@@ -287,9 +287,9 @@ class _Comparer:
         if not pairs:
             return
         row.verdict = decision.verdict
-        row.how = count(len(pairs), "pair")
+        row.how = count(len(pairs) if decision.verdict is Verdict.UNCLEAR else decision.looked, "pair")
         if decision.interval is not None and decision.control is not None:
-            if decision.looked < len(pairs):
+            if decision.verdict is Verdict.UNCLEAR and decision.looked < len(pairs):
                 row.how += f", last look at {decision.looked}"
             row.control = math.expm1(min(decision.control.half, 700.0))
             _show_interval(row, decision.interval)

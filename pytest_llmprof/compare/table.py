@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
@@ -156,7 +157,12 @@ def _job_lines(comparison: Comparison) -> list[str]:
         return []
     blocks = " ".join(job.order[start : start + 4] for start in range(0, min(len(job.order), 8), 4))
     more = " ..." if len(job.order) > 8 else ""
-    return [f"{count(job.pairs, 'pair')} ({blocks}{more}) in {duration(job.seconds)}; stopped: {job.stopped}"]
+    gated = Counter(row.verdict for row in comparison.rows if row.limit is not None)
+    verdicts = ", ".join(f"{gated[verdict]} {verdict}" for verdict in Verdict if verdict in gated)
+    return [
+        f"{count(job.pairs, 'pair')} ({blocks}{more}) in {duration(job.seconds)}; stopped: {one_line(job.stopped)}",
+        f"gated: {verdicts or 'nothing'}; exit code {comparison.exit_code}",
+    ]
 
 
 def _verdict_line(comparison: Comparison) -> str:

@@ -1,7 +1,8 @@
 """A stand-in for `python -m pytest` that writes a run at once. Overrides say what it does:
 
 `tpot=0.6` its time (without it, that in the file speed.txt here), `end=CODE` how it ends, `say=TEXT` what it prints,
-`sleep=SECONDS` how long it takes, `status=STATUS` what run.json says.
+`from=NUMBER` from which process on it does (default: 1), `sleep=SECONDS` how long it takes, `status=STATUS` what
+run.json says.
 """
 
 import os
@@ -22,7 +23,7 @@ options = dict(one.split("=", 1) for one in overrides)
 directory = Path(next(one.partition("=")[2] for one in sys.argv if one.startswith("--llmprof-run-dir=")))
 print(options.get("say", ""), flush=True)
 time.sleep(float(options.get("sleep", 0)))
-code = int(options.get("end", 0))
+code = int(options.get("end", 0)) if int(directory.name) >= int(options.get("from", 1)) else 0
 if code < 0:
     os.kill(os.getpid(), -code)
 if code in (0, 1):

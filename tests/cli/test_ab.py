@@ -82,6 +82,7 @@ def test_the_table_shows_what_the_machine_can_see(ab):
     assert "slower   FAILED, limit 2%" in line
     assert "Can see" in out
     assert "6 pairs (ABBA BAAB ...) in " in out
+    assert "gated: 1 slower; exit code 1" in out
     directory = Path(err.splitlines()[-1].removeprefix("all runs are in "))
     assert len(list(directory.glob("[ab]/*/run.json"))) == 12
     assert json.loads((directory / "comparison.json").read_text())["job"]["pairs"] == 6
@@ -179,6 +180,8 @@ def test_a_revision_runs_in_the_directory_below_it(ab, repository, monkeypatch):
         (("--metric", "tpot", "--a", "tpot=1", "--b", "tpot=1"), "unknown metric tpot (did you mean 'tpot_ms'?)"),
         (("tests", "--minutes", "3"), "--minutes stands after the first argument of pytest: give it before tests"),
         (("tests", "--llmprof-run-dir=x"), "--out names where they go"),
+        (("--install",), "--install is for revisions"),
+        (("--install", "--a-ref", "old"), "leave --a-python out"),
         (("--a-ref", "old"), "is not in a git repository"),
         (("--out", "full"), "/full is not empty: name a new directory"),
         (("--a", "end=5"), "A, process 1: no tests were collected (log: "),
@@ -209,6 +212,14 @@ def test_bad_revisions(ab, repository, arguments, why):
     code, out, err = ab(*arguments)
     assert (code, out, err.count("\n")) == (4, "", 1)
     assert why in err
+
+
+def test_options_of_pytest_before_a_path(stub, capsys):
+    with pytest.raises(SystemExit) as found:
+        main(["ab", "-k", "free", "tests"])
+    assert found.value.code == 4
+    expected = 'ERROR: unrecognized arguments: -k; options of pytest come after a path or "--" (see llmprof --help)\n'
+    assert capsys.readouterr().err == expected
 
 
 def test_no_git(stub, capsys, monkeypatch):
@@ -247,9 +258,18 @@ def test_a_killed_process_stops(ab):
     assert "B, process 2: ended with signal SIGKILL" in err
 
 
+def test_what_was_measured_before_a_failure_is_shown(ab):
+    code, out, err = ab("--a", "tpot=1", "--b", "tpot=2 end=1 from=5 say=oops", "--format", "json", "--out", "runs")
+    found = json.loads(out)
+    assert (code, found["job"]["pairs"], row_of(found)["verdict"]) == (3, 2, "unclear")
+    assert found["job"]["stopped"].startswith("B, process 5: ended with exit code 1")
+    assert "ERROR: B, process 5: ended with exit code 1" in err
+    assert json.loads(Path("runs/comparison.json").read_text()) == found
+
+
 def test_half_a_run_is_not_measured(ab):
     code, _, err = ab("--a", "tpot=1 status=stopped")
-    assert (code, "A, process 1: left no whole run" in err) == (3, True)
+    assert (code, "A, process 1: its run is stopped (log: " in err) == (3, True)
 
 
 def test_out_of_time(ab):
@@ -271,7 +291,7 @@ def test_a_revision_that_does_not_install(ab, repository, stub, capfd, monkeypat
     code = main(["ab", "--b-ref", "needs"])
     err = capfd.readouterr().err.splitlines()
     assert code == 4
-    assert "nothere-llmprof>=3 is missing here; making an environment for it" in err[-2]
+    assert err[-2] == "B: making an environment of its own, as nothere-llmprof>=3 is missing here"
     assert err[-1].startswith("ERROR: --b-ref: the revision does not install: No matching distribution")
     assert len(git("worktree", "list").splitlines()) == 1
 
@@ -302,6 +322,21 @@ sys.meta_path.insert(0, Finder)
     code, _, err = ab("--a-ref", "HEAD")
     assert code == 4
     assert err.endswith("work/model/__init__.py, not from the work tree\n")
+
+
+_HEAVY = """
+import sys
+from pytest_llmprof.cli import main
+code = main(sys.argv[1:])
+print("heavy:", sorted({"torch", "transformers", "pytest", "hydra", "omegaconf"} & set(sys.modules)))
+sys.exit(code)
+"""
+
+
+def test_neither_torch_nor_pytest_is_imported(stub):
+    arguments = ["ab", "--a", "tpot=1", "--b", "tpot=2", f"--a-python={stub}", f"--b-python={stub}"]
+    done = subprocess.run([sys.executable, "-c", _HEAVY, *arguments], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (1, "heavy: []")
 
 
 _REAL = """

@@ -87,7 +87,7 @@ def test_looks_are_planned_for_the_time_that_is_left():
     loop = machine.loop(seconds=210)  # 6 pairs take 120 s, 4 more fit
     stopped = loop.run()
     found = loop.result(stopped)
-    assert (found.job.pairs, found.job.most, stopped) == (10, 10, "10 pairs are all that were planned")
+    assert (found.job.pairs, found.job.most, stopped) == (10, 10, "out of time for more than 10 pairs")
     assert row_of(found).how == "10 pairs"
 
 
@@ -156,6 +156,8 @@ def test_an_interrupted_job_keeps_its_whole_pairs():
         loop.run()
     found = loop.result("interrupted")
     assert (found.job.pairs, found.job.order, found.exit_code) == (2, "ABBAB", 3)
+    loop.before.append(loop.before[0])  # it may also come between the sides of a pair
+    assert loop.result("interrupted").job.pairs == 2
 
 
 def test_disturbed_processes_are_left_out_and_never_pass_as_the_same():
@@ -172,7 +174,7 @@ def test_disturbed_processes_are_left_out_and_never_pass_as_the_same():
     row = row_of(found)
     assert row.verdict is Verdict.SAME
     assert row.note.startswith("1 pair left out: missing, not above 0, or the GPU was disturbed")
-    assert row.how == f"{found.job.pairs - 1} pairs, last look at {found.job.pairs - 2}"
+    assert row.how == f"{found.job.pairs - 2} pairs"  # a pair fewer, so its look came one pair later
 
     machine = Machine(noisy(0.54, 0.001, 24, 1), noisy(0.54, 0.001, 24, 2))
     machine.run = run
