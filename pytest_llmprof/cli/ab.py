@@ -87,8 +87,6 @@ def _run(options: argparse.Namespace) -> int:
     _rules(options.metric, options.margin, None)
     _check_install(options.install, wishes)
     request = Request(wishes, arguments, options.install, _out(options.out))
-    loop: Alternation | None = None
-    failed: ProcessFailed | None = None
     with interruptible():
         try:
             with prepared(request) as sides:
@@ -99,29 +97,39 @@ def _run(options: argparse.Namespace) -> int:
                     terms=terms,
                     progress=say,
                 )
-                stopped = loop.run()
-        except ProcessFailed as error:
-            failed, stopped = error, one_line(str(error))
+                return _measure(loop, request, options)
         except KeyboardInterrupt as error:
-            stopped = f"interrupted by {error}"
-        ignore_signals()
-        result = loop.result(stopped) if loop else None
-        if result is not None:
-            result.notices[:0] = request.notices
-            sys.stdout.write(render(result, options.format, everything=options.all))
-            sys.stdout.flush()
-            try:
-                write_text(request.out / "comparison.json", render(result, "json"))
-            except OSError as error:
-                raise ArtifactError(f"cannot write {request.out}/comparison.json: {error.strerror}") from error
-            say(f"all runs are in {request.out}")
-        if failed:
-            say(f"ERROR: {stopped}\n" + "".join(f"    {line}\n" for line in failed.tail))
-            return failed.code
-        if result is None:
-            say(f"ERROR: {stopped}: no pair was measured")
+            say(f"ERROR: interrupted by {error}: no pair was measured")
             return NOT_MEASURED
-        return result.exit_code
+
+
+def _measure(loop: Alternation, request: Request, options: argparse.Namespace) -> int:
+    """Run *loop* and report what it measured, however it ended. Gives the exit code."""
+    failed: ProcessFailed | None = None
+    try:
+        stopped = loop.run()
+    except ProcessFailed as error:
+        failed, stopped = error, one_line(str(error))
+    except KeyboardInterrupt as error:
+        stopped = f"interrupted by {error}"
+    ignore_signals()
+    result = loop.result(stopped)
+    if result is not None:
+        result.notices[:0] = request.notices
+        sys.stdout.write(render(result, options.format, everything=options.all))
+        sys.stdout.flush()
+        try:
+            write_text(request.out / "comparison.json", render(result, "json"))
+        except OSError as error:
+            raise ArtifactError(f"cannot write {request.out}/comparison.json: {error.strerror}") from error
+        say(f"all runs are in {request.out}")
+    if failed:
+        say(f"ERROR: {stopped}\n" + "".join(f"    {line}\n" for line in failed.tail))
+        return failed.code
+    if result is None:
+        say(f"ERROR: {stopped}: no pair was measured")
+        return NOT_MEASURED
+    return result.exit_code
 
 
 def _minutes(text: str) -> float:

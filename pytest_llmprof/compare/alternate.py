@@ -47,16 +47,23 @@ class Alternation:
     _plan: Plan = field(default_factory=Plan)
     _rules: tuple[Rule, ...] = ()
     _begin: float = 0.0
+    _end: float = 0.0
     _pair_seconds: list[float] = field(default_factory=list)
 
     def run(self) -> str:
-        """Measure until it is decided. Gives why it stopped.
+        """Measure until it is decided. Gives why it stopped; call it once.
 
         Raises `ArtifactError` or `ConfigError` after the first pair where both sides cannot be compared or a rule
         names no metric, and whatever `measure` raises.
         """
         self._plan = self.terms.plan or Plan()
         self._begin = self.clock()
+        try:
+            return self._until_stopped()
+        finally:
+            self._end = self.clock()
+
+    def _until_stopped(self) -> str:
         while len(self.before) < self._plan.max_pairs:
             if not self._another_fits():
                 return f"out of time, after {duration(self.clock() - self._begin)}"
@@ -88,7 +95,7 @@ class Alternation:
             pairs=len(self.before),
             most=self._plan.max_pairs,
             order=self.sides,
-            seconds=round(self.clock() - self._begin, 1),
+            seconds=round(self._end - self._begin, 1),
             stopped=stopped,
         )
         return comparison

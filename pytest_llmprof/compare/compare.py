@@ -295,7 +295,7 @@ class _Comparer:
             _show_interval(row, decision.interval)
         else:
             row.ratio = math.exp(math.fsum(math.log(after / before) for before, after in pairs) / len(pairs))
-            row.note = "; ".join(filter(None, (f"the first look has {plan.first} pairs", row.note)))
+            row.how += f", the first look has {plan.first}"
 
     def _trusted_pairs(self, name: str, metric: Declaration) -> list[tuple[float, float]]:
         """The values of the pairs whose processes both have one above 0 that can be trusted."""

@@ -110,7 +110,7 @@ def test_too_little_time_for_the_first_look_is_unclear_and_said_early():
     assert "the first look, at 6 pairs, needs 1 min 20 s more" in machine.lines[1]
     found = loop.result(stopped)
     row = row_of(found)
-    assert (row.verdict, row.note, found.exit_code) == (Verdict.UNCLEAR, "the first look has 6 pairs", 3)
+    assert (row.verdict, row.how, found.exit_code) == (Verdict.UNCLEAR, "3 pairs, the first look has 6", 3)
     assert row.ratio == pytest.approx(0.60 / 0.54, rel=0.01)
 
 
