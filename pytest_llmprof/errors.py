@@ -21,6 +21,9 @@ from collections.abc import Iterable
 class LlmprofError(Exception):
     """A failure whose text is one clear line: what, where it was set, what is allowed, the nearest name."""
 
+    def __str__(self) -> str:
+        return " ".join(super().__str__().splitlines())  # a path or a value in it may hold line breaks
+
 
 class ConfigError(LlmprofError):
     """An option, key, preset or value that is not allowed."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+import os
+import re
 import types
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import fields, is_dataclass
@@ -14,6 +16,7 @@ _SEQUENCES = (tuple, list, set, frozenset, Sequence, Set)
 _BOOLEANS = {"yes": True, "on": True, "no": False, "off": False}
 """What YAML reads as booleans and msgspec does not."""
 _WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "text", type(None): "null"}
+_INTEGER = re.compile(r"[+-]?\d{1,30}")
 _BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
@@ -92,13 +95,15 @@ def _prepared(hint: Any, value: Any) -> Any:
         return _prepared_mapping(kind, value)
     if issubclass(origin, enum.Enum):  # by name, where msgspec goes by value
         return kind[value].value if value in kind.__members__ else _refuse(hint, value)
+    if kind is str and isinstance(value, str) and not _can_be_encoded(value):
+        raise Mismatch("", value, "text without NUL characters and halves of characters")
     if kind is str and isinstance(value, (bool, int)):
         return str(value).lower()
     if kind is str and isinstance(value, float):  # 1e3 read from YAML is 1000.0: what was written is lost
         raise Mismatch("", value, "text (quote a text that looks like a number)")
-    if kind is int and isinstance(value, (str, float)):
+    if kind is int and isinstance(value, (str, int, float)) and not isinstance(value, bool):
         text = str(value).strip()
-        return int(text) if text.lstrip("+-").isdecimal() else _refuse(hint, value)
+        return int(text) if _INTEGER.fullmatch(text) and abs(int(text)) < 2**63 else _refuse(hint, value)
     if isinstance(value, str) and kind is not str:
         return _BOOLEANS.get(value.lower(), value) if value.lower() != "null" else _refuse(hint, value)
     return value
@@ -133,6 +138,14 @@ def _kind(hint: Any, value: Any) -> Any:
     wanted = _SEQUENCES if isinstance(value, (list, tuple)) else ()
     best = [one for one in kinds if one is type(value) or (get_origin(one) or one) in wanted]
     return (best or [one for one in kinds if get_origin(one) not in _SEQUENCES] or kinds)[0]
+
+
+def _can_be_encoded(text: str) -> bool:
+    """Whether *text* can be (a part of) a path, a variable or an argument."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def _refuse(hint: Any, value: object) -> NoReturn:

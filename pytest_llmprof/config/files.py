@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ import yaml  # type: ignore[import-untyped]
 
 from pytest_llmprof.errors import ConfigError
 
+_DEEPEST = 50
+_MOST = 100_000
+
 
 def read_keys(path: Path) -> dict[str, Any]:
     """A YAML file's keys, as OmegaConf reads them. Raises `ConfigError` where it can't."""
@@ -17,19 +21,48 @@ def read_keys(path: Path) -> dict[str, Any]:
     from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
     try:
-        config = OmegaConf.load(path)
+        text = path.read_text(encoding="utf-8")
+        _check_size(text)
+        config = OmegaConf.load(io.StringIO(text))
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{path}{line} is not YAML: {error.problem or error.context}") from None
     except GrammarParseError as error:
         text = str(error.msg or error).split("\n")[0]
         raise ConfigError(rf"{path}: {error.full_key} can't be read: {text} (a literal ${{ is written \${{)") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+    # Hydra's words for a key or a number that it cannot take are those of Python.
+    except (OSError, ValueError, TypeError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path} can't be read: {' '.join(str(error).split())}") from None
     if not isinstance(config, DictConfig):
         raise ConfigError(f"{path} must hold keys and values, not a list")
     content = OmegaConf.to_container(config, resolve=False)
     return {str(name): value for name, value in content.items()} if isinstance(content, dict) else {}
+
+
+def _check_size(text: str) -> None:
+    """Raise `ValueError` for YAML that stands for too much to be read: nested too deep, or an alias of itself or of
+    aliases that each stand for several others."""
+    sizes: dict[str, int] = {}  # values that an anchor stands for
+    opened: list[list[Any]] = [[None, 0]]  # [anchor, values so far] of each block that is read
+    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        size = 1
+        if isinstance(event, yaml.CollectionStartEvent):
+            opened.append([event.anchor, 1])
+            if len(opened) > _DEEPEST:
+                raise ValueError(f"line {event.start_mark.line + 1} is nested more than {_DEEPEST} deep")
+            continue
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor in [anchor for anchor, _ in opened]:
+                raise ValueError(f"the alias *{event.anchor} in line {event.start_mark.line + 1} is a part of itself")
+            size = sizes.get(event.anchor, 1)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, size = opened.pop()
+            sizes |= {anchor: size} if anchor else {}
+        elif not isinstance(event, yaml.ScalarEvent):
+            continue
+        opened[-1][1] += size
+        if opened[-1][1] > _MOST:
+            raise ValueError(f"it stands for more than {_MOST:,} values")
 
 
 def check_defaults(file: Path, entries: Any) -> None:

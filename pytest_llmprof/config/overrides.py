@@ -165,7 +165,7 @@ def _read(text: str) -> Any:
 
     try:
         return _hydra_parser().parse_override(text)
-    except HydraException:
+    except (HydraException, ValueError, RecursionError):  # also for numbers and brackets without end
         return None
 
 

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest_llmprof
 
+_LONGEST_NAME = 255
+_LONGEST = 3800
+"""Bytes of a path; Linux takes 4095, and a gallery has its own files below."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -34,7 +37,22 @@ def absolute(value: str, base: Path) -> Path:
     """*value* as an absolute path: ``~`` expanded, relative to *base*. Links stay, except under ``..``."""
     path = Path(os.path.expanduser(value))  # unlike Path.expanduser, leaves the home of an unknown user alone
     path = base / path
-    return path.resolve() if ".." in path.parts else path
+    return Path(os.path.realpath(path)) if ".." in path.parts and not why_unusable(path) else path
+
+
+def why_unusable(path: Path) -> str | None:
+    """Why nothing can be at *path*, or be found out of it, a missing file aside; None where something can."""
+    try:
+        if max(map(len, map(os.fsencode, path.parts)), default=0) > _LONGEST_NAME or len(os.fsencode(path)) > _LONGEST:
+            return "the path is too long"
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        return str(error.strerror).lower()
+    except ValueError:
+        return "a path holds no NUL character and no half of a character"
+    return None
 
 
 def is_hub_id(value: str) -> bool:
@@ -44,4 +62,4 @@ def is_hub_id(value: str) -> bool:
 
 def is_local(value: str, base: Path) -> bool:
     """Whether *value* names a local directory: it is written as a path, or exists below *base*."""
-    return value in (".", "..") or value.startswith(("./", "../", "/", "~")) or Path(base, value).exists()
+    return value in (".", "..") or value.startswith(("./", "../", "/", "~")) or os.path.exists(base / value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ class Presets:
         found: set[str] = set()
         for directory in self.directories:
             folder = directory / group
-            if group and folder.is_dir():
+            if group and os.path.isdir(folder):
                 found.update(path.stem for path in folder.glob("*.yaml"))
         return sorted(found)
 
@@ -83,7 +84,7 @@ class Presets:
             return None
         for directory in self.directories:
             path = directory / group / f"{option}.yaml"
-            if path.is_file():
+            if os.path.isfile(path):
                 return path
         return None
 

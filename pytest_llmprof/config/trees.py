@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llmprof.config.files import check_defaults, read_keys
-from pytest_llmprof.config.paths import absolute, conf_dir
+from pytest_llmprof.config.paths import absolute, conf_dir, why_unusable
 from pytest_llmprof.config.presets import ROOT_NAME, USER_NAME, Presets, listed_choices
 from pytest_llmprof.config.provenance import Source, config_file
 from pytest_llmprof.config.registry import Registry
+from pytest_llmprof.config.validate import show_value
 from pytest_llmprof.errors import ConfigError
 
 _OUTPUT = "output/torch"
@@ -65,7 +66,10 @@ def open_trees(config_dir: Path | None, invocation_dir: Path, registry: Registry
 
 
 def _user_dir(config_dir: Path, invocation_dir: Path) -> Path:
-    path = absolute(str(config_dir), invocation_dir).resolve()
+    path = absolute(str(config_dir), invocation_dir)
+    if why := why_unusable(path):
+        raise ConfigError(f"--llmprof-config-dir={show_value(config_dir)}: {why}")
+    path = path.resolve()
     where = f"--llmprof-config-dir={config_dir}: {path}"
     if not path.exists():
         raise ConfigError(f"{where} does not exist")

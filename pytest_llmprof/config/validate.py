@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import NoReturn
 
 from pytest_llmprof.config.convert import Mismatch
-from pytest_llmprof.config.paths import absolute, is_hub_id, is_local
+from pytest_llmprof.config.paths import absolute, is_hub_id, is_local, why_unusable
 from pytest_llmprof.config.registry import Registry, StageSpec
 from pytest_llmprof.config.render import PLACEHOLDERS
 from pytest_llmprof.config.schema import DatasetSettings, InferSettings, ModelSettings, StageSettings
 from pytest_llmprof.config.tree import MISSING_VALUE
 from pytest_llmprof.errors import ConfigError, nearest
+from pytest_llmprof.text.escape import shorten
+
+_LONGEST = 300
 
 
 def show_value(value: object) -> str:
@@ -24,7 +27,7 @@ def show_value(value: object) -> str:
         return str(value).lower()
     if isinstance(value, (list, tuple)):
         return f"[{','.join(show_value(item) for item in value)}]"
-    text = str(value)
+    text = shorten(str(value), _LONGEST)
     return repr(text) if not text or not text.isprintable() or text != text.strip() else text
 
 
@@ -130,10 +133,12 @@ class Checker:
         return tuple(dict.fromkeys(names))
 
     def _wrong_path(self, key: str, value: str, why: str, hint: str = "") -> NoReturn:
-        raise ConfigError(f"{key}={value}: {why}, set {self.where(key)}{hint}")
+        raise ConfigError(f"{key}={show_value(value)}: {why}, set {self.where(key)}{hint}")
 
     def _existing(self, key: str, value: str) -> Path:
         path = absolute(value, self.base(key))
+        if why := why_unusable(path):
+            self._wrong_path(key, value, why)
         if not path.exists():
             self._wrong_path(key, value, f"{path} does not exist")
         return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,15 +109,21 @@ def strict(config: pytest.Config) -> bool:
 
 def directory(config: pytest.Config, key: str) -> Path | None:
     """A directory: on the command line relative to where pytest was started, in an ini file to the rootdir."""
-    given = config.getoption(key)
-    if given is not None:
-        if not given.strip():
-            from pytest_llmprof.errors import ConfigError
+    given, ini = config.getoption(key), str(config.getini(key))
+    if given is None and not ini:
+        return None
+    from pytest_llmprof.config.paths import why_unusable
+    from pytest_llmprof.errors import ConfigError
+    from pytest_llmprof.text.escape import shorten
 
-            raise ConfigError(f"{_flag(key)} is empty: give a directory, or leave the option out")
-        return config.invocation_params.dir / Path(given).expanduser()
-    ini = str(config.getini(key))
-    return config.rootpath / Path(ini).expanduser() if ini else None
+    name, base = (key, config.rootpath) if given is None else (_flag(key), config.invocation_params.dir)
+    text = ini if given is None else given
+    if not text.strip():
+        raise ConfigError(f"{name} is empty: give a directory, or leave the option out")
+    path = base / os.path.expanduser(text)
+    if why := why_unusable(path):
+        raise ConfigError(f"{name}={shorten(text, 300)}: {why}")
+    return path
 
 
 def baseline(config: pytest.Config, key: str) -> tuple[str, str, Path] | None:

@@ -9,8 +9,10 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from pytest_llmprof.config.paths import why_unusable
 from pytest_llmprof.config.schema import Settings
 from pytest_llmprof.errors import ArtifactError
+from pytest_llmprof.text.escape import shorten
 
 _FILES = ("config.yaml", "environment.json", "inputs.jsonl", "metrics.json", "report.md")
 """Files of every stage directory."""
@@ -38,14 +40,16 @@ class Artifacts:
         relative path leaves that directory, by ``..`` or through a link, or has the name of a file of the stage.
         """
         given, key = settings.save_dir(kind), settings.save_dir_named(kind)
-        stage_dir = self.test_dir.resolve() / settings.stage
+        stage_dir = Path(os.path.realpath(self.test_dir)) / settings.stage
         try:
             wanted = Path(given).expanduser()
         except RuntimeError as error:
             raise ArtifactError(f"{key}: {given!r}: {error}") from error
-        if wanted.is_absolute():
-            return Path(os.path.normpath(wanted))
         path = Path(os.path.normpath(stage_dir / wanted))
+        if why := why_unusable(path):
+            raise ArtifactError(f"{key}: {shorten(given, 300)!r}: {why}")
+        if wanted.is_absolute():
+            return path
         if not path.is_relative_to(stage_dir) or not path.resolve().is_relative_to(stage_dir.resolve()):
             raise ArtifactError(
                 f"{key}: {given!r} leaves the stage directory {stage_dir}: give a path below it, or an absolute path"

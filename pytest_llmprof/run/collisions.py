@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -23,9 +24,9 @@ def check_collisions(owners: Sequence[tuple[str, Settings, Path, Mapping[str, Pa
     users: dict[Path, dict[str, tuple[Settings, list[str]]]] = {}
     replaced: dict[Path, tuple[str, str]] = {}
     for node, settings, stage_dir, save_dirs in owners:
-        replaced[stage_dir.resolve()] = node, "the stage directory"
+        replaced[Path(os.path.realpath(stage_dir))] = node, "the stage directory"
         for kind, path in save_dirs.items():
-            directory = path.resolve()
+            directory = Path(os.path.realpath(path))
             users.setdefault(directory, {}).setdefault(node, (settings, []))[1].append(kind)
             if kind == "visualization":
                 replaced |= {directory / name: (node, "the gallery") for name in ("pages", "predictions.md")}

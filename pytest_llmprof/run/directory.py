@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from pytest_llmprof.config.paths import why_unusable
 from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.records.files import decode_record, read_bytes, write_json, write_text
 from pytest_llmprof.records.run import SCHEMA, RunRecord, TestRecord
@@ -77,6 +78,8 @@ def choose_run_dir(explicit: Path | None, rootdir: Path) -> Path:
                 )
         return path
     base = rootdir / _BASE
+    if why := why_unusable(base):
+        raise ArtifactError(f"cannot make the run directory {base}: {why}; name another with --llmprof-run-dir")
     stamp = datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
     return next(path for path in _numbered(base / stamp) if not os.path.lexists(path))
 

@@ -108,11 +108,11 @@ def _numbers(path: Path) -> list[int]:
 
 def _find(program: Program, given: str | None) -> Path:
     name, key = program.name, f"pipeline.{program.name}.path"
-    wanted = name if given is None else str(Path(given).expanduser())
+    wanted = name if given is None else os.path.expanduser(given)
     if found := shutil.which(wanted):
         return Path(found)
     if given is not None:
-        reason = "is not a program that can be run" if Path(wanted).exists() else "does not exist"
+        reason = "is not a program that can be run" if os.path.exists(wanted) else "does not exist"
         reason = reason if "/" in wanted else "is not on PATH"
         raise StageError(f"{key}={given} {reason}: name the program {name} of {program.title}")
     for path in program.installed():

@@ -245,3 +245,131 @@ def test_options_that_are_not_there(bench):
     bench.test()
     result = bench.run(args=["--llmprof-save=x"])
     assert result.ret == pytest.ExitCode.USAGE_ERROR
+
+
+LONG = "x" * 5000
+LOADED = """
+import pytest
+@pytest.fixture
+def llmprof_model():
+    raise AssertionError("the model was loaded")
+def test_pages(llmprof):
+    llmprof.run()
+"""
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("measure.rounds='+-5'", ["measure.rounds=+-5 is not allowed", "an integer >= 1"]),
+        (f"measure.rounds={'9' * 30}", ["measure.rounds=999999999", "an integer >= 1"]),
+        (f"measure.rounds={'9' * 5000}", ["measure.rounds=999999999"]),
+        (f"infer.prompt={'[' * 3000}", ["infer.prompt=[[[", "can't be read"]),
+        (f"dataset.root={LONG}", ["dataset.root=xxx", "the path is too long"]),
+        (f"dataset.root={'x' * 300}", ["dataset.root=xxx", "the path is too long"]),
+        (f"dataset.subset={LONG}", ["dataset.subset=xxx", "the path is too long"]),
+        (f"model={LONG}", ["model=xxx", "unknown preset"]),
+        (f"output/torch@{LONG}=full", ["nothing is mounted at xxx"]),
+        (f"pipeline.torch_profiler.output.visualization.save_dir={LONG}", ["save_dir (set on", "the path is too long"]),
+        (f"pipeline.torch_profiler.output.visualization.save_dir=/{'x' * 300}", ["the path is too long"]),
+        (f"pipeline.torch_profiler.output.visualization.save_dir={'abc/' * 1200}", ["the path is too long"]),
+        ("pipeline.torch_profiler.output.visualization.save_dir='a\0b'", ["save_dir=", "NUL"]),
+        ("dataset.root='a\0b'", ["dataset.root=", "NUL"]),
+        ("pipeline.nsys.env={A: 'a\0b'}", ["pipeline.nsys.env.A=", "NUL"]),
+        ("infer.prompt=${infer.prompt}", ["infer.prompt", "set on the command line"]),
+        (f"infer.prompt={'${' * 400}x{'}' * 400}", ["infer.prompt"]),
+    ],
+    ids=lambda value: value[:60] if isinstance(value, str) else "",
+)
+def test_values_that_no_one_can_use(bench, override, words):
+    """Issue 15, line 17: one line and exit code 4."""
+    bench.test(LOADED)
+    text = bench.usage_error(override)
+    for word in words:
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("measure.rounds='+-5'", "measure.rounds=+-5 is not allowed"),
+        (f"measure.rounds={'9' * 5000}", "measure.rounds=999999999"),
+        (f"pipeline.torch_profiler.output.visualization.save_dir={LONG}", "the path is too long"),
+        ("dataset.root='a\0b'", "NUL"),
+    ],
+    ids=["sign", "digits", "long", "nul"],
+)
+def test_such_values_in_a_marker(bench, override, words):
+    """Issue 15, line 17: the marked test fails before the model loads, the others run."""
+    bench.test(
+        f"import pytest\n{LOADED}\n@pytest.mark.llmprof(overrides=[{override!r}])\n"
+        "def test_marked(llmprof, llmprof_model):\n    pass\n\ndef test_other(llmprof_config):\n    pass\n"
+    )
+    result = bench.run(args=["-k", "marked or other"])
+    result.assert_outcomes(errors=1, passed=1, deselected=1)
+    clean(result)
+    assert "the model was loaded" not in result.stdout.str()
+    assert words in result.stdout.str()
+
+
+@pytest.mark.parametrize("option", ["--llmprof-config-dir", "--llmprof-run-dir"])
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        (LONG, "the path is too long"),
+        ("x" * 300, "the path is too long"),
+        ("x/" * 3000, "the path is too long"),
+        ("loop/run", "too many levels of symbolic links"),
+        ("file/run", None),
+    ],
+    ids=["long", "name", "deep", "loop", "file"],
+)
+@pytest.mark.parametrize("ini", [False, True], ids=["option", "ini"])
+def test_directories_that_cannot_be(bench, option, value, why, ini):
+    """Issue 15, line 17."""
+    (bench.path / "loop").symlink_to("loop")
+    (bench.path / "file").touch()
+    bench.test(LOADED)
+    if ini:
+        bench.ini(**{option.removeprefix("--").replace("-", "_"): value})
+    text = bench.usage_error(args=[] if ini else [f"{option}={value}"])
+    assert option.removeprefix("--").replace("-", "_") in text.replace("-", "_") or "run directory" in text
+    if why:
+        assert why in text
+
+
+def test_a_run_directory_of_links(bench):
+    """The default one, whose place is a link to itself."""
+    (bench.path / "llmprof-runs").symlink_to("llmprof-runs")
+    bench.test(LOADED)
+    result = bench.run()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    clean(result)
+    text = f"cannot make the run directory {bench.path / 'llmprof-runs'}: too many levels of symbolic links"
+    assert text in result.stderr.str()
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "infer/mine.yaml"])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: &a [*a]\n", "the alias *a in line 1 is a part of itself"),
+        ("".join(f"{' ' * depth}a:\n" for depth in range(60)), "is nested more than 50 deep"),
+        ("[" * 5000, " nest"),
+        (
+            "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
+            + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcdefg", "bcdefgh", strict=True)),
+            "it stands for more than 100,000 values",
+        ),
+        (f"a: {'9' * 5000}\n", "can't be read"),
+        ("a: !!int x\n", "can't be read"),
+    ],
+    ids=["alias", "deep", "deeper", "bomb", "digits", "tag"],
+)
+def test_yaml_that_stands_for_too_much(bench, name, text, words):
+    """Issue 15, line 17."""
+    path = bench.user(name, text)
+    bench.test(LOADED)
+    error = bench.usage_error(*(["infer=mine"] if name != "config.yaml" else []))
+    assert str(path) in error
+    assert words in error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -12,7 +13,7 @@ from msgspec import Meta
 from pytest_llmprof.config.schema import Count, Positive
 from pytest_llmprof.stages.tools import Capture, ToolOptions
 
-_TOP = re.compile(r"top:([1-9]\d*)")
+_TOP = re.compile(r"top:([1-9]\d{0,8})")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ def check_ncu(options: NcuOptions) -> Iterator[tuple[str, object, str]]:
         yield "kernels", options.kernels, allowed
         return
     try:
-        re.compile(options.kernels)
-    except re.error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what a later Python may read otherwise
+            re.compile(options.kernels)
+    except (re.error, OverflowError, RecursionError):
         yield "kernels", options.kernels, allowed
