@@ -149,8 +149,9 @@ def _walk(root: Path) -> list[str]:
             relative = f"{directory}/{item.name}" if directory else item.name
             if os.path.isdir(item.path):
                 (linked if item.is_symlink() else own).append(relative)
-            elif os.path.isfile(item.path) or item.is_symlink():
-                # A broken link counts too: its page fails by name, and is not silently left out.
+            elif os.path.isfile(item.path) or not os.path.exists(item.path):
+                # A broken link counts too: its page fails by name, and is not silently left out. A pipe does not: who
+                # opens one waits for its other end.
                 files.append(relative)
     return files
 

@@ -109,16 +109,33 @@ def _matches_entry(entry: Entry, pattern: tuple[str, ...]) -> bool:
 
 
 def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
-    """Glob by path parts: ``**`` is any number of directories; a leading dot is not matched by ``*``."""
-    if not pattern:
-        return not parts
-    if pattern[0] == "**":
-        if _matches(parts, pattern[1:]):
-            return True
-        return bool(parts) and not parts[0].startswith(".") and _matches(parts[1:], pattern)
-    if not parts or (parts[0].startswith(".") and not pattern[0].startswith(".")):
-        return False
-    return fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
+    """Glob by path parts: ``**`` is any number of directories; a leading dot is not matched by ``*``.
+
+    Takes time by the product of both lengths, however many ``**`` there are.
+    """
+    reached = _behind_stars({0}, pattern)  # how much of the pattern can match what is read of the path
+    for part in parts:
+        after = set()
+        for place in reached:
+            wanted = pattern[place] if place < len(pattern) else None
+            if wanted is None or (part.startswith(".") and not wanted.startswith(".")):
+                continue
+            if wanted == "**":
+                after.add(place)
+            elif fnmatchcase(part, wanted):
+                after.add(place + 1)
+        reached = _behind_stars(after, pattern)
+    return len(pattern) in reached
+
+
+def _behind_stars(places: set[int], pattern: tuple[str, ...]) -> set[int]:
+    """*places* in *pattern*, and those that are behind its ``**`` from there: these match nothing, too."""
+    found = set(places)
+    for place in places:
+        while place < len(pattern) and pattern[place] == "**":
+            place += 1
+            found.add(place)
+    return found
 
 
 def _subset(entries: list[Entry], subset: str | tuple[str, ...], place: str) -> list[Entry]:

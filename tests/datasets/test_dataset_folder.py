@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,19 @@ def test_dangling_link_fails_as_a_page(root: Path) -> None:
 
 def test_pipe_is_no_page(root: Path) -> None:
     os.mkfifo(root / "pipe.png")
-    assert "pipe" not in names(root)
+    (root / "link_to_a_pipe.png").symlink_to("pipe.png")
+    assert "pipe" not in " ".join(names(root))
+
+
+def test_many_stars_take_no_time(root: Path) -> None:
+    """With one that tries each place for each ``**`` this took longer than anyone waits."""
+    begin = time.monotonic()
+    folder = root.joinpath(*["a"] * 40)
+    folder.mkdir(parents=True)
+    white_image(folder / "deep.png")
+    assert names(root, pattern=("/".join(["**", "a"] * 15 + ["*.png"]),)) == ["a/" * 40 + "deep"]
+    assert "dataset.pattern" in error(root, pattern=("/".join(["**", "a"] * 15 + ["*.jpg"]),))
+    assert time.monotonic() - begin < 5
 
 
 def test_odd_file_names(tmp_path: Path) -> None:
