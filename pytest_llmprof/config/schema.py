@@ -7,6 +7,7 @@ Each field is documented in docs/configuration.md.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -19,6 +20,7 @@ NO_KEY = {"key": False}
 
 Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0, le=sys.float_info.max, description="a number of seconds > 0")]
 Seed = Annotated[int, Meta(ge=0, le=2**63 - 1, description="an integer from 0 to 2**63 - 1")]
 Texts = Annotated[tuple[str, ...], Meta(min_length=1)]
 
@@ -33,6 +35,8 @@ class ModelSettings:
     """A checkpoint's directory (absolute once resolved) or hub id; None where weights are made or shipped."""
     revision: str | None = None
     """Hub revision; only with a hub id."""
+    hub_timeout_s: Seconds = 60.0
+    """Loading from the hub ends where it has sent nothing for so long."""
     mode: str = "base"
     """Input resolution; one of the model's modes (DeepSeek-OCR: tiny, small, base, large, gundam)."""
     device: Annotated[str, Meta(pattern=r"^(auto|cpu|cuda(:\d+)?)\Z", description="auto, cpu, cuda or cuda:N")] = "auto"

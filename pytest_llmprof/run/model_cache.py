@@ -22,7 +22,7 @@ class ModelCache:
 
     def get(self, settings: Settings, progress: Callable[[str], None]) -> LoadedModel:
         """The model of *settings*, loaded where another one or none is kept."""
-        key = (replace(settings.model, max_new_tokens=0), settings.infer.engine)
+        key = (replace(settings.model, max_new_tokens=0, hub_timeout_s=1.0), settings.infer.engine)
         if self._model is None or self._key != key:
             self.close()
             progress(f"loading {settings.choices.get('model', settings.model.name)}")

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pytest_llmprof.config.schema import ModelSettings
 from pytest_llmprof.errors import ModelError
 
 _INDEX = "model.safetensors.index.json"
@@ -19,6 +26,8 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _CHUNK = 1 << 20
 _WHOLE = 512 << 20
 """Checkpoints up to this many bytes are hashed whole."""
+_given_up: list[Future[Path]] = []
+"""Downloads that outlast the time limit; nothing else is downloaded until they have ended."""
 
 
 @dataclass(frozen=True)
@@ -33,34 +42,110 @@ class Checkpoint:
     tokenizer: Path | None
 
 
-def resolve(path: str, revision: str | None) -> Path:
+def resolve(path: str, revision: str | None, hub_timeout_s: float = ModelSettings.hub_timeout_s) -> Path:
     """Return the directory of *path* (a directory or a hub id), downloaded where needed.
 
     Only config, tokenizer and safetensors files are downloaded, never code. Raises `ModelError`.
     """
-    directory = Path(path).expanduser()
-    if directory.is_dir():
+    directory = Path(os.path.expanduser(path))
+    if os.path.isdir(directory):
         if revision is not None:
             raise ModelError(f"model.revision={revision} is for hub ids; model.path={path} is a directory")
         return directory
-    if directory.exists() or not _HUB_ID.fullmatch(path):
-        what = "is a file" if directory.exists() else "does not exist"
+    if os.path.exists(directory) or not _HUB_ID.fullmatch(path):
+        what = "is a file" if os.path.exists(directory) else "does not exist"
         raise ModelError(f"model.path={path} {what}; give a checkpoint's directory or a hub id (owner/name)")
-    return _download(path, revision)
+    return _download(path, revision, hub_timeout_s)
 
 
-def _download(repo: str, revision: str | None) -> Path:
-    from huggingface_hub import errors, snapshot_download
+def _download(repo: str, revision: str | None, timeout_s: float) -> Path:
+    from huggingface_hub import constants, errors, snapshot_download
+
+    def snapshot(*, cached: bool) -> Path:
+        # The time limit is below; of several requests at once none shall try again before it has passed.
+        limits: dict[str, Any] = {"etag_timeout": 2 * timeout_s, "local_files_only": cached}
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(_WANTED), **limits))
 
     network = errors.HTTPError  # type: ignore[attr-defined]  # the HTTP library's own base class
-
+    no_such = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError)
+    here = f"model.path={repo} is no directory here, and"
+    at = f" at revision {revision}" if revision else ""
+    offline = constants.is_offline_mode() and not _given_up
+    reason = "it was silent for an earlier model"
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(_WANTED)))
-    except (network, OSError, errors.HFValidationError) as error:
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-        at = f" at revision {revision}" if revision else ""
-        text = f"model.path={repo} is no directory here, and the hub gave no such model{at}: {reason}"
-        raise ModelError(text) from error
+        if not _given_up:
+            if (answer := _watched(lambda: snapshot(cached=False), _cache_of(repo), timeout_s)) is not None:
+                return answer
+            reason = f"it sent nothing for {timeout_s:g} s (model.hub_timeout_s)"
+        with suppress(OSError):  # as where it refuses the connection, a copy in the cache will do
+            return snapshot(cached=True)
+    except no_such as error:
+        raise ModelError(f"{here} the hub gave no such model{at}: {_first_line(error)}") from error
+    except (network, OSError) as error:
+        reason = _first_line(error)
+        if isinstance(error, OSError) and error.errno:  # of this machine
+            text = f"{here} its copy from the hub cannot be kept in {constants.HF_HUB_CACHE}: {error.strerror}"
+            raise ModelError(text) from error
+    if offline:
+        raise ModelError(f"{here} HF_HUB_OFFLINE is set, so only the cache is read, which has no whole copy of it{at}")
+    raise ModelError(f"{here} the hub ({constants.ENDPOINT}) is not reachable for it{at}: {reason}")
+
+
+def _watched(work: Callable[[], Path], folder: Path, timeout_s: float) -> Path | None:
+    """The result of *work*, done in a thread; None where nothing in *folder* has grown for *timeout_s*.
+
+    huggingface_hub has no way to stop its threads, and this process ends only after them. So they are told that they
+    are offline, at which they give up; until then no other download begins.
+    """
+    from huggingface_hub import constants
+
+    done: Future[Path] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - raised again by the one who waits
+            done.set_exception(error)
+
+    # A daemon: a thread that waits for the network would keep this process from ending.
+    threading.Thread(target=run, name="hub", daemon=True).start()
+    size, since = -1, time.monotonic()
+    while not wait([done], timeout=min(timeout_s, 1.0)).done:
+        if (now := _bytes_in(folder)) != size:
+            size, since = now, time.monotonic()
+        elif time.monotonic() - since > timeout_s:
+            break
+    else:
+        return done.result()
+    _given_up.append(done)
+    offline, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+
+    def ended(_: Future[Path]) -> None:
+        _given_up.remove(done)
+        constants.HF_HUB_OFFLINE = offline
+
+    done.add_done_callback(ended)
+    return None
+
+
+def _cache_of(repo: str) -> Path:
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo, repo_type="model"))
+
+
+def _bytes_in(folder: Path) -> int:
+    total = 0
+    for directory, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += os.lstat(os.path.join(directory, name)).st_size
+    return total
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def open_checkpoint(directory: Path) -> Checkpoint:

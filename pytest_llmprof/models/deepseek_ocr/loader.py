@@ -68,7 +68,7 @@ def _directory(settings: ModelSettings) -> Path:
         return EMBEDDED
     if settings.path is None:
         raise ModelError("model.weights=checkpoint needs model.path: a checkpoint's directory or hub id")
-    return resolve(settings.path, settings.revision)
+    return resolve(settings.path, settings.revision, settings.hub_timeout_s)
 
 
 def load_weights(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:

@@ -1,0 +1,166 @@
+"""The hub: what it may do to the one who asks it for a model. Issue 15, line 16."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
+
+from pytest_llmprof.errors import ModelError
+from pytest_llmprof.models.deepseek_ocr import checkpoint
+from pytest_llmprof.models.deepseek_ocr.checkpoint import resolve
+
+SHA = "0123456789abcdef0123456789abcdef01234567"
+INFO = f'{{"_id": "1", "id": "owner/model", "modelId": "owner/model", "sha": "{SHA}", "siblings": []}}'
+TREE = '[{"type": "file", "oid": "x", "size": 9, "path": "config.json"}]'
+
+Answer = Callable[[socket.socket, str], None]
+
+
+def silent(connection: socket.socket, path: str) -> None:
+    """Accepts and never answers."""
+
+
+def dripping(connection: socket.socket, path: str) -> None:
+    """A header that never ends."""
+    connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+    with suppress(OSError):  # closed at last
+        while True:
+            connection.sendall(b"x")
+            time.sleep(0.1)
+
+
+def answered(text: str, status: str = "200 OK", head: str = "") -> bytes:
+    lines = [
+        f"HTTP/1.1 {status}",
+        "Content-Type: application/json",
+        f"Content-Length: {len(text)}",
+        head,
+        "Connection: close",
+    ]
+    return ("\r\n".join(line for line in lines if line) + f"\r\n\r\n{text}").encode()
+
+
+def silent_after_the_first_answer(connection: socket.socket, path: str) -> None:
+    if "/tree/" not in path:
+        connection.sendall(answered(INFO))
+
+
+def silent_in_the_files(connection: socket.socket, path: str) -> None:
+    if "/resolve/" not in path:
+        connection.sendall(answered(TREE if "/tree/" in path else INFO))
+
+
+def no_such_model(connection: socket.socket, path: str) -> None:
+    connection.sendall(answered("{}", "404 Not Found", "X-Error-Code: RepoNotFound"))
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[Answer], None]]:
+    """Starts a hub of our own, and gives the cache a place of its own."""
+    servers: list[socket.socket] = []
+    connections: list[socket.socket] = []
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    huggingface_hub.close_session()
+
+    def serve(server: socket.socket, answer: Answer) -> None:
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:  # closed: the test has ended
+                return
+            connections.append(connection)
+            path = connection.recv(65536).decode("latin-1").split(" ")[1]
+            threading.Thread(target=answer, args=(connection, path), daemon=True).start()
+
+    def start(answer: Answer) -> None:
+        server = socket.create_server(("127.0.0.1", 0))
+        servers.append(server)
+        threading.Thread(target=serve, args=(server, answer), daemon=True).start()
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+
+    yield start
+    for one in (*servers, *connections):
+        with suppress(OSError):
+            one.shutdown(socket.SHUT_RDWR)
+        one.close()
+    for thread in threading.enumerate():  # ours, and those that it has started
+        if thread.name == "hub":
+            thread.join(20)
+            assert not thread.is_alive()
+    assert not checkpoint._given_up
+    huggingface_hub.close_session()
+
+
+def error(seconds: float = 1.0, revision: str | None = None) -> str:
+    """The one line that loading ends with, soon."""
+    begin = time.monotonic()
+    with pytest.raises(ModelError) as caught:
+        resolve("owner/model", revision, seconds)
+    assert time.monotonic() - begin < 20
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("answer", [silent, dripping, silent_after_the_first_answer, silent_in_the_files])
+def test_a_hub_that_falls_silent(hub: Callable[[Answer], None], answer: Answer) -> None:
+    hub(answer)
+    text = error(revision="v1")
+    assert text.startswith("model.path=owner/model is no directory here, and the hub (http://127.0.0.1:")
+    assert text.endswith(" is not reachable for it at revision v1: it sent nothing for 1 s (model.hub_timeout_s)")
+
+
+def test_a_silent_hub_costs_no_model_that_the_cache_has(hub: Callable[[Answer], None], tmp_path: Path) -> None:
+    hub(silent)
+    folder = tmp_path / "cache" / "models--owner--model"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(SHA)
+    (folder / "snapshots" / SHA).mkdir(parents=True)
+    (folder / "snapshots" / SHA / "config.json").write_text("{}")
+    assert resolve("owner/model", None, 1.0) == folder / "snapshots" / SHA
+
+
+def test_a_silent_hub_is_not_asked_again_until_the_first_request_ends(hub: Callable[[Answer], None]) -> None:
+    hub(dripping)
+    error()
+    begin = time.monotonic()
+    assert error().endswith("is not reachable for it: it was silent for an earlier model")
+    assert time.monotonic() - begin < 1
+
+
+def test_a_hub_that_is_not_there(hub: Callable[[Answer], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    hub(silent)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{taken.getsockname()[1]}")
+    assert "is not reachable for it: " in error()
+
+
+def test_a_hub_without_the_model(hub: Callable[[Answer], None]) -> None:
+    hub(no_such_model)
+    assert "and the hub gave no such model: " in error()
+
+
+def test_offline(hub: Callable[[Answer], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    hub(silent)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    text = error(revision="v1")
+    assert "HF_HUB_OFFLINE is set, so only the cache is read, which has no whole copy of it at revision v1" in text
+
+
+def test_a_full_disk_is_not_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
+    assert f"its copy from the hub cannot be kept in {constants.HF_HUB_CACHE}: No space left on device" in error()
