@@ -240,6 +240,8 @@ class Metrics(Struct, kw_only=True):
     """Null for a callable."""
     prompt: str | None = None
     """The full prompt; null for a callable."""
+    prompt_note: str | None = None
+    """How a backslash and an n in `infer.prompt` were read; null where there are none."""
     dataset: DatasetInfo | None = None
     """Null for a callable."""
     callable: str | None = None

@@ -93,8 +93,11 @@ def _contended(metrics: Metrics) -> Iterator[str]:
 
 
 def page_notes(metrics: Metrics, text: Callable[[str], str] = str) -> list[str]:
-    """Which files were left out, and which pages failed in a test that may have such; *text* escapes a value."""
-    found = []
+    """How the prompt was read, which files were left out, and which pages failed in a test that may have such.
+
+    *text* escapes a value.
+    """
+    found = [text(metrics.prompt_note)] if metrics.prompt_note else []
     if metrics.dataset is not None and (groups := metrics.dataset.left_out):
         parts = []
         for one in sorted(groups, key=lambda one: -one.count)[:_GROUPS]:

@@ -156,7 +156,7 @@ class Runner:
             on_failure=answers.fail,
             progress=self.progress,
         )
-        info = model.info
+        info, prompt = model.info, model.prompt(self.settings.infer)
         facts = {
             "model": f"{info.name}, {info.weights} weights, {info.parameters / 1e6:.1f} M parameters",
             "mode": info.mode,
@@ -177,7 +177,8 @@ class Runner:
             result,
             token_block=model.capabilities.block,
             model=info,
-            prompt=model.prompt(self.settings.infer),
+            prompt=prompt,
+            prompt_note=_prompt_note(self.settings.infer.prompt, prompt),
             dataset=DatasetInfo(
                 self.settings.dataset.name,
                 dataset_digest,
@@ -308,6 +309,15 @@ class Runner:
         if not result.samples:
             raise StageError("no page was measured")
         return RunResult(metrics, result.profile, predictions, out_dir, workload.value)
+
+
+def _prompt_note(typed: str, prompt: str) -> str | None:
+    r"""How `\n` in the *typed* prompt, a backslash and an n, came into the model's *prompt*."""
+    if r"\n" not in typed:
+        return None
+    if prompt.count(r"\n") < typed.count(r"\n"):
+        return r"infer.prompt: the \n beside the image is read as a line break"
+    return r"infer.prompt: its \n stays a backslash and an n; type a line break as one (in bash $'...')"
 
 
 def _failed_pages(failures: Sequence[Failure]) -> str:

@@ -28,7 +28,7 @@ from pytest_llmprof.stages.child import Child, ChildSkipped, Outcome
 
 _FROM_CHILD = (
     *("kind", "errors", "rounds", "warmup", "pages", "quality", "quality_reason", "gates"),
-    *("model", "prompt", "dataset", "callable"),
+    *("model", "prompt", "prompt_note", "dataset", "callable"),
 )
 """Fields of metrics.json that are the child's."""
 

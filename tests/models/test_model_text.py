@@ -214,6 +214,14 @@ def test_named_prompts() -> None:
         ("Parse the figure.", "<image>\nParse the figure.", "other"),
         ("Look: <image>", "Look: <image>", "other"),
         ("", "<image>\n", "other"),
+        # Issue 15, line 6: a line break as a shell or an ini file keeps it.
+        (r"<image>\nFree OCR.", prompts.FREE, "free"),
+        (r"<image>\n<|grounding|>Convert the document to markdown.", prompts.MARKDOWN, "markdown"),
+        (r"\nabla is a sign.", "<image>\n\\nabla is a sign.", "other"),
+        (r"<image>\nParse the figure.", "<image>\nParse the figure.", "other"),
+        (r"Look:\n<image>\n", "Look:\n<image>\n", "other"),
+        (r"Write $\nabla$.", "<image>\nWrite $\\nabla$.", "other"),
+        (r"<image> a\nb", "<image> a\\nb", "other"),
     ],
 )
 def test_prompts(prompt: str, text: str, kind: str) -> None:

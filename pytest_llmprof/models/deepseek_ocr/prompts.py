@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pytest_llmprof.errors import ModelError
+from pytest_llmprof.text.escape import whole
 
 IMAGE = "<image>"
 """Where the image's tokens go."""
@@ -14,11 +15,13 @@ _NAMED = {"markdown": MARKDOWN, "free": FREE}
 
 
 def prompt_text(prompt: str) -> str:
-    """Return the full text of *prompt*: a name, or a text. Without an image in it the image comes first.
+    r"""Return the full text of *prompt*: a name, or a text. Without an image in it the image comes first.
 
-    Raises `ModelError` where the text asks for more than one image.
+    A backslash and an n right beside the image are a line break: so do shells and ini files keep the released prompts'
+    `<image>\nFree OCR.`. Elsewhere they stay, as in `\nabla`. Raises `ModelError` where the text asks for more than one
+    image.
     """
-    text = _NAMED.get(prompt, prompt)
+    text = whole(_NAMED.get(prompt, prompt)).replace(rf"{IMAGE}\n", f"{IMAGE}\n").replace(rf"\n{IMAGE}", f"\n{IMAGE}")
     count = text.count(IMAGE)
     if count > 1:
         raise ModelError(
