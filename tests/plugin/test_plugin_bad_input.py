@@ -243,7 +243,7 @@ def test_a_model_that_breaks_shows_where(bench):
 
 def test_options_that_are_not_there(bench):
     bench.test()
-    result = bench.run(args=["--llmprof-save=x"])
+    result = bench.run(args=["--llmprof-nothing=x"])
     assert result.ret == pytest.ExitCode.USAGE_ERROR
 
 
