@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
+
+SLOW = settings(max_examples=max(settings.default.max_examples // 6, 20), phases=[Phase.explicit, Phase.generate])
+"""Of a property that takes a tenth of a second for each case: a sixth of the cases, and none to find a simpler one."""
 
 ODD_NUMBERS = st.one_of(
     st.sampled_from([0, -1, 1e-9, 2**31, 2**53 + 1, 2**63 - 1, 2**63, -(2**63), 10**30, 1e300, -1e300, 4e12, -4e12]),
@@ -27,10 +31,11 @@ def json_values(leaves: st.SearchStrategy[Any] = LEAVES) -> st.SearchStrategy[An
     )
 
 
-def assert_one_line(error: Exception) -> None:
-    """Our errors are."""
+def assert_one_line(error: Exception, start: str = "") -> None:
+    """As our errors are; *start* is what the line begins with."""
     assert str(error)
     assert "\n" not in str(error)
+    assert str(error).startswith(start)
 
 
 @st.composite
