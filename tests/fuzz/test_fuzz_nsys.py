@@ -12,7 +12,7 @@ import pytest
 from broken import assert_one_line, mutated
 from hypothesis import given
 from hypothesis import strategies as st
-from nsys_tables import one_round
+from nsys_tables import GEMM, Export, one_round
 
 from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.records.metrics import Metrics
@@ -117,3 +117,45 @@ def test_the_export_itself_is_read() -> None:
         assert read_reports([path], "llmprof").trace.totals().kernels == 6
         with pytest.raises(ArtifactError):
             read_reports([path.parent], "llmprof")
+
+
+_KERNELS = st.lists(st.tuples(st.sampled_from([GEMM, "a", "b"]), st.integers(20, 300), st.integers(1, 60)), max_size=12)
+_COPIES = st.lists(
+    st.tuples(st.sampled_from([(1, "HtoD"), (2, "DtoH"), (8, "DtoD")]), st.integers(0, 2**40), st.integers(1, 60)),
+    max_size=6,
+)
+
+
+@given(_KERNELS, _COPIES, st.integers(0, 3))
+def test_figures_are_those_that_were_made(
+    kernels: list[tuple[str, int, int]], copies: list[tuple[tuple[int, str], int, int]], steps: int
+) -> None:
+    """Kernels launched by a call each, copies, and ranges of the decode step, in one round."""
+    export = Export()
+    export.range("round", 0, 1000)
+    export.range("decode", 1, 900)
+    for step in range(steps):
+        export.range("step", 2 + 5 * step, 6 + 5 * step)
+    for name, start, length in kernels:
+        export.kernel(name, start, start + length, export.call("cudaLaunchKernel_v7000", start - 15, start - 14))
+    for (kind, _), size, length in copies:
+        call = export.call("cudaMemcpyAsync_v3020", 400, 401)
+        export.copy(kind, size, 402, 402 + length, call, (2, 2))
+    with tempfile.TemporaryDirectory() as directory:
+        path = export.write(Path(directory) / "r.sqlite", schema="pragma synchronous = off;{}".format)
+        read(path)
+        report = read_reports([path], "llmprof")
+    totals = report.trace.totals()
+    busy = len({place for _, start, length in kernels for place in range(start, start + length)})
+    assert totals.gpu_busy_ms == pytest.approx(busy / 1000, abs=1e-9)
+    assert (report.kernels, totals.host_launches) == (len(kernels), len(kernels))
+    for name in {name for name, *_ in kernels}:
+        mine = [length for other, _, length in kernels if other == name]
+        rows = [row for row in report.trace.kernels() if row.name == name]
+        assert sum(row.count for row in rows) == len(mine)
+        assert sum(row.total_ms for row in rows) == pytest.approx(sum(mine) / 1000, abs=1e-9)
+    for direction, found in report.copies.items():
+        sizes = [size for (_, name), size, _ in copies if name == direction]
+        assert (found.count, found.bytes) == (len(sizes), sum(sizes))
+    assert sum(found.count for found in report.copies.values()) == len(copies)
+    assert (report.trace.timeline.steps or 0) == steps

@@ -13,7 +13,7 @@ import pytest
 from broken import LEAVES, ODD_NUMBERS, assert_one_line, json_values, mutated
 from hypothesis import given
 from hypothesis import strategies as st
-from traces import GEMM, MAIN, STREAM, WORKER, Kineto, one_page
+from traces import GEMM, MAIN, OTHER_STREAM, STREAM, WORKER, Kineto, one_page
 
 from pytest_llmprof.analysis.trace import Trace
 from pytest_llmprof.errors import ArtifactError
@@ -140,3 +140,85 @@ def test_slices_of_any_size_give_the_same(trace: Kineto, size: int) -> None:
     assert again.operators() == whole.operators()
     assert again.kernels() == whole.kernels()
     assert again.events == whole.events
+
+
+@st.composite
+def nested_operators(draw: st.DrawFn, begin: int, end: int, deepest: int) -> list[tuple[int, int, int]]:
+    """(start, end, own time) of operators on one thread, in the order in which they began."""
+    found: list[tuple[int, int, int]] = []
+    while begin < end and draw(st.booleans()):
+        start = draw(st.integers(begin, end - 1))
+        stop = draw(st.integers(start + 1, end))
+        inner = draw(nested_operators(start, stop, deepest - 1)) if deepest else []
+        covered = sum(one[1] - one[0] for one in _outermost(inner))
+        found += [(start, stop, stop - start - covered), *inner]
+        begin = stop
+    return found
+
+
+def _outermost(operators: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    found: list[tuple[int, int, int]] = []
+    for one in operators:
+        if not found or one[0] >= found[-1][1]:
+            found.append(one)
+    return found
+
+
+def union(spans: list[tuple[int, int]]) -> int:
+    """The length of all *spans* together, counted place by place."""
+    return len({place for start, end in spans for place in range(start, end)})
+
+
+@given(nested_operators(0, 400, 4), nested_operators(0, 400, 4))
+def test_self_times_are_those_that_were_made(
+    main: list[tuple[int, int, int]], worker: list[tuple[int, int, int]]
+) -> None:
+    trace, expected = Kineto(), {}
+    for thread, operators in ((MAIN, main), (WORKER, worker)):
+        for number, (start, end, own) in enumerate(operators):
+            name = f"aten::op{thread}_{number}"
+            trace.host(name, start, end, thread=thread)
+            expected[name] = (1, (end - start) / 1000, own / 1000)
+    found = read(trace.text().encode())
+    assert found is not None
+    rows = {row.name: (row.count, row.total_ms, row.self_ms) for row in found.operators()}
+    assert rows == {name: pytest.approx(values, abs=1e-9) for name, values in expected.items()}
+
+
+_STREAMS = [STREAM, OTHER_STREAM]
+_KERNELS = st.lists(
+    st.tuples(st.sampled_from([GEMM, "a"]), st.integers(0, 300), st.integers(1, 60), st.sampled_from(_STREAMS)),
+    max_size=15,
+)
+
+
+@given(_KERNELS)
+def test_busy_times_are_those_that_were_made(kernels: list[tuple[str, int, int, int]]) -> None:
+    trace = Kineto()
+    for number, (name, start, length, stream) in enumerate(kernels, 1):
+        trace.call("cudaLaunchKernel", -10 * number, -10 * number + 5, number)
+        trace.device(name, start, start + length, number, stream=stream)
+    found = read(trace.text().encode())
+    assert found is not None
+    busy = union([(start, start + length) for _, start, length, _ in kernels])
+    assert found.totals().gpu_busy_ms == pytest.approx(busy / 1000, abs=1e-9)
+    assert found.totals().kernels == len(kernels)
+    assert found.totals().host_launches == len(kernels)
+    rows: dict[str, list[float]] = {}
+    for row in found.kernels():
+        sums = rows.setdefault(row.name, [0, 0.0])
+        sums[0] += row.count
+        sums[1] += row.total_ms
+    assert sum(row.busy_ms for row in found.kernels()) == pytest.approx(busy / 1000, abs=1e-9)
+    for name, (count, total_ms) in rows.items():
+        mine = [length for other, _, length, _ in kernels if other == name]
+        assert (count, total_ms) == (len(mine), pytest.approx(sum(mine) / 1000, abs=1e-9))
+
+
+@given(_KERNELS, st.integers(0, 3))
+def test_a_file_that_is_cut_off_is_refused(kernels: list[tuple[str, int, int, int]], missing: int) -> None:
+    trace = one_page()
+    for number, (name, start, length, stream) in enumerate(kernels, 100):
+        trace.device(name, start, start + length, number, stream=stream)
+    data = trace.text().encode()
+    assert read(data[: len(data) // (missing + 2)]) is None
