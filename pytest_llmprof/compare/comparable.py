@@ -52,7 +52,7 @@ def config_notice(old: Mapping[str, object] | None, new: Mapping[str, object] | 
     keys = [
         key
         for key in dict.fromkeys((*old, *new))
-        if old.get(key, _MISSING) != new.get(key, _MISSING) and not key.startswith("llmprof.")
+        if old.get(key, _MISSING) != new.get(key, _MISSING) and not key.startswith(("llmprof.", "gate."))
     ]
     if not keys:
         return "the configurations differ"

@@ -10,6 +10,7 @@ from statistics import median
 from pytest_llmprof.compare.comparable import config_notice, other_machine, other_work, some
 from pytest_llmprof.compare.intervals import Interval, assumed, unpaired
 from pytest_llmprof.compare.kernels import KernelChange, kernel_changes
+from pytest_llmprof.compare.looks import Noise, Rounds, Sides
 from pytest_llmprof.compare.result import Comparison, Row, Side, TextChange
 from pytest_llmprof.compare.rules import Rule, is_speed, is_statistical, rule_for
 from pytest_llmprof.compare.sequential import ALPHA, BETA, Plan, SequentialDecision
@@ -46,6 +47,8 @@ class Terms:
     plan: Plan | None = None
     """Set where the runs of both sides are pairs, in the order of `sequential.order`: its looks decide. Its margin,
     errors and family are those of the terms."""
+    rounds: Rounds | None = None
+    """For the gates of a test that runs; None for runs that have ended."""
 
 
 def compare(before: Sequence[SavedRun], after: Sequence[SavedRun], terms: Terms | None = None) -> Comparison:
@@ -55,6 +58,16 @@ def compare(before: Sequence[SavedRun], after: Sequence[SavedRun], terms: Terms 
     no common test, other work in every test, single rounds only.
     """
     return _Comparer(before, after, terms or Terms()).result()
+
+
+def compare_test(before: Sequence[SavedRun], after: SavedRun, terms: Terms) -> tuple[list[Row], bool]:
+    """The rows of the rules of *terms* for the one test of *after*, which all runs of *before* have.
+
+    Second: whether more rounds, up to `terms.rounds`, may settle one that is unclear. What cannot be compared is not
+    measured, with the reason in its row.
+    """
+    comparer = _Comparer(before, [after], terms)
+    return comparer.gated(), comparer.open
 
 
 @dataclass(frozen=True)
@@ -85,6 +98,19 @@ class _Comparer:
             for metric in run.metrics:
                 self.metrics.setdefault(metric.name, metric)
         self.tests = [[{test.id: test for test in run.tests} for run in side] for side in (before, after)]
+        self.open = False
+        """Whether more rounds may settle a row that is unclear."""
+
+    def gated(self) -> list[Row]:
+        """The rows of one test's rules, whether or not they can be compared."""
+        pairs = [self._pair(name, _by_id(self.before)[name], new) for name, new in _by_id(self.after).items()]
+        plans = [
+            (pair, metric, rule)
+            for pair in pairs
+            for metric in self.metrics.values()
+            if (rule := rule_for(metric, self.terms.rules)) is not None
+        ]
+        return [self._row(pair, metric, rule, len(plans), _text_change(pair)) for pair, metric, rule in plans]
 
     def result(self) -> Comparison:
         self._check_runs()
@@ -202,6 +228,7 @@ class _Comparer:
         else:
             self._judge(row, pair, metric, rule, gated, old, new)
         row.failed = rule is not None and row.verdict in BAD
+        row.not_worse |= row.verdict in GOOD | {Verdict.SAME}
         if text is not None and row.verdict in BAD | GOOD and is_statistical(metric):
             row.note = "; ".join(filter(None, (row.note, text.text)))
         return row
@@ -255,6 +282,22 @@ class _Comparer:
         row.how = f"{len(before)} and {count(len(after), 'process', 'processes')}"
         if max(len(before), len(after)) >= 3:
             change, equality = (unpaired(first, second, error, STEADY_SD) for error in (alpha, 2 * self.terms.beta))
+        elif self.terms.rounds is not None:
+            deviation = self.terms.process_sd or _assumed_sd(before[0], metric)
+            row.how += f", SD {100 * deviation:g} % assumed, {count(after[-1].rounds, 'round')}"
+            sides = Sides(first, second, [_noise(test, metric) for test in (*before, *after)], deviation)
+
+            def settled(change: Interval, equality: Interval) -> bool:
+                verdict = decide(change, equality, margin, metric.better)
+                return verdict is not Verdict.UNCLEAR or _not_worse(equality, margin, metric)
+
+            errors, within = (alpha, 2 * self.terms.beta), sides.within()
+            if within is None:
+                row.note = "a single round on both sides: its noise is not known"
+                self.open |= sides.may_settle(self.terms.rounds, *errors, settled)
+                return
+            change, equality = (sides.interval(within, self.terms.rounds.looks, error) for error in errors)
+            self.open |= not settled(change, equality) and sides.may_settle(self.terms.rounds, *errors, settled)
         else:
             rounds = [_rounds_error(side, metric) for side in (before, after)]
             if rounds[0] is None or rounds[1] is None:
@@ -262,12 +305,13 @@ class _Comparer:
                 row.ratio = math.exp(second[0] - first[0])
                 return
             deviation = self.terms.process_sd or _assumed_sd(before[0], metric)
-            within = (rounds[0], rounds[1])
+            own = (rounds[0], rounds[1])
             change, equality = (
-                assumed(first, second, deviation, within, error) for error in (alpha, 2 * self.terms.beta)
+                assumed(first, second, deviation, own, error) for error in (alpha, 2 * self.terms.beta)
             )
             row.how += f", SD {100 * deviation:g} % assumed"
         row.verdict = decide(change, equality, margin, metric.better, speed=is_speed(metric))
+        row.not_worse = _not_worse(equality, margin, metric)
         if row.verdict in BAD | GOOD and min(len(before), len(after)) == 1:
             row.note = "one process on a side: a single disturbed one looks the same"
         _show_interval(row, equality if row.verdict is Verdict.SAME else change)
@@ -351,6 +395,12 @@ def _judge_exact(row: Row, metric: Declaration, rule: Rule | None) -> None:
         row.verdict = Verdict.WORSE if (row.after > row.before) == (metric.better == "lower") else Verdict.BETTER
 
 
+def _not_worse(equality: Interval, margin: float, metric: Declaration) -> bool:
+    """Whether the metric is shown not to be worse by *margin*."""
+    limit = math.log1p(margin)
+    return equality.high < limit if metric.better == "lower" else equality.low > -limit
+
+
 def _show_interval(row: Row, interval: Interval) -> None:
     row.ratio = math.exp(interval.estimate)
     # Where nearly nothing is known the interval is too wide for a float.
@@ -377,12 +427,25 @@ def _rounds_error(tests: Sequence[SavedTest], metric: Declaration) -> float | No
     """
     errors = []
     for test in tests:
-        # A metric of whole rounds has no spread of its own: the noisiest one stands for it.
-        noise = test.noise.get(metric.name, max(test.noise.values(), default=math.nan))
+        noise = _spread(test, metric)
         if test.rounds < 2 or math.isnan(noise):
             return None
         errors.append(1.2533 * noise / 1.349 / math.sqrt(test.rounds))
     return max(errors)
+
+
+def _spread(test: SavedTest, metric: Declaration) -> float:
+    """The relative interquartile range of a metric's rounds; not a number for a single round.
+
+    Of a metric of whole rounds, which has none of its own, that of the noisiest metric. Throughput is 1 / round_s.
+    """
+    own = test.noise.get("round_s" if metric.name == "pages_per_s" else metric.name)
+    return max(test.noise.values(), default=math.nan) if own is None else own
+
+
+def _noise(test: SavedTest, metric: Declaration) -> Noise:
+    spread = _spread(test, metric)
+    return Noise(0.0, 1) if math.isnan(spread) else Noise(spread, test.rounds)
 
 
 def _assumed_sd(test: SavedTest, metric: Declaration) -> float:

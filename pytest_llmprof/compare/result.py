@@ -50,6 +50,8 @@ class Row(Struct, kw_only=True):
     """What a gate allows, as it was written; null without one."""
     failed: bool = False
     """Whether the gate is broken."""
+    not_worse: bool = False
+    """Whether it is shown not to be worse by the margin, be it the same or better."""
     how: str = ""
     """Processes on both sides, and what was assumed."""
     note: str = ""

@@ -112,7 +112,7 @@ def _of_benchmark(file: _BenchmarkFile, path: Path) -> SavedRun:
         key=_key(file.datetime, ([one.stats["median"]] for one in file.benchmarks)),
         source=str(path),
         started=file.datetime,
-        machine=_machine_name(machine),
+        machine=machine_name(machine),
         metrics=[metric.declaration for metric in BUILTIN if metric.name == "round_s"],
         tests=tests,
     )
@@ -140,7 +140,7 @@ def saved_run(directory: Path) -> SavedRun:
                 saved.git = records.environment.git
     saved.key = _key(record.started, seconds)
     machines = [test.machine for test in saved.tests]
-    saved.machine = _machine_name(next((one for one in machines if one.gpu), machines[0] if machines else None))
+    saved.machine = machine_name(next((one for one in machines if one.gpu), machines[0] if machines else None))
     return saved
 
 
@@ -150,7 +150,8 @@ def _key(started: str, seconds: Iterable[Iterable[float]]) -> str:
     return hashlib.sha256(text).hexdigest()[:16]
 
 
-def _machine_name(machine: SavedMachine | None) -> str:
+def machine_name(machine: SavedMachine | None) -> str:
+    """What a machine is called in the store."""
     if machine is None:
         return "unknown"
     return machine.gpu or f"{machine.cpu or 'cpu'}, {count(machine.cores or 0, 'core')}"
@@ -166,16 +167,20 @@ def _saved_test(directory: Path, test: TestRecord, records: StageRecords | None)
     if records is None:
         why = one_line(test.error) if test.error else f"the test {test.outcome} without measuring"
         return SavedTest(id=test.id, stage=test.stage, kind=test.kind, problem=why)
+    return saved_test(records, directory / (test.dir or ""))
+
+
+def saved_test(records: StageRecords, stage_dir: Path) -> SavedTest:
+    """A test as it is compared. Raises `ArtifactError` where a file of its stage directory is broken."""
     metrics = records.metrics
-    stage_dir = directory / (test.dir or "")
     problem: str | None = None
     if metrics.status != "ok":
         first = metrics.errors[0] if metrics.errors else None
         page = f"page {first.page}: " if first and first.page else ""
         problem = one_line(f"{page}{first.error}") if first else f"its status is {metrics.status}"
     return SavedTest(
-        id=test.id,
-        stage=test.stage,
+        id=metrics.id,
+        stage=metrics.stage,
         kind=metrics.kind,
         problem=problem,
         doubts=_doubts(metrics, records.environment),

@@ -10,6 +10,7 @@ import msgspec
 from pytest_llmprof.compare.kernels import KernelChange
 from pytest_llmprof.compare.result import Comparison, Row, Side
 from pytest_llmprof.compare.verdicts import Verdict
+from pytest_llmprof.text import numbers
 from pytest_llmprof.text.escape import inline, one_line
 from pytest_llmprof.text.markdown import code, table
 from pytest_llmprof.text.numbers import count, duration, fixed, number
@@ -35,20 +36,14 @@ def render(comparison: Comparison, form: str = "text", *, everything: bool = Fal
 
 def change(row: Row) -> str:
     """ "+2.1 %"; empty where it has no ratio."""
-    return "" if row.ratio is None else _percent(row.ratio)
+    return "" if row.ratio is None else numbers.change(row.ratio)
 
 
 def interval(row: Row) -> str:
     """ "+1.2 to +3.0 %"; empty for exact values."""
     if row.low is None or row.high is None:
         return ""
-    return f"{_percent(row.low, unit='')} to {_percent(row.high)}"
-
-
-def _percent(ratio: float, unit: str = " %") -> str:
-    if ratio >= 100:
-        return "over 100 x"
-    return f"{100 * (ratio - 1):+.1f}{unit}"
+    return numbers.change_range(row.low, row.high)
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -339,6 +339,7 @@ class Composer:
                 model=values.model,
                 infer=values.infer,
                 measure=values.measure,
+                gate=values.gate,
                 dataset=values.dataset,
                 pipeline=MappingProxyType(pipeline),
                 test=test,
@@ -380,11 +381,13 @@ class Composer:
     def _saved(self, composition: Composition, values: Any, content: Mapping[str, Any]) -> tuple[str, str]:
         """The configuration as YAML to be saved, without the test and its stage, and its digest.
 
-        The digest is that of the same with environment variables resolved: they may differ in another run.
+        The digest is that of the same with environment variables resolved, as they may differ in another run, and
+        without the gates, which change nothing in what is measured.
         """
         text = to_yaml(self._to_save(composition, values, content))
-        resolved = to_yaml(self._to_save(composition, values, content, ("test",)))
-        return text, hashlib.sha256(resolved.encode()).hexdigest()
+        resolved = self._to_save(composition, values, content, ("test",))
+        resolved.pop("gate")
+        return text, hashlib.sha256(to_yaml(resolved).encode()).hexdigest()
 
     def _to_save(
         self,

@@ -22,6 +22,9 @@ Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0, le=sys.float_info.max, description="a number of seconds > 0")]
 Seed = Annotated[int, Meta(ge=0, le=2**63 - 1, description="an integer from 0 to 2**63 - 1")]
+Share = Annotated[
+    str, Meta(pattern=r"^\s*(\d+\.?\d*|\.\d+)\s*%\s*\Z", description='a percentage above 0, such as "2%"')
+]
 Texts = Annotated[tuple[str, ...], Meta(min_length=1)]
 
 
@@ -83,6 +86,28 @@ class MeasureSettings:
     """Calls a round of a callable; None = as many as take 10 ms, chosen in the warm-up."""
     max_failed_pages: Count | None = None
     """Pages that may fail: one more ends the test at once. None = all pages run, and any failed one fails it."""
+
+
+@dataclass(frozen=True)
+class GateSettings:
+    """What fails a test (`gate.*`). Texts are read, and metrics' names checked, by `pytest_llmprof.run.gates`."""
+
+    limits: Mapping[str, str | None] = field(default_factory=lambda: MappingProxyType({}))
+    """Metric -> its limit, "<=200"; null for none."""
+    slower: Mapping[str, str | None] = field(default_factory=lambda: MappingProxyType({}))
+    """Metric -> how much worse than in the baseline it may be, "2%"."""
+    worse: Mapping[str, str | float | None] = field(default_factory=lambda: MappingProxyType({}))
+    """Metric of quality -> by what amount it may be worse than in the baseline, 0.005."""
+    margin: Share = "0.6%"
+    """The smallest change that matters where no gate says it."""
+    alpha: Share = "0.2%"
+    """How often a metric that did not change may be called different: of a test's gated metrics, all together."""
+    process_sd: Share | None = None
+    """Standard deviation between processes where too few show it; None: what was seen on an H100."""
+    max_rounds: Positive = 20
+    """Measured rounds at most, where a gate is unclear."""
+    unclear: Literal["pass", "fail"] = "pass"
+    """What an unclear gate does: pass with a line in the summary, or fail."""
 
 
 @dataclass(frozen=True)
@@ -195,6 +220,7 @@ class Settings:
     model: ModelSettings
     infer: InferSettings
     measure: MeasureSettings
+    gate: GateSettings
     dataset: DatasetSettings
     pipeline: Mapping[str, StageSettings]
     test: str

@@ -20,6 +20,7 @@ from pytest_llmprof.config.render import plain
 from pytest_llmprof.config.schema import (
     NO_KEY,
     DatasetSettings,
+    GateSettings,
     InferSettings,
     MeasureSettings,
     ModelSettings,
@@ -83,6 +84,7 @@ def root_block(registry: Registry, stages: tuple[str, ...] = ()) -> type:
         "model": ModelSettings,
         "infer": InferSettings,
         "measure": MeasureSettings,
+        "gate": GateSettings,
         "dataset": DatasetSettings,
         "pipeline": pipeline,
         "llmprof": _Test,

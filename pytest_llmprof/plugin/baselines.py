@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from pytest_llmprof.compare.compare import Terms
     from pytest_llmprof.compare.store import Store
     from pytest_llmprof.records.baseline import SavedRun
+    from pytest_llmprof.records.metrics import GateResult
 
 COMPARISON = "comparison.json"
 """The comparison's file in the run directory."""
@@ -42,7 +45,12 @@ class Baselines:
 
     @cached_property
     def baseline(self) -> Baseline | None:
-        """What `--llmprof-compare` names. Raises `LlmprofError`, one line, where there is no such run."""
+        """What `--llmprof-compare` names. Raises `LlmprofError`, one line, where there is no such run.
+
+        A worker's was found by its controller, before any run could be saved under the same name.
+        """
+        if hasattr(self._config, "workerinput"):
+            return self._sent()
         given = options.baseline(self._config, "llmprof_compare")
         if given is None:
             return None
@@ -53,6 +61,18 @@ class Baselines:
             return Baseline.find(self._store, wanted, start)
         except LlmprofError as error:
             raise type(error)(f"{where}: {error}") from None
+
+    def to_worker(self) -> list[str]:
+        """What a worker gets: the baseline's name and places."""
+        return [] if self.baseline is None else [self.baseline.name, *map(str, self.baseline.places)]
+
+    def _sent(self) -> Baseline | None:
+        sent = json.loads(self._config.workerinput["llmprof"])["baseline"]  # type: ignore[attr-defined]
+        if not sent:
+            return None
+        from pytest_llmprof.compare.baseline import Baseline
+
+        return Baseline(sent[0], tuple(map(Path, sent[1:])))
 
     @cached_property
     def _name(self) -> str | None:
@@ -73,8 +93,8 @@ class Baselines:
         """Raise `LlmprofError` for what can be seen to be wrong before tests run."""
         _ = self._name, self._store, self.baseline
 
-    def finish(self, run_dir: Path, terms: Terms | None) -> None:
-        """Compare the run in *run_dir*, which has ended, and save it."""
+    def finish(self, run_dir: Path, terms: Callable[[], Terms], gates: Mapping[str, Sequence[GateResult]]) -> None:
+        """Compare the run in *run_dir*, which has ended, and save it. *gates* are the results of each test's gates."""
         if self._name is None and self.baseline is None:
             return
         from pytest_llmprof.compare.saved import saved_run
@@ -84,15 +104,18 @@ class Baselines:
         except LlmprofError as error:
             self.errors.append(str(error))
             return
-        self._compare(run, run_dir, terms)
+        self._compare(run, run_dir, terms, gates)
         self._save(run)
 
-    def _compare(self, run: SavedRun, run_dir: Path, terms: Terms | None) -> None:
+    def _compare(
+        self, run: SavedRun, run_dir: Path, terms: Callable[[], Terms], gates: Mapping[str, Sequence[GateResult]]
+    ) -> None:
         if self.baseline is None:
             return
         from msgspec.structs import replace
 
         from pytest_llmprof.compare.compare import compare
+        from pytest_llmprof.compare.gates import mark_gated
         from pytest_llmprof.compare.table import render
         from pytest_llmprof.records.files import write_json
 
@@ -100,17 +123,18 @@ class Baselines:
         # Of a run that was stopped, what there is; tests that did not run are named.
         shown = replace(run, source=relative(run_dir, start), status="complete")
         try:
-            comparison = compare(self.baseline.of(run.machine), [shown], terms)
+            comparison = compare(self.baseline.of(run.machine), [shown], terms())
         except LlmprofError as error:
             self.notes.append(f"WARNING: not compared with {self.baseline.name}: {error}")
             return
+        mark_gated(comparison, gates)
         if run.status != "complete":
             comparison.notices.append(f"after: this run was {run.status}")
         self.table = render(comparison)
         try:
             write_json(run_dir / COMPARISON, comparison)
-        except OSError as error:
-            self.errors.append(f"cannot write {run_dir / COMPARISON}: {error.strerror}")
+        except LlmprofError as error:
+            self.errors.append(str(error))
 
     def _save(self, run: SavedRun) -> None:
         if self._name is None:

@@ -94,6 +94,7 @@ class LlmProf:
         self._used = name
 
     def _go(self, work: Callable[[Any], RunResult]) -> RunResult:
+        from pytest_llmprof.run.gates import TestGates
         from pytest_llmprof.run.runner import Runner
         from pytest_llmprof.stages.base import StagePlugin
 
@@ -111,7 +112,7 @@ class LlmProf:
             stage=stage,
             artifacts=session.artifacts(state.test),
             test_id=self._request.node.nodeid,
-            gates=state.gates,
+            gates=state.gates or TestGates(),
             catalogue=session.catalogue,
             progress=progress,
             rootdir=shared.config.rootpath,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,13 +11,14 @@ import pytest
 from pytest_llmprof.errors import ConfigError, LlmprofError, nearest
 
 if TYPE_CHECKING:
-    from pytest_llmprof.compare.gates import Gate
+    from pytest_llmprof.compare.gates import Given
     from pytest_llmprof.config.schema import Settings
     from pytest_llmprof.plugin.rows import Row
     from pytest_llmprof.plugin.shared import SharedState
     from pytest_llmprof.records.metrics import GateResult
     from pytest_llmprof.records.stage import StageRecords
     from pytest_llmprof.run.directory import TestKey
+    from pytest_llmprof.run.gates import TestGates
     from pytest_llmprof.run.session import Session
 
 STAGE_FIXTURE = "llmprof_stage"
@@ -37,7 +37,7 @@ class ItemState:
         self.error: str | None = None
         """Why it cannot run: an error in its marker, or, in an xdist worker, in the session."""
         self.settings: Settings | None = None
-        self.gates: tuple[Gate, ...] = ()
+        self.gates: TestGates | None = None
         self.name = ""
         """Its node id without the stage."""
         self.test = ""
@@ -111,12 +111,14 @@ def prepare_items(
         in_marker = True
         try:
             overrides = _overrides(item)
-            state.gates = _gates(item, session)
+            marked = _gates(item, session)
             in_marker = bool(overrides)
             where = f"marker of {state.name.partition('[')[0]}"
             settings = session.composer.for_test(overrides, where, state.test, state.stage)
             artifacts = session.artifacts(settings.test)
             save_dirs = artifacts.save_dirs(settings)
+            in_marker = True  # those of the session are checked
+            state.gates = session.gates(settings, marked)
         except LlmprofError as error:
             if in_marker:
                 state.error = str(error)
@@ -176,22 +178,22 @@ def _overrides(item: pytest.Item) -> tuple[str, ...]:
     return tuple(result)
 
 
-def _gates(item: pytest.Item, session: Session) -> tuple[Gate, ...]:
-    """The limits of the test's `llmprof_gate` marks; the nearest mark wins. Raises `ConfigError`."""
-    limits: dict[str, object] = {}
-    for mark in _marks(item, _GATE):
+def _gates(item: pytest.Item, session: Session) -> list[Given]:
+    """The gates of the test's `llmprof_gate` marks, lowest precedence first. Raises `ConfigError`."""
+    marks = list(_marks(item, _GATE))
+    if not marks:
+        return []
+    from pytest_llmprof.compare.gates import of_marker
+
+    found: list[Given] = []
+    for mark in marks:
         if mark.args:
             raise ConfigError(
                 f"llmprof_gate of {item.nodeid} takes limits by name, not {mark.args[0]!r}: "
                 'write llmprof_gate(cer="<=0.05")'
             )
-        limits.update(mark.kwargs)
-    if not limits:
-        return ()
-    from pytest_llmprof.compare.gates import parse_gates
-
-    gates = parse_gates(limits, item.nodeid, session.catalogue)
-    return tuple(replace(gate, stages=session.stages_measuring(gate.name)) for gate in gates)
+        found += of_marker(mark.kwargs, item.nodeid, session.catalogue)
+    return found
 
 
 def _marks(item: pytest.Item, name: str) -> Iterator[pytest.Mark]:

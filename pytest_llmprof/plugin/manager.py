@@ -341,7 +341,8 @@ class Manager:
             self._config.workeroutput["llmprof_warnings"] = encodable(results.warnings)  # type: ignore[attr-defined]
         baselines = self._shared.baselines
         if results.log is not None and not self._shared.child:
-            baselines.finish(results.log.path, None)
+            gates = {row.id: row.gates for row in results.rows.values()}
+            baselines.finish(results.log.path, self._shared.session.terms, gates)
         if (results.trouble or baselines.errors) and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         yield

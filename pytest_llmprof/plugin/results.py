@@ -31,13 +31,17 @@ if TYPE_CHECKING:
 def judge(state: ItemState, *, strict: bool) -> pytest.ExceptionInfo[BaseException] | None:
     """The failure of a test whose metrics break a gate, or that has gates and measured nothing.
 
-    In a *strict* run a gate without a value is broken too.
+    In a *strict* run a gate without a value is broken too, and an unclear one where `gate.unclear` says so.
     """
     if not state.gates:
         return None
     if state.row is None:
+        if not state.gates.marked:
+            return None
         return failure("llmprof_gate: the test called neither llmprof.run() nor llmprof.measure()")
-    outcomes = ("failed", "not applicable", "not measured") if strict else ("failed",)
+    outcomes = ["failed", *(("not applicable", "not measured") if strict else ())]
+    if state.settings is not None and state.settings.gate.unclear == "fail":
+        outcomes.append("unclear")
     broken = [gate.text for gate in state.verdicts if gate.outcome in outcomes]
     return failure(f"llmprof_gate: {'; '.join(broken)}") if broken else None
 

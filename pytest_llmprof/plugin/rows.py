@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from pytest_llmprof.errors import text_of
+from pytest_llmprof.records.metrics import GateResult
 from pytest_llmprof.records.stage import StageRecords
 from pytest_llmprof.report.findings import machine_warnings, page_notes
 
@@ -31,7 +32,7 @@ class Row(msgspec.Struct):
     machine_warnings: list[str]
     """What the host or the GPU did to the times."""
     gate_notes: list[str]
-    """Gates without a value, and those of which a part has none."""
+    """Gates without a value, those of which a part has none, and those that are unclear."""
     round_seconds: list[float]
     iterations: int
     """Calls a round."""
@@ -41,6 +42,8 @@ class Row(msgspec.Struct):
     """From pytest-benchmark's marker."""
     xdist_workers: int | None
     """Number of workers, where it ran beside others."""
+    gates: list[GateResult] = []
+    """Those against a baseline."""
     page_notes: list[str] = []
     """Files that were left out, and pages that were allowed to fail."""
 
@@ -63,7 +66,9 @@ class Row(msgspec.Struct):
             gate_notes=[
                 f"gate {gate.text}"
                 for gate in metrics.gates
-                if gate.reason and gate.outcome != "measured in another stage"
+                if gate.reason
+                and gate.outcome != "measured in another stage"
+                and (gate.verdict is None or gate.outcome in ("unclear", "not measured"))
             ],
             round_seconds=metrics.round_seconds if timed else [],
             iterations=metrics.iterations,
@@ -71,6 +76,7 @@ class Row(msgspec.Struct):
             param=callspec.id,
             group=str(benchmark.kwargs["group"]) if benchmark and "group" in benchmark.kwargs else None,
             xdist_workers=None if worker is None else worker["workercount"],
+            gates=[gate for gate in metrics.gates if gate.verdict is not None],
             page_notes=page_notes(metrics),
         )
 

@@ -53,6 +53,7 @@ class SharedState:
                 "argv": session.argv,
                 "process": session.process and asdict(session.process),
                 "child_options": list(child_options),
+                "baseline": self.baselines.to_worker(),
                 "cwd": str(self.config.invocation_params.dir),
             }
         )
@@ -91,6 +92,7 @@ class SharedState:
             argv=sent.get("argv") or [masked_word(str(arg)) for arg in self.config.invocation_params.args],
             process=Process(**sent["process"]) if sent.get("process") else Process.this(),
             explicit=explicit is not None,
+            find_baseline=lambda: None if self.child else self.baselines.baseline,
         )
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llmprof.errors import ConfigError
 from pytest_llmprof.text.escape import one_line, visible
-from pytest_llmprof.text.numbers import duration
+from pytest_llmprof.text.numbers import change, change_range, duration
 
 if TYPE_CHECKING:
     import pytest
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 LINE_EVERY_S = 10.0
 """Least time between two lines of progress where they stay (a log)."""
 _LEAST_COLUMNS = 20
+_GATE_WIDTHS = {False: (18, 12, 14), True: (12, 9, 8, 8, 6, 8)}
+"""Least widths of the columns of gates before the last, without and with a baseline."""
 # Terminal escape sequences: the text is drawn behind the cursor, which stays where pytest left it.
 _SAVE, _RESTORE, _ERASE = "\x1b7", "\x1b8", "\x1b[K"
 
@@ -177,13 +179,31 @@ def _table(rows: Sequence[Row], metrics: Sequence[Declaration], width: int, *, w
 
 
 def gate_lines(results: Iterable[GateResult]) -> str:
-    """The section of a test that has gates: each limit beside its value."""
-    lines = [f"{'metric':<18} {'limit':>12} {'measured':>14}  outcome"]
-    for gate in results:
-        value = "n/a" if gate.figure is None else f"{gate.figure:.6g}"
-        reason = f": {gate.reason}" if gate.reason else ""
-        lines.append(f"{gate.name:<18} {gate.limit:>12} {value:>14}  {gate.outcome}{reason}")
-    return "\n".join(lines)
+    """The section of a test that has gates: each limit beside its value and, against a baseline, the change."""
+    gates = list(results)
+    against = any(gate.verdict is not None for gate in gates)
+    head = ("metric", "limit", "measured", *(("baseline", "change", "interval") if against else ()), "outcome")
+    cells = [head]
+    for gate in gates:
+        measured, baseline = ("n/a" if value is None else f"{value:.6g}" for value in (gate.figure, gate.baseline))
+        changes = (
+            baseline if gate.verdict is not None else "",
+            "" if gate.ratio is None else change(gate.ratio),
+            "" if gate.low is None or gate.high is None else change_range(gate.low, gate.high),
+        )
+        outcome = gate.outcome
+        if gate.verdict is not None and gate.verdict != outcome:
+            outcome += f", {gate.verdict}"
+        outcome += f": {gate.reason}" if gate.reason else ""
+        cells.append((gate.name, gate.limit, measured, *(changes if against else ()), outcome))
+    widths = [max(least, *(len(cell[column]) for cell in cells)) for column, least in enumerate(_GATE_WIDTHS[against])]
+    return "\n".join(
+        "  ".join(
+            [cell[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(cell[1:-1], widths[1:], strict=True))]
+        )
+        + f"  {cell[-1]}"
+        for cell in cells
+    )
 
 
 def clean(shown: Any) -> Any:

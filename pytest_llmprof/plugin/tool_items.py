@@ -109,6 +109,7 @@ def _node_id(item: pytest.Function, stage: str, workload: str) -> str:
 
 def run_tool_item(item: pytest.Function, state: ItemState, shared: SharedState) -> None:
     """Run *item* in a child under its stage's tool. Raises the child's failure; skips where the child skipped."""
+    from pytest_llmprof.run.gates import TestGates
     from pytest_llmprof.run.tool_runner import ToolRunner
     from pytest_llmprof.stages.base import ToolStagePlugin
     from pytest_llmprof.stages.child import ChildSkipped
@@ -124,7 +125,7 @@ def run_tool_item(item: pytest.Function, state: ItemState, shared: SharedState) 
         artifacts=session.artifacts(state.test),
         catalogue=session.catalogue,
         test_id=item.nodeid,
-        gates=state.gates,
+        gates=state.gates or TestGates(),
         command=lambda *paths: _command(item, state, shared, stage.workload, paths),
         cwd=Path(shared.from_controller["cwd"]) if shared.worker else item.config.invocation_params.dir,
         progress=lambda text: shared.progress.show(f"{state.stage}: {text}", state.name),

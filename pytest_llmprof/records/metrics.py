@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
+from pytest_llmprof.text.numbers import change, change_range, number
+
 SCHEMA = 1
 """Version of metrics.json."""
 
@@ -128,13 +130,41 @@ class GateResult(Struct):
     figure: float | None
     """The measured value; null where there is none."""
     outcome: str
-    """passed | failed | not applicable | not measured | measured in another stage"""
+    """passed | failed | unclear | not applicable | not measured | measured in another stage"""
     reason: str | None = None
-    """Why there is no value, or of how many pages it is."""
+    """Why there is no value, or of how many pages it is; against a baseline, why it is unclear."""
+    verdict: str | None = None
+    """slower | faster | same | ... against the baseline; null for a limit on the metric itself, as all that follows."""
+    baseline: float | None = None
+    """The baseline's value, the median over its runs."""
+    ratio: float | None = None
+    """Value / baseline."""
+    low: float | None = None
+    """Confidence interval of the ratio; null for exact values."""
+    high: float | None = None
+    level: float | None = None
+    """Its confidence (0..1)."""
+    how: str | None = None
+    """Processes on both sides, and what was assumed."""
+
+    @property
+    def change(self) -> str:
+        """From the baseline's value to this one: "0.54 → 0.567, +5.1 % (+3.2 to +7.0 %)"."""
+        text = f"{number(self.baseline)} → {number(self.figure)}"
+        if self.ratio is None:
+            return text
+        within = "" if self.low is None or self.high is None else f" ({change_range(self.low, self.high)})"
+        return f"{text}, {change(self.ratio)}{within}"
 
     @property
     def text(self) -> str:
-        """The gate in one line: "cer is 0.1, limit <=0.05", "cer <=0.05 is not applicable: no page has truth"."""
+        """The gate in one line: "cer is 0.1, limit <=0.05", "cer <=0.05 is not applicable: no page has truth",
+        "tpot_ms is slower: 0.54 → 0.567, +5.1 % (+3.2 to +7.0 %), limit 2% slower"."""
+        if self.outcome == "not measured":
+            return f"{self.name} {self.limit} is not measured: {self.reason}"
+        if self.verdict is not None:
+            reason = f" ({self.reason})" if self.reason else ""
+            return f"{self.name} is {self.verdict}: {self.change}, limit {self.limit}{reason}"
         if self.figure is None:
             return f"{self.name} {self.limit} is {self.outcome}: {self.reason}"
         return f"{self.name} is {self.figure:.6g}, limit {self.limit}" + (f" ({self.reason})" if self.reason else "")

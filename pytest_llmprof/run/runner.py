@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pytest_llmprof.compare.gates import Gate, judge
 from pytest_llmprof.config.schema import Settings
 from pytest_llmprof.datasets.base import Page, Pages
 from pytest_llmprof.errors import ArtifactError, LlmprofError, PageError, StageError, error_line, nearest
@@ -23,6 +22,7 @@ from pytest_llmprof.records.metrics import DatasetInfo, ErrorRecord, Fingerprint
 from pytest_llmprof.records.predictions import Prediction
 from pytest_llmprof.records.stage import StageRecords
 from pytest_llmprof.run.artifacts import Artifacts
+from pytest_llmprof.run.gates import Judge, TestGates
 from pytest_llmprof.stages.base import ShowProgress, StageContext, StagePlugin, StageResult, Workload
 from pytest_llmprof.stages.contract import Answer, check_model
 from pytest_llmprof.stages.failures import Failure
@@ -104,7 +104,7 @@ class Runner:
     stage: StagePlugin
     artifacts: Artifacts
     test_id: str
-    gates: tuple[Gate, ...]
+    gates: TestGates
     catalogue: Catalogue
     progress: ShowProgress
     rootdir: Path
@@ -113,6 +113,9 @@ class Runner:
     """Whether times mean anything here; under a tool they don't, and are null."""
     records: StageRecords | None = None
     """What was measured, once it is."""
+
+    def __post_init__(self) -> None:
+        self._judge = Judge(self.gates, self.catalogue)
 
     def pages(self, load: Callable[[], LoadedModel], pages: Sequence[Page], dataset_digest: str) -> RunResult:
         """Run every page through the model that *load* gives. Raises `PagesFailed` at the end where one failed."""
@@ -163,8 +166,31 @@ class Runner:
             "device": f"{info.device}, {info.dtype}, engine {info.engine}",
             "prompt": self.settings.infer.prompt,
         }
+
+        def measured(result: StageResult) -> Metrics:
+            metrics = self._metrics(
+                workload,
+                result,
+                token_block=model.capabilities.block,
+                model=info,
+                prompt=prompt,
+                prompt_note=_prompt_note(self.settings.infer.prompt, prompt),
+                dataset=DatasetInfo(
+                    self.settings.dataset.name,
+                    dataset_digest,
+                    len(pages),
+                    [LeftOut(reason, len(files), list(files[:_NAMED])) for reason, files in left_out.items()],
+                ),
+                quality=answers.quality(),
+                quality_reason=answers.why_no_quality(),
+            )
+            metrics.fingerprint.model = info.digest
+            metrics.fingerprint.dataset = dataset_digest
+            metrics.figures |= answers.scores("figures")
+            return metrics
+
         try:
-            result, error = self._stage(out_dir, workload)
+            result, error = self._stage(out_dir, workload, measured)
         except BaseException:
             outputs.close(pages, facts)
             raise
@@ -172,26 +198,7 @@ class Runner:
             outputs.close(pages, facts)
         except ArtifactError as unwritten:  # what was measured is kept all the same
             error = error or unwritten
-        metrics = self._metrics(
-            workload,
-            result,
-            token_block=model.capabilities.block,
-            model=info,
-            prompt=prompt,
-            prompt_note=_prompt_note(self.settings.infer.prompt, prompt),
-            dataset=DatasetInfo(
-                self.settings.dataset.name,
-                dataset_digest,
-                len(pages),
-                [LeftOut(reason, len(files), list(files[:_NAMED])) for reason, files in left_out.items()],
-            ),
-            quality=answers.quality(),
-            quality_reason=answers.why_no_quality(),
-        )
-        metrics.fingerprint.model = info.digest
-        metrics.fingerprint.dataset = dataset_digest
-        metrics.figures |= answers.scores("figures")
-        return self._finish(out_dir, workload, result, error, metrics, tuple(answers.records))
+        return self._finish(out_dir, workload, result, error, measured(result), tuple(answers.records))
 
     def callable(self, call: Callable[[], Any], name: str, device: str) -> RunResult:
         """Run a callable."""
@@ -199,16 +206,25 @@ class Runner:
 
         out_dir = self._begin()
         workload = CallableWorkload(call, name, device, self.progress, self.settings.measure.iterations)
-        result, error = self._stage(out_dir, workload)
-        return self._finish(out_dir, workload, result, error, self._metrics(workload, result, callable=name), ())
+
+        def measured(result: StageResult) -> Metrics:
+            return self._metrics(workload, result, callable=name)
+
+        result, error = self._stage(out_dir, workload, measured)
+        return self._finish(out_dir, workload, result, error, measured(result), ())
 
     def _begin(self) -> Path:
         out_dir = self.artifacts.begin(self.settings.stage)
         write_text(out_dir / "config.yaml", self.settings.yaml)
         return out_dir
 
-    def _stage(self, out_dir: Path, workload: Workload) -> tuple[StageResult, BaseException | None]:
-        """Do the stage's work; an error of its own comes back, so that the files are written first."""
+    def _stage(
+        self, out_dir: Path, workload: Workload, measured: Callable[[StageResult], Metrics]
+    ) -> tuple[StageResult, BaseException | None]:
+        """Do the stage's work; an error of its own comes back, so that the files are written first.
+
+        *measured* gives the metrics of a result, also while more rounds may come.
+        """
         from pytest_llmprof.measure.memory import PeakMemory, PhasePeaks
         from pytest_llmprof.measure.phases import WARMUP_DOMAIN, PhaseRecorder
 
@@ -217,13 +233,22 @@ class Runner:
             peaks = PhasePeaks(PeakMemory(workload.device)) if domain == WARMUP_DOMAIN else None
             return PhaseRecorder(workload.device, domain=domain, peaks=peaks)
 
+        result = StageResult()
+
+        def more_rounds() -> int:
+            if not self._judge.looks or workload.failures or workload.disturbed or not result.samples:
+                return 0
+            records = self._records(workload, result, measured(result), None)
+            return self._judge.more_rounds(records, out_dir)
+
         context = StageContext(
             settings=self.settings,
             out_dir=out_dir,
             workload=workload,
             recorder=recorder,
             progress=self.progress,
-            result=StageResult(),
+            result=result,
+            more_rounds=more_rounds,
         )
         try:
             self.stage.run(context)
@@ -271,22 +296,45 @@ class Runner:
         predictions: tuple[Prediction, ...],
     ) -> RunResult:
         """Judge the gates, write the files, then raise what went wrong."""
-        from pytest_llmprof.measure.environment import environment
         from pytest_llmprof.report import write_report
 
         error = error or self.catalogue.undeclared(result.figures, self.settings.stage)
+        records = self._records(workload, result, metrics, error)
+        if error is None:
+            try:
+                metrics.gates = self._judge.judge(records, out_dir)
+            except ArtifactError as unread:
+                error = unread
+                records = self._records(workload, result, metrics, error)
+        self.records = records
+        try:
+            records.write(out_dir)
+            write_report(out_dir, self.stage, self.catalogue)
+        except (ArtifactError, StageError) as unwritten:  # what was measured is kept all the same
+            error = error or unwritten
+        if error is not None:
+            raise error
+        if metrics.status == "error":
+            raise PagesFailed(_failed_pages(workload.failures), workload.failures[0].details)
+        if not result.samples:
+            raise StageError("no page was measured")
+        return RunResult(metrics, result.profile, predictions, out_dir, workload.value)
+
+    def _records(
+        self, workload: Workload, result: StageResult, metrics: Metrics, error: BaseException | None
+    ) -> StageRecords:
+        """What is written of *metrics*: with the stage's own metrics, errors and the machine."""
+        from pytest_llmprof.measure.environment import environment
+
         if hosts := result.round_host:
             metrics.figures["contended"] = sum(host.contended for host in hosts) / len(hosts)
         metrics.figures |= {name: value for name, value in result.figures.items() if name in metrics.figures}
         if not self.timed:
             kept = self.catalogue.without_times()
             metrics.figures = {name: value if name in kept else None for name, value in metrics.figures.items()}
-        if error is None:
-            metrics.gates = judge(self.gates, metrics)
         failures = workload.failures
         may_fail = (self.settings.measure.max_failed_pages or 0) if workload.kind == "pages" else 0
-        too_many = len(failures) > may_fail
-        metrics.status = "error" if too_many or error is not None else "ok"
+        metrics.status = "error" if len(failures) > may_fail or error is not None else "ok"
         metrics.errors = [ErrorRecord(failure.page, failure.error) for failure in failures]
         metrics.errors += [ErrorRecord(None, " ".join(line.split())) for line in workload.disturbed]
         if error is not None and not workload.disturbed:
@@ -296,19 +344,7 @@ class Runner:
         )
         metrics.fingerprint.card = place.gpu.name if place.gpu is not None else None
         metrics.fingerprint.versions = place.versions
-        self.records = StageRecords(metrics, {"profile": result.profile, **result.blocks}, place)
-        try:
-            self.records.write(out_dir)
-            write_report(out_dir, self.stage, self.catalogue)
-        except (ArtifactError, StageError) as unwritten:  # what was measured is kept all the same
-            error = error or unwritten
-        if error is not None:
-            raise error
-        if too_many:
-            raise PagesFailed(_failed_pages(failures), failures[0].details)
-        if not result.samples:
-            raise StageError("no page was measured")
-        return RunResult(metrics, result.profile, predictions, out_dir, workload.value)
+        return StageRecords(metrics, {"profile": result.profile, **result.blocks}, place)
 
 
 def _prompt_note(typed: str, prompt: str) -> str | None:

@@ -18,10 +18,14 @@ from pytest_llmprof.run.artifacts import Artifacts
 from pytest_llmprof.run.directory import begin_run_dir, begun_run_dir
 
 if TYPE_CHECKING:
+    from pytest_llmprof.compare.baseline import Baseline
+    from pytest_llmprof.compare.compare import Terms
+    from pytest_llmprof.compare.gates import Given
     from pytest_llmprof.config.compose import Composer, ConfigSources
     from pytest_llmprof.config.schema import DatasetSettings, Settings
     from pytest_llmprof.datasets.base import DatasetPlugin, Page
     from pytest_llmprof.models.base import ModelPlugin
+    from pytest_llmprof.run.gates import TestGates
     from pytest_llmprof.run.model_cache import ModelCache
     from pytest_llmprof.stages.base import StagePlugin, ToolStagePlugin
 
@@ -46,6 +50,8 @@ class Session:
     """Whether the user named the run directory: then no other is tried."""
     metrics: Sequence[Metric] = ()
     """Metrics that plugins declare through the hook."""
+    find_baseline: Callable[[], Baseline | None] = lambda: None
+    """Gives what the session is compared with. Raises `LlmprofError`."""
     profiler_ran: bool = False
     """Whether a profiler ran in this process already."""
     _pages: dict[DatasetSettings, tuple[Page, ...]] = field(default_factory=dict)
@@ -86,7 +92,7 @@ class Session:
     def check(self) -> Settings:
         """Check all that can be checked before tests are collected. Raises `LlmprofError`."""
         settings = self.composer.session()
-        _ = self.catalogue
+        self.gates(settings, ())
         for stage in settings.stages:
             self.artifacts("test").save_dirs(replace(settings, stage=stage))
         return settings
@@ -110,6 +116,23 @@ class Session:
         owners = {stage.name for stage in self.stages if any(own.name == metric for own in stage.metrics)}
         chosen = self.composer.session().stages
         return tuple(name for name in chosen if (name in owners if owners else not self.stage(name).in_child))
+
+    def gates(self, settings: Settings, marked: Sequence[Given]) -> TestGates:
+        """The gates of a test: those of its *settings*, and above them those of its marks. Raises `ConfigError`."""
+        from pytest_llmprof.run.gates import gates_of
+
+        return gates_of(settings, marked, self.catalogue, self.stages_measuring, self.baseline)
+
+    def terms(self) -> Terms:
+        """How the session's run is compared with its baseline."""
+        from pytest_llmprof.run.gates import terms_of
+
+        return terms_of(self.composer.session())
+
+    @cached_property
+    def baseline(self) -> Baseline | None:
+        """What the session is compared with."""
+        return self.find_baseline()
 
     def pages(self, settings: DatasetSettings) -> tuple[Page, ...]:
         """A dataset's pages, read once. Raises `DatasetError`."""

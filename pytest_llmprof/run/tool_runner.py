@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
 
-from pytest_llmprof.compare.gates import Gate, judge
 from pytest_llmprof.config.frozen import freeze
 from pytest_llmprof.config.schema import Settings
 from pytest_llmprof.errors import ArtifactError, LlmprofError, StageError, error_line
@@ -23,6 +22,7 @@ from pytest_llmprof.records.files import read_bytes, write_bytes, write_text
 from pytest_llmprof.records.metrics import ErrorRecord, Fingerprint, Metrics
 from pytest_llmprof.records.stage import StageRecords
 from pytest_llmprof.run.artifacts import Artifacts, fresh_dir, locked
+from pytest_llmprof.run.gates import Judge, TestGates
 from pytest_llmprof.stages.base import ToolContext, ToolStagePlugin
 from pytest_llmprof.stages.child import Child, ChildSkipped, Outcome
 
@@ -46,7 +46,7 @@ class ToolRunner:
     cwd: Path
     progress: Callable[[str], None]
     catalogue: Catalogue
-    gates: tuple[Gate, ...] = ()
+    gates: TestGates = field(default_factory=TestGates)
     records: StageRecords | None = None
     """What was measured, once it is."""
 
@@ -149,14 +149,14 @@ class ToolRunner:
                 write_bytes(context.out_dir / "inputs.jsonl", read_bytes(directory / "inputs.jsonl"))
         metrics = self._metrics(child.metrics if child else None)
         metrics.figures |= {name: value for name, value in context.figures.items() if name in metrics.figures}
-        if error is None:
-            metrics.gates = judge(self.gates, metrics)
-        else:
+        if error is not None:
             metrics.status = "error"
             metrics.errors = metrics.errors or [ErrorRecord(None, error_line(error))]
         context.block.not_applied = outcome.notes
         environment = child.environment if child else None
         self.records = StageRecords(metrics, {"profile": None, self.settings.stage: context.block}, environment)
+        if error is None:
+            metrics.gates = Judge(self.gates, self.catalogue).judge(self.records, context.out_dir)
         self.records.write(context.out_dir)
         write_report(context.out_dir, self.stage, self.catalogue)
 

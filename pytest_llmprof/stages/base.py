@@ -123,6 +123,8 @@ class StageContext(_Context):
     """Makes a recorder for an NVTX domain, on the workload's device."""
     result: StageResult
     """What the stage fills in as it goes, so that what was measured is kept where it fails later."""
+    more_rounds: Callable[[], int] = lambda: 0
+    """Called after the rounds so far: how many more the test's gates need (0 mostly)."""
 
     @property
     def stage(self) -> StageSettings:

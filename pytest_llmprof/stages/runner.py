@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def clean_rounds(context: StageContext) -> None:
-    """Warm up, then run `measure.rounds` measured passes without a profiler.
+    """Warm up, then run `measure.rounds` measured passes without a profiler, and those that unclear gates need.
 
     The GPU is read before the first pass and after the last, its energy counter around each, while the device is idle
     and the clock is stopped.
@@ -55,14 +55,16 @@ def clean_rounds(context: StageContext) -> None:
         energy.reason = _why_no_energy(result.gpu_before, result.gpu_reason)
         meter = EnergyMeter(reader.energy_mj) if energy.reason is None else None
         host = HostMeter()
-        for index in range(measure.rounds):
+        wanted, index = measure.rounds, 0
+        while index < wanted:
             if meter is not None:
                 meter.begin()
             host.begin()
             with recorder.round():
                 samples, seconds = workload.round(index, recorder)
             result.round_host.append(host.end())
-            if index + 1 == measure.rounds:
+            index += 1
+            if index == wanted:
                 result.gpu_after = reader.gpu()  # at once, while clocks and heat are still those of the work
             if meter is not None:
                 energy.rounds.append(meter.end(seconds))
@@ -70,6 +72,8 @@ def clean_rounds(context: StageContext) -> None:
             result.samples += samples
             if samples:
                 result.round_seconds.append(seconds)
+            if index == wanted:
+                wanted += context.more_rounds()
     if energy.rounds and (late := _why_no_energy(result.gpu_after, None)) is not None:
         energy.reason, energy.rounds = late, []
 

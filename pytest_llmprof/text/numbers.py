@@ -18,6 +18,16 @@ def number(value: float | None) -> str:
     return f"{value:.{digits}f}"
 
 
+def change(ratio: float, unit: str = " %") -> str:
+    """A ratio as a change: "+2.1 %"."""
+    return "over 100 x" if ratio >= 100 else f"{100 * (ratio - 1):+.1f}{unit}"
+
+
+def change_range(low: float, high: float) -> str:
+    """Two ratios as a range of changes: "+1.2 to +3.0 %"."""
+    return f"{change(low, '')} to {change(high)}"
+
+
 def fixed(value: float | None, form: str = ".1f", missing: str = "") -> str:
     """*value* in the format *form*; *missing* for None."""
     return missing if value is None else format(value, form)

@@ -4,12 +4,16 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_llmprof.compare.gates import judge, parse_gates
+from pytest_llmprof.compare.gates import Gate, judge, of_marker, read_gate
 from pytest_llmprof.errors import ConfigError
 from pytest_llmprof.records.catalogue import Catalogue
 from pytest_llmprof.records.metrics import Energy, Fingerprint, Metrics
 
 CATALOGUE = Catalogue()
+
+
+def gates(limits: dict[str, object]) -> list[Gate]:
+    return [read_gate(given, CATALOGUE) for given in of_marker(limits, "test_x", CATALOGUE)]
 
 
 def metrics(quality: dict[str, float | None] | None = None, **more: object) -> Metrics:
@@ -30,19 +34,19 @@ def metrics(quality: dict[str, float | None] | None = None, **more: object) -> M
     ],
 )
 def test_a_limit_is_held_against_the_metric(limit, figure, outcome):
-    (verdict,) = judge(parse_gates({"cer": limit}, "test_x", CATALOGUE), metrics({"cer": figure}))
+    (verdict,) = judge(gates({"cer": limit}), metrics({"cer": figure}))
     assert (verdict.name, verdict.figure, verdict.outcome) == ("cer", figure, outcome)
 
 
 @pytest.mark.parametrize("limit", ["0.05", "=<0.05", "<=", "<=five", "", 0.05, None, "<=0.05 ms"])
 def test_a_limit_that_is_none_is_refused(limit):
     with pytest.raises(ConfigError, match=r"llmprof_gate\(cer=.*test_x.*<=0.05"):
-        parse_gates({"cer": limit}, "test_x", CATALOGUE)
+        gates({"cer": limit})
 
 
 def test_an_unknown_metric_names_the_nearest():
     with pytest.raises(ConfigError, match=r"ttft_m=.*did you mean 'ttft_ms'"):
-        parse_gates({"ttft_m": "<=1"}, "test_x", CATALOGUE)
+        gates({"ttft_m": "<=1"})
 
 
 @pytest.mark.parametrize(
@@ -67,6 +71,5 @@ def test_an_unknown_metric_names_the_nearest():
     ],
 )
 def test_why_a_gate_has_no_value(name, stages, found, outcome, reason):
-    gates = [replace(gate, stages=stages) for gate in parse_gates({name: "<=0.05"}, "test_x", CATALOGUE)]
-    (verdict,) = judge(gates, found)
+    (verdict,) = judge([replace(gate, stages=stages) for gate in gates({name: "<=0.05"})], found)
     assert (verdict.outcome, verdict.reason) == (outcome, reason)

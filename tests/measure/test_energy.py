@@ -137,6 +137,7 @@ def clean_rounds(monkeypatch, *readings):
         result=StageResult(),
         recorder=lambda domain: PhaseRecorder("cpu", domain=domain),
         progress=lambda *_: None,
+        more_rounds=lambda: 0,
     )
     runner.clean_rounds(context)
     return context.result, log

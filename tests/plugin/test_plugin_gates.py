@@ -73,7 +73,7 @@ def test_a_callables_figures(bench):
     [
         (
             'cre="<=0.05"',
-            "llmprof_gate(cre=...) at *: unknown metric cre (did you mean 'cer'?); allowed: *",
+            "llmprof_gate(cre='<=0.05') at *: unknown metric cre (did you mean 'cer'?); allowed: *",
         ),
         ('cer="0.05"', "llmprof_gate(cer='0.05') at *: a limit is a text such as *<=0.05*"),
         ("cer=0.05", "llmprof_gate(cer=0.05) at *: a limit is a text such as *<=0.05*"),

@@ -121,7 +121,7 @@ def test_an_unknown_gate_names_the_nearest_of_them(bench):
     bench.test(GATED.format(gates='wieght_g="<=1"'))
     result = bench.run(*ECHO, args=STAGE)
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["llmprof_gate(wieght_g=...) at *: unknown metric wieght_g (did you mean 'weight_g'?*"])
+    result.stdout.fnmatch_lines(["llmprof_gate(wieght_g=*) at *: unknown metric wieght_g (did you mean 'weight_g'?*"])
 
 
 def test_a_metric_that_the_stage_does_not_declare_fails_the_test(bench):
