@@ -51,7 +51,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     if row.limit is not None:
         note = "; ".join(filter(None, (f"{'FAILED, ' if row.failed else ''}limit {row.limit}", note)))
     before, after = number(row.before), number(row.after)
-    can_see = "" if row.control is None else _percent(1 + row.control).lstrip("+")
+    can_see = "" if row.control is None else numbers.change(1 + row.control).lstrip("+")
     return row.title, before, after, change(row), interval(row), can_see, row.verdict.value, note
 
 

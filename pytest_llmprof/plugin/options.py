@@ -20,8 +20,9 @@ CHILD_OPTIONS = "llmprof_child_options"
 MARKERS = (
     "llmprof(overrides=['key=value', ...]): Hydra overrides for this test alone; "
     "module < class < function < parameter, all below the command line.",
-    'llmprof_gate(cer="<=0.05", ttft_ms="<=200", ...): limits on the test\'s own figures; the test fails where one '
-    "is broken. A figure that is not applicable (no truth, random weights, a CPU) does not fail.",
+    'llmprof_gate(cer="<=0.05", slower={"tpot_ms": "2%"}, cer_worse="0.005", ...): limits on the test\'s own metrics, '
+    "and on how much worse than in the baseline of --llmprof-compare they may be; the test fails where one is broken. "
+    "A metric that is not applicable (no truth, random weights, a CPU) or not measured does not fail.",
 )
 
 _LISTS = {
