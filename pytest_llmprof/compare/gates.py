@@ -230,7 +230,7 @@ def mark_gated(comparison: Comparison, results: Mapping[str, Sequence[GateResult
             if gate.name == row.metric and gate.baseline is not None:
                 row.limit, row.failed, row.shown = gate.limit, gate.outcome == "failed", True
                 row.ratio, row.low, row.high, row.level = gate.ratio, gate.low, gate.high, gate.level
-                row.note = (gate.reason or "") if row.failed else ""
+                row.note = "" if gate.outcome == "unclear" else gate.reason or ""
                 if gate.verdict in set(Verdict):
                     row.verdict = Verdict(gate.verdict)
                 comparison.gated += 1

@@ -42,6 +42,14 @@ class Noise:
     """Their interquartile range over their median; nothing for a single round."""
     rounds: int
 
+    @property
+    def variance(self) -> float:
+        """Of one round (relative), for normal noise: an interquartile range is 1.349 standard deviations.
+
+        Of n rounds it is smaller, by 1 - 1.16 / n, and as sure of the variance as 0.4 (n - 1) degrees of freedom.
+        """
+        return (self.spread / 1.349 / (1 - 1.16 / self.rounds)) ** 2 if self.rounds > 1 else 0.0
+
 
 @dataclass(frozen=True)
 class Within:
@@ -66,18 +74,19 @@ class Sides:
     def within(self) -> Within | None:
         """The rounds' error. None where no process has two.
 
-        The noise of a round is taken to be the same in all processes. A median's error is 1.2533 of a mean's, and an
-        interquartile range 1.349 standard deviations, for normal noise. Of n rounds it is smaller, by 1 - 1.16 / n, and
-        as sure of the standard deviation as 0.4 (n - 1) rounds' own would be.
+        A process's rounds are taken to be as noisy as they were, and not less than all processes' were together: few
+        rounds may agree by chance. A median's error is 1.2533 of a mean's for normal noise.
         """
         known = [one for one in self.noise if one.rounds > 1]
         if not known:
             return None
         freedom = sum(one.rounds - 1 for one in known)
-        squares = sum((one.rounds - 1) * (one.spread / 1.349 / (1 - 1.16 / one.rounds)) ** 2 for one in known)
+        pooled = sum((one.rounds - 1) * one.variance for one in known) / freedom
         sizes = [len(self.before)] * len(self.before) + [len(self.after)] * len(self.after)
-        parts = sum(1 / (one.rounds * size**2) for one, size in zip(self.noise, sizes, strict=True))
-        return Within(1.2533 * math.sqrt(squares / freedom * parts), max(1.0, 0.4 * freedom))
+        variance = sum(
+            max(pooled, one.variance) / (one.rounds * size**2) for one, size in zip(self.noise, sizes, strict=True)
+        )
+        return Within(1.2533 * math.sqrt(variance), max(1.0, 0.4 * freedom))
 
     def interval(self, within: Within, looks: int, alpha: float) -> Interval:
         """The interval of one of *looks* looks, of error *alpha* for all of them."""

@@ -126,7 +126,8 @@ class Results:
             kind = row.kind
         assert self.log is not None
         if report.when != "teardown" or not report.passed:
-            outcome = "running" if report.when == "setup" and report.passed else report.outcome
+            again = report.outcome == "rerun"  # pytest-rerunfailures runs it once more
+            outcome = "running" if again or (report.when == "setup" and report.passed) else report.outcome
             self.log.test(
                 report.nodeid, data["stage"], outcome, directory=data["dir"], kind=kind, error=data["error"]
             )

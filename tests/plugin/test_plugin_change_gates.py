@@ -27,7 +27,7 @@ import pytest
 def test_call(llmprof, work):
     llmprof.measure(work)
 """
-SURE = ("measure.rounds=10", "gate.process_sd=0.1%")
+SURE = ("measure.rounds=10", "measure.iterations=1", "gate.process_sd=0.1%")
 COMPARE = "--llmprof-compare=main"
 
 
@@ -156,13 +156,16 @@ def test_junitxml_maxfail_and_x_see_a_failure(runs, workers):
             runs.go(SLOWER, args=[*args, stop]).assert_outcomes(failed=1)
 
 
-def test_a_rerun_sees_a_failure_and_measures_again(runs):
-    pytest.importorskip("pytest_rerunfailures")
+@pytest.mark.parametrize("workers", [[], ["-n1"]], ids=["alone", "xdist"])
+@pytest.mark.parametrize(("second", "outcome"), [(QUIET, "passed"), (SLOWER, "failed")])
+def test_a_rerun_sees_a_failure_and_measures_again(runs, second, outcome, workers):
     runs.save()
-    # The first try is slower, the second is not.
-    result = runs.go([*(SLOWER * 2), *(QUIET * 2)], args=[COMPARE, "--reruns=1"])
-    result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*1 failed, 1 rerun*"])
+    args = [COMPARE, "--reruns=1", *workers]
+    result = runs.go([*(SLOWER * 2), *(second * 2)], args=args, apart=bool(workers))
+    result.stdout.fnmatch_lines([f"*1 {outcome}, 1 rerun*"])
+    (test,) = json.loads((runs.run_dir / "run.json").read_text())["tests"]
+    assert test["outcome"] == outcome
+    assert runs.gate.verdict == ("same" if outcome == "passed" else "slower")
 
 
 @pytest.mark.parametrize("unclear", ["pass", "fail"])
@@ -176,8 +179,8 @@ def test_what_stays_unclear_measures_all_rounds_then_does_as_told(runs, unclear)
 
 
 def test_more_rounds_settle_what_their_own_noise_left_unclear(runs):
-    runs.save(QUIET, "measure.rounds=40")
-    noisy = [10.0 + 0.12 * (number % 5 - 2) for number in range(40)]
+    noisy = [10.0 + 0.1 * (number % 5 - 2) for number in range(40)]
+    runs.save(noisy, "measure.rounds=40")
     runs.go(noisy, "measure.rounds=5", "gate.max_rounds=5").assert_outcomes(passed=1)
     assert (runs.gate.verdict, runs.gate.rounds) == ("unclear", 5)
     runs.go(noisy, "measure.rounds=5", "gate.max_rounds=40").assert_outcomes(passed=1)

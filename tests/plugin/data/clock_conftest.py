@@ -46,11 +46,16 @@ def pytest_unconfigure():
     RUNNER.HostMeter = METER
 
 
+def told():
+    yield from itertools.cycle(json.loads(Path(__file__).with_name("durations.json").read_text()))
+
+
+DURATIONS = told()
+
+
 @pytest.fixture
 def work():
-    durations = itertools.cycle(json.loads(Path(__file__).with_name("durations.json").read_text()))
-
     def call():
-        CLOCK.now += round(1e6 * next(durations))
+        CLOCK.now += round(1e6 * next(DURATIONS))
 
     return call
