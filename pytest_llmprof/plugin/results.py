@@ -126,7 +126,7 @@ class Results:
             kind = row.kind
         assert self.log is not None
         if report.when != "teardown" or not report.passed:
-            again = report.outcome == "rerun"  # pytest-rerunfailures runs it once more
+            again = str(report.outcome) == "rerun"  # pytest-rerunfailures runs it once more
             outcome = "running" if again or (report.when == "setup" and report.passed) else report.outcome
             self.log.test(
                 report.nodeid, data["stage"], outcome, directory=data["dir"], kind=kind, error=data["error"]
