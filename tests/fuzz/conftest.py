@@ -10,6 +10,7 @@ import functools
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
 from types import FrameType
@@ -68,14 +69,13 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
-    found = {
-        report.nodeid.rpartition("/")[2]: dict(report.user_properties)[_CASES]
-        for report in reports
-        if report.when == "call" and _CASES in dict(report.user_properties)
-    }
-    if not found:
+    found: Counter[str] = Counter()  # by property; one with parameters runs once for each
+    for report in reports:
+        if report.when == "call":
+            found[report.nodeid.rpartition("/")[2].partition("[")[0]] += dict(report.user_properties).get(_CASES, 0)
+    if not found.total():
         return
     terminalreporter.section("cases by property")
-    for name, cases in sorted(found.items()) if _PROFILE == "long" else ():
+    for name, cases in sorted((+found).items()) if _PROFILE == "long" else ():
         terminalreporter.write_line(f"{cases:>8,}  {name}")
-    terminalreporter.write_line(f"{sum(found.values()):>8,}  in all")
+    terminalreporter.write_line(f"{found.total():>8,}  in all")
