@@ -12,10 +12,12 @@ from pathlib import Path
 import msgspec
 
 from pytest_llmprof.compare.saved import places, read_place
+from pytest_llmprof.config.paths import why_unusable
 from pytest_llmprof.errors import ArtifactError, ConfigError, nearest
 from pytest_llmprof.records import baseline
 from pytest_llmprof.records.baseline import SavedRun
 from pytest_llmprof.records.files import atomic_path, decode_record, read_bytes, write_text
+from pytest_llmprof.text.escape import shorten
 from pytest_llmprof.text.names import unique_names
 
 STORE = ".llmprof"
@@ -68,10 +70,15 @@ class Store:
         return path
 
     def names(self) -> list[str]:
-        """The names that runs are saved under."""
-        if not self.root.is_dir():
+        """The names that runs are saved under. Raises `ArtifactError` where the store cannot be read."""
+        try:
+            entries = list(os.scandir(self.root))
+        except (FileNotFoundError, NotADirectoryError):
             return []
-        return sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir() and _NAME.fullmatch(entry.name))
+        except (OSError, ValueError) as error:
+            why = why_unusable(self.root) or error
+            raise ArtifactError(f"cannot read the store {shorten(str(self.root), 300)}: {why}") from error
+        return sorted(entry.name for entry in entries if entry.is_dir() and _NAME.fullmatch(entry.name))
 
     def runs(self, name: str | None = None, machine: str | None = None) -> list[StoredRun]:
         """The saved runs, all or those of *name* and *machine*, the oldest first.
@@ -107,7 +114,9 @@ class Store:
         """
         if wanted in self.names():
             return [stored.path for stored in self.runs(wanted)]
-        path = Path(wanted).expanduser() if start is None else start / Path(wanted).expanduser()
+        path = (start or Path()) / os.path.expanduser(wanted)
+        if why := why_unusable(path):
+            raise ArtifactError(f"there is no run at {shorten(str(path), 300)}: {why}")
         if not path.exists() and not set(wanted) & {"/", "\\"}:
             self.runs(wanted)  # raises, with the names that are there
         return places(path)

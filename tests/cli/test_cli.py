@@ -98,6 +98,12 @@ def test_trend(store, tmp_path, capsys):
         (("compare", "a", "a"), "is the same run as its baseline"),
         (("compare", "a", "nope"), "no run is saved under 'nope'"),
         (("compare", "a", "./nope"), "there is no run at nope"),
+        (("compare", "a", "x" * 5000), "the path is too long"),
+        (("compare", "a", "x" * 300), "the path is too long"),
+        (("compare", "a", "loop/x"), "too many levels of symbolic links"),
+        (("compare", "a", "~nobody_at_all/x"), "there is no run at ~nobody_at_all/x"),
+        (("runs", "--store", "x" * 5000), "the path is too long"),
+        (("runs", "--store", "loop"), "too many levels of symbolic links"),
         (("compare", "a", "one-round"), "single round on one side"),
         (("compare", "a", "other-pages"), "other pages (only before: page-2, page-3)"),
         (("compare", "a", "half"), "half a run"),
@@ -114,6 +120,7 @@ def test_trend(store, tmp_path, capsys):
 def test_bad_input_is_one_line_and_code_4(store, tmp_path, capsys, arguments, why):
     write_run(tmp_path / "a")
     write_run(tmp_path / "b", tpot=0.6)
+    (tmp_path / "loop").symlink_to("loop")
     write_run(tmp_path / "one-round", rounds=1, tpot=0.7)
     write_run(tmp_path / "other-pages", pages=2, tpot=0.7)
     half = write_run(tmp_path / "half", tpot=0.8) / "run.json"

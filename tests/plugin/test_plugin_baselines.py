@@ -131,6 +131,7 @@ def test_a_relative_path_of_the_command_line_lies_where_pytest_was_started(calls
             "--llmprof-compare: no run is saved under 'mian' in *.llmprof (did you mean 'main'?); saved: main",
         ),
         (["--llmprof-compare=there/is/none"], "--llmprof-compare: there is no run at *there/is/none: name a run dir*"),
+        ([f"--llmprof-compare={'x' * 5000}"], "--llmprof-compare: there is no run at */xxx*…: the path is too long"),
         (["--llmprof-compare="], "--llmprof-compare is empty: give a name, or leave the option out"),
         (["--llmprof-save=a/b"], "--llmprof-save: 'a/b' cannot be the name of a baseline: letters, digits, *"),
         (["--llmprof-store="], "--llmprof-store is empty: give a directory, or leave the option out"),
