@@ -10,9 +10,10 @@ The delay is work on the clock, once in each decode step. On a CPU, and with `re
 the host spins. With `fast` and `compiled` a spinning kernel is captured at the end of the step's CUDA graph, and its
 length is corrected until the GPU's own clock shows the wanted share; side A runs the untouched graph.
 
-Processes are forked from one that has imported torch but never used CUDA. On a GPU several are prepared at once (8,
-see `--ahead`), then measured one after the other while the others wait: loading takes longer than measuring. Compiler
-caches on the disk are shared, as on any machine; a first process fills them and is not recorded.
+Processes are forked from one that has imported torch but never used CUDA. With `--ahead 8` eight are prepared at once,
+then measured one after the other while the others wait, as loading takes longer than measuring. But eight models in a
+GPU's memory made `fast` differ twice as much from process to process, so the default is one. Compiler caches on the
+disk are shared, as on any machine; a first process fills them and is not recorded.
 
 OUT/<engine>.jsonl gets a line as each process ends, so an interrupted call loses nothing; a further call adds to it.
 `gzip -9nc OUT/fast.jsonl > benchmarks/gates/pools/h100_fast.jsonl.gz` makes a pool of it.
@@ -644,7 +645,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9.0, help="time for all (default: %(default)s)")
     parser.add_argument("--engine", action="append", help="only this one; may be repeated")
     parser.add_argument("--processes", type=int, help="processes of each engine")
-    parser.add_argument("--ahead", type=int, help="processes prepared at once (default: 8 on a GPU, 1 on a CPU)")
+    parser.add_argument("--ahead", type=int, default=1, help="processes prepared at once (default: 1)")
     parser.add_argument("--fresh", action="store_true", help="start a new interpreter for each process: no fork server")
     parser.add_argument("--override", action="append", default=[], help="a further key, such as model.size=tiny")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -664,8 +665,7 @@ def main() -> None:
     fresh, counts = options.fresh, {}
     for engine, work in chosen.items():
         work = replace(work, overrides=(*work.overrides, *options.override))
-        ahead = options.ahead or (8 if options.device == "cuda" else 1)
-        recorder = Recorder(out, options.device, engine, work, ahead, fresh=fresh)
+        recorder = Recorder(out, options.device, engine, work, options.ahead, fresh=fresh)
         passed += work.share
         recorder.run(options.processes or work.processes, BEGUN + 60 * options.minutes * passed / whole)
         fresh, counts[engine] = recorder.fresh, recorder.count

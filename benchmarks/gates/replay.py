@@ -47,8 +47,8 @@ class Process:
     """Begin of its rounds, seconds of the epoch."""
     values: tuple[float, ...]
     """The metric at each level."""
-    injected: tuple[float, ...]
-    """Each level's delay as a share of the step, by the clock that set it."""
+    injected: tuple[float | None, ...]
+    """Each level's delay as a share of the step, by the clock that set it; None where that was not kept."""
     seconds: float
     """What it would take a gate: imports, loading, warm-up, rounds of one level."""
 
@@ -107,7 +107,7 @@ def _process(found: dict[str, Any], head: dict[str, Any], metric: str, rounds: i
         samples = list(_samples(found["rounds"], level, rounds))
         value = figures_of(samples, [])[metric]
         if value is None:
-            raise SystemExit(f"the recordings have no {metric}")
+            raise SystemExit(f"a recording has no {metric}: name the pools that have one")
         values.append(value)
         if level == 0:
             spent = sum(sample.total_ms for sample in samples) / 1e3
@@ -121,7 +121,7 @@ def _samples(recorded: Sequence[Any], level: int, rounds: int | None) -> Iterato
     for number, pages in enumerate(of_level[:rounds]):
         for page, (tpot, ttft, decode) in enumerate(pages):
             phases = {} if decode is None else {"decode": decode}
-            yield Sample(number, f"{page}", page, 0, ttft, tpot, ttft + (decode or 0.0), 0.0, phases, None)
+            yield Sample(number, f"{page}", page, 0, ttft, tpot, (ttft or 0.0) + (decode or 0.0), 0.0, phases, None)
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,8 @@ def line(pool: Pool, level: int, outcome: Outcome) -> str:
     if level:
         false, right = outcome.count(Verdict.FASTER), outcome.count(Verdict.SLOWER)
         missed = shown(outcome.count(Verdict.SAME), number)
-        clock = f"{median(process.injected[level] for process in pool.processes):.2%}"
+        clocks = [share for process in pool.processes if (share := process.injected[level]) is not None]
+        clock = f"{median(clocks):.2%}" if clocks else "-"
         columns = [f"{pool.levels[level]:.0%}", clock, f"{pool.risen(level):.2%}"]
     else:
         false, right = outcome.count(Verdict.SLOWER, Verdict.FASTER), outcome.count(Verdict.SAME)
