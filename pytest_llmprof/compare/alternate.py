@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 
-from pytest_llmprof.compare.compare import Terms, compare
+from pytest_llmprof.compare.compare import NO_PAIR, Terms, compare
 from pytest_llmprof.compare.result import Comparison, Job
 from pytest_llmprof.compare.rules import Rule
+from pytest_llmprof.compare.saved import CONTENDED
 from pytest_llmprof.compare.sequential import Plan, order
 from pytest_llmprof.compare.verdicts import Verdict
 from pytest_llmprof.records.baseline import SavedRun
@@ -94,6 +95,7 @@ class Alternation:
         comparison.job = Job(
             pairs=len(self.before),
             most=self._plan.max_pairs,
+            contended=sum(map(_contended, self.before, self.after)),
             order=self.sides,
             seconds=round(self._end - self._begin, 1),
             stopped=stopped,
@@ -146,7 +148,15 @@ class Alternation:
         if any(row.failed for row in gated):
             names = ", ".join(dict.fromkeys(f"{row.metric} is {row.verdict}" for row in gated if row.failed))
             return f"{names}, which no further pair can change"
-        return None if found[Verdict.UNCLEAR] else "every gated metric is decided"
+        if any(row.verdict is Verdict.UNCLEAR or row.how == NO_PAIR for row in gated):
+            return None
+        if all(row.verdict is Verdict.NOT_MEASURED for row in gated):
+            return "no gated metric can be measured"
+        return f"every gated metric {'that can be measured ' if found[Verdict.NOT_MEASURED] else ''}is decided"
+
+
+def _contended(before: SavedRun, after: SavedRun) -> bool:
+    return any(doubt.startswith(CONTENDED) for run in (before, after) for test in run.tests for doubt in test.doubts)
 
 
 def _metrics(runs: Sequence[SavedRun]) -> list[Declaration]:

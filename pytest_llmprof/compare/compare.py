@@ -13,6 +13,7 @@ from pytest_llmprof.compare.kernels import KernelChange, kernel_changes
 from pytest_llmprof.compare.looks import Noise, Rounds, Sides
 from pytest_llmprof.compare.result import Comparison, Row, Side, TextChange
 from pytest_llmprof.compare.rules import Rule, is_speed, is_statistical, rule_for
+from pytest_llmprof.compare.saved import CONTENDED
 from pytest_llmprof.compare.sequential import ALPHA, BETA, Plan, SequentialDecision
 from pytest_llmprof.compare.verdicts import BAD, DEFAULT_MARGIN, GOOD, Verdict, decide
 from pytest_llmprof.errors import ArtifactError
@@ -28,6 +29,8 @@ OTHER_SD = 0.15
 """Of all other times: TTFT had 14 to 15 % there, as work of the CPU is in it."""
 MEMORY = 0.005
 """Relative change of memory that counts."""
+NO_PAIR = "no pair that can be trusted"
+"""How a row of an A/B job was judged that later pairs may still settle."""
 _STEADY_ENGINES = frozenset(("fast", "compiled"))
 _STEADY_METRICS = frozenset(("tpot_ms", "tokens_per_s", "batch_tokens_per_s", "decode_ms"))
 
@@ -170,7 +173,7 @@ class _Comparer:
                 (why for one in before for other in after if (why := other_machine(one.machine, other.machine))), None
             )
             for place, side in (("before", before), ("after", after)):
-                if all(test.doubts for test in side):
+                if all(test.doubts for test in side) and self.terms.plan is None:  # else pairs are left out
                     untimed = untimed or f"{place}: {side[0].doubts[0]}"
         timed = [[test for test in side if self.terms.force or not test.doubts] for side in (before, after)]
         return _Pair(name, new[0].stage, before, after, work, machine, untimed, None, (timed[0], timed[1]))
@@ -322,13 +325,14 @@ class _Comparer:
         """Of processes that ran in turns: the sequential decision."""
         plan = replace(plan, margin=margin, alpha=self.terms.alpha, beta=self.terms.beta, family=family)
         decision = SequentialDecision(plan, metric.better, is_speed(metric))
-        pairs = self._trusted_pairs(name, metric)
+        pairs, left_out = self._trusted_pairs(name, metric)
         for before, after in pairs:
             decision.add(before, after)
-        left_out = len(self.before) - len(pairs)
         if left_out:
-            row.note = f"{count(left_out, 'pair')} left out: missing, not above 0, or the GPU was disturbed"
+            others = " and others" if len(set(left_out)) > 1 else ""
+            row.note = f"{count(len(left_out), 'pair')} left out: {left_out[0]}{others}"
         if not pairs:
+            row.how = NO_PAIR
             return
         row.verdict = decision.verdict
         row.how = count(len(pairs) if decision.verdict is Verdict.UNCLEAR else decision.looked, "pair")
@@ -341,19 +345,26 @@ class _Comparer:
             row.ratio = math.exp(math.fsum(math.log(after / before) for before, after in pairs) / len(pairs))
             row.how += f", the first look has {plan.first}"
 
-    def _trusted_pairs(self, name: str, metric: Declaration) -> list[tuple[float, float]]:
-        """The values of the pairs whose processes both have one above 0 that can be trusted."""
-        found = []
+    def _trusted_pairs(self, name: str, metric: Declaration) -> tuple[list[tuple[float, float]], list[str]]:
+        """The values of the pairs whose processes both have one that can be trusted; why each other is left out."""
+        found, left_out = [], []
         for members in zip(*self.tests, strict=True):
-            tests = [test for one in members if (test := one.get(name)) is not None and test.problem is None]
-            values = [
-                value
-                for test in tests
-                if (self.terms.force or not test.doubts) and (value := _value(test, metric)) is not None and value > 0
-            ]
+            values, why = [], ""
+            for test in (one.get(name) for one in members):
+                value = _value(test, metric) if test else None
+                if test is None or test.problem or value is None:
+                    why = why or (test.problem if test and test.problem else "missing")
+                elif value <= 0:
+                    why = why or "a value that is not above 0 has no ratio"
+                elif not self.terms.force and (doubts := [one for one in test.doubts if not one.startswith(CONTENDED)]):
+                    why = why or doubts[0]
+                else:
+                    values.append(value)
             if len(values) == 2:
                 found.append((values[0], values[1]))
-        return found
+            else:
+                left_out.append(why)
+        return found, left_out
 
     def _notices(self, pairs: Sequence[_Pair]) -> Iterator[str]:
         for name in ("before", "after"):

@@ -87,6 +87,8 @@ class Job(Struct, kw_only=True):
     """Whole pairs, the last ones after the last look included."""
     most: int
     """Pairs of the last planned look."""
+    contended: int
+    """Pairs in which other work kept the processors from a process. They count: what that does, the control shows."""
     order: str
     """The sides of the processes in their order, "ABBABAAB"."""
     seconds: float

@@ -23,6 +23,8 @@ from pytest_llmprof.records.stage import StageRecords
 from pytest_llmprof.text.escape import one_line
 from pytest_llmprof.text.numbers import count, number
 
+CONTENDED = "the host was contended"
+"""How a doubt begins that an A/B job need not have: its pairs share it, and its control shows what it does."""
 _CONFIGS = 20
 """Configurations that are read of a run: YAML is slow."""
 _THROTTLED = 0.01
@@ -218,7 +220,7 @@ def _machine(environment: Environment | None) -> SavedMachine:
 
 def _doubts(metrics: Metrics, environment: Environment | None) -> list[str]:
     contended = metrics.figures.get("contended")
-    found = [f"the host was contended in {contended:.0%} of the rounds"] if contended else []
+    found = [f"{CONTENDED} in {contended:.0%} of the rounds"] if contended else []
     if environment is None:
         return found
     readings = [gpu for gpu in (environment.gpu, environment.gpu_after) if gpu is not None]

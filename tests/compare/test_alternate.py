@@ -8,6 +8,7 @@ from pytest_llmprof.compare.alternate import Alternation, OutOfTime
 from pytest_llmprof.compare.compare import Terms
 from pytest_llmprof.compare.rules import parse_rules
 from pytest_llmprof.compare.sequential import Plan
+from pytest_llmprof.compare.table import render
 from pytest_llmprof.compare.verdicts import Verdict
 from pytest_llmprof.errors import ArtifactError
 
@@ -173,7 +174,7 @@ def test_disturbed_processes_are_left_out_and_never_pass_as_the_same():
     found = loop.result(loop.run())
     row = row_of(found)
     assert row.verdict is Verdict.SAME
-    assert row.note.startswith("1 pair left out: missing, not above 0, or the GPU was disturbed")
+    assert row.note.startswith("1 pair left out: 1 other process used the GPU")
     assert row.how == f"{found.job.pairs - 2} pairs"  # a pair fewer, so its look came one pair later
 
     machine = Machine(noisy(0.54, 0.001, 24, 1), noisy(0.54, 0.001, 24, 2))
@@ -182,6 +183,35 @@ def test_disturbed_processes_are_left_out_and_never_pass_as_the_same():
     loop = machine.loop()
     found = loop.result(loop.run())
     assert (row_of(found).verdict, found.exit_code) == (Verdict.NOT_MEASURED, 3)
+    assert found.job.pairs == 24  # the disturbance might have ended
+
+    machine = Machine(noisy(0.54, 0.001, 24, 1), noisy(0.54, 0.001, 24, 2))
+    machine.run = run
+    loop = machine.loop(force=True)
+    assert row_of(loop.result(loop.run())).verdict is Verdict.SAME
+
+
+def test_a_contended_host_is_counted_and_its_noise_left_to_the_control():
+    machine = Machine(noisy(0.54, 0.001, 24, 1), noisy(0.56, 0.001, 24, 2))
+
+    def run(side, value, number):
+        doubts = ["the host was contended in 20% of the rounds"] if number in (1, 4, 5) else []
+        return saved_run(saved_test(figures={"tpot_ms": value}, doubts=doubts), key=f"{side}{number}")
+
+    machine.run = run
+    loop = machine.loop()
+    found = loop.result(loop.run())
+    assert (row_of(found).verdict, row_of(found).note, found.job.contended) == (Verdict.SLOWER, "", 3)
+    assert "; the host was contended in 3 pairs" in render(found)
+
+
+def test_what_is_missing_on_a_side_is_not_waited_for():
+    machine = Machine([1.0] * 24, [1.0] * 24)
+    loop = machine.loop(rules=("ttft_ms:1%",))
+    stopped = loop.run()
+    found = loop.result(stopped)
+    assert (found.job.pairs, stopped) == (6, "no gated metric can be measured")
+    assert (row_of(found, "ttft_ms").verdict, found.exit_code) == (Verdict.NOT_MEASURED, 3)
 
 
 def test_the_error_is_shared_among_gated_metrics():
