@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 
-from pytest_llmprof.compare.compare import NO_PAIR, Terms, compare
+from pytest_llmprof.compare.compare import Terms, compare
+from pytest_llmprof.compare.pairs import NO_PAIR
 from pytest_llmprof.compare.result import Comparison, Job
 from pytest_llmprof.compare.rules import Rule
 from pytest_llmprof.compare.saved import CONTENDED

@@ -11,10 +11,10 @@ from pytest_llmprof.compare.comparable import config_notice, other_machine, othe
 from pytest_llmprof.compare.intervals import Interval, assumed, unpaired
 from pytest_llmprof.compare.kernels import KernelChange, kernel_changes
 from pytest_llmprof.compare.looks import Noise, Rounds, Sides
+from pytest_llmprof.compare.pairs import judge_pairs, show_interval, value_of
 from pytest_llmprof.compare.result import Comparison, Row, Side, TextChange
 from pytest_llmprof.compare.rules import Rule, is_speed, is_statistical, rule_for
-from pytest_llmprof.compare.saved import CONTENDED
-from pytest_llmprof.compare.sequential import ALPHA, BETA, Plan, SequentialDecision
+from pytest_llmprof.compare.sequential import ALPHA, BETA, Plan
 from pytest_llmprof.compare.verdicts import BAD, DEFAULT_MARGIN, GOOD, Verdict, decide
 from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.records.baseline import SavedRun, SavedTest
@@ -29,8 +29,6 @@ OTHER_SD = 0.15
 """Of all other times: TTFT had 14 to 15 % there, as work of the CPU is in it."""
 MEMORY = 0.005
 """Relative change of memory that counts."""
-NO_PAIR = "no pair that can be trusted"
-"""How a row of an A/B job was judged that later pairs may still settle."""
 _STEADY_ENGINES = frozenset(("fast", "compiled"))
 _STEADY_METRICS = frozenset(("tpot_ms", "tokens_per_s", "batch_tokens_per_s", "decode_ms"))
 
@@ -203,14 +201,14 @@ class _Comparer:
             rule = rule_for(metric, self.terms.rules)
             # A gate must not pass because its test failed, or because nothing measured what it names.
             gated = rule is not None and (pair.problem is not None or metric.name in own)
-            if gated or any(_value(test, metric) is not None for test in (*pair.before, *pair.after)):
+            if gated or any(value_of(test, metric) is not None for test in (*pair.before, *pair.after)):
                 yield metric
 
     def _row(
         self, pair: _Pair, metric: Declaration, rule: Rule | None, gated: int, text: TextChange | None
     ) -> Row:
-        old = [value for test in pair.before if (value := _value(test, metric)) is not None]
-        new = [value for test in pair.after if (value := _value(test, metric)) is not None]
+        old = [value for test in pair.before if (value := value_of(test, metric)) is not None]
+        new = [value for test in pair.after if (value := value_of(test, metric)) is not None]
         row = Row(
             test=pair.id,
             stage=pair.stage,
@@ -271,9 +269,14 @@ class _Comparer:
             _judge_exact(row, metric, rule)
             return
         if self.terms.plan is not None:
-            self._judge_pairs(row, pair.id, metric, self.terms.plan, margin, gated if rule else 1)
+            family = gated if rule else 1
+            plan = replace(
+                self.terms.plan, margin=margin, alpha=self.terms.alpha, beta=self.terms.beta, family=family
+            )
+            tests = [(old.get(pair.id), new.get(pair.id)) for old, new in zip(*self.tests, strict=True)]
+            judge_pairs(row, tests, metric, plan, force=self.terms.force)
             return
-        before, after = ([test for test in side if _value(test, metric) is not None] for side in pair.timed)
+        before, after = ([test for test in side if value_of(test, metric) is not None] for side in pair.timed)
         if not before or not after:
             row.note = "missing where the GPU was not disturbed"
             return
@@ -317,54 +320,7 @@ class _Comparer:
         row.not_worse = _not_worse(equality, margin, metric)
         if row.verdict in BAD | GOOD and min(len(before), len(after)) == 1:
             row.note = "one process on a side: a single disturbed one looks the same"
-        _show_interval(row, equality if row.verdict is Verdict.SAME else change)
-
-    def _judge_pairs(
-        self, row: Row, name: str, metric: Declaration, plan: Plan, margin: float, family: int
-    ) -> None:
-        """Of processes that ran in turns: the sequential decision."""
-        plan = replace(plan, margin=margin, alpha=self.terms.alpha, beta=self.terms.beta, family=family)
-        decision = SequentialDecision(plan, metric.better, is_speed(metric))
-        pairs, left_out = self._trusted_pairs(name, metric)
-        for before, after in pairs:
-            decision.add(before, after)
-        if left_out:
-            others = " and others" if len(set(left_out)) > 1 else ""
-            row.note = f"{count(len(left_out), 'pair')} left out: {left_out[0]}{others}"
-        if not pairs:
-            row.how = NO_PAIR
-            return
-        row.verdict = decision.verdict
-        row.how = count(len(pairs) if decision.verdict is Verdict.UNCLEAR else decision.looked, "pair")
-        if decision.interval is not None and decision.control is not None:
-            if decision.verdict is Verdict.UNCLEAR and decision.looked < len(pairs):
-                row.how += f", last look at {decision.looked}"
-            row.control = math.expm1(min(decision.control.half, 700.0))
-            _show_interval(row, decision.interval)
-        else:
-            row.ratio = math.exp(math.fsum(math.log(after / before) for before, after in pairs) / len(pairs))
-            row.how += f", the first look has {plan.first}"
-
-    def _trusted_pairs(self, name: str, metric: Declaration) -> tuple[list[tuple[float, float]], list[str]]:
-        """The values of the pairs whose processes both have one that can be trusted; why each other is left out."""
-        found, left_out = [], []
-        for members in zip(*self.tests, strict=True):
-            values, why = [], ""
-            for test in (one.get(name) for one in members):
-                value = _value(test, metric) if test else None
-                if test is None or test.problem or value is None:
-                    why = why or (test.problem if test and test.problem else "missing")
-                elif value <= 0:
-                    why = why or "a value that is not above 0 has no ratio"
-                elif not self.terms.force and (doubts := [one for one in test.doubts if not one.startswith(CONTENDED)]):
-                    why = why or doubts[0]
-                else:
-                    values.append(value)
-            if len(values) == 2:
-                found.append((values[0], values[1]))
-            else:
-                left_out.append(why)
-        return found, left_out
+        show_interval(row, equality if row.verdict is Verdict.SAME else change)
 
     def _notices(self, pairs: Sequence[_Pair]) -> Iterator[str]:
         for name in ("before", "after"):
@@ -412,22 +368,9 @@ def _not_worse(equality: Interval, margin: float, metric: Declaration) -> bool:
     return equality.high < limit if metric.better == "lower" else equality.low > -limit
 
 
-def _show_interval(row: Row, interval: Interval) -> None:
-    row.ratio = math.exp(interval.estimate)
-    # Where nearly nothing is known the interval is too wide for a float.
-    row.low = math.exp(max(interval.low, -700.0))
-    row.high = math.exp(min(interval.high, 700.0))
-    row.level = interval.level
-
-
-def _value(test: SavedTest, metric: Declaration) -> float | None:
-    found = (test.quality if metric.section == "quality" else test.figures).get(metric.name)
-    return found if found is not None and math.isfinite(found) else None
-
-
 def _logs(tests: Sequence[SavedTest], metric: Declaration) -> list[float] | None:
     """The logarithms of the tests' values; None where one is not above 0."""
-    values = [value for test in tests if (value := _value(test, metric)) is not None]
+    values = [value for test in tests if (value := value_of(test, metric)) is not None]
     return [math.log(value) for value in values] if min(values) > 0 else None
 
 
