@@ -12,15 +12,18 @@ from statistics import median
 
 from pytest_llmprof.compare.compare import Terms, compare
 from pytest_llmprof.compare.pairs import NO_PAIR
-from pytest_llmprof.compare.result import Comparison, Job
+from pytest_llmprof.compare.result import Comparison, Job, Row
 from pytest_llmprof.compare.rules import Rule
 from pytest_llmprof.compare.saved import CONTENDED
 from pytest_llmprof.compare.sequential import Plan, order
+from pytest_llmprof.compare.table import change, interval
 from pytest_llmprof.compare.verdicts import Verdict
 from pytest_llmprof.records.baseline import SavedRun
 from pytest_llmprof.records.catalogue import Declaration
 from pytest_llmprof.text.numbers import count, duration
 
+_NAMED = 3
+"""Gated rows that a line of progress shows one by one; it counts more."""
 Measure = Callable[[str, int, float], SavedRun]
 """Runs one process: its side ("A" or "B"), its number in the job from 1, the seconds it may take. Gives what it
 measured; raises `OutOfTime` where it took too long."""
@@ -144,8 +147,11 @@ class Alternation:
         """Why nothing more needs to be measured; None where it does."""
         gated = [row for row in self._compare().rows if row.limit is not None]
         found = {verdict: sum(row.verdict is verdict for row in gated) for verdict in Verdict}
-        counts = ", ".join(f"{number} {verdict}" for verdict, number in found.items() if number)
-        self.progress(f"look at {count(len(self.before), 'pair')}: {counts}")
+        if len(gated) <= _NAMED:
+            said = ", ".join(_row_text(row) for row in gated)
+        else:
+            said = ", ".join(f"{number} {verdict}" for verdict, number in found.items() if number)
+        self.progress(f"look at {count(len(self.before), 'pair')}: {said}")
         if any(row.failed for row in gated):
             names = ", ".join(dict.fromkeys(f"{row.metric} is {row.verdict}" for row in gated if row.failed))
             return f"{names}, which no further pair can change"
@@ -154,6 +160,13 @@ class Alternation:
         if all(row.verdict is Verdict.NOT_MEASURED for row in gated):
             return "no gated metric can be measured"
         return f"every gated metric {'that can be measured ' if found[Verdict.NOT_MEASURED] else ''}is decided"
+
+
+def _row_text(row: Row) -> str:
+    """ "tpot_ms slower, +2.1 % (+1.2 to +3.0 %)"."""
+    parts = change(row), f"({interval(row)})" if row.low is not None else ""
+    numbers = " ".join(filter(None, parts))
+    return f"{row.metric} {row.verdict}{numbers and ', '}{numbers}"
 
 
 def _contended(before: SavedRun, after: SavedRun) -> bool:

@@ -71,6 +71,7 @@ def test_it_stops_where_it_is_decided(change, verdict, code, stopped):
     assert 0 < row.control < 0.02  # both sides have noise of 0.1 %
     assert row.how == f"{found.job.pairs} pairs"
     assert found.job.pairs < 24
+    assert machine.lines[-1].startswith(f"look at {found.job.pairs} pairs: tpot_ms {verdict}, ")
     assert found.job.order == machine.order == "ABBABAAB" * (found.job.pairs // 4) + "ABBA" * (found.job.pairs % 4 // 2)
 
 
