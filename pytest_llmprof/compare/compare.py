@@ -27,6 +27,8 @@ STEADY_SD = 0.005
 0.1 % (`compiled`), benchmarks/gates/noise_h100.json. Fewer than 6 processes are not believed to have less."""
 OTHER_SD = 0.15
 """Of all other times: TTFT had 14 to 15 % there, as work of the CPU is in it."""
+ONE_PROCESS = "one process on a side: a single disturbed one looks the same"
+"""The note of a change that was seen in one process."""
 MEMORY = 0.005
 """Relative change of memory that counts."""
 _STEADY_ENGINES = frozenset(("fast", "compiled"))
@@ -319,7 +321,7 @@ class _Comparer:
         row.verdict = decide(change, equality, margin, metric.better, speed=is_speed(metric))
         row.not_worse = _not_worse(equality, margin, metric)
         if row.verdict in BAD | GOOD and min(len(before), len(after)) == 1:
-            row.note = "one process on a side: a single disturbed one looks the same"
+            row.note = ONE_PROCESS
         show_interval(row, equality if row.verdict is Verdict.SAME else change)
 
     def _notices(self, pairs: Sequence[_Pair]) -> Iterator[str]:

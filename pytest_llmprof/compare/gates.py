@@ -14,7 +14,8 @@ from typing import Literal
 
 from msgspec.structs import replace
 
-from pytest_llmprof.compare.compare import Terms, compare_test
+from pytest_llmprof.compare.comparable import other_machine
+from pytest_llmprof.compare.compare import ONE_PROCESS, Terms, compare_test
 from pytest_llmprof.compare.result import Comparison, Row
 from pytest_llmprof.compare.rules import Rule
 from pytest_llmprof.compare.verdicts import BAD, Verdict, parse_amount, parse_share
@@ -136,16 +137,12 @@ class Reference:
     name: str
     """The baseline's."""
     runs: Sequence[SavedRun]
-    """Those of this machine, where there are any."""
 
-    def of_test(self, test: str) -> list[SavedRun]:
-        """The runs that have the test, with nothing else in them."""
-        found = []
-        for run in self.runs:
-            own = [one for one in run.tests if one.id == test]
-            if own:
-                found.append(replace(run, tests=own, configs={}))
-        return found
+    def of_test(self, test: SavedTest) -> list[SavedRun]:
+        """The runs that have the test, with nothing else in them: those of its machine, where there are any."""
+        found = [(run, one) for run in self.runs for one in run.tests if one.id == test.id]
+        same = [(run, one) for run, one in found if other_machine(one.machine, test.machine) is None]
+        return [replace(run, tests=[one], configs={}) for run, one in same or found]
 
     def why_not(self, test: str) -> str:
         """That the test is missing, and the nearest that is not."""
@@ -167,7 +164,7 @@ def judge_changes(
     compared is not measured, with the reason.
     """
     values = {**metrics.figures, **(metrics.quality or {})}
-    before = reference.of_test(test.id) if reference is not None else []
+    before = reference.of_test(test) if reference is not None else []
     missing = NO_BASELINE if reference is None else reference.why_not(test.id)
     known = [gate for gate in gates if values.get(gate.name) is not None]
     found: dict[str, Row] = {}
@@ -218,7 +215,7 @@ def _of_row(gate: ChangeGate, row: Row) -> GateResult:
 
 def _reason(row: Row, outcome: str) -> str | None:
     if outcome != "unclear":
-        return row.note or None
+        return row.note.removeprefix(ONE_PROCESS).removeprefix("; ") or None
     advice = "save 3 runs or more, or set gate.process_sd" if "assumed" in row.how else "save more runs"
     return f"{row.how}: {advice}"
 
@@ -230,7 +227,8 @@ def mark_gated(comparison: Comparison, results: Mapping[str, Sequence[GateResult
             if gate.name == row.metric and gate.baseline is not None:
                 row.limit, row.failed, row.shown = gate.limit, gate.outcome == "failed", True
                 row.ratio, row.low, row.high, row.level = gate.ratio, gate.low, gate.high, gate.level
-                row.note = "" if gate.outcome == "unclear" else gate.reason or ""
+                if gate.outcome != "failed":
+                    row.note = "" if gate.outcome == "unclear" else gate.reason or ""
                 if gate.verdict in set(Verdict):
                     row.verdict = Verdict(gate.verdict)
                 comparison.gated += 1

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 LINE_EVERY_S = 10.0
 """Least time between two lines of progress where they stay (a log)."""
 _LEAST_COLUMNS = 20
-_GATE_WIDTHS = {False: (18, 12, 14), True: (12, 9, 8, 8, 6, 8)}
-"""Least widths of the columns of gates before the last, without and with a baseline."""
+_GATE_WIDTHS = {False: (18, 12, 14, 0), True: (12, 9, 8, 8, 6, 8, 0)}
+"""Least widths of the columns of gates, without and with a baseline."""
 # Terminal escape sequences: the text is drawn behind the cursor, which stays where pytest left it.
 _SAVE, _RESTORE, _ERASE = "\x1b7", "\x1b8", "\x1b[K"
 
@@ -196,14 +196,13 @@ def gate_lines(results: Iterable[GateResult]) -> str:
             outcome += f", {gate.verdict}"
         outcome += f": {gate.reason}" if gate.reason else ""
         cells.append((gate.name, gate.limit, measured, *(changes if against else ()), outcome))
+    how = dict.fromkeys(gate.how for gate in gates if gate.how and gate.how != "exact")
     widths = [max(least, *(len(cell[column]) for cell in cells)) for column, least in enumerate(_GATE_WIDTHS[against])]
-    return "\n".join(
-        "  ".join(
-            [cell[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(cell[1:-1], widths[1:], strict=True))]
-        )
-        + f"  {cell[-1]}"
-        for cell in cells
-    )
+    lines = []
+    for cell in cells:
+        middle = [text.rjust(width) for text, width in zip(cell[1:-1], widths[1:-1], strict=True)]
+        lines.append("  ".join([cell[0].ljust(widths[0]), *middle, cell[-1]]))
+    return "\n".join([*lines, *(f"compared: {text}" for text in how)])
 
 
 def clean(shown: Any) -> Any:

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from pytest_llmprof.errors import StageError, error_line
 from pytest_llmprof.records.catalogue import Catalogue, Metric
 from pytest_llmprof.records.files import write_text
-from pytest_llmprof.records.metrics import Metrics, Sample
+from pytest_llmprof.records.metrics import GateResult, Metrics, Sample
 from pytest_llmprof.records.stage import StageRecords
 from pytest_llmprof.report.environment_table import environment_table
 from pytest_llmprof.report.findings import findings, warnings
@@ -255,17 +255,17 @@ def _quality(metrics: Metrics, catalogue: Catalogue) -> str:
 
 
 def _gates(metrics: Metrics) -> str:
-    rows = [
-        [
-            inline(gate.name),
-            code(gate.limit),
-            number(gate.figure),
-            (f"**{gate.outcome}**" if gate.outcome == "failed" else inline(gate.outcome))
-            + (f": {inline(gate.reason)}" if gate.reason else ""),
-        ]
-        for gate in metrics.gates
-    ]
+    rows = [[inline(gate.name), code(gate.limit), number(gate.figure), _outcome(gate)] for gate in metrics.gates]
     return table(["Metric", "Limit", "Measured", "Outcome"], rows, 2)
+
+
+def _outcome(gate: GateResult) -> str:
+    outcome = f"**{gate.outcome}**" if gate.outcome == "failed" else inline(gate.outcome)
+    if gate.verdict not in (None, gate.outcome):
+        outcome += f", {inline(str(gate.verdict))}"
+    change = gate.change if gate.verdict is not None and gate.baseline is not None else None
+    details = [inline(text) for text in (change, gate.reason) if text]
+    return outcome + (f": {'; '.join(details)}" if details else "")
 
 
 def _slowest(metrics: Metrics) -> str:

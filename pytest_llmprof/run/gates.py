@@ -10,7 +10,7 @@ from pytest_llmprof.compare.baseline import Baseline
 from pytest_llmprof.compare.compare import Terms
 from pytest_llmprof.compare.gates import ChangeGate, Gate, Given, Kind, Reference, judge, judge_changes, read_gate
 from pytest_llmprof.compare.looks import Rounds, planned
-from pytest_llmprof.compare.saved import machine_name, saved_test
+from pytest_llmprof.compare.saved import saved_test
 from pytest_llmprof.compare.verdicts import parse_share
 from pytest_llmprof.config.schema import Settings
 from pytest_llmprof.errors import ConfigError
@@ -129,7 +129,7 @@ class Judge:
         gates, test = self._gates, saved_test(records, stage_dir)
         reference = None
         if gates.baseline is not None:
-            reference = Reference(gates.baseline.name, gates.baseline.of(machine_name(test.machine)))
+            reference = Reference(gates.baseline.name, gates.baseline.runs)
         found, more = judge_changes(gates.changes, records.metrics, test, reference, gates.terms, self._declarations)
         judged = [self._passed.get(gate.name, gate) for gate in found]
         return judged, more and any(gate.outcome in ("unclear", "not measured") for gate in judged)

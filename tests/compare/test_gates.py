@@ -3,9 +3,14 @@
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
+from saved_runs import DECLARATIONS, H100, saved_run, saved_test
 
-from pytest_llmprof.compare.gates import Gate, judge, of_marker, read_gate
+from pytest_llmprof.compare.compare import Terms
+from pytest_llmprof.compare.gates import Gate, Reference, judge, judge_changes, of_marker, read_gate
+from pytest_llmprof.compare.looks import Rounds
 from pytest_llmprof.errors import ConfigError
+from pytest_llmprof.records.baseline import SavedPage
 from pytest_llmprof.records.catalogue import Catalogue
 from pytest_llmprof.records.metrics import Energy, Fingerprint, Metrics
 
@@ -73,3 +78,72 @@ def test_an_unknown_metric_names_the_nearest():
 def test_why_a_gate_has_no_value(name, stages, found, outcome, reason):
     (verdict,) = judge([replace(gate, stages=stages) for gate in gates({name: "<=0.05"})], found)
     assert (verdict.outcome, verdict.reason) == (outcome, reason)
+
+
+def against(runs, test, **given):
+    """The results of the gates *given* for *test* against *runs*, by metric."""
+    found = Metrics(
+        test="test_x",
+        id=test.id,
+        stage=test.stage,
+        kind="pages",
+        status="ok",
+        figures=test.figures,
+        quality=test.quality,
+        fingerprint=Fingerprint(device="cuda:0"),
+    )
+    terms = Terms(rounds=Rounds(1, test.rounds))
+    results, _ = judge_changes(gates(given), found, test, Reference("main", runs), terms, DECLARATIONS)
+    return {result.name: result for result in results}
+
+
+@pytest.mark.parametrize(
+    ("figures", "gate", "outcome", "verdict"),
+    [
+        ({"tpot_ms": 0.60}, {"slower": {"tpot_ms": "2%"}}, "failed", "slower"),
+        ({"tokens_per_s": 1500.0}, {"slower": {"tokens_per_s": "2%"}}, "failed", "slower"),
+        ({"tokens_per_s": 2200.0}, {"slower": {"tokens_per_s": "2%"}}, "passed", "faster"),
+        ({"tpot_ms": 0.53}, {"slower": {"tpot_ms": "3%"}}, "passed", "not slower"),
+        ({"peak_memory_gib": 8.0}, {"slower": {"peak_memory_gib": "2%"}}, "failed", "worse"),
+        ({"peak_memory_gib": 7.6}, {"peak_memory_gib_worse": "2%"}, "passed", "same"),
+    ],
+)
+def test_a_change_is_held_against_its_limit(figures, gate, outcome, verdict):
+    test = saved_test(rounds=20, figures=figures)
+    (result,) = against([saved_run(saved_test(rounds=20))], test, **gate).values()
+    assert (result.outcome, result.verdict) == (outcome, verdict)
+
+
+@pytest.mark.parametrize(("cer", "outcome"), [(0.03, "passed"), (0.034, "passed"), (0.036, "failed"), (0.01, "passed")])
+def test_quality_may_be_worse_by_an_amount(cer, outcome):
+    result = against([saved_run()], saved_test(quality={"cer": cer}), cer_worse="0.005")["cer"]
+    assert (result.outcome, result.limit) == (outcome, "0.005 worse")
+
+
+def test_other_work_is_not_measured():
+    test = saved_test(pages={"a": SavedPage(1), "c": SavedPage(1)})
+    result = against([saved_run()], test, slower={"tpot_ms": "2%"}, cer_worse="1")
+    assert {one.outcome for one in result.values()} == {"not measured"}
+    assert result["cer"].text == "cer 1 worse is not measured: other pages (only before: b; only after: c)"
+
+
+def test_only_runs_of_this_machine_count_where_there_are_any():
+    here, there = saved_test(), saved_test(machine=replace_limit(H100, 350.0), figures={"tpot_ms": 0.3})
+    runs = [saved_run(here, key="1"), saved_run(there, key="2"), saved_run(there, key="3")]
+    assert against(runs, saved_test(), slower={"tpot_ms": "2%"})["tpot_ms"].baseline == 0.54
+    result = against(runs[1:], saved_test(), slower={"tpot_ms": "2%"})["tpot_ms"]
+    assert (result.outcome, result.reason) == (
+        "not measured",
+        "another power limit of the GPU (350 against 700 W)",
+    )
+
+
+def replace_limit(machine, watts):
+    return structs.replace(machine, power_limit_w=watts)
+
+
+def test_a_changed_text_is_told_with_the_failure():
+    test = saved_test(rounds=20, figures={"tpot_ms": 0.60}, pages={"a": SavedPage(256, "x"), "b": SavedPage(256, "y")})
+    text = against([saved_run(saved_test(rounds=20))], test, slower={"tpot_ms": "2%"})["tpot_ms"].text
+    assert text.startswith("tpot_ms is slower: 0.540 → 0.600, +11.1 % (+")
+    assert "text of 2 of 2 pages differs" in text

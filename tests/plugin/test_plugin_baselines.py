@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import jsonschema
 import msgspec
 import pytest
-from plugin_bench import clean
+from plugin_bench import DATA, clean
 
 from pytest_llmprof.compare.saved import saved_run
 from pytest_llmprof.compare.store import Store
@@ -17,19 +18,19 @@ from pytest_llmprof.records.baseline import SavedRun
 SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"
 STAGE = ["--llmprof-stage=direct_inference"]
 CALLS = """
-import time
+def test_first(llmprof, work):
+    llmprof.measure(work)
 
-def test_first(llmprof):
-    llmprof.measure(time.sleep, 0.002)
-
-def test_second(llmprof):
-    llmprof.measure(sum, [1, 2])
+def test_second(llmprof, work):
+    llmprof.measure(work)
 """
 
 
 @pytest.fixture
 def calls(bench):
-    """Two tests of callables, four rounds each: a run without a model."""
+    """Two tests of callables, four rounds each: a run without a model, on a clock that is told what to show."""
+    shutil.copy(DATA / "clock_conftest.py", bench.path / "conftest.py")
+    (bench.path / "durations.json").write_text("[10.0, 10.01, 9.99]")
     bench.test(CALLS)
     bench.ini("measure.rounds=4")
     return bench
@@ -203,7 +204,7 @@ def test_another_machine_or_configuration_is_named(calls, what):
 
 def test_a_stopped_run_is_compared_but_not_saved(calls):
     calls.passed(args=[*STAGE, "--llmprof-save=main"], count=2)
-    calls.test(CALLS.replace("0.002)", "0.002)\n    assert False"))
+    calls.test(CALLS.replace("(work)", "(work)\n    assert False", 1))
     result = calls.run(args=[*STAGE, "-x", "--llmprof-compare=main", "--llmprof-save=main"])
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
