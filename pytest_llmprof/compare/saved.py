@@ -17,7 +17,7 @@ from pytest_llmprof.records.baseline import SavedMachine, SavedPage, SavedRun, S
 from pytest_llmprof.records.catalogue import BUILTIN
 from pytest_llmprof.records.environment import Environment
 from pytest_llmprof.records.files import NOT_JSON, decode_record, read_bytes
-from pytest_llmprof.records.metrics import Metrics
+from pytest_llmprof.records.metrics import CONTENDED_ROUNDS, Metrics
 from pytest_llmprof.records.run import RunRecord, TestRecord
 from pytest_llmprof.records.stage import StageRecords
 from pytest_llmprof.text.escape import one_line
@@ -219,8 +219,8 @@ def _machine(environment: Environment | None) -> SavedMachine:
 
 
 def _doubts(metrics: Metrics, environment: Environment | None) -> list[str]:
-    contended = metrics.figures.get("contended")
-    found = [f"{CONTENDED} in {contended:.0%} of the rounds"] if contended else []
+    contended = metrics.figures.get("contended") or 0.0
+    found = [f"{CONTENDED} in {contended:.0%} of the rounds"] if contended > CONTENDED_ROUNDS else []
     if environment is None:
         return found
     readings = [gpu for gpu in (environment.gpu, environment.gpu_after) if gpu is not None]

@@ -99,6 +99,10 @@ class RoundHost(Struct, frozen=True):
     """Whether other work kept the processors from this process, by the rule in docs/measures.md."""
 
 
+CONTENDED_ROUNDS = 0.1
+"""A larger share of contended rounds can reach the medians."""
+
+
 class ErrorRecord(Struct):
     """One error of a test."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from pytest_llmprof.records.environment import Environment
-from pytest_llmprof.records.metrics import Metrics
+from pytest_llmprof.records.metrics import CONTENDED_ROUNDS, Metrics
 from pytest_llmprof.report.sections import Finding, listed, phase_share, phase_weight, share
 from pytest_llmprof.text.escape import inline
 from pytest_llmprof.text.markdown import percent
@@ -22,8 +22,6 @@ NOISE = 0.1
 """Interquartile range over median of a page's rounds."""
 _GROUPS, _NAMED = 5, 3
 """How many reasons for leaving files out are shown, and how many files of each."""
-CONTENDED_ROUNDS = 0.1
-"""A larger share of contended rounds can reach the medians."""
 SLOW_PAGE = 3.0
 """The slowest page over the median page."""
 

@@ -43,6 +43,15 @@ def test_a_disturbed_gpu_is_a_doubt(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(("share", "doubts"), [(0.1, []), (0.2, ["the host was contended in 20% of the rounds"])])
+def test_a_host_contended_in_many_rounds_is_a_doubt(tmp_path, share, doubts):
+    directory = write_run(tmp_path / "run")
+    metrics = json.loads((directory / STAGE / "metrics.json").read_text())
+    metrics["figures"]["contended"] = share
+    write_json(directory / STAGE / "metrics.json", metrics)
+    assert of_directory(directory).tests[0].doubts == doubts
+
+
 def test_a_test_without_a_result_keeps_its_error(tmp_path):
     directory = write_run(tmp_path / "run", 2)
     (directory / STAGE / "metrics.json").unlink()
