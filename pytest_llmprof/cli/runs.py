@@ -27,5 +27,6 @@ def _run(options: argparse.Namespace) -> int:
         commit = f"{run.git.commit[:12]}{'+' if run.git.dirty else ''}" if run.git else "no commit"
         failed = sum(test.problem is not None for test in run.tests)
         tests = count(len(run.tests), "test") + (f", {failed} not measured" if failed else "")
-        print(f"{run.name}  {run.started}  {one_line(run.machine)}  {commit}  {tests}  {one.path}")
+        cells = (run.name, run.started, run.machine, commit, tests, str(one.path))
+        print("  ".join(one_line(cell, 4096) for cell in cells))
     return 0

@@ -54,11 +54,11 @@ def _run(options: argparse.Namespace) -> int:
     rows = [
         [
             one_line(one.test, 80),
-            one.metric,
+            one_line(one.metric, 80),
             str(len(one.values)),
             number(one.values[0]),
             number(one.values[-1]),
-            "; ".join(map(_change, one.changes)) or "-",
+            one_line("; ".join(map(_change, one.changes))) or "-",
         ]
         for one in found
     ]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from pytest_llmprof.compare.compare import refuse_copies
 from pytest_llmprof.compare.saved import read_place
 from pytest_llmprof.compare.store import Store, of_machine
 from pytest_llmprof.errors import ArtifactError
@@ -29,7 +30,7 @@ class Baseline:
     def find(cls, store: Store, name: str, start: Path) -> Baseline:
         """The baseline *name*: a name in *store*, or a path, relative to *start*.
 
-        Raises `ArtifactError` with one line where there is none, one cannot be read, or one is half a run.
+        Raises `ArtifactError` with one line where there is none, one cannot be read, is half a run or there twice.
         """
         places = tuple(Path(os.path.realpath(place)) for place in store.places(name, start))
         link = name not in store.names() and (start / name).is_symlink()
@@ -41,6 +42,7 @@ class Baseline:
                 raise ArtifactError(
                     f"{place} is half a run (its status is {run.status}): run it to its end, or name another one"
                 )
+        refuse_copies(found.runs)
         return found
 
     @cached_property

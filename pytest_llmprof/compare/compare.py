@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from pytest_llmprof.compare.comparable import config_notice, other_machine, other_work, some
-from pytest_llmprof.compare.intervals import Interval, assumed, unpaired
+from pytest_llmprof.compare.intervals import Interval, assumed, ratio_of, unpaired
 from pytest_llmprof.compare.kernels import KernelChange, kernel_changes
 from pytest_llmprof.compare.looks import Noise, Rounds, Sides
 from pytest_llmprof.compare.pairs import judge_pairs, show_interval, value_of
@@ -31,6 +31,8 @@ ONE_PROCESS = "one process on a side: a single disturbed one looks the same"
 """The note of a change that was seen in one process."""
 MEMORY = 0.005
 """Relative change of memory that counts."""
+_WIDEST = 1e6
+"""A relative spread that nothing can be seen through; the square of a wider one may be no float."""
 _STEADY_ENGINES = frozenset(("fast", "compiled"))
 _STEADY_METRICS = frozenset(("tpot_ms", "tokens_per_s", "batch_tokens_per_s", "decode_ms"))
 
@@ -156,6 +158,9 @@ class _Comparer:
                         f"{run.source} is half a run (its status is {run.status}): "
                         "run it to its end, or compare what is there with --force"
                     )
+        if self.terms.plan is None:
+            refuse_copies(self.before)
+            refuse_copies(self.after)
         keys = {run.key: run for run in self.before}
         for run in self.after:
             if same := keys.get(run.key):
@@ -241,7 +246,7 @@ class _Comparer:
         assert row.before is not None
         assert row.after is not None
         change = row.after - row.before
-        if abs(change) <= max(rule.limit if rule else 0.0, 1e-12):
+        if abs(change) <= (rule.limit if rule else 0.0) + 1e-12:  # 0.035 - 0.03 is more than 0.005
             row.verdict = Verdict.SAME
         elif metric.better is None:
             row.verdict = Verdict.CHANGED
@@ -310,7 +315,7 @@ class _Comparer:
             rounds = [_rounds_error(side, metric) for side in (before, after)]
             if rounds[0] is None or rounds[1] is None:
                 row.verdict, row.note = Verdict.UNCLEAR, "a single round: its noise is not known"
-                row.ratio = math.exp(second[0] - first[0])
+                row.ratio = ratio_of(second[0] - first[0])
                 return
             deviation = self.terms.process_sd or _assumed_sd(before[0], metric)
             own = (rounds[0], rounds[1])
@@ -349,6 +354,15 @@ class _Comparer:
                     break
 
 
+def refuse_copies(side: Sequence[SavedRun]) -> None:
+    """Raise `ArtifactError` where a run is there twice: a copy would count as a process without noise."""
+    seen: dict[str, SavedRun] = {}
+    for run in side:
+        if same := seen.get(run.key):
+            raise ArtifactError(f"{run.source} and {same.source} are copies of one run, which counts once: remove one")
+        seen[run.key] = run
+
+
 def _judge_exact(row: Row, metric: Declaration, rule: Rule | None) -> None:
     """A count, or memory: the same number in each process of a side."""
     assert row.before is not None
@@ -356,7 +370,7 @@ def _judge_exact(row: Row, metric: Declaration, rule: Rule | None) -> None:
     limit = rule.limit if rule else MEMORY if metric.unit == "GiB" else 1e-9
     row.ratio = row.after / row.before if row.before > 0 else None
     row.how = "exact"
-    if abs(row.after - row.before) <= limit * abs(row.before):
+    if abs(row.after - row.before) <= limit * abs(row.before) * (1 + 1e-12):  # 100 * 29 % is less than 29
         row.verdict = Verdict.SAME
     elif metric.better is None:
         row.verdict = Verdict.CHANGED
@@ -396,7 +410,8 @@ def _spread(test: SavedTest, metric: Declaration) -> float:
     Of a metric of whole rounds, which has none of its own, that of the noisiest metric. Throughput is 1 / round_s.
     """
     own = test.noise.get("round_s" if metric.name == "pages_per_s" else metric.name)
-    return max(test.noise.values(), default=math.nan) if own is None else own
+    spread = max(test.noise.values(), default=math.nan) if own is None else own
+    return min(spread, _WIDEST)
 
 
 def _noise(test: SavedTest, metric: Declaration) -> Noise:
@@ -412,7 +427,7 @@ def _assumed_sd(test: SavedTest, metric: Declaration) -> float:
 def _by_id(runs: Iterable[SavedRun]) -> dict[str, list[SavedTest]]:
     found: dict[str, list[SavedTest]] = {}
     for run in runs:
-        for test in run.tests:
+        for test in {test.id: test for test in run.tests}.values():  # one run is one process, whatever it repeats
             found.setdefault(test.id, []).append(test)
     return found
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,17 +47,28 @@ class Given:
 
 def of_marker(arguments: Mapping[str, object], where: str, catalogue: Catalogue) -> Iterator[Given]:
     """The gates of a mark's keyword arguments. Raises `ConfigError` naming *where* the mark stands."""
+    held: set[str] = set()
+
+    def change(kind: Kind, metric: str, value: object, place: str) -> Given:
+        if metric in held:
+            raise ConfigError(f"{place}: {metric} has another limit on its change in this mark; give one")
+        held.add(metric)
+        return Given(kind, metric, value, place)
+
     for name, value in arguments.items():
         if name in ("slower", "worse"):
             place = f"llmprof_gate({name}={value!r}) at {where}"
             if not isinstance(value, Mapping):
                 raise ConfigError(f'{place}: write {name}={{METRIC: LIMIT}}, such as {name}={_EXAMPLES[name]}')
             for metric, limit in value.items():
-                yield Given("slower" if name == "slower" else "worse", str(metric), limit, place)
+                yield change("slower" if name == "slower" else "worse", str(metric), limit, place)
         else:
             base = name.removesuffix(_WORSE)
-            kind: Kind = "worse" if name not in catalogue and base != name else "limit"
-            yield Given(kind, base if kind == "worse" else name, value, f"llmprof_gate({name}={value!r}) at {where}")
+            place = f"llmprof_gate({name}={value!r}) at {where}"
+            if name not in catalogue and base != name:
+                yield change("worse", base, value, place)
+            else:
+                yield Given("limit", name, value, place)
 
 
 _EXAMPLES = {"slower": '{"tpot_ms": "2%"}', "worse": '{"cer": "0.005"}'}
@@ -98,7 +110,7 @@ def read_gate(given: Given, catalogue: Catalogue) -> Gate | ChangeGate:
         raise ConfigError(f"{given.where}: {catalogue.unknown(given.metric, words)}")
     if given.kind == "limit":
         match = _LIMIT.fullmatch(given.value) if isinstance(given.value, str) else None
-        if match is None:
+        if match is None or not math.isfinite(float(match[2])):
             raise ConfigError(f'{given.where}: a limit is a text such as "<=0.05" or ">=100"')
         return Gate(given.metric, match[1], float(match[2]))
     metric = catalogue[given.metric]
@@ -111,7 +123,7 @@ def read_gate(given: Given, catalogue: Catalogue) -> Gate | ChangeGate:
             f"gate.worse.{metric.name}"
         )
     is_number = isinstance(given.value, int | float) and not isinstance(given.value, bool)
-    value = f"{given.value:g}" if quality and is_number else given.value
+    value = str(given.value) if quality and is_number else given.value
     limit = parse_amount(value, given.where) if quality else parse_share(value, given.where)
     return ChangeGate(metric.name, limit, f"{str(value).strip()} {given.kind}")
 

@@ -92,6 +92,11 @@ def centre(values: Sequence[float], *, plain: bool = False) -> Centre:
     return Centre(value, math.sqrt(squares / (size * (size - 1))), size - 1)
 
 
+def ratio_of(change: float) -> float:
+    """The ratio of a difference of logarithms, kept within what a float holds."""
+    return math.exp(max(-700.0, min(change, 700.0)))
+
+
 def unpaired(before: Sequence[float], after: Sequence[float], alpha: float, least: float = 0.0) -> Interval:
     """The interval of the change between two sets of processes, given as logarithms of their values.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from pytest_llmprof.compare.intervals import Interval
+from pytest_llmprof.compare.intervals import Interval, ratio_of
 from pytest_llmprof.compare.result import Row
 from pytest_llmprof.compare.rules import is_speed
 from pytest_llmprof.compare.saved import CONTENDED
@@ -37,7 +37,7 @@ def judge_pairs(row: Row, tests: Sequence[TestPair], metric: Declaration, plan: 
     row.verdict = decision.verdict
     row.how = count(len(pairs) if decision.verdict is Verdict.UNCLEAR else decision.looked, "pair")
     if decision.interval is None or decision.control is None:
-        row.ratio = math.exp(math.fsum(math.log(after / before) for before, after in pairs) / len(pairs))
+        row.ratio = ratio_of(math.fsum(math.log(after) - math.log(before) for before, after in pairs) / len(pairs))
         row.how += f", the first look has {plan.first}"
         return
     if decision.verdict is Verdict.UNCLEAR and decision.looked < len(pairs):
@@ -84,8 +84,5 @@ def value_of(test: SavedTest, metric: Declaration) -> float | None:
 
 def show_interval(row: Row, interval: Interval) -> None:
     """Put *interval*, of log(after / before), into *row*."""
-    row.ratio = math.exp(interval.estimate)
-    # Where nearly nothing is known the interval is too wide for a float.
-    row.low = math.exp(max(interval.low, -700.0))
-    row.high = math.exp(min(interval.high, 700.0))
+    row.ratio, row.low, row.high = map(ratio_of, (interval.estimate, interval.low, interval.high))
     row.level = interval.level

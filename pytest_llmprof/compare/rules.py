@@ -36,17 +36,23 @@ class Rule:
 def parse_rules(given: Iterable[str], metrics: Sequence[Declaration], where: str = "--fail-on") -> tuple[Rule, ...]:
     """Read "slower:2%", "tpot_ms:2%", "cer:0.005", also several with commas.
 
-    Raises `ConfigError` naming *where* they stand for an unknown metric or a threshold that is none.
+    Raises `ConfigError` naming *where* they stand for an unknown metric, one named twice, or a threshold that is none.
     """
     known = {metric.name: metric for metric in metrics}
-    rules = []
+    rules: list[Rule] = []
+
+    def add(metric: str | None, limit: float, text: str) -> None:
+        if any(rule.metric == metric for rule in rules):
+            raise ConfigError(f"{where} {metric or _SLOWER}:{text}: {metric or _SLOWER} has a limit already; give one")
+        rules.append(Rule(metric, limit, text))
+
     for text in (part.strip() for one in given for part in one.split(",")):
         name, colon, limit = (part.strip() for part in text.rpartition(":"))
         if not colon or not name:
             raise ConfigError(f'{where} {text!r} is not allowed: give WHAT:LIMIT, such as "slower:2%" or "cer:0.005"')
         place = f"{where} {text}"
         if name == _SLOWER:
-            rules.append(Rule(None, parse_share(limit, place), limit))
+            add(None, parse_share(limit, place), limit)
             continue
         metric = known.get(name)
         if metric is None:
@@ -57,7 +63,7 @@ def parse_rules(given: Iterable[str], metrics: Sequence[Declaration], where: str
         if metric.better is None:
             raise ConfigError(f"{place}: neither way of {name} is worse, so it cannot be gated")
         quality = metric.section == "quality"
-        rules.append(Rule(name, parse_amount(limit, place) if quality else parse_share(limit, place), limit))
+        add(name, parse_amount(limit, place) if quality else parse_share(limit, place), limit)
     return tuple(rules)
 
 

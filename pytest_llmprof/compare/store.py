@@ -73,12 +73,19 @@ class Store:
         """The names that runs are saved under. Raises `ArtifactError` where the store cannot be read."""
         try:
             entries = list(os.scandir(self.root))
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return []
         except (OSError, ValueError) as error:
-            why = why_unusable(self.root) or error
+            why = why_unusable(self.root) or str(getattr(error, "strerror", error)).lower()
             raise ArtifactError(f"cannot read the store {shorten(str(self.root), 300)}: {why}") from error
         return sorted(entry.name for entry in entries if entry.is_dir() and _NAME.fullmatch(entry.name))
+
+    def check_writable(self) -> None:
+        """Raise `ArtifactError` where it can be seen, without writing, that no run can be saved."""
+        self.names()
+        there = next(folder for folder in (self.root, *self.root.absolute().parents) if folder.exists())
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise ArtifactError(f"cannot write the store {shorten(str(self.root), 300)}: permission denied")
 
     def runs(self, name: str | None = None, machine: str | None = None) -> list[StoredRun]:
         """The saved runs, all or those of *name* and *machine*, the oldest first.

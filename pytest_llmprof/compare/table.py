@@ -52,7 +52,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         note = "; ".join(filter(None, (f"{'FAILED, ' if row.failed else ''}limit {row.limit}", note)))
     before, after = number(row.before), number(row.after)
     can_see = "" if row.control is None else numbers.change(1 + row.control).lstrip("+")
-    return row.title, before, after, change(row), interval(row), can_see, row.verdict.value, note
+    return one_line(row.title), before, after, change(row), interval(row), can_see, row.verdict.value, one_line(note)
 
 
 def _grid(comparison: Comparison, members: Sequence[Row]) -> tuple[list[tuple[str, ...]], tuple[int, ...]]:
@@ -117,7 +117,7 @@ def _sides(comparison: Comparison) -> tuple[tuple[str, Side], tuple[str, Side]]:
 
 def _side(side: Side) -> str:
     commit = f", commit {side.commit[:12]}{' with changes' if side.dirty else ''}" if side.commit else ""
-    return f"{one_line(side.name)} ({count(side.runs, 'run')}, {one_line(side.machine)}{commit})"
+    return f"{one_line(side.name)} ({count(side.runs, 'run')}, {one_line(side.machine)}{one_line(commit)})"
 
 
 def _missing(comparison: Comparison) -> list[str]:

@@ -57,7 +57,7 @@ def decide(
 
 
 _SHARE = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*%\s*")
-_AMOUNT = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*")
+_AMOUNT = re.compile(r"\s*((?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
 
 
 def parse_share(text: object, where: str) -> float:
@@ -72,6 +72,6 @@ def parse_share(text: object, where: str) -> float:
 def parse_amount(text: object, where: str) -> float:
     """ "0.005" as a number of 0 or more. Raises `ConfigError` naming *where* it stands."""
     match = _AMOUNT.fullmatch(text) if isinstance(text, str) else None
-    if match is None:
+    if match is None or not math.isfinite(float(match[1])):
         raise ConfigError(f'{where}: {text!r} is not allowed; the limit is an amount of 0 or more, such as "0.005"')
     return float(match[1])

@@ -92,6 +92,8 @@ class Baselines:
     def check(self) -> None:
         """Raise `LlmprofError` for what can be seen to be wrong before tests run."""
         _ = self._name, self._store, self.baseline
+        if self._name is not None:
+            self._store.check_writable()
 
     def finish(self, run_dir: Path, terms: Callable[[], Terms], gates: Mapping[str, Sequence[GateResult]]) -> None:
         """Compare the run in *run_dir*, which has ended, and save it. *gates* are the results of each test's gates."""

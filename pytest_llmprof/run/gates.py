@@ -23,11 +23,14 @@ _KEYS: tuple[tuple[Kind, str], ...] = (("limit", "limits"), ("slower", "slower")
 
 
 def of_settings(settings: Settings) -> Iterator[Given]:
-    """The gates of the configuration."""
+    """The gates of the configuration. Raises `ConfigError` where two keys limit the change of one metric."""
+    held: dict[str, str] = {}
     for kind, block in _KEYS:
         for metric, value in getattr(settings.gate, block).items():
             key = f"gate.{block}.{metric}"
             where = f", set {settings.set_in(key)}" if settings.set_in is not None else ""
+            if kind != "limit" and value is not None and held.setdefault(metric, key) != key:
+                raise ConfigError(f"{key}={value}{where}: {held[metric]} is a limit on the same change; give one")
             yield Given(kind, metric, value, f"{key}={value}{where}")
 
 

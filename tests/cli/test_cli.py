@@ -5,11 +5,14 @@ import subprocess
 import sys
 import time
 
+import msgspec
 import pytest
+from msgspec import structs
 from saved_runs import noisy, saved_run, saved_test, write_run
 
 from pytest_llmprof.cli import main
 from pytest_llmprof.compare.store import Store
+from pytest_llmprof.records.environment import Git
 
 
 @pytest.fixture
@@ -182,3 +185,28 @@ def test_control_characters_never_reach_the_terminal(store, capsys):
     refused = capsys.readouterr().err
     assert "--no␛[31m" in refused
     assert "\x1b" not in out + err + refused
+
+
+@pytest.mark.parametrize(
+    "command", [("runs",), ("trend", "main"), ("compare", "main", "other"), ("compare", "main", "other", "--all")]
+)
+def test_control_characters_of_a_file_never_reach_the_terminal(store, capsys, command):
+    bad = "x\x1b[31m\u202e\n"
+    metrics = [structs.replace(metric, label=bad) for metric in saved_run().metrics]
+    metrics.append(structs.replace(next(metric for metric in metrics if metric.name == "tpot_ms"), name=bad))
+    for key, name, test in (("one", "main", saved_test(figures={bad: 1.0})), ("two", "other", saved_test(problem=bad))):
+        unsafe = structs.replace(
+            saved_run(test, key=key, started=bad, git=Git(commit=bad, dirty=True)), metrics=metrics
+        )
+        path = store.save(unsafe, name)
+        path.write_bytes(msgspec.json.encode(structs.replace(unsafe, name=bad)))
+    code, out, err = run(capsys, *command)
+    assert code == 0
+    assert "x␛[31m" in out
+    assert not {"\x1b", "\u202e"} & set(out + err)
+
+
+@pytest.mark.parametrize("command", [("runs",), ("trend", "main"), ("compare", "main", "other")])
+def test_a_store_that_is_a_file_is_named(store, capsys, command):
+    store.root.write_text("")
+    assert run(capsys, *command) == (4, "", "ERROR: cannot read the store .llmprof: not a directory\n")

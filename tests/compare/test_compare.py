@@ -207,6 +207,46 @@ def test_refused_in_one_line(before, after, why):
     assert "\n" not in str(found.value)
 
 
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_copies_of_a_run_are_no_processes(place):
+    copies, other = [saved_run(key="one")] * 3, [saved_run(key="two")]
+    with pytest.raises(ArtifactError, match="are copies of one run, which counts once"):
+        compare(*((copies, other) if place == "before" else (other, copies)))
+
+
+def test_a_test_that_a_run_has_twice_is_one_process():
+    row = rows(compare([saved_run(saved_test(), saved_test(), saved_test(), key="one")], [saved_run(key="two")]))
+    assert row["tpot_ms"].how == "1 and 1 process, SD 0.5 % assumed"
+
+
+@pytest.mark.parametrize(("before", "after", "verdict"), [
+    (1e-308, 1e308, Verdict.SLOWER), (1e308, 1e-308, Verdict.FASTER),
+])
+@pytest.mark.parametrize("rounds", [1, 5])
+def test_times_at_the_ends_of_a_float_have_a_ratio(before, after, verdict, rounds):
+    found = pair(*(saved_test(figures={"tpot_ms": value}, rounds=rounds) for value in (before, after)), force=True)
+    row = rows(found)["tpot_ms"]
+    assert row.verdict == (verdict if rounds > 1 else Verdict.UNCLEAR)
+    assert (row.ratio > 1e300) == (after > before)
+
+
+def test_rounds_without_any_agreement_are_unclear():
+    assert rows(pair(saved_test(), saved_test(noise={"tpot_ms": 1e308})))["tpot_ms"].verdict == Verdict.UNCLEAR
+
+
+def test_a_change_of_just_the_limit_keeps_it():
+    def failed(rule, **values):
+        before, after = ({section: {name: value} for section, (name, value, _) in values.items()},
+                         {section: {name: value} for section, (name, _, value) in values.items()})
+        return rows(pair(saved_test(**before), saved_test(**after), rules=(rule,)))[rule.metric].failed
+
+    cer, memory = Rule("cer", 0.005, "0.005"), Rule("peak_memory_gib", 0.29, "29%")
+    assert not failed(cer, quality=("cer", 0.03, 0.035))
+    assert failed(cer, quality=("cer", 0.03, 0.0351))
+    assert not failed(memory, figures=("peak_memory_gib", 100.0, 129.0))
+    assert failed(memory, figures=("peak_memory_gib", 100.0, 129.1))
+
+
 def test_single_rounds_of_three_processes_are_enough():
     assert one(
         side([0.54, 0.541, 0.539], prefix="a", rounds=1, noise={}),
@@ -261,6 +301,9 @@ def test_rules():
         ("tokens:2%", "neither way of tokens is worse"),
         ("cer:2%", "an amount of 0 or more"),
         ("", "give WHAT:LIMIT"),
+        ("tpot_ms:50%,tpot_ms:1%", "tpot_ms has a limit already"),
+        ("slower:1%,slower:50%", "slower has a limit already"),
+        ("cer:1e400", "an amount of 0 or more"),
     ):
         with pytest.raises(ConfigError) as found:
             parse_rules([text], metrics)

@@ -43,10 +43,35 @@ def test_a_limit_is_held_against_the_metric(limit, figure, outcome):
     assert (verdict.name, verdict.figure, verdict.outcome) == ("cer", figure, outcome)
 
 
-@pytest.mark.parametrize("limit", ["0.05", "=<0.05", "<=", "<=five", "", 0.05, None, "<=0.05 ms"])
+@pytest.mark.parametrize("limit", ["0.05", "=<0.05", "<=", "<=five", "", 0.05, None, "<=0.05 ms", "<=1e999"])
 def test_a_limit_that_is_none_is_refused(limit):
     with pytest.raises(ConfigError, match=r"llmprof_gate\(cer=.*test_x.*<=0.05"):
         gates({"cer": limit})
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"slower": {"tpot_ms": "50%"}, "tpot_ms_worse": "2%"},
+        {"cer_worse": "0.001", "worse": {"cer": "0.5"}},
+        {"slower": {"tpot_ms": "50%"}, "worse": {"tpot_ms": "2%"}},
+    ],
+)
+def test_two_limits_on_one_change_in_a_mark_are_refused(arguments):
+    with pytest.raises(ConfigError, match=r"llmprof_gate\(.*at test_x: (tpot_ms|cer) has another limit on its change"):
+        gates(arguments)
+
+
+@pytest.mark.parametrize(("written", "limit"), [(1e-5, 1e-5), ("1e-5", 1e-5), (0.1234567891, 0.1234567891), (0, 0)])
+def test_an_amount_is_taken_as_it_is_written(written, limit):
+    (gate,) = gates({"cer_worse": written})
+    assert (gate.limit, gate.text) == (limit, f"{written} worse")
+
+
+@pytest.mark.parametrize("written", [10**400, "9" * 400, float("inf"), float("nan"), True, -1, [1], {"a": 1}])
+def test_an_amount_that_is_none_is_refused(written):
+    with pytest.raises(ConfigError, match="the limit is an amount of 0 or more"):
+        gates({"cer_worse": written})
 
 
 def test_an_unknown_metric_names_the_nearest():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -147,6 +148,24 @@ def test_what_is_wrong_is_refused_before_anything_runs(calls, args, message, wor
     pytest.LineMatcher([text]).fnmatch_lines([message.replace("[", "[[]")])
 
 
+def test_a_store_that_cannot_be_written_is_refused_before_anything_runs(calls, monkeypatch):
+    (calls.path / "file").write_text("")
+    text = calls.usage_error(args=[*STAGE, "--llmprof-save=main", "--llmprof-store=file"])
+    assert text.endswith("file: not a directory")
+    (calls.path / "locked").mkdir()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode, **more: "locked" not in str(path) and access(path, mode))
+    text = calls.usage_error(args=[*STAGE, "--llmprof-save=main", "--llmprof-store=locked/store"])
+    assert text.endswith("locked/store: permission denied")
+
+
+def test_copies_in_a_baseline_are_refused(calls):
+    calls.passed(args=[*STAGE, "--llmprof-run-dir=side/one"], count=2)
+    shutil.copytree(calls.path / "side" / "one", calls.path / "side" / "two")
+    text = calls.usage_error(args=[*STAGE, "--llmprof-compare=side"])
+    assert text.endswith("are copies of one run, which counts once: remove one")
+
+
 def test_an_unknown_name_in_the_ini_file_is_refused_once_a_test_is_there(calls):
     calls.ini(llmprof_compare="main")
     text = calls.usage_error(args=STAGE)
@@ -218,7 +237,8 @@ def test_a_stopped_run_is_compared_but_not_saved(calls):
 
 
 def test_a_store_that_cannot_be_written_fails_the_session(calls):
-    (calls.path / ".llmprof").write_text("a file")
+    (calls.path / ".llmprof").mkdir()
+    (calls.path / ".llmprof" / "main").write_text("a file")
     result = calls.run(args=[*STAGE, "--llmprof-save=main"])
     result.assert_outcomes(passed=2)
     assert result.ret == pytest.ExitCode.TESTS_FAILED

@@ -319,6 +319,7 @@ def test_a_marker_that_is_no_gate_fails_its_test(runs, gate, message):
         ("gate.slower.tokens=2%", "gate.slower.tokens=2%, set on *: neither way of tokens is worse, *"),
         ("gate.slower.cer=2%", "gate.slower.cer=2%, set on *: cer is a metric of quality: *the key gate.worse.cer"),
         ("gate.worse.cer=-1", "gate.worse.cer=-1, set on the command line: '-1' is not allowed; the limit is *"),
+        ("gate.worse.cer=1e400", "gate.worse.cer=*, set on the command line: *"),
         ("gate.limits.total_ms=5", 'gate.limits.total_ms=5, set on the command line: a limit is a text such *'),
         ("gate.slwer.total_ms=2%", "gate.slwer.total_ms=2%: unknown key, set on the command line; gate has limits, *"),
         ("gate.margin=5", "gate.margin=5 is not allowed, set on the command line; it must be a percentage above 0*"),
@@ -331,6 +332,11 @@ def test_a_marker_that_is_no_gate_fails_its_test(runs, gate, message):
 def test_a_configuration_that_is_no_gate_is_refused_before_anything_runs(runs, override, message):
     text = runs.bench.usage_error(override)
     pytest.LineMatcher([text]).fnmatch_lines([message])
+
+
+def test_two_keys_that_limit_one_change_are_refused(runs):
+    text = runs.bench.usage_error("gate.slower.total_ms=50%", "gate.worse.total_ms=2%")
+    assert text.startswith("gate.worse.total_ms=2%, set on the command line: gate.slower.total_ms is a limit on the")
 
 
 def test_quality_against_a_baseline(bench):
