@@ -32,8 +32,9 @@ def test_at_any_operation_on_files(faults, moments):
     for at in some(whole.moments, 8):
         ended = faults.run({"errno": errno.ENOSPC, "at": at, "for": moments})
         check(ended, at)
-        # What fails for a moment may succeed later: run.json is written again, a directory is there already.
-        assert ended.code or moments == 1
+        # What fails for a moment may succeed later: run.json is written again, a directory is there already. The last
+        # operation removes a temporary name, for which a full disk has room.
+        assert ended.code or moments == 1 or at == whole.moments
 
 
 @pytest.fixture
