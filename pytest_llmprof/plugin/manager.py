@@ -321,10 +321,7 @@ class Manager:
         ours = self._shared.session if self._shared.has_session else None
         results = self._results
         try:
-            with uninterrupted():  # first of all, as the rest takes time
-                if ours is not None and self._shared.controller and ours.begun():  # by a worker that came no further
-                    results.begin(ours)
-                results.finish(self._status(session, exitstatus))
+            self._end(self._status(session, exitstatus))  # first of all, as the rest takes time
             self._shared.progress.clear()
             if ours is not None:
                 ours.close()
@@ -348,10 +345,17 @@ class Manager:
         yield
 
     def pytest_unconfigure(self) -> None:
-        """End the run where an interrupt, or an error in another plugin, kept `pytest_sessionfinish` from it."""
-        with uninterrupted():
-            self._results.finish("interrupted")
+        """End the run where an interrupt, or an error in another plugin, kept `pytest_sessionfinish` from it, and one
+        that a worker began meanwhile: by now pytest-xdist has ended its workers."""
+        self._end("interrupted")
         self._results.release_sigterm()
+
+    def _end(self, status: str) -> None:
+        """End run.json with *status*, also that of a run whose worker came no further than to begin it."""
+        with uninterrupted():
+            if self._shared.controller and self._shared.has_session and self._shared.session.begun():
+                self._results.begin(self._shared.session)
+            self._results.finish(status)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         results, baselines = self._results, self._shared.baselines

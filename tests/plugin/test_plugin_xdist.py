@@ -200,3 +200,21 @@ def test_the_header_line_without_options(bench):
     result = bench.run_apart(args=["-n1"])
     result.assert_outcomes(passed=1)
     assert result.stdout.str().count("llmprof: stages torch_profiler; model deepseek_ocr_tiny") == 1
+
+
+def test_a_run_that_a_worker_begins_after_an_interrupt_is_ended(bench):
+    bench.test("def test_it(llmprof_output): pass\n")
+    (bench.path / "conftest.py").write_text(
+        "import time, pytest\n"
+        "def pytest_configure(config):\n"
+        "    config.pluginmanager.register(Worker() if hasattr(config, 'workerinput') else Controller())\n"
+        "class Controller:\n"
+        "    def pytest_testnodeready(self, node):\n"
+        "        raise KeyboardInterrupt\n"
+        "class Worker:\n"
+        "    def pytest_collection_finish(self):\n"
+        "        time.sleep(1)  # by now the controller's session has ended\n"
+    )
+    result = bench.run_apart(args=[*STAGE, "-n1"])
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    assert bench.run_json()["status"] == "interrupted"
