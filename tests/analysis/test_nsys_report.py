@@ -199,9 +199,10 @@ def test_events_without_a_time_that_can_be_are_left_out_and_counted(column, valu
     assert found == {**clean, "events_left_out": 3}
 
 
-def test_names_that_are_null_or_missing_do_not_end_the_reading(tmp_path):
+@pytest.mark.parametrize("value", ["null", "x'ff00'", "5"])
+def test_names_that_are_null_bytes_or_missing_do_not_end_the_reading(tmp_path, value):
     path = one_round().write(tmp_path / "r.sqlite", schema=lambda text: text.replace(" NOT NULL", ""))
-    changed(path, "update StringIds set value = null where id = 1")
+    changed(path, f"update StringIds set value = {value}")
     changed(path, "update CUPTI_ACTIVITY_KIND_RUNTIME set nameId = null")
     assert read_reports([path], "llmprof").kernels == 6
 

@@ -134,7 +134,9 @@ class _Captures:
         if unknown := sorted(name for name in database.tables if _NEWER.fullmatch(name)):
             raise ArtifactError(f"{database.path} has tables of a version that is not known here: {', '.join(unknown)}")
         self._captures += 1
-        strings = {number: text or "" for number, text in database.select("id, value", "StringIds")}
+        # SQLite holds anything in any column: a name may be null, bytes or a number.
+        found = database.select("id, value", "StringIds")
+        strings = {number: "" if text is None else str(text) for number, text in found}
         rows = [*self._host_rows(database, strings, domain), *self._device_rows(database, strings)]
         times = np.array([_span(row.start, row.end) for row in rows], dtype=np.int64).reshape(-1, 2).T
         kept = possible(*times)
