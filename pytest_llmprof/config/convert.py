@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 import os
 import re
 import types
@@ -104,6 +105,8 @@ def _prepared(hint: Any, value: Any) -> Any:
     if kind is int and isinstance(value, (str, int, float)) and not isinstance(value, bool):
         text = str(value).strip()
         return int(text) if _INTEGER.fullmatch(text) and abs(int(text)) < 2**63 else _refuse(hint, value)
+    if kind is float and isinstance(value, (str, int, float)) and not _is_finite(value):
+        _refuse(hint, value)
     if isinstance(value, str) and kind is not str:
         return _BOOLEANS.get(value.lower(), value) if value.lower() != "null" else _refuse(hint, value)
     return value
@@ -145,6 +148,14 @@ def _can_be_encoded(text: str) -> bool:
     try:
         return b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:
+        return False
+
+
+def _is_finite(value: str | float) -> bool:
+    """Whether *value* is a number that is neither infinite nor NaN."""
+    try:
+        return math.isfinite(float(value))
+    except (ValueError, OverflowError):
         return False
 
 

@@ -7,7 +7,6 @@ Each field is documented in docs/configuration.md.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -20,7 +19,7 @@ NO_KEY = {"key": False}
 
 Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
-Seconds = Annotated[float, Meta(gt=0, le=sys.float_info.max, description="a number of seconds > 0")]
+Seconds = Annotated[float, Meta(gt=0)]
 Seed = Annotated[int, Meta(ge=0, le=2**63 - 1, description="an integer from 0 to 2**63 - 1")]
 Share = Annotated[
     str, Meta(pattern=r"^\s*(\d+\.?\d*|\.\d+)\s*%\s*\Z", description='a percentage above 0, such as "2%"')

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta
 
+from pytest_llmprof.config.schema import Seconds
 from pytest_llmprof.errors import StageError
 from pytest_llmprof.measure.phases import ROUND
 from pytest_llmprof.stages.tool_block import ToolInfo
@@ -49,7 +50,7 @@ class ToolOptions:
     """Environment variables for the tool and what runs under it."""
     args: tuple[str, ...] = ()
     """More arguments of the tool."""
-    timeout_s: Annotated[float, Meta(gt=0)] = 600.0
+    timeout_s: Seconds = 600.0
     """The child is ended after this many seconds, the tool's own work included."""
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import Annotated
 
 from msgspec import Meta
 
 _Peak = Annotated[
-    Annotated[float, Meta(gt=0, le=sys.float_info.max)] | None,
+    Annotated[float, Meta(gt=0)] | None,
     Meta(description="a number > 0, or null for the table's"),
 ]
 
