@@ -8,7 +8,8 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 
 SLOW = settings(max_examples=max(settings.default.max_examples // 6, 20), phases=[Phase.explicit, Phase.generate])
-"""Of a property that takes a tenth of a second for each case: a sixth of the cases, and none to find a simpler one."""
+"""Of a property that takes a tenth of a second for each case, or runs with many parameters: a sixth of the cases, and
+none to find a simpler one."""
 
 ODD_NUMBERS = st.one_of(
     st.sampled_from([0, -1, 1e-9, 2**31, 2**53 + 1, 2**63 - 1, 2**63, -(2**63), 10**30, 1e300, -1e300, 4e12, -4e12]),

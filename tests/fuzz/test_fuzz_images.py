@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from broken import assert_one_line, mutated
+from broken import SLOW, assert_one_line, mutated
 from file_makers import tiff
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -127,6 +127,7 @@ TURNS |= {7: lambda one: np.rot90(one, 2).swapaxes(0, 1), 8: np.rot90}
 
 
 @pytest.mark.parametrize("orientation", [*range(10), 65535])
+@SLOW
 @given(st.sampled_from(["PNG", "TIFF", "WEBP"]), COLOURS)
 def test_orientation(orientation: int, kind: str, samples: np.ndarray) -> None:
     """As the standard of EXIF draws it; a number that it does not know turns nothing."""
@@ -145,6 +146,7 @@ def test_deep_samples_are_scaled_and_not_clipped(name: str, samples: np.ndarray)
 
 
 @pytest.mark.parametrize("kind", ["uint8", "uint16", "uint32", "int8", "int16", "int32", "float32"])
+@SLOW
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.sampled_from("<>"), st.booleans())
 def test_tiff_samples_of_any_kind(kind: str, shares: list[float], order: str, inverted: bool) -> None:
     """A file that uses its whole range: each sample is as bright as its share of that range."""

@@ -6,6 +6,7 @@ import time
 
 import answers
 from answers import LOOPS, PAGES
+from broken import SLOW
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -128,6 +129,7 @@ def test_an_answer_that_is_cut_off(text: str, length: int) -> None:
     assert keep == [(box.label, box.box) for box in whole.boxes][: len(keep)]
 
 
+@SLOW
 @given(st.sampled_from(sorted(LOOPS)), st.integers(0, 2**32), st.integers(6_000, 12_000), WORDS)
 def test_loops_are_found(name: str, seed: int, length: int, start: str) -> None:
     """Also inside grounding spans."""
