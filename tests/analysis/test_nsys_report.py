@@ -145,6 +145,13 @@ def test_what_cannot_be_read(tmp_path):
     (tmp_path / "text.sqlite").write_text("this is no database, but long enough to look at")
     with pytest.raises(ArtifactError, match="not an export of nsys that can be read"):
         read_reports([tmp_path / "text.sqlite"], "llmprof")
+    with closing(sqlite3.connect(tmp_path / "schema.sqlite")) as base:  # its error quotes the broken name
+        base.execute("create table kernels (a)")
+        base.execute("pragma writable_schema=on")
+        base.execute("update sqlite_master set name = cast(x'6b80' as text), sql = 'create tab'")
+        base.commit()
+    with pytest.raises(ArtifactError, match=r"schema\.sqlite is not an export of nsys that can be read"):
+        read_reports([tmp_path / "schema.sqlite"], "llmprof")
     sqlite3.connect(tmp_path / "empty.sqlite").close()
     with pytest.raises(ArtifactError, match="no table StringIds"):
         read_reports([tmp_path / "empty.sqlite"], "llmprof")

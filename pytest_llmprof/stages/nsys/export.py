@@ -112,7 +112,7 @@ def read_reports(paths: Sequence[Path], domain: str) -> NsysReport:
         try:
             with closing(_Database(path)) as database:
                 captures.add(database, domain)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # sqlite3's own message may quote bytes that are no UTF-8
             raise ArtifactError(f"{path} is not an export of nsys that can be read: {error}") from error
     return captures.report()
 
