@@ -103,7 +103,7 @@ def test_each_key_has_a_comment_with_its_default(path):
 
 def test_presets_do_not_repeat_in_the_root_body():
     body = yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))
-    assert set(body) == {"defaults", "stages", "measure", "llmprof"}
+    assert set(body) == {"defaults", "stages", "measure", "gate", "llmprof"}
 
 
 def test_checkout_tree_is_preferred_and_a_foreign_conf_is_not(tmp_path):

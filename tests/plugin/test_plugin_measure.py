@@ -88,6 +88,7 @@ def test_call(llmprof):
 """
     )
     monkeypatch.setattr("pytest_llmprof.measure.host.CONTENDED", -1.0)
+    monkeypatch.setattr("pytest_llmprof.measure.host.LEAST_WAIT_NS", -1)
     result = bench.run(*ECHO, "measure.rounds=3", args=DIRECT)
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(

@@ -6,8 +6,8 @@ import pytest
 from plugin_bench import clean
 
 ALLOWED = (
-    "llmprof_child_options, llmprof_columns, llmprof_config_dir, llmprof_override, llmprof_run_dir, llmprof_stage, "
-    "llmprof_strict"
+    "llmprof_child_options, llmprof_columns, llmprof_compare, llmprof_config_dir, llmprof_override, llmprof_run_dir, "
+    "llmprof_save, llmprof_stage, llmprof_store, llmprof_strict"
 )
 
 
