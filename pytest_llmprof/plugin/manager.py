@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pytest_llmprof.errors import LlmprofError
-from pytest_llmprof.measure.openmp import shorten_waits
+from pytest_llmprof.measure.openmp import host_is_busy, shorten_waits
 from pytest_llmprof.plugin import options
 from pytest_llmprof.plugin.items import (
     ITEM,
@@ -47,7 +47,7 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     """Before a conftest can import torch: its threads' way to wait, in sessions that configure this plugin."""
     if options.configured_early(early_config):
-        shorten_waits(os.environ, sys.modules)
+        shorten_waits(os.environ, sys.modules, host_is_busy)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -120,7 +120,7 @@ class Manager:
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         if STAGE_FIXTURE not in metafunc.fixturenames:
             return
-        shorten_waits(os.environ, sys.modules)
+        shorten_waits(os.environ, sys.modules, host_is_busy)
         stages: Sequence[str] = ("invalid-configuration",)
         if self._config_error is None:
             try:

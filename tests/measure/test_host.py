@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import pytest
 
 from pytest_llmprof.measure import host as host_module
+from pytest_llmprof.measure import openmp as openmp_module
 from pytest_llmprof.measure.host import HostMeter, usable_processors
-from pytest_llmprof.measure.openmp import SHORT_WAITS, shorten_waits
+from pytest_llmprof.measure.openmp import SHORT_WAITS, host_is_busy, shorten_waits
 
 
 @pytest.mark.parametrize(
@@ -25,10 +26,41 @@ from pytest_llmprof.measure.openmp import SHORT_WAITS, shorten_waits
         ({}, ["torch"], {}),  # it has read them
     ],
 )
-def test_threads_sleep_unless_the_user_chose_or_torch_is_there(environ, modules, added):
+def test_threads_sleep_on_a_busy_host_unless_the_user_chose_or_torch_is_there(environ, modules, added):
     before = dict(environ)
-    shorten_waits(environ, modules)
+    shorten_waits(environ, modules, lambda: False)
+    assert environ == before
+    shorten_waits(environ, modules, lambda: True)
     assert environ == before | added
+
+
+@pytest.mark.parametrize(
+    ("processors", "running", "busy"),
+    [
+        (2, [2, 2, 2, 2, 2, 2], True),  # this one and another
+        (2, [3, 3, 1, 3, 3, 3], False),  # they came and went
+        (16, [9, 9, 9, 9, 9, 9], True),
+        (16, [8, 9, 9, 9, 9, 9], False),
+        (1, [2, 2, 2, 2, 2, 2], True),
+    ],
+)
+def test_a_host_is_busy_while_others_run_on_half_of_its_processors(processors, running, busy, monkeypatch, tmp_path):
+    looks = iter(running)
+    path = tmp_path / "loadavg"
+
+    def look(seconds=0.0):
+        path.write_text(f"0.52 0.40 0.30 {next(looks)}/345 6789\n")
+
+    look()
+    monkeypatch.setattr(openmp_module, "LOADAVG", path)
+    monkeypatch.setattr(openmp_module.os, "cpu_count", lambda: processors)
+    monkeypatch.setattr(openmp_module, "time", SimpleNamespace(sleep=look))
+    assert host_is_busy() is busy
+
+
+def test_without_proc_no_host_is_busy(monkeypatch, tmp_path):
+    monkeypatch.setattr(openmp_module, "LOADAVG", tmp_path / "none")
+    assert not host_is_busy()
 
 
 class Clocks:

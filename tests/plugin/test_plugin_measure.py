@@ -114,21 +114,27 @@ sys.path.insert(0, os.getcwd())
 for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
     os.environ.pop(name, None)
 os.environ.update(%r)
+from pathlib import Path
+from pytest_llmprof.measure import openmp
+openmp.LOADAVG = Path("loadavg").absolute()
 import pytest
 sys.exit(pytest.main(%r))
 """
 
 
 @pytest.mark.parametrize(
-    ("source", "args", "given", "policy", "at_start"),
+    ("running", "source", "args", "given", "policy", "at_start"),
     [
-        ("def test_it(llmprof_config):", DIRECT, {}, "PASSIVE", "PASSIVE"),
-        ("def test_it(llmprof_config):", (), {}, "PASSIVE", "None"),  # no option: when a test asks
-        ("def test_it():", (), {}, "None", "None"),  # nothing asks
-        ("def test_it(llmprof_config):", DIRECT, {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE", "ACTIVE"),
+        (999, "def test_it(llmprof_config):", DIRECT, {}, "PASSIVE", "PASSIVE"),
+        (1, "def test_it(llmprof_config):", DIRECT, {}, "None", "None"),  # a quiet host
+        (999, "def test_it(llmprof_config):", (), {}, "PASSIVE", "None"),  # no option: when a test asks
+        (999, "def test_it():", (), {}, "None", "None"),  # nothing asks
+        (999, "def test_it(llmprof_config):", DIRECT, {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE", "ACTIVE"),
     ],
 )
-def test_threads_wait_passively_before_a_conftest_can_import_torch(bench, source, args, given, policy, at_start):
+def test_threads_of_a_busy_host_wait_passively(bench, running, source, args, given, policy, at_start):
+    """From before a conftest can import torch."""
+    (bench.path / "loadavg").write_text(f"0.10 0.10 0.10 {running}/1234 5678\n")
     bench.ini(tiny=False)
     bench.test(f"import os\n{source}\n    print('in the test', os.environ.get('OMP_WAIT_POLICY'))\n")
     bench.test("import os\nprint('at start', os.environ.get('OMP_WAIT_POLICY'))\n", "conftest.py")
