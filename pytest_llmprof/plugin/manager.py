@@ -43,11 +43,21 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     pluginmanager.add_hookspecs(hookspecs)
 
 
+_WAITS_CHOSEN = pytest.StashKey[bool]()
+
+
+def _choose_waits(config: pytest.Config) -> None:
+    """Choose how torch's threads wait, once for a session: a look at the host takes up to 20 ms."""
+    if not config.stash.get(_WAITS_CHOSEN, False):
+        config.stash[_WAITS_CHOSEN] = True
+        shorten_waits(os.environ, sys.modules, host_is_busy)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     """Before a conftest can import torch: its threads' way to wait, in sessions that configure this plugin."""
     if options.configured_early(early_config):
-        shorten_waits(os.environ, sys.modules, host_is_busy)
+        _choose_waits(early_config)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -120,7 +130,7 @@ class Manager:
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         if STAGE_FIXTURE not in metafunc.fixturenames:
             return
-        shorten_waits(os.environ, sys.modules, host_is_busy)
+        _choose_waits(self._config)
         stages: Sequence[str] = ("invalid-configuration",)
         if self._config_error is None:
             try:

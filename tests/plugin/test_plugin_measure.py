@@ -145,6 +145,15 @@ def test_threads_of_a_busy_host_wait_passively(bench, running, source, args, giv
     assert f"in the test {policy}" in text
 
 
+@pytest.mark.parametrize("args", [DIRECT, ()])
+def test_the_host_is_looked_at_once_in_a_session(bench, monkeypatch, args):
+    looks = []
+    monkeypatch.setattr("pytest_llmprof.plugin.manager.shorten_waits", lambda *_: looks.append(1))
+    bench.test("".join(f"def test_{number}(llmprof_config): pass\n" for number in range(3)))
+    bench.run(args=[*args, "--collect-only"])
+    assert len(looks) == 1
+
+
 COMPILED = """
 import itertools
 import torch
