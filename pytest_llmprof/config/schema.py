@@ -245,6 +245,10 @@ class Settings:
         """Equal where two tests have the same configuration."""
         return self.saved()[1]
 
+    def where(self, key: str) -> str:
+        """Where *key* was set, for a message: ", set on the command line"; empty where that is not known."""
+        return f", set {self.set_in(key)}" if self.set_in is not None else ""
+
     def save_dir(self, kind: str) -> str:
         """This stage's `save_dir` for *kind*, "prediction" or "visualization"; null or empty is its default."""
         block = getattr(self.current.output, kind)

@@ -28,17 +28,17 @@ def of_settings(settings: Settings) -> Iterator[Given]:
     for kind, block in _KEYS:
         for metric, value in getattr(settings.gate, block).items():
             key = f"gate.{block}.{metric}"
-            where = f", set {settings.set_in(key)}" if settings.set_in is not None else ""
+            where = f"{key}={value}{settings.where(key)}"
             if kind != "limit" and value is not None and held.setdefault(metric, key) != key:
-                raise ConfigError(f"{key}={value}{where}: {held[metric]} is a limit on the same change; give one")
-            yield Given(kind, metric, value, f"{key}={value}{where}")
+                raise ConfigError(f"{where}: {held[metric]} is a limit on the same change; give one")
+            yield Given(kind, metric, value, where)
 
 
 def terms_of(settings: Settings) -> Terms:
     """How to compare with a baseline. Raises `ConfigError` naming a key whose value is none."""
 
     def share(name: str, text: str) -> float:
-        where = f"gate.{name}" + (f", set {settings.set_in(f'gate.{name}')}" if settings.set_in is not None else "")
+        where = f"gate.{name}{settings.where(f'gate.{name}')}"
         found = parse_share(text, where)
         if name != "margin" and found >= 1:
             raise ConfigError(f"{where}: {text!r} is not allowed; give less than 100%")
