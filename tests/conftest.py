@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import Any
 
 import pytest
@@ -13,6 +14,9 @@ _WORKER = "PYTEST_XDIST_WORKER" in os.environ
 if _WORKER:
     # Before torch is imported. Two workers with a thread for each core get in each other's way.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # So is it in a shell's background, and in all that these tests start, some of which they interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 _LEFT_OUT = pytest.StashKey[list[str]]()
 
 
