@@ -77,6 +77,8 @@ class Results:
         self.unavailable: dict[str, list[str]] = {}
         """Tests that were skipped, by what this machine lacks for them."""
         self._config = config
+        self._seconds: dict[str, float] = {}
+        """Wall time of each test so far."""
         self._legacy: dict[str, None] = {}
         self._legacy_logged = False
         self._took_sigterm = False
@@ -131,6 +133,9 @@ class Results:
             self.log.test(
                 report.nodeid, data["stage"], outcome, directory=data["dir"], kind=kind, error=data["error"]
             )
+        self._seconds[report.nodeid] = self._seconds.get(report.nodeid, 0.0) + report.duration
+        if report.when == "teardown":
+            self.log.took(report.nodeid, self._seconds[report.nodeid])
 
     def take_foreign(self, report: pytest.TestReport, stage: str) -> None:
         """Record a report without data of ours: xdist's for a test whose worker crashed, or of a test not ours."""

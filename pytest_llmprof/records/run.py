@@ -30,6 +30,8 @@ class TestRecord(Struct):
     """The stage directory under the run directory."""
     error: str | None
     """Its failure, one line."""
+    seconds: float | None = None
+    """Wall time of its set-up, call and teardown, those of reruns too; null until it has ended."""
 
 
 class Process(Struct, frozen=True):
@@ -68,6 +70,17 @@ class Process(Struct, frozen=True):
         return None
 
 
+class Shard(Struct, frozen=True):
+    """The part of a suite that a run is."""
+
+    index: int
+    """From 1."""
+    count: int
+    """Shards that the suite was split into."""
+    split: str | None = None
+    """Digest of which test is in which shard: the shards of one suite agree. Null where it is not known."""
+
+
 class RunRecord(Struct, kw_only=True):
     """All of run.json."""
 
@@ -81,6 +94,8 @@ class RunRecord(Struct, kw_only=True):
     """One for all processes of a session; no other session has it."""
     process: Process | None = None
     """Null where the system has no /proc."""
+    shard: Shard | None = None
+    """Null for a run of all tests."""
     versions: dict[str, str | None]
     metrics: list[Declaration] = []
     """The catalogue of metrics of this run."""

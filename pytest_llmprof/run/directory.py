@@ -236,12 +236,18 @@ class RunLog:
         """Record a test. *outcome*: running | passed | failed | skipped; *directory* and *kind* keep their last value
         where they are None."""
         known = self._tests.get(node)
+        seconds = None
         if known is not None:
-            directory, kind = directory or known.dir, kind or known.kind
-        entry = TestRecord(id=node, stage=stage, kind=kind, outcome=outcome, dir=directory, error=error)
+            directory, kind, seconds = directory or known.dir, kind or known.kind, known.seconds
+        entry = TestRecord(node, stage, kind, outcome, directory, error, seconds)
         if entry != known:
             self._tests[node] = entry
             self.write("running")
+
+    def took(self, node: str, seconds: float) -> None:
+        """Record the wall time of a test that has ended. It is written with the next change: another test's, or the
+        run's end."""
+        self._tests[node].seconds = seconds
 
     def forget(self, node: str) -> None:
         """Remove a test that was recorded as it began and is not ours: ours report their directory."""

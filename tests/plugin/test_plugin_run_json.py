@@ -60,7 +60,8 @@ def test_teardown(llmprof_config, broken_after):
     tests = {test["id"].partition("::")[2].partition("[")[0]: test for test in run["tests"]}
     assert len(tests) == 10
     for test in tests.values():
-        assert set(test) == {"id", "stage", "kind", "outcome", "dir", "error"}
+        assert set(test) == {"id", "stage", "kind", "outcome", "dir", "error", "seconds"}
+        assert 0 < test["seconds"] < 60
         assert test["stage"] == "direct_inference"
         assert test["dir"].endswith("/direct_inference")
     assert (tests["test_pages"]["kind"], tests["test_callable"]["kind"], tests["test_config"]["kind"]) == (
@@ -81,6 +82,32 @@ def test_teardown(llmprof_config, broken_after):
         "test_teardown": ("failed", "RuntimeError: after"),
     }
     assert "broken_after" not in (bench.run_dir / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("workers", [(), ("-n1",)])
+def test_seconds_are_those_of_setup_call_and_teardown_and_of_reruns(bench, workers):
+    bench.test(
+        """
+import time, pytest
+@pytest.fixture
+def slow():
+    time.sleep(0.2)
+    yield
+    time.sleep(0.2)
+def test_all_parts(llmprof_config, slow):
+    time.sleep(0.2)
+tries = []
+@pytest.mark.flaky(reruns=1)
+def test_twice(llmprof_config):
+    time.sleep(0.2)
+    tries.append(1)
+    assert len(tries) == 2
+"""
+    )
+    bench.run_apart(args=[*STAGE, *workers]).assert_outcomes(passed=2)
+    seconds = {test["id"].partition("::")[2].partition("[")[0]: test["seconds"] for test in bench.run_json()["tests"]}
+    assert 0.6 <= seconds["test_all_parts"] < 5
+    assert 0.4 <= seconds["test_twice"] < 5
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
@@ -110,6 +137,10 @@ def test_never(llmprof):
         ("test_it.py::test_first[direct_inference]", "passed"),
         ("test_it.py::test_slow[direct_inference]", "interrupted"),
     ]
+    assert run["shard"] is None
+    first, slow = (test["seconds"] for test in run["tests"])
+    assert first > 0
+    assert slow is None or slow > 0.01
     # What there is, is whole.
     found = files(bench.run_dir)
     assert {"config.yaml", "run.json"} <= found
