@@ -1,6 +1,7 @@
 """Record processes that `replay.py` makes gates of: the harness's own measured rounds, without and with a known delay.
 
     python benchmarks/gates/record.py OUT [--device cuda] [--minutes 9] [--engine fast] [--processes 64]
+        [--levels 0,1] [--rounds 20]
 
 Each process is new: it loads the model, warms up and runs `clean_rounds`, the measured loop of every test. Its rounds
 go in turn through the levels (no delay, and shares of this process's own decode step), 0 1 2 5, 5 2 1 0, ... A gate
@@ -11,9 +12,9 @@ the host spins. With `fast` and `compiled` a spinning kernel is captured at the 
 length is corrected until the GPU's own clock shows the wanted share; side A runs the untouched graph.
 
 Processes are forked from one that has imported torch but never used CUDA. With `--ahead 8` eight are prepared at once,
-then measured one after the other while the others wait, as loading takes longer than measuring. But eight models in a
-GPU's memory made `fast` differ twice as much from process to process, so the default is one. Compiler caches on the
-disk are shared, as on any machine; a first process fills them and is not recorded.
+then measured one after the other while the others wait, as loading takes longer than measuring. With eight models in a
+GPU's memory processes of `fast` differed more (SD 0.89 %, not 0.74 %); the default is one. Compiler caches on
+the disk are shared, as on any machine; a first process fills them and is not recorded.
 
 OUT/<engine>.jsonl gets a line as each process ends, so an interrupted call loses nothing; a further call adds to it.
 `gzip -9nc OUT/fast.jsonl > benchmarks/gates/pools/h100_fast.jsonl.gz` makes a pool of it.
@@ -104,6 +105,14 @@ WORK = {
     },
     "cpu": {"reference": Work((*_TINY, "infer=reference"), (0, 0.02, 0.05, 0.1), 4, 200, 1)},
 }
+
+
+def shares(text: str) -> tuple[float, ...]:
+    """Percentages as shares; raises `ValueError` where the first is not 0."""
+    levels = tuple(float(percent) / 100 for percent in text.split(","))
+    if levels[0] != 0:
+        raise ValueError("the first level is the one without a delay")
+    return levels
 
 
 def configuration(work: Work) -> tuple[Settings, tuple[Page, ...]]:
@@ -645,6 +654,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9.0, help="time for all (default: %(default)s)")
     parser.add_argument("--engine", action="append", help="only this one; may be repeated")
     parser.add_argument("--processes", type=int, help="processes of each engine")
+    parser.add_argument("--levels", type=shares, help="delays in percent of a decode step: 0,1,2,5; the first is 0")
+    parser.add_argument("--rounds", type=int, help="rounds of a process at each level")
     parser.add_argument("--ahead", type=int, default=1, help="processes prepared at once (default: 1)")
     parser.add_argument("--fresh", action="store_true", help="start a new interpreter for each process: no fork server")
     parser.add_argument("--override", action="append", default=[], help="a further key, such as model.size=tiny")
@@ -661,6 +672,10 @@ def main() -> None:
         recorder = Recorder(out, options.device, engine, work, 1, fresh=True)
         os._exit(guarded(recorder, Pipe(int(read), int(write)), cold=cold == "1"))
     chosen = {engine: known[engine] for engine in options.engine or known}
+    chosen = {
+        engine: replace(work, levels=options.levels or work.levels, repeats=options.rounds or work.repeats)
+        for engine, work in chosen.items()
+    }
     passed, whole = 0, sum(work.share for work in chosen.values())
     fresh, counts = options.fresh, {}
     for engine, work in chosen.items():

@@ -15,12 +15,14 @@ from pytest_llmprof.compare.verdicts import Verdict
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "benchmarks" / "gates"
 FOUND = {
-    ("cuda", "fast"): {0.02: 0.95, 0.05: 0.99},  # 1 % is not found: its processes shared the GPU's memory
-    ("cuda", "compiled"): {0.01: 0.9, 0.02: 0.95, 0.05: 0.99},
-    ("cuda", "reference"): {},
-    ("cpu", "reference"): {0.05: 0.95, 0.1: 0.95},
+    "h100_compiled": {0.01: 0.9, 0.02: 0.95, 0.05: 0.99},
+    "h100_fast": {0.05: 0.99},  # 28 processes: 14 pairs of the 24 that a gate may have
+    "h100_fast_ahead_8": {0.02: 0.95, 0.05: 0.99},
+    "h100_reference": {},
+    "cpu": {0.1: 0.9},
+    "cpu_16_rounds": {},
 }
-"""The share of slowdowns that is found at least, by device, engine and delay."""
+"""The share of slowdowns that is found at least, by pool and delay."""
 GATES = 400
 
 
@@ -119,9 +121,9 @@ def test_a_process_is_recorded(replay, tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", sorted((SCRIPTS / "pools").glob("*.jsonl.gz")), ids=lambda path: path.name)
 def test_the_promised_rates_hold(replay, path):
     pool = replay.read_pool(path)
-    promised = FOUND[("cuda" if pool.head["environment"]["gpu"] else "cpu"), pool.head["engine"]]
+    promised = FOUND[pool.name]
     equal = replay.gates(pool, 0, GATES, seed=11)
-    assert equal.count(Verdict.SLOWER, Verdict.FASTER) == 0
+    assert equal.count(Verdict.SLOWER, Verdict.FASTER) <= 0.01 * GATES
     for level, share in enumerate(pool.levels):
         if share not in promised:
             continue
@@ -136,5 +138,5 @@ def test_the_promised_rates_hold(replay, path):
 
 def test_pools_are_there_and_small():
     names = {path.name.split(".")[0] for path in (SCRIPTS / "pools").iterdir()}
-    assert {"h100_fast", "h100_compiled", "h100_reference"} <= names
+    assert names == set(FOUND)
     assert sum(path.stat().st_size for path in SCRIPTS.rglob("*") if path.is_file()) < 2e6
