@@ -120,6 +120,32 @@ def _of_benchmark(file: _BenchmarkFile, path: Path) -> SavedRun:
     )
 
 
+class _TestTime(msgspec.Struct):
+    id: str
+    seconds: float | None = None
+
+
+class _TestTimes(msgspec.Struct):
+    """The part of run.json and of a saved run that says how long its tests took."""
+
+    tests: list[_TestTime]
+
+
+def read_seconds(places: Iterable[Path]) -> dict[str, float]:
+    """The wall time of each test of the runs at *places*, the newest first: of a test the newest that is known.
+
+    Raises `ArtifactError` where a file is no run's.
+    """
+    found: dict[str, float] = {}
+    for place in places:
+        path = place if place.is_file() else place / "run.json"
+        newest = baseline.SCHEMA if place.is_file() else run.SCHEMA
+        for test in decode_record(read_bytes(path), _TestTimes, newest, path).tests:
+            if test.seconds is not None:
+                found.setdefault(test.id, test.seconds)
+    return found
+
+
 def saved_run(directory: Path) -> SavedRun:
     """Read a run directory. Raises `ArtifactError` with one line where a file is missing, broken or newer."""
     path = directory / "run.json"
@@ -135,7 +161,7 @@ def saved_run(directory: Path) -> SavedRun:
     for test in record.tests:
         records = _records(directory, test)
         seconds.append(records.metrics.round_seconds if records else [])
-        saved.tests.append(_saved_test(directory, test, records))
+        saved.tests.append(msgspec.structs.replace(_saved_test(directory, test, records), seconds=test.seconds))
         if records and test.dir:
             _add_config(saved, records.metrics.fingerprint.config, directory / test.dir / "config.yaml")
             if records.environment and saved.git is None:

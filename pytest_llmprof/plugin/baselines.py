@@ -38,7 +38,8 @@ class Baselines:
         self._config = config
 
     @cached_property
-    def _store(self) -> Store:
+    def store(self) -> Store:
+        """Where runs are saved."""
         from pytest_llmprof.compare.store import STORE, Store
 
         return Store(options.directory(self._config, "llmprof_store") or self._config.rootpath / STORE)
@@ -58,7 +59,7 @@ class Baselines:
 
         wanted, where, start = given
         try:
-            return Baseline.find(self._store, wanted, start)
+            return Baseline.find(self.store, wanted, start)
         except LlmprofError as error:
             raise type(error)(f"{where}: {error}") from None
 
@@ -91,9 +92,9 @@ class Baselines:
 
     def check(self) -> None:
         """Raise `LlmprofError` for what can be seen to be wrong before tests run."""
-        _ = self._name, self._store, self.baseline
+        _ = self._name, self.store, self.baseline
         if self._name is not None:
-            self._store.check_writable()
+            self.store.check_writable()
 
     def finish(self, run_dir: Path, terms: Callable[[], Terms], gates: Mapping[str, Sequence[GateResult]]) -> None:
         """Compare the run in *run_dir*, which has ended, and save it. *gates* are the results of each test's gates."""
@@ -144,8 +145,13 @@ class Baselines:
         if run.status != "complete":
             self.notes.append(f"WARNING: not saved as {self._name}: the run was {run.status}, so it is half a run")
             return
+        if self._config.getoption("llmprof_shard") is not None:
+            self.notes.append(
+                f"WARNING: not saved as {self._name}: a shard is a part of a run; llmprof merge --save saves the whole"
+            )
+            return
         try:
-            path = self._store.save(run, self._name)
+            path = self.store.save(run, self._name)
         except LlmprofError as error:
             self.errors.append(str(error))
             return

@@ -26,6 +26,7 @@ from pytest_llmprof.plugin.items import (
     uses_llmprof,
 )
 from pytest_llmprof.plugin.results import Results, failure, judge, one_line, uninterrupted
+from pytest_llmprof.plugin.shards import Shards
 from pytest_llmprof.plugin.shared import SHARED, SharedState
 from pytest_llmprof.plugin.terminal import clean, columns, gate_lines, header, relative, summary
 from pytest_llmprof.text.escape import encodable, visible
@@ -79,9 +80,11 @@ def pytest_configure(config: pytest.Config) -> None:
         from pytest_llmprof.plugin.in_child import ChildHooks
 
         config.pluginmanager.register(ChildHooks(shared), "llmprof-in-child")
+    manager.shards.collect_all()
     if not shared.worker:  # a worker's controller has checked it
         with _usage_errors():
             options.check_ini(config)
+            manager.shards.check()
             if options.configured(config, ini=shared.controller):
                 manager.check()
 
@@ -100,6 +103,7 @@ class Manager:
 
     def __init__(self, shared: SharedState) -> None:
         self._shared = shared
+        self.shards = Shards(shared)
         self._config = config = shared.config
         self._runs_nothing = bool(config.option.collectonly or config.option.setupplan)
         self._config_error: str | None = None
@@ -155,13 +159,13 @@ class Manager:
         for item in ours:
             if state_of(item).named_for_benchmark:
                 item.fixturenames.remove("benchmark")  # type: ignore[attr-defined]
-        if not ours:
-            return
-        self._used = True
-        if self._config_error is not None:
-            self._refuse(ours, self._config_error)
-        else:
-            prepare_items(ours, self._shared.session, self._refuse)
+        if ours:
+            self._used = True
+            if self._config_error is not None:
+                self._refuse(ours, self._config_error)
+            else:  # all tests, whatever the shard, so that they have the same directories in each
+                prepare_items(ours, self._shared.session, self._refuse)
+        self.shards.select(items)
 
     def _refuse(self, items: Sequence[pytest.Item], text: str) -> None:
         """Stop with a usage error. In an xdist worker that would be an internal error, so fail *items* there."""
@@ -306,11 +310,14 @@ class Manager:
         from pytest_llmprof.plugin.tool_items import child_options
 
         node.workerinput["llmprof"] = self._shared.to_worker(child_options(self._config))
+        node.workerinput["llmprof_shards"] = self.shards.to_worker()
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
         """Collect the errors of a worker that has ended; one that crashed sends none."""
-        self._results.warnings += getattr(node, "workeroutput", {}).get("llmprof_warnings", ())
+        sent = getattr(node, "workeroutput", {})
+        self._results.warnings += sent.get("llmprof_warnings", ())
+        self.shards.take(sent.get("llmprof_shards"))
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         """Note Ctrl-C, SIGTERM and pytest.exit, but not the interrupts by which pytest and xdist stop a session."""
@@ -346,6 +353,9 @@ class Manager:
         results.release_sigterm()
         if self._shared.worker:
             self._config.workeroutput["llmprof_warnings"] = encodable(results.warnings)  # type: ignore[attr-defined]
+            self._config.workeroutput["llmprof_shards"] = self.shards.to_controller()  # type: ignore[attr-defined]
+        if self.shards.chose_none and session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
+            session.exitstatus = pytest.ExitCode.OK  # else an empty shard would fail its job
         baselines = self._shared.baselines
         if results.log is not None and not self._shared.child:
             gates = {row.id: row.gates for row in results.rows.values()}
@@ -371,6 +381,8 @@ class Manager:
         results, baselines = self._results, self._shared.baselines
         rows, width = list(results.rows.values()), terminalreporter._tw.fullwidth
         lines = summary(rows, results.columns, width, results.unavailable)
+        if self.shards.line is not None:
+            lines.append(self.shards.line)
         if results.log is not None:
             if not self._header_shown:  # under xdist it was not known in time
                 self.check()

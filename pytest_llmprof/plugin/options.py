@@ -60,6 +60,13 @@ def add_options(parser: pytest.Parser) -> None:
     for key, (metavar, text) in _BASELINES.items():
         group.addoption(_flag(key), dest=key, metavar=metavar, help=text)
         parser.addini(key, text, type="string", default="")
+    shard = "run one of N parts of the suite (2/4 is the second of four), balanced by the times of earlier runs"
+    group.addoption("--llmprof-shard", dest="llmprof_shard", metavar="I/N", help=shard)
+    durations = (
+        "where --llmprof-shard takes the times of tests from: a name in the store or a run; "
+        "default: the newest saved runs, and where there is none, the number of tests"
+    )
+    group.addoption("--llmprof-durations", dest="llmprof_durations", metavar="NAME|RUN", help=durations)
     group.addoption("--llmprof-strict", dest="llmprof_strict", action="store_true", help=_STRICT)
     parser.addini("llmprof_strict", _STRICT, type="bool", default=False)
     show = "print the session's resolved configuration as YAML and exit without collecting"

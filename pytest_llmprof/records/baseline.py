@@ -59,6 +59,8 @@ class SavedTest(Struct, kw_only=True):
     doubts: list[str] = []
     """Why its times cannot be trusted: the GPU was shared or throttled."""
     rounds: int = 0
+    seconds: float | None = None
+    """Wall time of the test, as in run.json."""
     figures: dict[str, float | None] = {}
     quality: dict[str, float | None] = {}
     noise: dict[str, float] = {}

@@ -71,7 +71,7 @@ class Process(Struct, frozen=True):
 
 
 class Shard(Struct, frozen=True):
-    """The part of a suite that a run is."""
+    """The part of a suite that a run is (`--llmprof-shard`)."""
 
     index: int
     """From 1."""

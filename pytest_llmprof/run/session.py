@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pytest_llmprof import __version__
 from pytest_llmprof.measure.environment import versions
 from pytest_llmprof.records.catalogue import BUILTIN, Catalogue, Metric
-from pytest_llmprof.records.run import Process, RunRecord
+from pytest_llmprof.records.run import Process, RunRecord, Shard
 from pytest_llmprof.run.artifacts import Artifacts
 from pytest_llmprof.run.directory import begin_run_dir, begun_run_dir
 
@@ -52,6 +52,8 @@ class Session:
     """Metrics that plugins declare through the hook."""
     find_baseline: Callable[[], Baseline | None] = lambda: None
     """Gives what the session is compared with. Raises `LlmprofError`."""
+    shard: Shard | None = None
+    """The part of the suite that the session runs; None for all of it."""
     profiler_ran: bool = False
     """Whether a profiler ran in this process already."""
     _pages: dict[DatasetSettings, tuple[Page, ...]] = field(default_factory=dict)
@@ -164,10 +166,17 @@ class Session:
             started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             session=self.id,
             process=self.process,
+            shard=self.shard,
             versions={**versions(), "pytest-llmprof": __version__, "python": platform.python_version()},
             metrics=[metric.declaration for metric in self.catalogue],
             tests=[],
         )
+
+    def take_shard(self, shard: Shard) -> None:
+        """Take over the shard as it is known once tests are collected."""
+        self.shard = shard
+        if "record" in vars(self):
+            self.record.shard = shard
 
     def begin(self) -> None:
         """Make the run directory, once. Raises `ArtifactError`."""
