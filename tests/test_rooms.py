@@ -20,7 +20,7 @@ NAME = PACKAGE.name
 
 ORDER = (
     *("errors", "text", "records"),
-    *("config", "report", "analysis", "compare", "measure", "datasets"),
+    *("config", "analysis", "compare", "report", "measure", "datasets"),
     "models",
     *("quality", "outputs"),
     *("stages", "run", "plugin", "cli"),

@@ -10,6 +10,8 @@ from pytest_llmprof.text.numbers import count, number
 
 SCHEMA = 1
 """Version of the JSON of a comparison."""
+COMPARISON = "comparison.json"
+"""Its file in a run directory."""
 
 
 class Side(Struct, frozen=True):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from pytest_llmprof.compare.headline import headline
 from pytest_llmprof.compare.kernels import KernelChange
 from pytest_llmprof.compare.result import Comparison, Row, Side
 from pytest_llmprof.compare.verdicts import Verdict
@@ -18,6 +19,8 @@ from pytest_llmprof.text.numbers import count, duration, fixed, number
 FORMATS = ("text", "markdown", "json")
 _KERNELS = 20
 """Kernels that are listed; JSON has all."""
+_TESTS = 50
+"""Tests of a section in another document."""
 _HEAD = ("Metric", "Before", "After", "Change", "Interval", "Can see", "Verdict", "Note")
 _LEFT = (0, 6, 7)
 """Columns of text."""
@@ -27,11 +30,26 @@ _QUIET = frozenset((Verdict.SAME, Verdict.UNCLEAR, Verdict.NOT_MEASURED))
 
 
 def render(comparison: Comparison, form: str = "text", *, everything: bool = False) -> str:
-    """*comparison* in one of `FORMATS`. Without *everything* the metrics of the report, and what else changed."""
+    """*comparison* in one of `FORMATS`; text and Markdown begin with its headline.
+
+    Without *everything* the metrics of the report, and what else changed.
+    """
     if form == "json":
         return msgspec.json.format(msgspec.json.encode(comparison), indent=2).decode() + "\n"
-    rows = [row for row in comparison.rows if everything or row.shown or row.verdict not in _QUIET]
-    return _markdown(comparison, rows) if form == "markdown" else _text(comparison, rows)
+    rows = [row for row in comparison.rows if everything or _told(row)]
+    if form == "markdown":
+        return "\n".join([f"**{inline(headline(comparison), 1000)}**\n", *_markdown(comparison, _tests(rows), 2)])
+    return _text(comparison, rows)
+
+
+def comparison_section(comparison: Comparison) -> str:
+    """*comparison* as a section of another document in Markdown: tests that changed first, at most 50."""
+    tests = _tests([row for row in comparison.rows if _told(row)])
+    order = sorted(tests, key=lambda test: all(row.verdict is Verdict.SAME for row in tests[test]))
+    parts = _markdown(comparison, {test: tests[test] for test in order[:_TESTS]}, 3)
+    if len(order) > _TESTS:
+        parts.append(f"{count(len(order) - _TESTS, 'more test')}: see comparison.json\n")
+    return "\n".join([f"## Compared with {inline(comparison.before.name)}\n", *parts])
 
 
 def change(row: Row) -> str:
@@ -44,6 +62,11 @@ def interval(row: Row) -> str:
     if row.low is None or row.high is None:
         return ""
     return numbers.change_range(row.low, row.high)
+
+
+def _told(row: Row) -> bool:
+    """Whether a table shows *row* where not all are asked for."""
+    return row.shown or row.verdict not in _QUIET
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -72,7 +95,7 @@ def _tests(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def _text(comparison: Comparison, rows: Sequence[Row]) -> str:
-    lines = [f"{place}: {_side(side)}" for place, side in _sides(comparison)]
+    lines = [headline(comparison), *(f"{place}: {_side(side)}" for place, side in _sides(comparison))]
     lines += [f"note: {one_line(notice)}" for notice in comparison.notices]
     lines += [f"note: {text}" for text in _missing(comparison)]
     for test, members in _tests(rows).items():
@@ -93,22 +116,23 @@ def _text(comparison: Comparison, rows: Sequence[Row]) -> str:
     return "\n".join([*lines, "", *_job_lines(comparison), _verdict_line(comparison)]) + "\n"
 
 
-def _markdown(comparison: Comparison, rows: Sequence[Row]) -> str:
-    parts = ["# Comparison\n"]
-    parts.append("".join(f"- {place}: {inline(_side(side))}\n" for place, side in _sides(comparison)))
+def _markdown(comparison: Comparison, tests: Mapping[str, Sequence[Row]], level: int) -> list[str]:
+    """All but the headline, with headings of *level*."""
+    mark = "#" * level
+    parts = ["".join(f"- {place}: {inline(_side(side))}\n" for place, side in _sides(comparison))]
     notes = [*comparison.notices, *_missing(comparison)]
     if notes:
         parts.append("".join(f"> **Note:** {inline(note)}\n>\n" for note in notes))
-    for test, members in _tests(rows).items():
+    for test, members in tests.items():
         (head, *cells), left = _grid(comparison, members)
         shown = [[inline(cell) for cell in row] for row in cells]
-        parts.append(f"## {inline(test)}\n\n{table(head, shown, left)}")
+        parts.append(f"{mark} {inline(test)}\n\n{table(head, shown, left)}")
     if comparison.kernels:
         lines = [f"- {_kernel(one, plain=False)}\n" for one in comparison.kernels[:_KERNELS]]
         lines += [f"- {line.strip()}\n" for line in _more_kernels(comparison)]
-        parts.append(f"## Kernels under the profiler\n\n{''.join(lines)}")
+        parts.append(f"{mark} Kernels under the profiler\n\n{''.join(lines)}")
     parts += [f"{inline(line)}\n" for line in (*_job_lines(comparison), _verdict_line(comparison))]
-    return "\n".join(parts)
+    return parts
 
 
 def _sides(comparison: Comparison) -> tuple[tuple[str, Side], tuple[str, Side]]:

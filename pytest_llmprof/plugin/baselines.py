@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from pytest_llmprof.records.baseline import SavedRun
     from pytest_llmprof.records.metrics import GateResult
 
-COMPARISON = "comparison.json"
-"""The comparison's file in the run directory."""
-
 
 class Baselines:
     """The baseline of a session, and the session's run as the next one. Cheap to make."""
@@ -33,6 +30,8 @@ class Baselines:
         """The comparison, for the terminal."""
         self.notes: list[str] = []
         """What was saved, and what could not be compared."""
+        self.not_compared = ""
+        """Why there is no comparison with the baseline that was asked for."""
         self.errors: list[str] = []
         """What was asked for and could not be written."""
         self._config = config
@@ -106,6 +105,7 @@ class Baselines:
             run = saved_run(run_dir)
         except LlmprofError as error:
             self.errors.append(str(error))
+            self.not_compared = str(error) if self.baseline is not None else ""
             return
         self._compare(run, run_dir, terms, gates)
         self._save(run)
@@ -119,6 +119,7 @@ class Baselines:
 
         from pytest_llmprof.compare.compare import compare
         from pytest_llmprof.compare.gates import mark_gated
+        from pytest_llmprof.compare.result import COMPARISON
         from pytest_llmprof.compare.table import render
         from pytest_llmprof.records.files import write_json
 
@@ -128,7 +129,8 @@ class Baselines:
         try:
             comparison = compare(self.baseline.of(run.machine), [shown], terms())
         except LlmprofError as error:
-            self.notes.append(f"WARNING: not compared with {self.baseline.name}: {error}")
+            self.not_compared = f"{self.baseline.name}: {error}"
+            self.notes.append(f"WARNING: not compared with {self.not_compared}")
             return
         mark_gated(comparison, gates)
         if run.status != "complete":

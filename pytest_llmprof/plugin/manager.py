@@ -360,6 +360,8 @@ class Manager:
         if results.log is not None and not self._shared.child:
             gates = {row.id: row.gates for row in results.rows.values()}
             baselines.finish(results.log.path, self._shared.session.terms, gates)
+            with uninterrupted():
+                results.write_summary(results.log, baselines.not_compared)
         if (results.trouble or baselines.errors) and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         yield

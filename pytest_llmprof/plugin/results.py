@@ -85,7 +85,7 @@ class Results:
 
     @property
     def trouble(self) -> str | None:
-        """Why run.json or benchmark.json is not complete."""
+        """Why run.json, benchmark.json or summary.md is not complete."""
         return self.log.trouble if self.log is not None else None
 
     def catch_sigterm(self) -> None:
@@ -183,6 +183,16 @@ class Results:
                 write_json(log.path / "benchmark.json", benchmark_json(rows, self._config))
             except ArtifactError as error:
                 log.trouble = str(error)
+
+    @staticmethod
+    def write_summary(log: RunLog, not_compared: str) -> None:
+        """Write summary.md from the files of the run, which has ended; *not_compared*: why it has no comparison."""
+        from pytest_llmprof.report.run_summary import write_summary
+
+        try:
+            write_summary(log.path, not_compared=not_compared)
+        except ArtifactError as error:
+            log.trouble = log.trouble or str(error)
 
 
 @contextmanager

@@ -77,7 +77,8 @@ def test_two_overrides(ab, after, verdict, code):
 def test_the_table_shows_what_the_machine_can_see(ab):
     code, out, err = ab("--a", "tpot=0.5", "--b", "tpot=0.6", "--metric", "tpot_ms:2%")
     assert code == 1
-    line = next(line for line in out.splitlines() if "Time per output token" in line)
+    assert out.startswith("Slower than A, tpot=0.5")
+    line = next(line for line in out.splitlines() if line.startswith("  Time per output token"))
     assert "+20.0 %" in line
     assert "slower   FAILED, limit 2%" in line
     assert "Can see" in out
@@ -91,6 +92,7 @@ def test_the_table_shows_what_the_machine_can_see(ab):
 
 def test_markdown(ab):
     _, out, _ = ab("--a", "tpot=0.5", "--b", "tpot=0.6", "--metric", "tpot_ms", "--format", "markdown")
+    assert out.startswith("**Slower than A, tpot=0.5")
     assert "| Interval | Can see | Verdict | Note |" in out
 
 
@@ -360,7 +362,7 @@ def test_the_real_pytest_with_two_overrides(stub):
         text=True,
     )
     assert done.returncode == 1, done.stderr
-    line = next(line for line in done.stdout.splitlines() if "Total a page" in line)
+    line = next(line for line in done.stdout.splitlines() if line.startswith("  Total a page"))
     assert "slower   FAILED, limit 5%" in line
     assert "the configurations differ: measure.rounds 5 → 6" in done.stdout
 

@@ -167,7 +167,7 @@ def test_300_tests_are_compared_quickly_without_torch(store, tmp_path):
     )
     print(f"{time.perf_counter() - begun:.2f} s")
     assert result.stderr == "heavy: []\n"
-    assert result.stdout.count("Time per output token") == 300
+    assert result.stdout.count("\n  Time per output token") == 300
 
 
 def test_help_names_every_command(capsys):
