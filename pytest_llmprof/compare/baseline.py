@@ -25,6 +25,8 @@ class Baseline:
     """What the user calls it; of a link the directory that it led to."""
     places: tuple[Path, ...]
     """The runs' files and directories: no links, as `latest` will be another run soon."""
+    content: str = ""
+    """The runs as JSON, for a process that may not see those places."""
 
     @classmethod
     def find(cls, store: Store, name: str, start: Path) -> Baseline:
@@ -48,6 +50,8 @@ class Baseline:
     @cached_property
     def runs(self) -> Sequence[SavedRun]:
         """All its runs. Raises `ArtifactError` where one cannot be read."""
+        if self.content:
+            return msgspec.json.decode(self.content, type=list[SavedRun])
         return [msgspec.structs.replace(run, name=run.name or self.name) for run in map(read_place, self.places)]
 
     def of(self, machine: str) -> list[SavedRun]:

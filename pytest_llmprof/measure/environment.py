@@ -17,6 +17,7 @@ from pathlib import Path
 from pytest_llmprof.measure.gpu import read_gpu, throttled_between
 from pytest_llmprof.measure.host import usable_processors
 from pytest_llmprof.records.environment import Environment, Git, Gpu, Host
+from pytest_llmprof.records.run import Process
 
 PACKAGES = (
     "pytest-llmprof",
@@ -86,6 +87,7 @@ def _cuda_of_torch() -> str | None:
 def _host() -> Host:
     torch = sys.modules.get("torch")
     threads = getattr(torch, "get_num_threads", None)
+    this = Process.this()
     return Host(
         cpu=_cpu_model(),
         cores=os.cpu_count(),
@@ -94,6 +96,7 @@ def _host() -> Host:
         os=_os_name(),
         container=_container(),
         torch_threads=threads() if threads else None,
+        boot_id=this.boot_id if this else None,
         openmp={name: os.environ[name] for name in sorted(os.environ) if name.startswith(_OPENMP)},
     )
 

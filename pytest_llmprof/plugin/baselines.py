@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -62,9 +62,14 @@ class Baselines:
         except LlmprofError as error:
             raise type(error)(f"{where}: {error}") from None
 
-    def to_worker(self) -> list[str]:
-        """What a worker gets: the baseline's name and places."""
-        return [] if self.baseline is None else [self.baseline.name, *map(str, self.baseline.places)]
+    def to_worker(self, *, apart: bool) -> dict[str, Any] | None:
+        """What a worker gets: the baseline's name and places, and its content where it may be *apart* from them."""
+        if self.baseline is None:
+            return None
+        from pytest_llmprof.records.files import encode_json
+
+        content = encode_json(list(self.baseline.runs)).decode() if apart else ""
+        return {"name": self.baseline.name, "places": list(map(str, self.baseline.places)), "content": content}
 
     def _sent(self) -> Baseline | None:
         sent = json.loads(self._config.workerinput["llmprof"])["baseline"]  # type: ignore[attr-defined]
@@ -72,7 +77,7 @@ class Baselines:
             return None
         from pytest_llmprof.compare.baseline import Baseline
 
-        return Baseline(sent[0], tuple(map(Path, sent[1:])))
+        return Baseline(sent["name"], tuple(map(Path, sent["places"])), sent["content"])
 
     @cached_property
     def _name(self) -> str | None:

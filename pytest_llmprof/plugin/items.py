@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -133,6 +135,15 @@ def prepare_items(
     for item in items:
         if item.nodeid in clashes:
             refuse([item], clashes[item.nodeid])
+
+
+def outside(state: ItemState, session: Session) -> list[Path]:
+    """The directories outside of the run directory into which the test has written outputs."""
+    if state.settings is None:
+        return []
+    run_dir = Path(os.path.realpath(session.run_dir))
+    save_dirs = session.artifacts(state.test).save_dirs(state.settings).values()
+    return [path for path in save_dirs if not path.is_relative_to(run_dir) and path.exists()]
 
 
 def _stage_of(item: pytest.Item) -> str:

@@ -13,18 +13,21 @@ from typing import Any
 
 import pytest
 
-from pytest_llmprof.errors import LlmprofError
+from pytest_llmprof.errors import ArtifactError, LlmprofError
 from pytest_llmprof.measure.openmp import host_is_busy, shorten_waits
 from pytest_llmprof.plugin import options
 from pytest_llmprof.plugin.items import (
     ITEM,
     STAGE_FIXTURE,
+    ItemState,
     check_marks,
     has_rounds,
+    outside,
     prepare_items,
     state_of,
     uses_llmprof,
 )
+from pytest_llmprof.plugin.remote import CHANNEL, Away, may_be_apart
 from pytest_llmprof.plugin.results import Results, failure, judge, one_line, uninterrupted
 from pytest_llmprof.plugin.shards import Shards
 from pytest_llmprof.plugin.shared import SHARED, SharedState
@@ -192,7 +195,10 @@ class Manager:
         if not (self._shared.worker and self._used) or self._runs_nothing:
             return
         try:
-            self._shared.session.begin()
+            if self._shared.away is None:
+                self._shared.session.begin()
+            else:
+                self._shared.away.begin(self._shared.session)
         except LlmprofError as error:
             text = str(error)
             self._refuse([item for item in session.items if uses_llmprof(item)], text)
@@ -277,7 +283,23 @@ class Manager:
             "legacy": self._shared.session.legacy_keys,
             "row": state.row.encode() if call.when == "call" and state.row is not None else None,
         }
+        if self._shared.away is not None and self._shared.away.apart and call.when != "setup":
+            self._send_home(item, state, report, self._shared.away)
         return report
+
+    def _send_home(self, item: pytest.Item, state: ItemState, report: pytest.TestReport, away: Away) -> None:
+        """On a machine that does not see the run directory: send the test's files. Without them it fails."""
+        data: dict[str, Any] = report.llmprof
+        directories = [name for name in (state.directory, f"{state.test}/tmp" if state.tool else "") if name]
+        data["elsewhere"] = list(map(str, outside(state, self._shared.session)))
+        try:
+            away.send(directories)
+        except ArtifactError as error:
+            report.outcome = "failed"
+            report.longrepr = item.repr_failure(failure(f"its files are lost: {error}"))
+            data["error"] = one_line(error)
+        if report.when == "teardown":
+            away.remove(directories)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_report_to_serializable(self) -> Generator[None, Any, Any]:
@@ -309,8 +331,11 @@ class Manager:
     def pytest_configure_node(self, node: Any) -> None:
         from pytest_llmprof.plugin.tool_items import child_options
 
-        node.workerinput["llmprof"] = self._shared.to_worker(child_options(self._config))
+        apart = may_be_apart(node.gateway.spec)
+        node.workerinput["llmprof"] = self._shared.to_worker(child_options(self._config), apart=apart)
         node.workerinput["llmprof_shards"] = self.shards.to_worker()
+        if apart:
+            node.workerinput[CHANNEL] = self._shared.home.connect(node.gateway.newchannel())
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
@@ -354,6 +379,8 @@ class Manager:
         if self._shared.worker:
             self._config.workeroutput["llmprof_warnings"] = encodable(results.warnings)  # type: ignore[attr-defined]
             self._config.workeroutput["llmprof_shards"] = self.shards.to_controller()  # type: ignore[attr-defined]
+            if self._shared.away is not None:
+                self._shared.away.close()
         if self.shards.chose_none and session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
             session.exitstatus = pytest.ExitCode.OK  # else an empty shard would fail its job
         baselines = self._shared.baselines
@@ -391,7 +418,7 @@ class Manager:
                 lines.insert(0, str(self._header))
             lines.append(f"run directory: {relative(results.log.path, self._config.invocation_params.dir)}")
             lines += [*baselines.notes, *(f"ERROR: {text}" for text in (results.trouble, *baselines.errors) if text)]
-        lines += [f"WARNING: {text}" for text in results.warnings]
+        lines += [f"WARNING: {text}" for text in (*results.warnings, *results.stayed)]
         lines += [f"INFO: {results.legacy_message}"] if results.legacy_message else []
         if lines:
             terminalreporter.write_sep("=", "llmprof")

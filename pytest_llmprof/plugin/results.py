@@ -76,6 +76,8 @@ class Results:
         """What went wrong in this process, or in a worker, and costs no test: a model that could not be closed, say."""
         self.unavailable: dict[str, list[str]] = {}
         """Tests that were skipped, by what this machine lacks for them."""
+        self._elsewhere: dict[tuple[str, str], list[str]] = {}
+        """Tests whose outputs are on another machine: by its worker, and their directory."""
         self._config = config
         self._seconds: dict[str, float] = {}
         """Wall time of each test so far."""
@@ -87,6 +89,18 @@ class Results:
     def trouble(self) -> str | None:
         """Why run.json, benchmark.json or summary.md is not complete."""
         return self.log.trouble if self.log is not None else None
+
+    @property
+    def stayed(self) -> list[str]:
+        """A line for each directory of outputs that stayed on another machine."""
+        found = []
+        for (worker, path), (first, *others) in self._elsewhere.items():
+            more = f" and {len(others)} more" if others else ""
+            found.append(
+                f"{path} of {first}{more} is on the machine of worker {worker}, as it lies outside of the run "
+                "directory: a relative save_dir comes here"
+            )
+        return found
 
     def catch_sigterm(self) -> None:
         """From here on SIGTERM ends the run as Ctrl-C does."""
@@ -120,6 +134,10 @@ class Results:
         self.legacy(data["legacy"])
         if report.skipped and data["unavailable"]:
             self.unavailable.setdefault(data["unavailable"], []).append(report.nodeid)
+        for path in data.get("elsewhere", ()):
+            tests = self._elsewhere.setdefault((getattr(report, "worker_id", ""), path), [])
+            if report.nodeid not in tests:
+                tests.append(report.nodeid)
         kind = None
         if data["row"] is not None:
             from pytest_llmprof.plugin.rows import Row

@@ -13,6 +13,7 @@ import pytest
 
 from pytest_llmprof.plugin import options
 from pytest_llmprof.plugin.baselines import Baselines
+from pytest_llmprof.plugin.remote import CHANNEL, Away, Home
 from pytest_llmprof.plugin.terminal import Progress
 
 if TYPE_CHECKING:
@@ -41,8 +42,22 @@ class SharedState:
         found: dict[str, Any] = json.loads(getattr(self.config, "workerinput", {}).get("llmprof", "{}"))
         return found
 
-    def to_worker(self, child_options: Sequence[str]) -> str:
-        """What a worker gets. In ASCII, as xdist sends no text that is not valid Unicode: a path may hold any bytes."""
+    @cached_property
+    def away(self) -> Away | None:
+        """A worker's connection to the controller's run directory; None where both see the same files."""
+        channel = getattr(self.config, "workerinput", {}).get(CHANNEL)
+        return None if channel is None else Away(channel)
+
+    @cached_property
+    def home(self) -> Home:
+        """The controller's side of it."""
+        return Home(lambda: self.session)
+
+    def to_worker(self, child_options: Sequence[str], *, apart: bool) -> str:
+        """What a worker gets; *apart*: whether it may see other files than this process.
+
+        In ASCII, as xdist sends no text that is not valid Unicode: a path may hold any bytes.
+        """
         from msgspec.structs import asdict
 
         session = self.session
@@ -53,7 +68,7 @@ class SharedState:
                 "argv": session.argv,
                 "process": session.process and asdict(session.process),
                 "child_options": list(child_options),
-                "baseline": self.baselines.to_worker(),
+                "baseline": self.baselines.to_worker(apart=apart),
                 "cwd": str(self.config.invocation_params.dir),
             }
         )

@@ -107,6 +107,13 @@ def _node_id(item: pytest.Function, stage: str, workload: str) -> str:
     return "::".join([str(item.path), *classes, f"{item.originalname}[{parameters}]"])
 
 
+def _directory(config: pytest.Config, shared: SharedState) -> Path:
+    """Where the child is started: where pytest was, or on another machine the worker."""
+    if not shared.worker or (shared.away is not None and shared.away.apart):
+        return config.invocation_params.dir
+    return Path(shared.from_controller["cwd"])
+
+
 def run_tool_item(item: pytest.Function, state: ItemState, shared: SharedState) -> None:
     """Run *item* in a child under its stage's tool. Raises the child's failure; skips where the child skipped."""
     from pytest_llmprof.run.gates import TestGates
@@ -127,7 +134,7 @@ def run_tool_item(item: pytest.Function, state: ItemState, shared: SharedState) 
         test_id=item.nodeid,
         gates=state.gates or TestGates(),
         command=lambda *paths: _command(item, state, shared, stage.workload, paths),
-        cwd=Path(shared.from_controller["cwd"]) if shared.worker else item.config.invocation_params.dir,
+        cwd=_directory(item.config, shared),
         progress=lambda text: shared.progress.show(f"{state.stage}: {text}", state.name),
     )
     try:

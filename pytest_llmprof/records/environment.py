@@ -54,6 +54,9 @@ class Host(Struct, frozen=True):
     """What suggests a container: docker, podman, kubernetes, lxc ...; null where nothing does."""
     torch_threads: int | None = None
     """torch.get_num_threads(); null where torch is not imported."""
+    boot_id: str | None = None
+    """One for each start of a machine, by the system's random number: tells machines apart without naming them. Null
+    where the system has no /proc."""
     openmp: dict[str, str] = {}
     """Environment variables that rule the threads (OMP_*, GOMP_*, KMP_*, MKL_*), the plugin's own included."""
 

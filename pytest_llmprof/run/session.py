@@ -184,6 +184,11 @@ class Session:
             self.run_dir = begin_run_dir(self.run_dir, self.composer.saved(), self.record, explicit=self.explicit)
             self._begun = True
 
+    def begin_in(self, path: Path) -> None:
+        """Write into *path*, which is there, as this process does not see the session's run directory."""
+        self.run_dir = path
+        self._begun = True
+
     def begun(self) -> bool:
         """Whether any process of the session has made the run directory; takes over its name."""
         known = "run_dir" in vars(self)
