@@ -6,13 +6,14 @@ Nothing here imports torch. A third party registers a `ModelPlugin` through the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from pytest_llmprof.records.catalogue import Metric
+from pytest_llmprof.records.checks import Check
 from pytest_llmprof.records.metrics import ModelInfo
 from pytest_llmprof.records.predictions import Box
 
@@ -189,3 +190,5 @@ class ModelPlugin:
     """A directory with its own Hydra groups (`model/<preset>.yaml`, ...), laid over the packaged ones."""
     metrics: tuple[Metric, ...] = ()
     """Metrics of its own: a `Metric` with a `score` is computed of each page's answer."""
+    checks: Callable[[ModelSettings, InferSettings], Iterable[Check]] | None = None
+    """Looks whether the model can be loaded as configured, without loading it, for `llmprof doctor`."""

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,6 +67,15 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    doctor = config.getoption("llmprof_doctor")
+    if doctor is not None:
+        from pytest_llmprof.records.files import write_json
+        from pytest_llmprof.run.doctor import examine
+
+        with _usage_errors():
+            options.check_ini(config)
+            write_json(Path(doctor), examine(SharedState(config).session))
+        return 0
     if not config.getoption("llmprof_show_config"):
         return None
     with _usage_errors():

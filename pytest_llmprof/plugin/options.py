@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 FROZEN = "--llmprof-frozen"
 """Internal: the file of the configuration that a stage gives to the child process it starts."""
+DOCTOR = "--llmprof-doctor"
+"""Internal: where `llmprof doctor` wants its report."""
 CHILD_OPTIONS = "llmprof_child_options"
 """The ini key of options to pass on to such a child."""
 
@@ -72,6 +74,7 @@ def add_options(parser: pytest.Parser) -> None:
     show = "print the session's resolved configuration as YAML and exit without collecting"
     group.addoption("--llmprof-show-config", dest="llmprof_show_config", action="store_true", help=show)
     group.addoption(FROZEN, dest="llmprof_frozen", default=None, help=argparse.SUPPRESS)
+    group.addoption(DOCTOR, dest="llmprof_doctor", default=None, help=argparse.SUPPRESS)
     parser.addini(
         CHILD_OPTIONS,
         "options of other plugins that a child process under a profiling tool gets too where they are given, such as "

@@ -5,7 +5,7 @@ A third party registers a `StagePlugin` through the hook ``pytest_llmprof_stages
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,6 +14,7 @@ from pytest_llmprof.config.registry import StageSpec
 from pytest_llmprof.config.schema import Count, InferSettings, Positive, Settings, StageSettings
 from pytest_llmprof.datasets.base import Page
 from pytest_llmprof.records.catalogue import Metric
+from pytest_llmprof.records.checks import Check
 from pytest_llmprof.records.environment import Gpu
 from pytest_llmprof.records.metrics import Energy, Peak, RoundHost, Sample
 from pytest_llmprof.records.stage import StageRecords
@@ -133,6 +134,16 @@ class StageContext(_Context):
 
 
 @dataclass(frozen=True)
+class CheckContext:
+    """What a stage's checks are given, for `llmprof doctor`."""
+
+    settings: Settings
+    """Those of the session; `settings.stage` is this stage."""
+    device: str
+    """"cpu" or "cuda:0": where the model would run."""
+
+
+@dataclass(frozen=True)
 class _Stage(StageSpec):
     """What all stages have beside their options: metrics, and a part of the report."""
 
@@ -144,6 +155,9 @@ class _Stage(StageSpec):
     """The types of the blocks that it adds to metrics.json, by key, for the JSON Schema."""
     report: Callable[[StageRecords], Section | None] | None = None
     """Makes its section of the report of what the run left in the stage directory."""
+    checks: Callable[[CheckContext], Iterable[Check]] | None = None
+    """Looks whether this machine has what the stage needs, in seconds, for `llmprof doctor`. A `problem` of
+    `records.checks` says that the stage cannot run here."""
 
     def section(self, records: StageRecords) -> Section | None:
         """Its section of the report; None where it has nothing to show."""

@@ -15,6 +15,7 @@
     parsing.py        answer -> text and boxes
     costs.py          FLOPs and bytes of each phase, from the shapes
     model.py          implements the adapter protocol with these
+    checks.py         whether it could be loaded, for llmprof doctor
 
 Importing this package imports neither torch nor transformers.
 """
@@ -26,8 +27,11 @@ from typing import TYPE_CHECKING
 from pytest_llmprof.models.base import ModelPlugin
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pytest_llmprof.config.schema import InferSettings, ModelSettings
     from pytest_llmprof.models.base import LoadedModel
+    from pytest_llmprof.records.checks import Check
 
 __all__ = ["ENGINES", "MODES", "plugin"]
 
@@ -43,6 +47,12 @@ def _load(model: ModelSettings, infer: InferSettings) -> LoadedModel:
     return load(model, infer)
 
 
+def _checks(model: ModelSettings, infer: InferSettings) -> Iterable[Check]:
+    from pytest_llmprof.models.deepseek_ocr.checks import checks
+
+    return checks(model, infer)
+
+
 def plugin() -> ModelPlugin:
     """This adapter, as the plugin registers it."""
     return ModelPlugin(
@@ -50,4 +60,5 @@ def plugin() -> ModelPlugin:
         load=_load,
         modes=MODES,
         engines=ENGINES,
+        checks=_checks,
     )

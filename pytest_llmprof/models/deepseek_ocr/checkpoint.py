@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,12 @@ def resolve(path: str, revision: str | None, hub_timeout_s: float = ModelSetting
 
     Only config, tokenizer and safetensors files are downloaded, never code. Raises `ModelError`.
     """
+    directory = _local(path, revision)
+    return _download(path, revision, hub_timeout_s) if directory is None else directory
+
+
+def _local(path: str, revision: str | None) -> Path | None:
+    """The directory *path*; None for a hub id. Raises `ModelError`."""
     directory = Path(os.path.expanduser(path))
     if os.path.isdir(directory):
         if revision is not None:
@@ -55,7 +62,35 @@ def resolve(path: str, revision: str | None, hub_timeout_s: float = ModelSetting
     if os.path.exists(directory) or not _HUB_ID.fullmatch(path):
         what = "is a file" if os.path.exists(directory) else "does not exist"
         raise ModelError(f"model.path={path} {what}; give a checkpoint's directory or a hub id (owner/name)")
-    return _download(path, revision, hub_timeout_s)
+    return None
+
+
+def find_here(path: str, revision: str | None) -> Path | None:
+    """As `resolve`, without the network: None for a hub id that is not in the cache."""
+    directory = _local(path, revision)
+    if directory is None:
+        from huggingface_hub import errors, snapshot_download
+
+        with suppress(errors.LocalEntryNotFoundError):
+            return Path(snapshot_download(path, revision=revision, allow_patterns=list(_WANTED), local_files_only=True))
+    return directory
+
+
+def size_in_hub(repo: str, revision: str | None, timeout_s: float) -> int:
+    """Bytes that a download of *repo* would take. Raises `ModelError` where the hub has it not, or cannot be asked."""
+    from huggingface_hub import HfApi, constants, errors
+
+    at = f" at revision {revision}" if revision else ""
+    if constants.is_offline_mode():
+        raise ModelError(f"model.path={repo} is not in the cache{at}, and HF_HUB_OFFLINE is set")
+    try:
+        info = HfApi().model_info(repo, revision=revision, timeout=timeout_s, files_metadata=True)
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
+        raise ModelError(f"the hub gave no model {repo}{at}: {_first_line(error)}") from error
+    except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]  # the HTTP library's own base class
+        raise ModelError(f"the hub ({constants.ENDPOINT}) cannot be asked for {repo}: {_first_line(error)}") from error
+    files = info.siblings or []
+    return sum(file.size or 0 for file in files if any(fnmatch(file.rfilename, pattern) for pattern in _WANTED))
 
 
 def _download(repo: str, revision: str | None, timeout_s: float) -> Path:

@@ -10,14 +10,15 @@ import csv
 import io
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_llmprof.errors import ArtifactError, StageError
 from pytest_llmprof.measure.phases import DOMAIN, STEP, SUB_PHASES
+from pytest_llmprof.records.checks import Check
 from pytest_llmprof.records.files import read_bytes, write_text
-from pytest_llmprof.stages.base import ToolContext, ToolStagePlugin
+from pytest_llmprof.stages.base import CheckContext, ToolContext, ToolStagePlugin
 from pytest_llmprof.stages.child import Ended, ToolFailed
 from pytest_llmprof.stages.ncu.options import NcuOptions, check_ncu
 from pytest_llmprof.stages.ncu.records import NcuBlock
@@ -31,6 +32,9 @@ NCU = Program(
     places=("/opt/nvidia/nsight-compute/*/ncu", "/usr/local/cuda*/bin/ncu"),
 )
 _NAME = NCU.name
+NO_COUNTERS = "ERR_NVGPUCTRPERM"
+"""What ncu prints where it may not read the GPU's performance counters."""
+COUNTERS_ADVICE = "run as root or with CAP_SYS_ADMIN, or load the driver with NVreg_RestrictProfilingToAdminUsers=0"
 _PHASES = {"vision": ("vision", *SUB_PHASES), STEP: ("decode",)}
 """Range -> the phases of its kernels, where these are not just the phase of its name."""
 
@@ -84,7 +88,7 @@ def choose(options: NcuOptions, other_stages: Sequence[tuple[str, Path]]) -> Cho
     return Chosen("first", (), None, min(number, options.launch_count))
 
 
-def _command(tool: Tool, options: NcuOptions, chosen: Chosen, report: Path) -> list[str]:
+def ncu_command(tool: Tool, options: NcuOptions, chosen: Chosen, report: Path) -> list[str]:
     """ncu's part of the command. The name of a push/pop range ends in a slash."""
     from pytest_llmprof.stages.ncu.export import METRICS
 
@@ -119,12 +123,10 @@ def _run(context: ToolContext) -> None:
     block.chosen_by, block.chosen = chosen.source, list(chosen.kernels)
     block.launch_skip, block.launch_count = options.launch_skip, chosen.count
     block.clock_control = options.clock_control
-    ended = context.child.run(_command(tool, options, chosen, report), options.env, _NAME)
-    if "ERR_NVGPUCTRPERM" in ended.output:
+    ended = context.child.run(ncu_command(tool, options, chosen, report), options.env, _NAME)
+    if NO_COUNTERS in ended.output:
         raise ToolFailed(
-            "ncu may not read the GPU's performance counters (ERR_NVGPUCTRPERM): run as root or with CAP_SYS_ADMIN, "
-            "or load the driver with NVreg_RestrictProfilingToAdminUsers=0",
-            ended.last_lines,
+            f"ncu may not read the GPU's performance counters ({NO_COUNTERS}): {COUNTERS_ADVICE}", ended.last_lines
         )
     ended.check_under(tool)
     if not report.exists():
@@ -181,6 +183,12 @@ def _summarise(context: ToolContext, chosen: Chosen, tool: Tool, ended: Ended, t
     block.kernels = rows
 
 
+def _checks(context: CheckContext) -> Iterable[Check]:
+    from pytest_llmprof.stages.ncu.checks import checks
+
+    return checks(context)
+
+
 def plugin(workload: str) -> ToolStagePlugin:
     """The stage as it is registered; its child runs the stage *workload*."""
     return ToolStagePlugin(
@@ -194,5 +202,6 @@ def plugin(workload: str) -> ToolStagePlugin:
         outputs=False,
         why_no_output="the test has no outputs under it",
         workload=workload,
+        checks=_checks,
         run=_run,
     )

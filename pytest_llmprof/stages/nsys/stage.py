@@ -6,12 +6,14 @@ The tool records from the opening of the range in the domain `llmprof` to its en
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from pytest_llmprof.analysis.metrics import TRACE_METRICS
 from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.measure.phases import DOMAIN
-from pytest_llmprof.stages.base import ToolContext, ToolStagePlugin
+from pytest_llmprof.records.checks import Check
+from pytest_llmprof.stages.base import CheckContext, ToolContext, ToolStagePlugin
 from pytest_llmprof.stages.child import Ended, ToolFailed
 from pytest_llmprof.stages.nsys.options import NsysOptions
 from pytest_llmprof.stages.nsys.records import NsysBlock
@@ -33,7 +35,7 @@ _NAME = NSYS.name
 _DEBIAN = Path("/usr/lib/x86_64-linux-gnu/nsight-systems")
 
 
-def _command(tool: Tool, options: NsysOptions, out_dir: Path, *, cuda: bool) -> list[str]:
+def nsys_command(tool: Tool, options: NsysOptions, out_dir: Path, *, cuda: bool) -> list[str]:
     """nsys's part of the command. Without CUDA only NVTX and the C library's calls are traced."""
     end = "stop" if options.occurrences == 1 else f"repeat:{options.occurrences}"
     return [
@@ -52,7 +54,7 @@ def _run(context: ToolContext) -> None:
     if tool is None:
         return
     cuda = context.device.startswith("cuda")
-    command = _command(tool, options, context.out_dir, cuda=cuda)
+    command = nsys_command(tool, options, context.out_dir, cuda=cuda)
     context.block.occurrences = options.occurrences
     # By default nsys looks at registered strings only, which the range's name is not.
     env = {**options.env, "NSYS_NVTX_PROFILER_REGISTER_ONLY": "0"}
@@ -69,9 +71,14 @@ def _run(context: ToolContext) -> None:
     _summarise(context, tool, ended, paths, cuda=cuda)
 
 
+def exports_in(directory: Path) -> list[Path]:
+    """The reports as SQLite, in their order."""
+    return sorted(directory.glob(f"{_NAME}*.sqlite"), key=lambda path: (len(path.name), path.name))
+
+
 def _exports(context: ToolContext, tool: Tool, ended: Ended) -> list[Path]:
     """The exported reports in their order; none where nsys recorded nothing."""
-    exports = sorted(context.out_dir.glob(f"{_NAME}*.sqlite"), key=lambda path: (len(path.name), path.name))
+    exports = exports_in(context.out_dir)
     raw = [path for suffix in ("nsys-rep", "qdstrm", "qdrep") for path in context.out_dir.glob(f"{_NAME}*.{suffix}")]
     if len(exports) < sum(path.suffix == ".nsys-rep" for path in raw) or (raw and not exports):
         problem = f"nsys wrote {raw[0].name}, but its export to SQLite failed"
@@ -79,10 +86,11 @@ def _exports(context: ToolContext, tool: Tool, ended: Ended) -> list[Path]:
         problem = "nsys could not make a report of what it had recorded (importer error)"
     else:
         return exports
-    raise ToolFailed(f"{problem}; {_importer_advice(tool)}", ended.last_lines)
+    raise ToolFailed(f"{problem}; {importer_advice(tool)}", ended.last_lines)
 
 
-def _importer_advice(tool: Tool) -> str:
+def importer_advice(tool: Tool) -> str:
+    """What helps where its reports are not exported."""
     if tool.path.resolve().is_relative_to(_DEBIAN) and not (_DEBIAN / "host-linux-x64").exists():
         return (
             "Debian's package has its importer where nsys does not look for it: "
@@ -119,6 +127,12 @@ def _summarise(context: ToolContext, tool: Tool, ended: Ended, paths: list[Path]
     context.figures |= {metric.name: getattr(context.block, metric.name) for metric in TRACE_METRICS}
 
 
+def _checks(context: CheckContext) -> Iterable[Check]:
+    from pytest_llmprof.stages.nsys.checks import checks
+
+    return checks(context)
+
+
 def plugin(workload: str) -> ToolStagePlugin:
     """The stage as it is registered; its child runs the stage *workload*."""
     return ToolStagePlugin(
@@ -132,5 +146,6 @@ def plugin(workload: str) -> ToolStagePlugin:
         outputs=True,
         why_no_output=f"outputs of the test go to its tmp/workload/{workload}",
         workload=workload,
+        checks=_checks,
         run=_run,
     )

@@ -7,12 +7,13 @@ the clock. Peaks come from a table of GPUs (`hardware.yaml`) or from the user.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from pytest_llmprof.errors import StageError
 from pytest_llmprof.models.base import Costed, Costs
+from pytest_llmprof.records.checks import Check
 from pytest_llmprof.records.metrics import Sample
-from pytest_llmprof.stages.base import StageContext, StagePlugin
+from pytest_llmprof.stages.base import CheckContext, StageContext, StagePlugin
 from pytest_llmprof.stages.runner import clean_rounds
 from pytest_llmprof.stages.static_analysis.hardware import peaks_of
 from pytest_llmprof.stages.static_analysis.options import StaticAnalysisOptions
@@ -133,6 +134,12 @@ def _decode_step(decode: PhaseRoof | None, batches: Sequence[BatchCosts]) -> Dec
     )
 
 
+def _checks(context: CheckContext) -> Iterable[Check]:
+    from pytest_llmprof.stages.static_analysis.checks import checks
+
+    return checks(context)
+
+
 def plugin() -> StagePlugin:
     """The stage as it is registered."""
     return StagePlugin(
@@ -142,5 +149,6 @@ def plugin() -> StagePlugin:
         files=FILES,
         blocks={"static_analysis": Roofline},
         report=roofline_section,
+        checks=_checks,
         run=_run,
     )

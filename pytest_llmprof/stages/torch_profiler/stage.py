@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,9 @@ from pytest_llmprof.measure.collector import frozen_garbage_collector
 from pytest_llmprof.measure.figures import figures_of
 from pytest_llmprof.measure.phases import DOMAIN
 from pytest_llmprof.records.catalogue import Metric
+from pytest_llmprof.records.checks import Check
 from pytest_llmprof.records.files import write_bytes
-from pytest_llmprof.stages.base import StageContext, StagePlugin, Window
+from pytest_llmprof.stages.base import CheckContext, StageContext, StagePlugin, Window
 from pytest_llmprof.stages.runner import clean_rounds
 from pytest_llmprof.stages.torch_profiler.compress import GzipWriter
 from pytest_llmprof.stages.torch_profiler.cupti import (
@@ -212,6 +213,12 @@ def profile_window(context: StageContext) -> Profile:
     return profile
 
 
+def _checks(context: CheckContext) -> Iterable[Check]:
+    from pytest_llmprof.stages.torch_profiler.checks import checks
+
+    return checks(context)
+
+
 def plugin() -> StagePlugin:
     """The stage as it is registered."""
     return StagePlugin(
@@ -223,5 +230,6 @@ def plugin() -> StagePlugin:
         blocks={"profile": Profile},
         report=profile_section,
         legacy=LEGACY,
+        checks=_checks,
         run=_run,
     )

@@ -1,0 +1,120 @@
+"""`llmprof doctor`: what it finds, what it says of it, and when it ends with which code."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib import metadata
+
+import msgspec
+import pytest
+
+from pytest_llmprof.cli import doctor, main
+from pytest_llmprof.records.checks import SCHEMA, Check, Report
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    return tmp_path
+
+
+def named(report: Report, name: str, stage: str | None = None) -> Check:
+    return next(check for check in report.checks if (check.name, check.stage) == (name, stage))
+
+
+def test_a_cpu_machine(project, capsys):
+    code = main(["doctor", "--format", "json"])
+    shown = capsys.readouterr()
+    assert (code, shown.err) == (0, "")
+    assert json.loads(shown.out)["schema"] == SCHEMA
+    report = msgspec.json.decode(shown.out, type=Report)
+    assert (report.device, report.stages) == ("cpu", ["torch_profiler"])
+    assert set(report.other_stages) == {"direct_inference", "static_analysis", "nsys", "ncu"}
+    for check in report.checks:
+        assert "\n" not in check.found
+        assert check.mend or check.status in ("ok", "not checked"), check
+    for name in ("Packages", "Torch", "Processors", "Load", "Threads", "Run directory", "Pages", "Model", "Engine"):
+        assert named(report, name).status in ("ok", "warning"), name
+    assert named(report, "Profiler", "torch_profiler").status == "ok"
+    assert named(report, "GPU", "ncu").status == "problem"
+    assert os.listdir(project) == []
+
+
+def test_a_chosen_stage_that_cannot_run(capsys):
+    code = main(["doctor", "--llmprof-stage=ncu,torch_profiler", "--llmprof-override=pipeline.nsys.enable=false"])
+    out = capsys.readouterr().out
+    assert code == 1
+    assert "problem      ncu: GPU " in out
+    assert out.count(" -> ") >= 1
+    assert out.splitlines()[-5:-3] == ["ncu (chosen): cannot run: GPU", "torch_profiler (chosen): can run"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--llmprof-stage=torch_profilr"], "did you mean 'torch_profiler'"),
+        (["--llmprof-override=measure.round=1"], "did you mean 'measure.rounds'"),
+        (["--llmprof-override", "model=deepseek_ocr"], "model.path must be set"),
+        (["--llmprof-config-dir=nowhere"], "nowhere"),
+        (["--", "--no-such-option"], "unrecognized arguments: --no-such-option"),
+        (["conftest.py"], "ImportError while loading conftest '{}/conftest.py'. ModuleNotFoundError: No module named"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_4(project, capsys, arguments, why):
+    if arguments == ["conftest.py"]:
+        (project / "conftest.py").write_text("import nm\n")
+    assert main(["doctor", *arguments]) == 4
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert why.format(project) in shown.err
+    assert (shown.err[:7], shown.err.count("\n")) == ("ERROR: ", 1)
+
+
+def test_a_wrong_option_says_where_those_of_pytest_go(capsys):
+    with pytest.raises(SystemExit) as found:
+        main(["doctor", "--no-such-option"])
+    assert found.value.code == 4
+    assert 'other options of pytest come after a path or "--"' in capsys.readouterr().err
+
+
+def test_a_pytest_that_breaks(project, capsys):
+    """Without a report nothing is known, so nothing can run."""
+    (project / "conftest.py").write_text("import os\nos._exit(7)\n")
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "it ended with exit code 7: it printed nothing" in out
+    assert "can run" not in out
+
+
+def test_packages_that_are_too_old_or_do_not_go_together(monkeypatch):
+    real = metadata.version
+    old = {"pytest": "9.2.0", "pytest-benchmark": "5.1.0", "hydra-core": "1.2.0"}
+    monkeypatch.setattr(doctor.metadata, "version", lambda name: old.get(name) or real(name))
+    found = [check for check in doctor._packages() if check.status == "problem"]
+    assert any("hydra-core 1.2.0, needed is hydra-core<1.4,>=1.3.2" in check.found for check in found)
+    assert any("pytest 9.2.0 does not go with pytest-benchmark 5.1.0" in check.found for check in found)
+    assert all(str(check.mend).startswith("pip install ") for check in found)
+    old |= {"pytest": "8.4.0"}
+    assert not any("does not go with" in check.found for check in doctor._packages())
+
+
+def test_the_command_itself_imports_no_torch():
+    code = (
+        "import sys; from pytest_llmprof.cli import main; main(['doctor', '--llmprof-stage=nothing']);"
+        "print(sorted({'torch', 'pytest', 'numpy', 'hydra'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_no_control_character_reaches_the_terminal(monkeypatch, capsys):
+    bad = Report(stages=["own"], checks=[Check("S\x1b[31m", "problem", "a\x1b[0m\nb", "b\x07", "own")])
+    monkeypatch.setattr(doctor, "_from_pytest", lambda arguments: bad)
+    assert main(["doctor"]) == 1
+    shown = capsys.readouterr()
+    assert "a␛[0m b" in shown.out
+    assert not {"\x1b", "\x07"} & set(shown.out + shown.err)
