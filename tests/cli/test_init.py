@@ -193,7 +193,7 @@ def test_options_in_pyproject(project, capsys, text):
     ("name", "text", "wanted"),
     [
         ("pyproject.toml", "[tool\n", "add to pyproject.toml (it is not valid TOML now: "),
-        ("pyproject.toml", "[tool.pytest]\n", "added to pyproject.toml:\n    [tool.pytest.ini_options]\n"),
+        ("pyproject.toml", "[tool.pytest]\nminversion = '9'\n", f"pyproject.toml:\n    [tool.pytest]\n    {OPTION}"),
         ("pytest.toml", "[pytest]\n", f"add to pytest.toml:\n    [pytest]\n    {OPTION}"),
         ("pytest.ini", "", "add to pytest.ini:\n    [pytest]\n    llmprof_config_dir = conf"),
         ("tox.ini", "[pytest]\n", "add to tox.ini:\n    [pytest]\n    llmprof_config_dir = conf"),

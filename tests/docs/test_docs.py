@@ -125,7 +125,7 @@ def test_keys_of_the_plan_are_shown():
 def test_options_exist(document, pytestconfig):
     parser = pytestconfig._parser
     known = {name for name in parser.optparser._option_string_actions if name.startswith("--llmprof-")}
-    known.discard(options.FROZEN)
+    known -= {options.FROZEN, options.DOCTOR}
     named = set(re.findall(r"--llmprof-[a-z-]+", document.read_text(encoding="utf-8")))
     assert named <= known
     if document == CONFIGURATION:
