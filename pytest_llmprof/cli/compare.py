@@ -8,6 +8,7 @@ import sys
 from pytest_llmprof.cli.options import Subparsers, add_margin, add_store, margin_of, share_of
 from pytest_llmprof.compare.compare import Terms, compare
 from pytest_llmprof.compare.rules import parse_rules
+from pytest_llmprof.compare.saved import machines_of
 from pytest_llmprof.compare.store import Store
 from pytest_llmprof.compare.table import FORMATS, render
 from pytest_llmprof.records.catalogue import Declaration
@@ -48,7 +49,7 @@ def _run(options: argparse.Namespace) -> int:
     margin, process_sd = margin_of(options), share_of(options.process_sd, "--process-sd")
     store = Store(options.store)
     after = store.resolve(options.after)
-    before = store.resolve(options.before, machine=after[0].machine)
+    before = store.resolve(options.before, {name for run in after for name in machines_of(run)})
     metrics: dict[str, Declaration] = {metric.name: metric for run in (*before, *after) for metric in run.metrics}
     rules = parse_rules(options.fail_on, list(metrics.values()))
     terms = Terms(margin=margin, process_sd=process_sd, rules=rules, force=options.force)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ import msgspec
 
 from pytest_llmprof.compare.compare import refuse_copies
 from pytest_llmprof.compare.saved import read_place
-from pytest_llmprof.compare.store import Store, of_machine
+from pytest_llmprof.compare.store import Store, of_machines
 from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.records.baseline import SavedRun
 
@@ -54,6 +54,6 @@ class Baseline:
             return msgspec.json.decode(self.content, type=list[SavedRun])
         return [msgspec.structs.replace(run, name=run.name or self.name) for run in map(read_place, self.places)]
 
-    def of(self, machine: str) -> list[SavedRun]:
-        """The runs to compare those of *machine* with: its own, where there are any, else all."""
-        return of_machine(self.runs, machine)
+    def of(self, machines: Collection[str]) -> list[SavedRun]:
+        """The runs to compare those of *machines* with: their own, where there are any, else all."""
+        return of_machines(self.runs, machines)

@@ -14,6 +14,7 @@ from pytest_llmprof.compare.looks import Noise, Rounds, Sides
 from pytest_llmprof.compare.pairs import judge_pairs, show_interval, value_of
 from pytest_llmprof.compare.result import Comparison, Row, Side, TextChange
 from pytest_llmprof.compare.rules import Rule, is_speed, is_statistical, rule_for
+from pytest_llmprof.compare.saved import whole_key
 from pytest_llmprof.compare.sequential import ALPHA, BETA, Plan
 from pytest_llmprof.compare.verdicts import BAD, DEFAULT_MARGIN, GOOD, Verdict, decide
 from pytest_llmprof.errors import ArtifactError
@@ -161,9 +162,9 @@ class _Comparer:
         if self.terms.plan is None:
             refuse_copies(self.before)
             refuse_copies(self.after)
-        keys = {run.key: run for run in self.before}
+        keys = {whole_key(run.key): run for run in self.before}
         for run in self.after:
-            if same := keys.get(run.key):
+            if same := keys.get(whole_key(run.key)):
                 raise ArtifactError(f"{run.source} is the same run as its baseline {same.name or same.source}")
 
     def _pair(self, name: str, old: list[SavedTest], new: list[SavedTest]) -> _Pair:
@@ -173,6 +174,8 @@ class _Comparer:
             return _Pair(name, new[0].stage, before, after, None, None, None, f"{missing}: {tests[0].problem}")
         work = machine = untimed = None
         if not self.terms.force:
+            if self.terms.plan is None:  # processes of one side may be of several machines
+                before = [one for one in before if other_machine(one.machine, after[0].machine) is None] or before
             work = next((why for one in before for other in after if (why := other_work(one, other))), None)
             machine = next(
                 (why for one in before for other in after if (why := other_machine(one.machine, other.machine))), None

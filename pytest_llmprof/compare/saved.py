@@ -23,6 +23,8 @@ from pytest_llmprof.records.stage import StageRecords
 from pytest_llmprof.text.escape import one_line
 from pytest_llmprof.text.numbers import count, number
 
+MACHINE = "llmprof_machine"
+"""The machine of a benchmark in a joined file of pytest-benchmark, in its `extra_info`, where there are several."""
 CONTENDED = "the host was contended"
 """How a doubt begins that an A/B job need not have: its pairs share it, and its control shows what it does."""
 _CONFIGS = 20
@@ -60,6 +62,7 @@ def read_place(place: Path) -> SavedRun:
 class _Benchmark(msgspec.Struct):
     fullname: str
     stats: dict[str, Any]
+    extra_info: dict[str, Any] = {}
 
 
 class _Cpu(msgspec.Struct, frozen=True):
@@ -107,10 +110,10 @@ def _of_benchmark(file: _BenchmarkFile, path: Path) -> SavedRun:
                 rounds=rounds,
                 figures={"round_s": float(middle)},
                 noise=noise,
-                machine=machine,
+                machine=_own_machine(one, path) or machine,
             )
         )
-    return SavedRun(
+    found = SavedRun(
         key=_key(file.datetime, ([one.stats["median"]] for one in file.benchmarks)),
         source=str(path),
         started=file.datetime,
@@ -118,6 +121,17 @@ def _of_benchmark(file: _BenchmarkFile, path: Path) -> SavedRun:
         metrics=[metric.declaration for metric in BUILTIN if metric.name == "round_s"],
         tests=tests,
     )
+    found.machine = " + ".join(machines_of(found)) or found.machine
+    return found
+
+
+def _own_machine(one: _Benchmark, path: Path) -> SavedMachine | None:
+    if MACHINE not in one.extra_info:
+        return None
+    try:
+        return msgspec.convert(one.extra_info[MACHINE], SavedMachine)
+    except msgspec.ValidationError as error:
+        raise ArtifactError(f"{path}: {MACHINE} of the benchmark {one_line(one.fullname)}: {error}") from error
 
 
 class _TestTime(msgspec.Struct):
@@ -167,9 +181,52 @@ def saved_run(directory: Path) -> SavedRun:
             if records.environment and saved.git is None:
                 saved.git = records.environment.git
     saved.key = _key(record.started, seconds)
-    machines = [test.machine for test in saved.tests]
-    saved.machine = machine_name(next((one for one in machines if one.gpu), machines[0] if machines else None))
+    saved.machine = " + ".join(machines_of(saved)) or machine_name(None)
     return saved
+
+
+def machines_of(saved: SavedRun) -> list[str]:
+    """The machines that its tests ran on: several where shards were joined, or workers sat on several hosts.
+
+    With a GPU in the run, those with a GPU: tests of the CPU beside it make no second machine.
+    """
+    known = [test.machine for test in saved.tests if test.machine != SavedMachine()]
+    with_gpu = [machine for machine in known if machine.gpu]
+    return sorted({machine_name(machine) for machine in with_gpu or known})
+
+
+def by_machine(saved: SavedRun) -> list[SavedRun]:
+    """The run as one for each of its machines, so that the store never holds two under one name.
+
+    Tests without a machine of these, such as those that failed, go with the first.
+    """
+    names = machines_of(saved)
+    if len(names) < 2:
+        return [saved]
+    owners = [machine_name(test.machine) for test in saved.tests]
+    return [
+        msgspec.structs.replace(
+            saved,
+            key=part_key(saved.key, name),
+            machine=name,
+            tests=[
+                test
+                for test, owner in zip(saved.tests, owners, strict=True)
+                if owner == name or (owner not in names and name == names[0])
+            ],
+        )
+        for name in names
+    ]
+
+
+def part_key(key: str, machine: str) -> str:
+    """The key of the part of a run that is of *machine*."""
+    return f"{key}-{hashlib.sha256(machine.encode()).hexdigest()[:8]}"
+
+
+def whole_key(key: str) -> str:
+    """The key of the run that a saved run is a part of, or is."""
+    return key.partition("-")[0]
 
 
 def _key(started: str, seconds: Iterable[Iterable[float]]) -> str:
@@ -299,14 +356,22 @@ def _pages(metrics: Metrics, stage_dir: Path) -> dict[str, SavedPage]:
 def _add_config(saved: SavedRun, digest: str | None, path: Path) -> None:
     if digest is None or digest in saved.configs or len(saved.configs) >= _CONFIGS or not path.exists():
         return
+    config = read_config(path)
+    if config is not None:
+        saved.configs[digest] = config
+
+
+def read_config(path: Path) -> dict[str, Any] | None:
+    """A config.yaml, flat ("infer.engine"); None where there is none that can be read: then only the names of changed
+    keys are lost."""
     import yaml  # type: ignore[import-untyped]
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        content = yaml.load(read_bytes(path), Loader=loader)
-        saved.configs[digest] = dict(_flat(content, "")) if isinstance(content, dict) else {}
-    except (yaml.YAMLError, RecursionError, ValueError):
-        return  # only the names of changed keys are lost
+        content = yaml.load(path.read_bytes(), Loader=loader)
+    except (OSError, yaml.YAMLError, RecursionError, ValueError):
+        return None
+    return dict(_flat(content, "")) if isinstance(content, dict) else {}
 
 
 def _flat(block: dict[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:

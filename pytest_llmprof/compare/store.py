@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,13 +105,13 @@ class Store:
                         found.append(StoredRun(path, run))
         return sorted(found, key=lambda stored: (stored.run.started, stored.path.name))
 
-    def resolve(self, wanted: str, machine: str | None = None) -> list[SavedRun]:
+    def resolve(self, wanted: str, machines: Collection[str] = ()) -> list[SavedRun]:
         """The runs that *wanted* means: a name in the store, or a path (see `read_runs`).
 
-        Of a name that was saved on several machines, those of *machine* where it is given and there, else all.
+        Of a name that was saved on several machines, those of *machines* where there are any, else all.
         """
         if wanted in self.names():
-            return of_machine([stored.run for stored in self.runs(wanted)], machine)
+            return of_machines([stored.run for stored in self.runs(wanted)], machines)
         return [read_place(place) for place in self.places(wanted)]
 
     def places(self, wanted: str, start: Path | None = None) -> list[Path]:
@@ -129,6 +129,6 @@ class Store:
         return places(path)
 
 
-def of_machine(runs: Sequence[SavedRun], machine: str | None) -> list[SavedRun]:
-    """Those of *machine*, where there are any, else all."""
-    return [run for run in runs if run.machine == machine] or list(runs)
+def of_machines(runs: Sequence[SavedRun], machines: Collection[str]) -> list[SavedRun]:
+    """Those of *machines*, where there are any, else all."""
+    return [run for run in runs if run.machine in machines] or list(runs)

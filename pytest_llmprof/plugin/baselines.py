@@ -125,6 +125,7 @@ class Baselines:
         from pytest_llmprof.compare.compare import compare
         from pytest_llmprof.compare.gates import mark_gated
         from pytest_llmprof.compare.result import COMPARISON
+        from pytest_llmprof.compare.saved import machines_of
         from pytest_llmprof.compare.table import render
         from pytest_llmprof.records.files import write_json
 
@@ -132,7 +133,7 @@ class Baselines:
         # Of a run that was stopped, what there is; tests that did not run are named.
         shown = replace(run, source=relative(run_dir, start), status="complete")
         try:
-            comparison = compare(self.baseline.of(run.machine), [shown], terms())
+            comparison = compare(self.baseline.of(machines_of(run)), [shown], terms())
         except LlmprofError as error:
             self.not_compared = f"{self.baseline.name}: {error}"
             self.notes.append(f"WARNING: not compared with {self.not_compared}")
@@ -157,9 +158,12 @@ class Baselines:
                 f"WARNING: not saved as {self._name}: a shard is a part of a run; llmprof merge --save saves the whole"
             )
             return
-        try:
-            path = self.store.save(run, self._name)
-        except LlmprofError as error:
-            self.errors.append(str(error))
-            return
-        self.notes.append(f"saved as {self._name}: {relative(path, self._config.invocation_params.dir)}")
+        from pytest_llmprof.compare.saved import by_machine
+
+        for part in by_machine(run):
+            try:
+                path = self.store.save(part, self._name)
+            except LlmprofError as error:
+                self.errors.append(str(error))
+                return
+            self.notes.append(f"saved as {self._name}: {relative(path, self._config.invocation_params.dir)}")

@@ -81,6 +81,17 @@ class Shard(Struct, frozen=True):
     """Digest of which test is in which shard: the shards of one suite agree. Null where it is not known."""
 
 
+class MergedRun(Struct, frozen=True):
+    """One of the runs that `llmprof merge` joined."""
+
+    shard: Shard | None
+    argv: list[str]
+    started: str
+    session: str
+    status: str
+    versions: dict[str, str | None]
+
+
 class RunRecord(Struct, kw_only=True):
     """All of run.json."""
 
@@ -100,6 +111,8 @@ class RunRecord(Struct, kw_only=True):
     metrics: list[Declaration] = []
     """The catalogue of metrics of this run."""
     tests: list[TestRecord]
+    merged: list[MergedRun] = []
+    """The runs that this one was joined of; else empty."""
 
     def alive(self) -> bool | None:
         """Whether the run goes on: False where it has ended or was killed, None where this cannot be known here."""

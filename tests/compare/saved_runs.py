@@ -15,7 +15,7 @@ from pytest_llmprof.records.environment import Environment, Gpu, Host
 from pytest_llmprof.records.files import write_bytes, write_json
 from pytest_llmprof.records.metrics import Fingerprint, Metrics, ModelInfo, Sample, Spread
 from pytest_llmprof.records.predictions import Prediction
-from pytest_llmprof.records.run import RunRecord, TestRecord
+from pytest_llmprof.records.run import RunRecord, Shard, TestRecord
 
 H100 = SavedMachine("NVIDIA H100 80GB HBM3", 700.0, 1980, "Xeon", 16)
 DECLARATIONS: list[Declaration] = [metric.declaration for metric in BUILTIN]
@@ -60,12 +60,21 @@ def noisy(middle: float, share: float, number: int, seed: int = 1) -> list[float
 
 
 def write_run(
-    directory: Path, tests: int = 1, *, tpot: float = 0.54, pages: int = 4, rounds: int = 5, kernels: str | None = None
+    directory: Path,
+    tests: int | Sequence[int] = 1,
+    *,
+    tpot: float = 0.54,
+    pages: int = 4,
+    rounds: int = 5,
+    kernels: str | None = None,
+    gpu: str | None = H100.gpu,
+    shard: Shard | None = None,
+    **changes: Any,
 ) -> Path:
-    """A run directory as the plugin writes it."""
-    gpu = Gpu("NVIDIA H100 80GB HBM3", "GPU-1", power_limit_w=700.0, sm_clock_max_mhz=1980)
+    """A run directory as the plugin writes it; *tests* is their number, or their numbers. *changes* are of run.json."""
+    read = Gpu(gpu, "GPU-1", power_limit_w=700.0, sm_clock_max_mhz=1980) if gpu else None
     records = []
-    for number in range(tests):
+    for number in range(tests) if isinstance(tests, int) else tests:
         node, place = f"test_x.py::test_pages[{number}]", f"test_x/test_pages-{number}/direct_inference"
         folder = directory / place
         (folder / "pred").mkdir(parents=True)
@@ -102,7 +111,7 @@ def write_run(
             fingerprint=Fingerprint("NVIDIA H100", "cuda:0", "model-1", "pages-1", "config-1"),
         )
         write_json(folder / "metrics.json", metrics)
-        write_json(folder / "environment.json", Environment(host=Host(cpu="Xeon", cores=16), gpu=gpu))
+        write_json(folder / "environment.json", Environment(host=Host(cpu="Xeon", cores=16), gpu=read))
         (folder / "config.yaml").write_text("infer:\n  engine: fast\n", encoding="utf-8")
         lines = [
             msgspec.json.encode(
@@ -124,7 +133,7 @@ def write_run(
         write_bytes(folder / "pred" / "predictions.jsonl", b"".join(line + b"\n" for line in lines))
         if kernels is not None:
             (folder / "kernels.csv").write_text(kernels, encoding="utf-8")
-        records.append(TestRecord(node, "direct_inference", "pages", "passed", place, None))
+        records.append(TestRecord(node, "direct_inference", "pages", "passed", place, None, 1.5))
     run = RunRecord(
         status="complete",
         argv=[],
@@ -132,6 +141,8 @@ def write_run(
         versions={},
         metrics=DECLARATIONS,
         tests=records,
+        shard=shard,
     )
-    write_json(directory / "run.json", run)
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(directory / "run.json", msgspec.structs.replace(run, **changes))
     return directory
