@@ -8,12 +8,12 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from pytest_llmprof.cli import ab, compare, doctor, init, merge, runs, trend
+from pytest_llmprof.cli import ab, compare, doctor, init, merge, report, runs, trend
 from pytest_llmprof.errors import LlmprofError, error_line
 from pytest_llmprof.text.escape import visible
 
 BAD_INPUT = 4
-COMMANDS = (compare, ab, merge, runs, trend, init, doctor)
+COMMANDS = (compare, ab, merge, runs, trend, report, init, doctor)
 """Modules with `add(subparsers)`, which sets `command` to a function from the options to the exit code."""
 
 
@@ -25,7 +25,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command *arguments* (default: the process's own). Gives the exit code."""
-    parser = _Parser(prog="llmprof", description="Compare and join runs, start a project, check a machine.")
+    parser = _Parser(prog="llmprof", description="Compare, join and show runs, start a project, check a machine.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
     for module in COMMANDS:
         module.add(commands)

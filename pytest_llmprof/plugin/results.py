@@ -87,7 +87,7 @@ class Results:
 
     @property
     def trouble(self) -> str | None:
-        """Why run.json, benchmark.json or summary.md is not complete."""
+        """Why run.json, benchmark.json, summary.md or index.html is not complete."""
         return self.log.trouble if self.log is not None else None
 
     @property
@@ -203,12 +203,15 @@ class Results:
                 log.trouble = str(error)
 
     @staticmethod
-    def write_summary(log: RunLog, not_compared: str) -> None:
-        """Write summary.md from the files of the run, which has ended; *not_compared*: why it has no comparison."""
+    def write_report(log: RunLog, not_compared: str) -> None:
+        """Write summary.md and index.html from the files of the run, which has ended; *not_compared*: why it has no
+        comparison."""
+        from pytest_llmprof.report.page import write_page
         from pytest_llmprof.report.run_summary import write_summary
 
         try:
             write_summary(log.path, not_compared=not_compared)
+            write_page(log.path)
         except ArtifactError as error:
             log.trouble = log.trouble or str(error)
 

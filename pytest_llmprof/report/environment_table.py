@@ -13,8 +13,12 @@ from pytest_llmprof.text.numbers import count, number
 
 def environment_table(environment: Environment | None) -> str:
     """A Markdown table of environment.json; empty where there is nothing to show."""
-    rows = [] if environment is None else [[name, inline(value, 200)] for name, value in _rows(environment) if value]
-    return table(["", "Value"], rows, 2)
+    return table(["", "Value"], [[name, inline(value, 200)] for name, value in environment_rows(environment)], 2)
+
+
+def environment_rows(environment: Environment | None) -> list[tuple[str, str]]:
+    """What environment.json says, as (name, value)."""
+    return [] if environment is None else [(name, value) for name, value in _rows(environment) if value]
 
 
 def _rows(environment: Environment) -> Iterator[tuple[str, str]]:

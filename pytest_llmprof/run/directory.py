@@ -20,7 +20,7 @@ from pytest_llmprof.records.run import SCHEMA, RunRecord, TestRecord
 from pytest_llmprof.text.names import unique_names
 
 _BASE = "llmprof-runs"
-_OWN_FILES = ("config.yaml", "benchmark.json", "summary.md")
+_OWN_FILES = ("config.yaml", "benchmark.json", "summary.md", "index.html")
 """What a run writes beside run.json and its tests' directories."""
 
 

@@ -1,0 +1,83 @@
+// Numbers and names as a reader sees them.
+
+/** About three digits: "0.0123", "1.23", "45.6", "1,234". */
+function number(value) {
+  if (value === null || value === undefined) return "–";
+  const size = Math.abs(value);
+  if (size >= 99.95 || size === 0) return Math.round(value).toLocaleString("en-US");
+  let digits = 1;
+  while (digits < 9 && size < 9.995 * 10 ** (1 - digits)) digits += 1;
+  return value.toFixed(digits);
+}
+
+/** A share of 0..1 as "12.3 %". */
+function percent(share) {
+  return share === null || share === undefined ? "–" : `${(100 * share).toFixed(1)} %`;
+}
+
+/** A ratio as a change: "+2.1 %". */
+function change(ratio) {
+  if (ratio === null || ratio === undefined) return "";
+  const part = 100 * (ratio - 1);
+  return ratio >= 100 ? "over 100 x" : `${part >= 0 ? "+" : "−"}${Math.abs(part).toFixed(1)} %`;
+}
+
+function count(amount, thing, plural = `${thing}s`) {
+  return `${amount.toLocaleString("en-US")} ${amount === 1 ? thing : plural}`;
+}
+
+/** "45 s", "3 min 20 s". */
+function duration(seconds) {
+  if (seconds === null || seconds === undefined) return "–";
+  if (seconds < 60) return `${number(seconds)} s`;
+  const whole = Math.round(seconds);
+  return whole < 3600
+    ? `${Math.floor(whole / 60)} min ${whole % 60} s`
+    : `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
+}
+
+/** Nanoseconds with a fitting unit. */
+function time(ns) {
+  if (Math.abs(ns) < 1e3) return `${Math.round(ns)} ns`;
+  if (Math.abs(ns) < 1e6) return `${number(ns / 1e3)} µs`;
+  return Math.abs(ns) < 1e9 ? `${number(ns / 1e6)} ms` : `${number(ns / 1e9)} s`;
+}
+
+/** A node id without its stage: {file, name}. */
+function testName(row) {
+  const [file, ...rest] = row.id.split("::");
+  const name = rest.join("::") || file;
+  const short = name.endsWith(`-${row.stage}]`)
+    ? `${name.slice(0, -row.stage.length - 2)}]`
+    : name.endsWith(`[${row.stage}]`)
+      ? name.slice(0, -row.stage.length - 2)
+      : name;
+  return { file: rest.length ? file : "", name: short };
+}
+
+function median(values) {
+  const known = values.filter((value) => value !== null && value !== undefined).sort((a, b) => a - b);
+  if (!known.length) return null;
+  const middle = known.length >> 1;
+  return known.length % 2 ? known[middle] : (known[middle - 1] + known[middle]) / 2;
+}
+
+function dateText(iso) {
+  const date = new Date(iso);
+  if (Number.isNaN(date.getTime())) return iso;
+  return `${date.toISOString().slice(0, 16).replace("T", " ")} UTC`;
+}
+
+const OUTCOMES = {
+  passed: ["✓", "good"],
+  failed: ["✕", "bad"],
+  skipped: ["–", "quiet"],
+  interrupted: ["!", "warn"],
+  running: ["…", "warn"],
+};
+
+/** "✓ passed": told by sign and word, not by colour alone. */
+function outcomeBadge(outcome) {
+  const [sign, kind] = OUTCOMES[outcome] || ["?", "quiet"];
+  return h("span", { class: `badge ${kind}` }, h("span", { "aria-hidden": "true" }, sign), ` ${outcome}`);
+}

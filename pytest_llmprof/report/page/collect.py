@@ -1,0 +1,251 @@
+"""Reads the files of a run into what the page shows."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from pytest_llmprof.compare.result import Comparison
+from pytest_llmprof.errors import ArtifactError
+from pytest_llmprof.records import run as run_record
+from pytest_llmprof.records.catalogue import Declaration
+from pytest_llmprof.records.files import decode_record, read_bytes
+from pytest_llmprof.records.metrics import Metrics, Sample
+from pytest_llmprof.records.run import RunRecord, TestRecord
+from pytest_llmprof.records.stage import StageRecords
+from pytest_llmprof.report.environment_table import environment_rows
+from pytest_llmprof.report.page.data import (
+    Column,
+    EnvironmentOf,
+    GateRow,
+    MetricRow,
+    Note,
+    Overview,
+    PageData,
+    PhaseRow,
+    Row,
+    Samples,
+    TestData,
+)
+from pytest_llmprof.report.page.repeat import repeat_command
+from pytest_llmprof.report.page.stage_files import ReportParts, csv_tables, read_report
+from pytest_llmprof.report.sections import phase_share
+from pytest_llmprof.text.escape import one_line, visible
+from pytest_llmprof.text.numbers import count
+
+REPORTS = 400
+"""Tests whose report.md is in the page: more would take too long to read. Failed tests come first."""
+_ALSO_SHOWN = ("peak_memory_gib", "joules_per_page", "gpu_busy_share", "decode_mfu", "decode_mbu")
+"""Columns that the overview has beside those of the terminal, where a test has a value."""
+_TRACE = "trace.json.gz"
+_PARTS = ("sam", "clip", "projector")
+
+
+def collect(run_dir: Path, comparison: Comparison | None = None, base: str = "") -> PageData:
+    """Read the run in *run_dir*; *comparison* is its comparison with a baseline.
+
+    *base* is how the page links to the run directory. Raises `ArtifactError` where run.json cannot be read; a test
+    whose files cannot be read says so in its place.
+    """
+    path = run_dir / "run.json"
+    run = decode_record(read_bytes(path), RunRecord, run_record.SCHEMA, path)
+    columns = [_column(metric) for metric in run.metrics]
+    with_report = _with_report(run.tests)
+    rows: list[Row] = []
+    tests: list[TestData] = []
+    for index, record in enumerate(run.tests):
+        data = TestData(repeat=repeat_command(run.argv, visible(record.id)))
+        row = Row(visible(record.id), record.stage, record.outcome, [], record.dir, record.kind)
+        row.error = record.error and visible(record.error)
+        row.seconds = _short(record.seconds)
+        try:
+            records = _records(run_dir, record)
+            report = _report(run_dir, record) if index in with_report else ReportParts()
+        except ArtifactError as error:
+            records, report = None, ReportParts()
+            data.problem = visible(str(error))
+        if records is not None:
+            _fill_row(row, records.metrics, columns)
+            _fill(data, records, run.metrics)
+        _fill_report(data, report)
+        if record.dir:
+            data.tables = csv_tables(run_dir / record.dir)
+            data.trace = _TRACE if (run_dir / record.dir / _TRACE).is_file() else None
+        rows.append(row)
+        tests.append(data)
+    with_values = [at for at in range(len(columns)) if any(row.values and row.values[at] is not None for row in rows)]
+    for row in rows:
+        row.values = [row.values[at] for at in with_values] if row.values else []
+    overview = Overview(
+        name=visible(run_dir.resolve().name),
+        status=run.status,
+        started=run.started,
+        command=visible(shlex.join(["pytest", *run.argv])),
+        versions=run.versions,
+        columns=[columns[at] for at in with_values],
+        rows=rows,
+        findings=_findings(tests),
+        warnings=_grouped((text, index) for index, test in enumerate(tests) for text in test.warnings_html),
+        environments=_environments(tests),
+        base=base,
+        compared=comparison is not None,
+    )
+    return PageData(overview=overview, tests=tests, comparison=comparison)
+
+
+def _column(metric: Declaration) -> Column:
+    return Column(
+        metric.name,
+        metric.title,
+        metric.column if metric.heading else metric.title,
+        metric.unit,
+        metric.better,
+        metric.section == "quality",
+        "terminal" in metric.shown or metric.name in _ALSO_SHOWN,
+        metric.description,
+    )
+
+
+def _with_report(tests: Sequence[TestRecord]) -> set[int]:
+    order = sorted(range(len(tests)), key=lambda index: (tests[index].outcome == "passed", index))
+    return set(order[:REPORTS])
+
+
+def _records(run_dir: Path, test: TestRecord) -> StageRecords | None:
+    if not test.dir or not (run_dir / test.dir / "metrics.json").exists():
+        return None
+    return StageRecords.read(run_dir / test.dir)
+
+
+def _report(run_dir: Path, test: TestRecord) -> ReportParts:
+    return read_report(run_dir / test.dir, test.dir) if test.dir else ReportParts()
+
+
+def _short(value: float | None) -> float | None:
+    """*value* with five digits: what a chart needs."""
+    return None if value is None else float(f"{value:.5g}")
+
+
+def _fill_row(row: Row, metrics: Metrics, columns: Sequence[Column]) -> None:
+    values = {**metrics.figures, **(metrics.quality or {})}
+    row.values = [_short(values.get(column.name)) for column in columns]
+    row.kind = row.kind or metrics.kind
+    row.failed_gates = [gate.name for gate in metrics.gates if gate.outcome == "failed"]
+    row.engine = metrics.model.engine if metrics.model else None
+    row.device = metrics.fingerprint.card or metrics.device or None
+    row.pages = metrics.pages
+
+
+def _fill(data: TestData, records: StageRecords, catalogue: Sequence[Declaration]) -> None:
+    metrics = records.metrics
+    data.errors = [(visible(one.page or ""), one_line(one.error, 600)) for one in metrics.errors]
+    data.metrics = [
+        _metric_row(metric, metrics.figures.get(metric.name), metrics)
+        for metric in catalogue
+        if "report" in metric.shown and metrics.figures.get(metric.name) is not None
+    ]
+    data.phases = list(_phases(metrics, catalogue))
+    quality = metrics.quality or {}
+    data.quality = [
+        _metric_row(metric, quality.get(metric.name), metrics)
+        for metric in catalogue
+        if "quality" in metric.shown and quality.get(metric.name) is not None
+    ]
+    data.quality_note = _quality_note(metrics)
+    data.gates = [GateRow(gate.outcome, visible(gate.text)) for gate in metrics.gates]
+    data.round_seconds = [_short(one) or 0.0 for one in metrics.round_seconds]
+    data.contended = [host.contended for host in metrics.round_host]
+    data.environment = [(name, visible(value)) for name, value in environment_rows(records.environment)]
+    data.batch = metrics.batch_size > 1
+    if metrics.samples:
+        data.pages, data.samples = _samples(metrics.samples)
+
+
+def _metric_row(metric: Declaration, value: float | None, metrics: Metrics) -> MetricRow:
+    spread = metrics.spread.get(metric.name)
+    if spread is None:
+        return MetricRow(metric.title, _short(value))
+    p99 = spread.p99 if isinstance(spread.p99, float) else None
+    ends = map(_short, (value, spread.iqr, spread.min, spread.max, spread.p90, p99))
+    return MetricRow(metric.title, *ends)
+
+
+def _phases(metrics: Metrics, catalogue: Sequence[Declaration]) -> Iterator[PhaseRow]:
+    for metric in catalogue:
+        value = metrics.figures.get(metric.name)
+        if "phases" not in metric.shown or value is None:
+            continue
+        name = metric.name.removesuffix("_ms")
+        spread = metrics.spread.get(metric.name)
+        peak = (metrics.phase_peaks or {}).get(name)
+        yield PhaseRow(
+            name,
+            name in _PARTS,
+            value,
+            _short(spread.iqr) if spread else None,
+            _short(phase_share(metrics, name)),
+            _short(peak.allocated_bytes / 2**30) if peak else None,
+        )
+
+
+def _quality_note(metrics: Metrics) -> str:
+    quality = metrics.quality or {}
+    parts = []
+    if (scored := quality.get("pages")) is not None and (truth := quality.get("truth_pages")) is not None:
+        parts.append(f"{count(int(scored), 'page')} scored, {int(truth)} of them against a true text.")
+    if metrics.quality_reason:
+        parts.append(f"Not applicable: {visible(metrics.quality_reason)}." if not quality else metrics.quality_reason)
+    return visible(" ".join(parts))
+
+
+def _samples(samples: Sequence[Sample]) -> tuple[list[str], Samples]:
+    """The names of the pages, and the samples as columns."""
+    numbers = {page: index for index, page in enumerate(dict.fromkeys(sample.page for sample in samples))}
+    phases = dict.fromkeys(name for sample in samples for name in sample.phases)
+    columns = Samples(
+        page=[numbers[sample.page] for sample in samples],
+        round=[sample.round for sample in samples],
+        total=[_short(sample.total_ms) for sample in samples],
+        ttft=[_short(sample.ttft_ms) for sample in samples],
+        tpot=[_short(sample.tpot_ms) for sample in samples],
+        tokens=[sample.tokens for sample in samples],
+        other=[_short(sample.other_ms) for sample in samples],
+        phases={name: [_short(sample.phases.get(name)) for sample in samples] for name in phases},
+    )
+    return [one_line(page) for page in numbers], columns
+
+
+def _fill_report(data: TestData, report: ReportParts) -> None:
+    data.verdict_html = report.verdict_html
+    data.facts_html = report.facts_html
+    data.warnings_html = report.warnings_html
+    data.findings_html = report.findings_html
+    data.sections = report.sections
+    data.files_html = report.files_html
+
+
+def _findings(tests: Sequence[TestData]) -> list[Note]:
+    """The first finding of each test, equal ones together; tests with more follow in their own view."""
+    return _grouped((test.findings_html[0], index) for index, test in enumerate(tests) if test.findings_html)
+
+
+def _grouped(texts: Iterable[tuple[str, int]]) -> list[Note]:
+    found: dict[str, list[int]] = {}
+    for text, index in texts:
+        found.setdefault(text, []).append(index)
+    return [Note(text, indexes) for text, indexes in found.items()]
+
+
+def _environments(tests: Sequence[TestData]) -> list[EnvironmentOf]:
+    """Where the tests ran, without what changes from test to test (clocks, heat)."""
+    found: dict[tuple[tuple[str, str], ...], list[int]] = {}
+    for index, test in enumerate(tests):
+        steady = tuple(row for row in test.environment if not _changes(row[0]))
+        if steady:
+            found.setdefault(steady, []).append(index)
+    return [EnvironmentOf(list(rows), indexes) for rows, indexes in found.items()]
+
+
+def _changes(name: str) -> bool:
+    return name.startswith(("GPU state", "Throttled"))
