@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,7 +67,13 @@ def _no_gpu() -> str | None:
     return "they measure, so they run without -n" if _WORKER else None
 
 
+def _no_browser() -> str | None:
+    if not Path("/usr/bin/chromium").exists():
+        return "there is no /usr/bin/chromium"
+    return None if find_spec("playwright") else "playwright is not installed"
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for marker, reason in (("nsys", _no_nsys), ("gpu", _no_gpu)):
+    for marker, reason in (("nsys", _no_nsys), ("gpu", _no_gpu), ("browser", _no_browser)):
         if any(item.get_closest_marker(marker) for item in items) and (why := reason()):
             _leave_out(config, items, marker, why)

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from markdown_it import MarkdownIt
 
 _TAGS = frozenset(
-    ("a", "blockquote", "br", "code", "del", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "img", "li", "ol", "p")
-    + ("pre", "s", "strong", "table", "tbody", "td", "th", "thead", "tr", "ul")
+    (
+        *("a", "blockquote", "br", "code", "del", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "img", "li", "ol"),
+        *("p", "pre", "s", "strong", "table", "tbody", "td", "th", "thead", "tr", "ul"),
+    )
 )
 _EMPTY = frozenset(("br", "hr", "img"))
 _REMOVED = frozenset(

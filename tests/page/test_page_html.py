@@ -1,0 +1,138 @@
+"""index.html as a file: its data, its policy, its size, and what a run's broken files do to it."""
+
+import base64
+import hashlib
+import html
+import json
+import re
+
+import pytest
+from page_runs import run_record, write_run
+
+from pytest_llmprof.cli import main
+from pytest_llmprof.errors import ArtifactError
+from pytest_llmprof.records.catalogue import Declaration
+from pytest_llmprof.records.files import write_json, write_text
+from pytest_llmprof.records.run import TestRecord
+from pytest_llmprof.report.page import write_page
+
+LARGEST = 300_000
+"""Bytes of the page without data."""
+
+
+def blocks(page):
+    """The page's data by name."""
+    block = r'<script type="application/json" id="data-([\w-]+)">(.*?)</script>'
+    return {name: json.loads(text) for name, text in re.findall(block, page.read_text(), re.DOTALL)}
+
+
+def test_the_overview_has_every_test(tmp_path):
+    data = blocks(write_page(write_run(tmp_path, tests=3, failed=1)))
+    overview = data["overview"]
+    assert [row["outcome"] for row in overview["rows"]] == ["passed", "passed", "failed"]
+    assert overview["rows"][2]["failed_gates"] == ["cer"]
+    names = [column["name"] for column in overview["columns"]]
+    assert "joules_per_page" not in names  # no test has one
+    assert [row["values"][names.index("ttft_ms")] for row in overview["rows"]] == [60.0, 120.0, 180.0]
+    assert [note["tests"] for note in overview["findings"]] == [[0, 1, 2]]
+    assert len([name for name in data if name.startswith("test-")]) == 3
+
+
+def test_a_test_has_its_samples_and_its_stages_own_section(tmp_path):
+    data = blocks(write_page(write_run(tmp_path, tests=1, pages=3, rounds=2)))["test-0"]
+    assert data["pages"] == ["page-000", "page-001", "page-002"]
+    assert data["samples"]["page"] == [0, 1, 2, 0, 1, 2]
+    assert data["samples"]["round"] == [0, 0, 0, 1, 1, 1]
+    assert set(data["samples"]["phases"]) == {"preprocess", "vision", "sam", "clip", "prefill", "decode"}
+    assert [section["title"] for section in data["sections"]] == ["Its own section"]
+    assert 'src="test_pages/test_pages-mode0/one_stage/roofline.svg"' in data["sections"][0]["html"]
+    assert len(data["findings_html"]) == 2
+    assert data["tables"][0]["columns"] == ["name", "kind", "phase", "count", "total_ms"]
+    assert data["tables"][0]["total"] == 30
+    assert "pytest 'benchmarks/test_pages.py::test_pages[mode0-one_stage]'" in data["repeat"]
+
+
+def test_a_strangers_metric_is_a_column(tmp_path):
+    write_run(tmp_path, tests=1, metrics=[Declaration("sparkle", label="Sparkle", shown=("terminal",))])
+    path = tmp_path / "test_pages/test_pages-mode0/one_stage/metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["figures"]["sparkle"] = 4.5
+    path.write_text(json.dumps(metrics))
+    overview = blocks(write_page(tmp_path))["overview"]
+    assert [column["title"] for column in overview["columns"]] == ["Sparkle"]
+    assert overview["rows"][0]["values"] == [4.5]
+
+
+def test_data_cannot_end_its_block(tmp_path):
+    bad = "</script><script>alert(1)</script><!-- \u2028 &amp; \udcff"
+    write_json(tmp_path / "run.json", run_record([TestRecord(f"t.py::{bad}", "one", None, "failed", None, bad)]))
+    page = write_page(tmp_path)
+    text = page.read_text()
+    assert "alert(1)</script>" not in text
+    assert text.count("<script>") == 1
+    assert blocks(page)["overview"]["rows"][0]["error"] == bad.replace("\u2028", "<U+2028>").replace("\udcff", "\ufffd")
+
+
+def test_the_policy_allows_exactly_what_is_in_the_page(tmp_path):
+    text = write_page(write_run(tmp_path)).read_text()
+    policy = html.unescape(re.search(r'Content-Security-Policy" content="([^"]*)"', text)[1])
+    for name in ("script", "style"):
+        content = re.search(rf"<{name}>(.*?)</{name}>", text, re.DOTALL)[1]
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{name}-src 'sha256-{digest}'" in policy
+    assert "unsafe" not in policy
+    assert "http" not in policy
+    assert not re.search(r"\son\w+=|style=", text.partition("<style>")[0])
+
+
+def test_the_page_is_small_without_data(tmp_path):
+    write_json(tmp_path / "run.json", run_record([]))
+    assert write_page(tmp_path).stat().st_size < LARGEST
+
+
+def test_broken_files_of_one_test_leave_the_others(tmp_path):
+    write_run(tmp_path, tests=2)
+    (tmp_path / "test_pages/test_pages-mode0/one_stage/metrics.json").write_text("{")
+    data = blocks(write_page(tmp_path))
+    assert "metrics.json is not JSON" in data["test-0"]["problem"]
+    assert "problem" not in data["test-1"]
+
+
+def test_a_run_without_a_readable_run_json_is_refused(tmp_path):
+    write_text(tmp_path / "run.json", '{"schema": 99}')
+    with pytest.raises(ArtifactError, match="schema 99"):
+        write_page(tmp_path)
+
+
+def test_the_command_makes_the_page_elsewhere(tmp_path, capsys):
+    write_run(tmp_path / "a run")
+    assert main(["report", str(tmp_path / "a run"), "-o", str(tmp_path / "page.html")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "page.html")
+    assert blocks(tmp_path / "page.html")["overview"]["base"] == "a%20run/"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["missing"], "there is no run at missing: name a run directory, which has a run.json"),
+        (["run", "-o", "run"], "--output run is a directory: name a file in it"),
+        (["run", "-o", "no/page.html"], "--output no/page.html cannot be written: its directory is missing"),
+        (["run", "--baseline", "mian"], "mian"),
+    ],
+)
+def test_bad_input_gives_one_line(tmp_path, monkeypatch, capsys, arguments, error):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "run")
+    assert main(["report", *arguments]) == 4
+    shown = capsys.readouterr().err
+    assert error in shown
+    assert shown.count("\n") == 1
+
+
+def test_the_command_compares_with_a_baseline(tmp_path):
+    write_run(tmp_path / "before", started="2026-11-23T10:15:00+00:00")
+    write_run(tmp_path / "after")
+    assert main(["report", str(tmp_path / "after"), "--baseline", str(tmp_path / "before")]) == 0
+    data = blocks(tmp_path / "after/index.html")
+    assert data["overview"]["compared"] is True
+    assert {row["metric"] for row in data["comparison"]["rows"]} >= {"total_ms", "cer"}
