@@ -26,13 +26,14 @@ from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.records.baseline import SavedRun
 from pytest_llmprof.records.files import decode_record, read_bytes, read_json, write_json
 from pytest_llmprof.records.run import SCHEMA, MergedRun, RunRecord, TestRecord
+from pytest_llmprof.report.page import PAGE, write_page
 from pytest_llmprof.report.run_summary import SUMMARY, write_summary
 from pytest_llmprof.text.escape import one_line
 from pytest_llmprof.text.numbers import count
 
 _OWN_OPTIONS = ("--llmprof-shard", "--llmprof-run-dir")
 """pytest's options that each shard has its own value of."""
-_NOT_TESTS = ("run.json", "config.yaml", "benchmark.json", COMPARISON, SUMMARY)
+_NOT_TESTS = ("run.json", "config.yaml", "benchmark.json", COMPARISON, SUMMARY, PAGE)
 """Files of a run beside its tests' directories."""
 
 
@@ -275,6 +276,7 @@ def _fill(new: Path, parts: Sequence[_Part], record: RunRecord) -> None:
         write_json(new / "benchmark.json", benchmark)
     write_json(new / "run.json", record)
     write_summary(new)
+    write_page(new)
 
 
 def _benchmark_json(parts: Sequence[_Part]) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from pytest_llmprof.cli.options import Subparsers, add_store
 from pytest_llmprof.compare.compare import Terms, compare
 from pytest_llmprof.compare.result import Comparison
-from pytest_llmprof.compare.saved import saved_run
+from pytest_llmprof.compare.saved import machines_of, saved_run
 from pytest_llmprof.compare.store import Store
 from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.report.page import PAGE, write_page
@@ -47,5 +47,5 @@ def _run(options: argparse.Namespace) -> int:
 
 def _comparison(run: Path, baseline: str, store: Store) -> Comparison:
     after = saved_run(run)
-    before = store.resolve(baseline, machine=after.machine)
+    before = store.resolve(baseline, machines_of(after))
     return compare(before, [after], Terms())
