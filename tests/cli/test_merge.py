@@ -87,7 +87,8 @@ def test_all_of_the_shards_is_there(tmp_path):
     expected = {name: data for run in runs for name, data in files(run).items() if name != "run.json"}
     found = files(tmp_path / "out")
     assert b"6 passed" in found["summary.md"]
-    del found["run.json"], found["summary.md"]
+    assert found["index.html"].count(b'id="data-test-') == 6
+    del found["run.json"], found["summary.md"], found["index.html"]
     assert found == expected
     again, _ = merge(runs, tmp_path / "again")
     assert again == record
