@@ -17,6 +17,7 @@ import msgspec
 from pytest_llmprof.compare.result import Comparison
 from pytest_llmprof.models import packaged_models
 from pytest_llmprof.records.catalogue import BUILTIN, Catalogue, Metric
+from pytest_llmprof.records.checks import MachineReport
 from pytest_llmprof.records.environment import Environment
 from pytest_llmprof.records.metrics import Metrics
 from pytest_llmprof.records.predictions import Prediction
@@ -48,6 +49,7 @@ def schemas() -> dict[str, dict[str, Any]]:
         "predictions.schema.json": schema_of(Prediction),
         "run.schema.json": schema_of(RunRecord),
         "comparison.schema.json": schema_of(Comparison),
+        "doctor.schema.json": schema_of(MachineReport),
     }
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pytest_llmprof.cli.options import Subparsers
 from pytest_llmprof.errors import ConfigError
-from pytest_llmprof.records.checks import SCHEMA, Check, Report, not_checked, ok, problem
+from pytest_llmprof.records.checks import SCHEMA, Check, MachineReport, not_checked, ok, problem
 from pytest_llmprof.records.files import decode_record, encode_json, read_bytes
 from pytest_llmprof.text.escape import one_line, visible
 
@@ -65,7 +65,7 @@ def _name(option: str) -> str:
     return option.removeprefix("--").replace("-", "_")
 
 
-def _from_pytest(arguments: Sequence[str]) -> Report:
+def _from_pytest(arguments: Sequence[str]) -> MachineReport:
     """What the plugin finds in a pytest of its own, which knows the project's options, conftest files and plugins.
 
     Raises `ConfigError` with pytest's own error where it refuses its options.
@@ -81,12 +81,13 @@ def _from_pytest(arguments: Sequence[str]) -> Report:
             stdin=subprocess.DEVNULL,
         )
         if path.exists():
-            return decode_record(read_bytes(path), Report, SCHEMA, path)
+            return decode_record(read_bytes(path), MachineReport, SCHEMA, path)
     cause = _cause(done.stdout + done.stderr)
     if done.returncode == _USAGE_ERROR:
         raise ConfigError(cause)
     found = f"it ended with exit code {done.returncode}: {cause}"
-    return Report(checks=[problem("Pytest", found, f"see what `{sys.executable} -m pytest --collect-only` prints")])
+    mend = f"see what `{sys.executable} -m pytest --collect-only` prints"
+    return MachineReport(checks=[problem("Pytest", found, mend)])
 
 
 def _cause(output: str) -> str:
@@ -145,7 +146,7 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
 
 
-def _lines(report: Report) -> Iterator[str]:
+def _lines(report: MachineReport) -> Iterator[str]:
     names = [f"{check.stage}: {check.name}" if check.stage else check.name for check in report.checks]
     width = max(map(len, names), default=0)
     for check, name in zip(report.checks, names, strict=True):

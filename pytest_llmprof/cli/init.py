@@ -90,11 +90,12 @@ def _lines(found: Plan, *, dry_run: bool) -> list[str]:
 def _commands(found: Plan) -> list[str]:
     """Two lines for a shell, with the programs of this environment where a shell would find others."""
     move = "" if found.directory == Path.cwd() else f"cd {shlex.quote(str(found.directory))} && "
-    script = sys.argv[0] if os.path.basename(sys.argv[0]) == "llmprof" else os.path.join(sys.prefix, "bin", "llmprof")
-    return [
-        f"{move}{_program('llmprof', script)} doctor",
-        f"{move}{_program('python', sys.executable)} -m pytest benchmarks",
-    ]
+    python = _program("python", sys.executable)
+    if os.path.basename(sys.argv[0]) == "llmprof":
+        llmprof = _program("llmprof", sys.argv[0])
+    else:
+        llmprof = f"{python} -m pytest_llmprof.cli"
+    return [f"{move}{llmprof} doctor", f"{move}{python} -m pytest benchmarks"]
 
 
 def _program(name: str, path: str) -> str:

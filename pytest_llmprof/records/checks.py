@@ -51,7 +51,7 @@ def of_stage(checks: Sequence[Check], stage: str) -> list[Check]:
     return [structs.replace(check, stage=stage) for check in checks]
 
 
-class Report(Struct, kw_only=True):
+class MachineReport(Struct, kw_only=True):
     """All of doctor's JSON."""
 
     schema: int = SCHEMA

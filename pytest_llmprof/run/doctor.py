@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pytest_llmprof.errors import LlmprofError, error_line
 from pytest_llmprof.measure.checks import disk_check, gpu_checks, host_checks, missing_gpu_checks
-from pytest_llmprof.records.checks import Check, Report, not_checked, of_stage, ok, problem
+from pytest_llmprof.records.checks import Check, MachineReport, not_checked, of_stage, ok, problem
 from pytest_llmprof.stages.base import CheckContext
 from pytest_llmprof.text.escape import one_line
 from pytest_llmprof.text.numbers import count
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from pytest_llmprof.run.session import Session
 
 
-def examine(session: Session) -> Report:
+def examine(session: Session) -> MachineReport:
     """Look at all that the session's tests would need. Raises `LlmprofError` where its configuration is wrong."""
     settings = session.check()
-    report = Report(stages=list(settings.stages))
+    report = MachineReport(stages=list(settings.stages))
     report.other_stages = [stage.name for stage in session.stages if stage.name not in settings.stages]
     report.checks += _tried("Torch", _torch)
     if report.checks[-1].status != "problem":
@@ -62,7 +62,7 @@ def _torch() -> Iterator[Check]:
     yield ok("Torch", f"torch {torch.__version__}")
 
 
-def _device(settings: Settings, report: Report) -> Iterator[Check]:
+def _device(settings: Settings, report: MachineReport) -> Iterator[Check]:
     from pytest_llmprof.models.device import pick_device
 
     try:

@@ -7,12 +7,16 @@ import os
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
+import jsonschema
 import msgspec
 import pytest
 
 from pytest_llmprof.cli import doctor, main
-from pytest_llmprof.records.checks import SCHEMA, Check, Report
+from pytest_llmprof.records.checks import Check, MachineReport
+
+DOCUMENTED = Path(__file__).parents[2] / "docs" / "schemas" / "doctor.schema.json"
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +26,7 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
-def named(report: Report, name: str, stage: str | None = None) -> Check:
+def named(report: MachineReport, name: str, stage: str | None = None) -> Check:
     return next(check for check in report.checks if (check.name, check.stage) == (name, stage))
 
 
@@ -30,8 +34,8 @@ def test_a_cpu_machine(project, capsys):
     code = main(["doctor", "--format", "json"])
     shown = capsys.readouterr()
     assert (code, shown.err) == (0, "")
-    assert json.loads(shown.out)["schema"] == SCHEMA
-    report = msgspec.json.decode(shown.out, type=Report)
+    jsonschema.validate(json.loads(shown.out), json.loads(DOCUMENTED.read_text()))
+    report = msgspec.json.decode(shown.out, type=MachineReport)
     assert (report.device, report.stages) == ("cpu", ["torch_profiler"])
     assert set(report.other_stages) == {"direct_inference", "static_analysis", "nsys", "ncu"}
     for check in report.checks:
@@ -112,7 +116,7 @@ def test_the_command_itself_imports_no_torch():
 
 
 def test_no_control_character_reaches_the_terminal(monkeypatch, capsys):
-    bad = Report(stages=["own"], checks=[Check("S\x1b[31m", "problem", "a\x1b[0m\nb", "b\x07", "own")])
+    bad = MachineReport(stages=["own"], checks=[Check("S\x1b[31m", "problem", "a\x1b[0m\nb", "b\x07", "own")])
     monkeypatch.setattr(doctor, "_from_pytest", lambda arguments: bad)
     assert main(["doctor"]) == 1
     shown = capsys.readouterr()

@@ -89,7 +89,7 @@ def test_its_benchmarks_pass(project, capsys):
     """The fast part of what its two printed commands do: one page, one round."""
     shown = init(capsys)
     doctor, run = (line.strip() for line in shown.splitlines()[-2:])
-    assert doctor.endswith("llmprof doctor")
+    assert doctor.endswith("-m pytest_llmprof.cli doctor")  # as these tests do not run the script
     assert run.endswith("python -m pytest benchmarks")
     less = [f"--llmprof-override={one}" for one in ("dataset.limit=1", "measure.rounds=1", "measure.warmup=0")]
     done = subprocess.run(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_llmprof.records.checks import SCHEMA, Check, Report
+from pytest_llmprof.records.checks import SCHEMA, Check, MachineReport
 from pytest_llmprof.records.files import decode_record
 
 OWN_STAGE = """
@@ -34,18 +34,18 @@ def look(bench, monkeypatch):
     """Looks in this process, without the slow tools; gives the report."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
-    def run(*overrides: str, stages: str | None = None) -> Report:
+    def run(*overrides: str, stages: str | None = None) -> MachineReport:
         path = bench.path / "report.json"
         stage = [] if stages is None else [f"--llmprof-stage={stages}"]
         result = bench.run("pipeline.nsys.enable=false", *overrides, args=[f"--llmprof-doctor={path}", *stage])
         assert (result.ret, result.stdout.str()) == (0, "")
         assert not (bench.path / "llmprof-runs").exists()
-        return decode_record(path.read_bytes(), Report, SCHEMA, path)
+        return decode_record(path.read_bytes(), MachineReport, SCHEMA, path)
 
     return run
 
 
-def named(report: Report, name: str, stage: str | None = None) -> Check:
+def named(report: MachineReport, name: str, stage: str | None = None) -> Check:
     return next(check for check in report.checks if (check.name, check.stage) == (name, stage))
 
 
