@@ -72,6 +72,16 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
+class _BenchmarkFile(msgspec.Struct):
+    """A file of pytest-benchmark."""
+
+    benchmarks: list[dict[str, Any]]
+    machine_info: dict[str, Any] = {}
+    commit_info: dict[str, Any] = {}
+    datetime: str = ""
+    version: str = ""
+
+
 @dataclass(frozen=True)
 class _Part:
     """One of the runs."""
@@ -147,7 +157,7 @@ def _read(run: Path, allow_missing: bool) -> _Part:
         if test.dir is None:
             continue
         place = PurePosixPath(test.dir)
-        if place.is_absolute() or ".." in place.parts or not place.parts or place.parts[0] in _NOT_TESTS:
+        if place.is_absolute() or ".." in place.parts or len(place.parts) != 3 or place.parts[0] in _NOT_TESTS:
             raise ArtifactError(f"{path}: {one_line(test.dir)} is no directory of a test")
         if any((run / parent).is_symlink() for parent in (place, *place.parents)):
             raise ArtifactError(f"{run / test.dir} is a link, and a run writes nothing behind one")
@@ -264,10 +274,17 @@ def _shared_arguments(argv: Sequence[str]) -> list[str]:
 def _fill(new: Path, parts: Sequence[_Part], record: RunRecord) -> None:
     """Write all of the joined run into *new*."""
     for part in parts:
-        for test in part.record.tests:
-            if test.dir is not None and (part.path / test.dir).is_dir():
+        # With all stages, and what a stage leaves beside them.
+        test_dirs = dict.fromkeys(PurePosixPath(test.dir).parent for test in part.record.tests if test.dir is not None)
+        for test_dir in test_dirs:
+            if (part.path / test_dir).is_dir():
                 shutil.copytree(
-                    part.path / test.dir, new / test.dir, symlinks=True, ignore=shutil.ignore_patterns(".tmp-*")
+                    part.path / test_dir,
+                    new / test_dir,
+                    symlinks=True,
+                    ignore=shutil.ignore_patterns(".tmp-*"),
+                    copy_function=_copy_new,
+                    dirs_exist_ok=True,  # of a test whose stages ran in several runs
                 )
     config = next((part.path / "config.yaml" for part in parts if (part.path / "config.yaml").is_file()), None)
     if config is not None:
@@ -279,6 +296,12 @@ def _fill(new: Path, parts: Sequence[_Part], record: RunRecord) -> None:
     write_page(new)
 
 
+def _copy_new(source: str, target: str) -> None:
+    if os.path.lexists(target):
+        raise ArtifactError(f"{source} is in another run, too: two runs of one test cannot be joined")
+    shutil.copy2(source, target)
+
+
 def _benchmark_json(parts: Sequence[_Part]) -> dict[str, Any] | None:
     """The files of pytest-benchmark as one: of `machine_info` what all share. Where the tests ran on several machines,
     each has its own in `extra_info`."""
@@ -287,22 +310,27 @@ def _benchmark_json(parts: Sequence[_Part]) -> dict[str, Any] | None:
         path = part.path / "benchmark.json"
         if path.exists():
             found = read_json(path)
-            if not isinstance(found, dict) or not isinstance(found.get("benchmarks"), list):
-                raise ArtifactError(f"{path} is no file of pytest-benchmark")
-            files.append(found)
+            try:
+                files.append(msgspec.convert(found, _BenchmarkFile))
+            except msgspec.ValidationError as error:
+                raise ArtifactError(f"{path} is no file of pytest-benchmark: {error}") from error
     if not files:
         return None
-    benchmarks = [one for file in files for one in file["benchmarks"]]
     machines = {test.id: test.machine for part in parts for test in part.saved.tests}
-    if len({machine_name(machine) for machine in machines.values()}) > 1:
-        for one in benchmarks:
-            if machine := machines.get(one.get("fullname")):
-                one["extra_info"] = {**one.get("extra_info", {}), MACHINE: msgspec.to_builtins(machine)}
+    several = len({machine_name(machine) for machine in machines.values()}) > 1
+    benchmarks = []
+    for one in (one for file in files for one in file.benchmarks):
+        machine = machines.get(str(one.get("fullname")))
+        extra = one.get("extra_info")
+        if several and machine is not None and (extra is None or isinstance(extra, dict)):
+            one["extra_info"] = {**(extra or {}), MACHINE: msgspec.to_builtins(machine)}
+        benchmarks.append(one)
     return {
-        **files[0],
-        "machine_info": _common([file.get("machine_info") for file in files]),
+        "machine_info": _common([file.machine_info for file in files]),
+        "commit_info": files[0].commit_info,
         "benchmarks": benchmarks,
-        "datetime": min(str(file.get("datetime", "")) for file in files),
+        "datetime": min(file.datetime for file in files),
+        "version": files[0].version,
     }
 
 

@@ -109,6 +109,31 @@ def test_whole_runs_of_other_tests(tmp_path):
     assert len(record.tests) == 2
 
 
+def test_what_a_stage_leaves_beside_its_directory_comes_along(tmp_path):
+    runs = shards(tmp_path)
+    beside = runs[1] / "test_x" / "test_pages-4" / "tmp" / "workload"
+    beside.mkdir(parents=True)
+    (beside / "frozen.yaml").write_text("a: 1\n")
+    merge(runs, tmp_path / "out")
+    assert (tmp_path / "out" / "test_x" / "test_pages-4" / "tmp" / "workload" / "frozen.yaml").read_text() == "a: 1\n"
+
+
+def test_stages_of_one_test_in_two_runs(tmp_path):
+    first, second = (write_run(tmp_path / name, session=name) for name in ("one", "two"))
+    test = read(second).tests[0]
+    other = test.dir.replace("direct_inference", "torch_profiler")
+    (second / test.dir).rename(second / other)
+    change(second, tests=[replace(test, id=f"{test.id}-2", stage="torch_profiler", dir=other)])
+    merge([first, second], tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out" / other).parent.iterdir()) == [
+        "direct_inference",
+        "torch_profiler",
+    ]
+    for run in (first, second):
+        (run / other).parent.joinpath("note").touch()
+    assert f"{second}/test_x/test_pages-0/note is in another run, too" in refused([first, second], tmp_path / "no")
+
+
 def test_an_empty_shard_counts_as_there(tmp_path):
     runs = shards(tmp_path, 2)
     empty = write_run(tmp_path / "empty", [], shard=Shard(3, 3, "split-1"), session="empty")
@@ -191,7 +216,7 @@ def test_two_tests_with_one_directory(tmp_path):
     assert "both have the directory Test_X/test_pages-2/direct_inference" in line
 
 
-@pytest.mark.parametrize("place", ["../s2/test_x", "/etc", "run.json/x", "", "benchmark.json"])
+@pytest.mark.parametrize("place", ["../s2/test_x", "/etc/x/y", "run.json/x/y", "", "benchmark.json", "a/b", "a/b/c/d"])
 def test_a_directory_that_is_no_tests(tmp_path, place):
     runs = shards(tmp_path)
     first, *rest = read(runs[0]).tests

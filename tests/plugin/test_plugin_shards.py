@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import random
 import re
+import subprocess
+import sys
 
 import pytest
 from plugin_bench import Bench, clean
+from test_plugin_schemas import validate
 
 from pytest_llmprof.errors import ConfigError
 from pytest_llmprof.run.shards import SuiteTest, digest, parse_shard, split
@@ -319,3 +322,73 @@ def test_a_suite_that_does_not_use_llmprof_is_split_too(bench):
         result = bench.run(args=[f"--llmprof-shard={index}/2"])
         result.assert_outcomes(passed=2, deselected=2)
     assert not (bench.path / "llmprof-runs").exists()
+
+
+MEASURED = """
+import pytest, time
+@pytest.mark.parametrize("n", range(4))
+def test_sleeps(llmprof, n):
+    llmprof.measure(time.sleep, 0.001)
+def test_pages(llmprof):
+    llmprof.run()
+def test_fails(llmprof_config):
+    assert 0
+"""
+
+
+def llmprof(bench: Bench, *arguments: str) -> str:
+    """Run the command in the bench's directory, and give what it printed."""
+    code = f"import sys; from pytest_llmprof.cli import main; sys.exit(main({list(arguments)!r}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=bench.path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_joined_shards_are_a_run(bench):
+    """By the schema, for compare, --llmprof-compare, trend and pytest-benchmark."""
+    bench.echo()
+    bench.test(MEASURED)
+    echo = ["--llmprof-override=model=echo", "--llmprof-override=dataset=blank", "--llmprof-override=measure.rounds=2"]
+    for index in (1, 2, 3):
+        bench.run(args=[*STAGE, *echo, f"--llmprof-shard={index}/3", f"--llmprof-run-dir=shards/{index}"])
+    shown = llmprof(bench, "merge", "shards", "-o", "all", "--save", "main")
+    assert shown.startswith("3 runs, 6 tests: 5 passed, 1 failed\n")
+    run = json.loads((bench.path / "all" / "run.json").read_text())
+    validate("run", run)
+    assert run["status"] == "complete"
+    assert [one["shard"]["index"] for one in run["merged"]] == [1, 2, 3]
+    assert len({test["id"] for test in run["tests"]}) == 6
+    assert {"config.yaml", "summary.md", "benchmark.json"} <= {path.name for path in (bench.path / "all").iterdir()}
+    assert "test_fails" in (bench.path / "all" / "summary.md").read_text()
+    # The next run takes it as its baseline, by its directory and by its name.
+    for given in ("all", "main"):
+        result = bench.run(args=[*STAGE, *echo, f"--llmprof-compare={given}", "--llmprof-durations=all"])
+        result.assert_outcomes(passed=5, failed=1)
+        result.stdout.fnmatch_lines([f"before: {given} (1 run, *", "test_it.py::test_sleeps*"])
+        assert "only before" not in result.stdout.str()
+    second = json.loads((bench.path / "shards" / "2" / "run.json").read_text())["tests"]
+    shown = llmprof(bench, "compare", "all", "shards/2")
+    assert all(f"\n{test['id']}  (" in shown or f"\n{test['id']}\n" in shown for test in second)
+    assert llmprof(bench, "trend", "main").startswith("main on ")  # on a busy machine no time of it counts
+    file = bench.path / "all" / "benchmark.json"
+    assert len(json.loads(file.read_text())["benchmarks"]) == 5
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest_benchmark", "compare", str(file), "--csv"],
+        cwd=bench.path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("test_sleeps[") >= 4
+
+
+def test_shards_of_other_times_are_not_joined(bench):
+    """A store that changes between the jobs: a test could be in no shard."""
+    bench.test(SLEEPS)
+    shard_runs(bench, 1)
+    bench.run(args=[*STAGE, "--llmprof-shard=1/2", "--llmprof-run-dir=one"])
+    bench.run(args=[*STAGE, "--llmprof-shard=2/2", "--llmprof-run-dir=two", "--llmprof-durations=s1"])
+    with pytest.raises(AssertionError, match="one and two split other tests, or by other times"):
+        llmprof(bench, "merge", "one", "two", "-o", "all")
+    assert not (bench.path / "all").exists()
