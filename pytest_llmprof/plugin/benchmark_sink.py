@@ -1,7 +1,7 @@
 """pytest-benchmark as a sink: it shows, stores and compares the rounds that our own loop timed.
 
 Its fixture is not used: other plugins and tests may have one of that name. Only this file uses what is private to it
-(`_benchmarksession`, `Metadata`; 5.1 to 5.x).
+(`_benchmarksession`, `Metadata`; 5.3.1 to 5.x).
 """
 
 from __future__ import annotations
