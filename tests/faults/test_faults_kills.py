@@ -30,7 +30,8 @@ def test_at_any_line_of_the_begin_and_the_end_of_a_session(faults, number):
     for at in some(whole.moments, 8, 120):
         ended = faults.kill(number, at=at, lines=True)
         # Before the session begins, and after it has ended, pytest itself handles SIGINT, and nobody SIGTERM.
-        assert ended.code in (2, 130, -number), (at, ended.code, ended.text)
+        # A busy host adds lines (its warnings): a moment that only the first run had did not come, and hit nothing.
+        assert ended.code in (2, 130, -number) or 0 < ended.moments < at, (at, ended.code, ended.text)
 
 
 @pytest.mark.parametrize("number", SIGNALS)
