@@ -53,6 +53,8 @@ class ItemState:
         """What this machine lacks for it: the test is skipped."""
         self.tool = False
         """Whether it runs in a child process under a tool, not here."""
+        self.files_lost = False
+        """Whether its files could not be sent to the controller's run directory."""
         self.named_for_benchmark = False
         """Whether pytest-benchmark's fixture stands in its list of fixtures, while tests are collected."""
 

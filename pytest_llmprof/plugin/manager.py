@@ -302,12 +302,16 @@ class Manager:
         data: dict[str, Any] = report.llmprof
         directories = [name for name in (state.directory, f"{state.test}/tmp" if state.tool else "") if name]
         data["elsewhere"] = list(map(str, outside(state, self._shared.session)))
+        lost: ArtifactError | None = None
         try:
             away.send(directories)
         except ArtifactError as error:
+            lost = error
+        if lost is not None and not state.files_lost:  # told once, and tried again at the teardown
+            state.files_lost = True
             report.outcome = "failed"
-            report.longrepr = item.repr_failure(failure(f"its files are lost: {error}"))
-            data["error"] = one_line(error)
+            report.longrepr = item.repr_failure(failure(f"its files are lost: {lost}"))
+            data["error"] = one_line(lost)
         if report.when == "teardown":
             away.remove(directories)
 

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from plugin_bench import Bench, clean, files
+from plugin_bench import Bench, clean, files, wait_for
 
 import pytest_llmprof
+from pytest_llmprof.records.stage import StageRecords
 
 CHECKOUT = Path(pytest_llmprof.__file__).parents[1]
 STAGE = "--llmprof-stage=direct_inference"
@@ -126,3 +130,152 @@ def test_near_and_far_workers_share_a_run(machines):
     for test in machines.bench.run_json()["tests"]:
         found = files(machines.bench.run_dir / test["dir"])
         assert {"metrics.json", "report.md", "environment.json", "pred/predictions.jsonl"} <= found
+
+
+def test_a_crash_loses_the_test_that_was_running(machines):
+    machines.bench.test(
+        PAGES + "import os\n"
+        "def test_dies_after_its_run(llmprof):\n"
+        "    llmprof.run()\n"
+        "    os._exit(3)\n"
+    )
+    result = machines.run(machines.far())
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert "INTERNALERROR" not in result.stdout.str()
+    run = machines.bench.run_json()
+    assert run["status"] == "complete"
+    outcomes = {test["id"].partition("::")[2]: (test["outcome"], test["error"]) for test in run["tests"]}
+    assert outcomes.pop("test_dies_after_its_run[direct_inference]") == ("failed", "worker crashed")
+    assert set(outcomes.values()) == {("passed", None)}
+    assert len(outcomes) == 4
+    for test in run["tests"]:
+        assert (machines.bench.run_dir / test["dir"] / "metrics.json").is_file() == (test["outcome"] == "passed")
+
+
+def test_what_a_test_writes_at_its_end_comes_too(machines):
+    machines.bench.test(
+        """
+import pytest
+@pytest.fixture
+def notes(llmprof_artifacts, llmprof_stage):
+    yield
+    place = llmprof_artifacts.out_dir(llmprof_stage)
+    (place / "notes" / "more").mkdir(parents=True)
+    (place / "notes" / "more" / "end.txt").write_text("the end")
+    (place / "big.bin").write_bytes(bytes(range(256)) * 20000)
+    (place / "notes" / "link.txt").symlink_to("more/end.txt")
+def test_notes(llmprof, notes):
+    llmprof.run()
+"""
+    )
+    machines.run(machines.far()).assert_outcomes(passed=1)
+    place = machines.bench.stage_dir("test_it/test_notes", "direct_inference")
+    assert (place / "notes" / "more" / "end.txt").read_text() == "the end"
+    assert (place / "big.bin").read_bytes() == bytes(range(256)) * 20000
+    assert not (place / "notes" / "link.txt").is_symlink()
+    assert (place / "notes" / "link.txt").read_text() == "the end"
+    assert (place / "metrics.json").is_file()
+
+
+def test_files_that_cannot_be_written_at_home_fail_their_test(machines):
+    machines.bench.test("def test_it(llmprof): llmprof.run()\ndef test_other(llmprof): llmprof.run()\n")
+    with (machines.bench.path / "conftest.py").open("a") as conftest:
+        conftest.write(
+            "\n"
+            "@pytest.hookimpl(tryfirst=True)\n"
+            "def pytest_runtest_logstart(nodeid):\n"
+            "    import glob, os, sys\n"
+            "    if 'PYTEST_XDIST_WORKER' not in os.environ and 'test_it[' in nodeid:\n"
+            "        for run in glob.glob('llmprof-runs/2*'):\n"
+            "            os.mkdir(run + '/test_it')\n"
+            "            os.symlink('/nowhere', run + '/test_it/test_it')\n"
+        )
+    result = machines.run(machines.far(), args=["-s"])
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["its files are lost: * is a link, and a run writes nothing behind one: remove it"])
+    clean(result)
+    outcomes = {test["id"].partition("::")[2]: test["outcome"] for test in machines.bench.run_json()["tests"]}
+    assert outcomes == {"test_it[direct_inference]": "failed", "test_other[direct_inference]": "passed"}
+
+
+def test_outputs_with_an_absolute_path_stay_and_are_named(machines):
+    out = machines.bench.path / "out"
+    machines.bench.test("def test_pages(llmprof): llmprof.run()\n")
+    key = "pipeline.direct_inference.output.prediction.save_dir"
+    result = machines.run(machines.far(), overrides=[f"{key}={out}"])
+    result.assert_outcomes(passed=1)
+    assert (out / "predictions.jsonl").is_file()
+    result.stdout.fnmatch_lines(
+        [f"WARNING: {out} of test_it.py::test_pages?direct_inference? is on the machine of worker gw0*"]
+    )
+
+
+def test_a_baseline_that_only_the_controller_has(machines):
+    machines.bench.test("def test_pages(llmprof): llmprof.run()\n")
+    first = machines.run()
+    assert first.ret == 0
+    baseline = machines.bench.run_dir
+    gate = ["gate.slower={ttft_ms: '90%'}"]
+    result = machines.run(machines.far(), args=[f"--llmprof-compare={baseline}"], overrides=gate)
+    result.assert_outcomes(passed=1)
+    newest = (machines.bench.path / "llmprof-runs" / "latest").resolve()
+    assert newest != baseline
+    metrics = json.loads((newest / "test_it/test_pages/direct_inference/metrics.json").read_text())
+    (found,) = metrics["gates"]
+    assert found["name"] == "ttft_ms"
+    assert found["baseline"] > 0  # what it says of the change is the host's matter
+
+
+def test_xdist_copies_the_files_there(machines, tmp_path_factory):
+    there = tmp_path_factory.mktemp("there")
+    tx = machines.far().replace(f"chdir={machines.bench.path}", f"chdir={there}")
+    project = machines.bench.path
+    result = machines.run(tx, f"--rsyncdir={project}", "--rsyncignore=far*", f"{project}/test_it.py")
+    result.assert_outcomes(passed=4)
+    assert {test["dir"] for test in machines.bench.run_json()["tests"]} == {
+        f"test_it/test_pages-{x}/direct_inference" for x in range(4)
+    }
+
+
+def test_machines_are_told_apart(machines):
+    machines.bench.test("def test_pages(llmprof): llmprof.run()\n")
+    machines.run(machines.far()).assert_outcomes(passed=1)
+    environment = json.loads((machines.bench.stage_dir(stage="direct_inference") / "environment.json").read_text())
+    assert environment["host"]["boot_id"] == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+MANY = """
+import os, time, pytest
+from pathlib import Path
+@pytest.mark.parametrize("x", range(12))
+def test_pages(llmprof, x):
+    Path(os.environ["TMPDIR"], "pid").write_text(str(os.getpid()))
+    llmprof.run()
+    time.sleep(0.1)
+"""
+
+
+@pytest.mark.parametrize("number", range(20 if os.environ.get("LLMPROF_FAULTS") == "long" else 2))
+def test_a_worker_that_is_killed_at_random(machines, number):
+    machines.bench.test(MANY)
+    words = [machines.far(), "--dist=load", STAGE, "--ignore=pytest", "--ignore=_pytest"]
+    session = machines.bench.start(*ECHO, args=words)
+    pid = machines.temp / "pid"
+    wait_for(pid)
+    time.sleep(random.Random(number).uniform(0.0, 2.5))
+    os.kill(int(pid.read_text()), signal.SIGKILL)
+    out, _ = session.communicate(timeout=100)
+    assert "INTERNALERROR" not in out
+    assert "Traceback" not in out
+    run = machines.bench.run_json()
+    assert run["status"] == "complete", out
+    ids = [test["id"] for test in run["tests"]]
+    assert sorted(ids) == sorted(f"test_it.py::test_pages[{x}-direct_inference]" for x in range(12)), out
+    lost = [test for test in run["tests"] if test["outcome"] != "passed"]
+    assert [test["error"] for test in lost] in ([], ["worker crashed"])
+    files(machines.bench.run_dir)  # none is half-written
+    for test in run["tests"]:
+        if test["outcome"] == "passed":
+            place = machines.bench.run_dir / test["dir"]
+            assert StageRecords.read(place).metrics.status == "ok"
+            assert {"report.md", "pred/predictions.jsonl", "viz/predictions.md"} <= files(place)
