@@ -8,15 +8,14 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from pytest_llmprof.cli import ab, compare, doctor, init, merge, report, runs, trend
+from pytest_llmprof.cli import ab, compare, doctor, init, merge, report, runs, submit, trend
 from pytest_llmprof.errors import LlmprofError, error_line
 from pytest_llmprof.text.escape import visible
 
 BAD_INPUT = 4
-INTERRUPTED = 130
-"""As a shell has it for SIGINT."""
-COMMANDS = (compare, ab, merge, runs, trend, report, init, doctor)
-"""Modules with `add(subparsers)`, which sets `command` to a function from the options to the exit code."""
+COMMANDS = (compare, ab, merge, submit, runs, trend, report, init, doctor)
+"""Modules with `add(subparsers)`, which sets `command` to a function from the options to the exit code, and may set
+`passed_on` to the beginning of options that it passes on."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -32,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for module in COMMANDS:
         module.add(commands)
     options, unknown = parser.parse_known_args(arguments)
+    passed_on = getattr(options, "passed_on", None)
+    options.passed_on_words = [word for word in unknown if passed_on and word.startswith(passed_on)]
+    unknown = [word for word in unknown if word not in options.passed_on_words]
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{getattr(options, 'hint', '')}")
     try:
@@ -40,9 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LlmprofError as error:
         print(f"ERROR: {visible(error_line(error))}", file=sys.stderr)
         return BAD_INPUT
-    except KeyboardInterrupt:
-        print("ERROR: interrupted", file=sys.stderr)
-        return INTERRUPTED
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

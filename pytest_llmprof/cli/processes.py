@@ -67,17 +67,17 @@ class Side:
         return self._read(directory, log, number, code)
 
     def _read(self, directory: Path, log: Path, number: int, code: int) -> SavedRun:
-        where, seen, lines = f"{self.letter}, process {number}", f"(log: {log})", _lines(log)
+        where, seen, lines = f"{self.letter}, process {number}", f"(log: {log})", lines_of(log)
         if code in _REFUSED:
-            raise ProcessFailed(f"{where}: {_REFUSED[code]}{_cause(lines) if code != 5 else ''} {seen}", BAD_INPUT)
+            raise ProcessFailed(f"{where}: {_REFUSED[code]}{cause(lines) if code != 5 else ''} {seen}", BAD_INPUT)
         try:
             run = saved_run(directory)
         except ArtifactError as error:  # a process that was killed may leave half a run
-            what = f"left no run, {error}" if code == 0 else _ended(code)
+            what = f"left no run, {error}" if code == 0 else ended(code)
             raise ProcessFailed(f"{where}: {what} {seen}", NOT_MEASURED, lines[-_TAIL_LINES:]) from error
         failed = [test for test in run.tests if test.problem]
         if code != 0 or run.status != "complete":
-            what = _ended(code) if code else f"its run is {run.status}"
+            what = ended(code) if code else f"its run is {run.status}"
             if code == 1 and failed:
                 what = f"{one_line(failed[0].id, 120)} failed: {one_line(failed[0].problem or '', 200)}"
             raise ProcessFailed(f"{where}: {what} {seen}", NOT_MEASURED, lines[-_TAIL_LINES:])
@@ -88,17 +88,19 @@ class Side:
         return run
 
 
-def _ended(code: int) -> str:
+def ended(code: int) -> str:
+    """How a process ended, by its exit code; negative for a signal."""
     return f"ended with signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
-def _cause(lines: Sequence[str]) -> str:
+def cause(lines: Sequence[str]) -> str:
     """The last line of an error, after a colon; empty where there is none."""
     line = next((line for line in reversed(lines) if "rror: " in line or line.startswith("ERROR")), None)
     return f": {one_line(line.removeprefix('ERROR: '))}" if line else ""
 
 
-def _lines(log: Path) -> list[str]:
+def lines_of(log: Path) -> list[str]:
+    """The lines of *log* that are not empty."""
     return [line.rstrip() for line in log.read_bytes().decode("utf-8", "replace").split("\n") if line.strip()]
 
 

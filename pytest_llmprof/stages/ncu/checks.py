@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from pytest_llmprof.errors import StageError
@@ -35,7 +34,7 @@ def checks(context: CheckContext) -> Iterator[Check]:
 
 
 def _recording(context: CheckContext, tool: Tool) -> Check:
-    options = replace(context.settings.current.options, launch_skip=0)
+    options = context.settings.current.options
     with tempfile.TemporaryDirectory(prefix="llmprof-doctor-") as scratch:
         report = Path(scratch) / "probe.ncu-rep"
         command = ncu_command(tool, options, Chosen("all", (), None, 1), report)
