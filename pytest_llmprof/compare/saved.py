@@ -301,14 +301,26 @@ def _machine(environment: Environment | None) -> SavedMachine:
     return SavedMachine(gpu.name, gpu.power_limit_w, gpu.sm_clock_max_mhz, host.cpu, cores)
 
 
+def shared_gpu(metrics: Metrics, environment: Environment | None) -> str | None:
+    """That other workers of the run used the GPU of this test; None where they did not."""
+    workers = environment.other_workers(metrics.device) if environment else 0
+    if not workers or not metrics.device.startswith("cuda"):
+        return None
+    return f"{count(workers, 'other worker')} of its run used the GPU (--llmprof-share-gpu)"
+
+
 def _doubts(metrics: Metrics, environment: Environment | None) -> list[str]:
     contended = metrics.figures.get("contended") or 0.0
     found = [f"{CONTENDED} in {contended:.0%} of the rounds"] if contended > CONTENDED_ROUNDS else []
     if environment is None:
         return found
+    if shared := shared_gpu(metrics, environment):
+        found.append(shared)
+    elif workers := environment.other_workers(metrics.device):
+        found.append(f"{CONTENDED} by {count(workers, 'other worker')} of its run")
     readings = [gpu for gpu in (environment.gpu, environment.gpu_after) if gpu is not None]
     others = max((gpu.other_processes or 0 for gpu in readings), default=0)
-    if others:
+    if others and not shared:  # which are those workers
         found.append(f"{count(others, 'other process', 'other processes')} used the GPU")
     causes = {one_line(cause): None for gpu in readings if gpu.throttled for cause in gpu.throttle_reasons or ()}
     measured = 1000 * sum(metrics.round_seconds)

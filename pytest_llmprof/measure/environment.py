@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pytest_llmprof.measure.gpu import read_gpu, throttled_between
 from pytest_llmprof.measure.host import usable_processors
+from pytest_llmprof.measure.workers import this_worker
 from pytest_llmprof.records.environment import Environment, Git, Gpu, Host
 from pytest_llmprof.records.run import Process
 
@@ -66,6 +67,7 @@ def environment(
         gpu_reason=reason,
         gpu_after=after,
         gpu_throttled_ms=throttled_between(before, after),
+        workers=this_worker(os.environ),
     )
 
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,8 @@ from pytest_llmprof.plugin.results import Results, failure, judge, one_line, uni
 from pytest_llmprof.plugin.shards import Shards
 from pytest_llmprof.plugin.shared import SHARED, SharedState
 from pytest_llmprof.plugin.terminal import clean, columns, gate_lines, header, relative, summary
+from pytest_llmprof.plugin.workers import CHANNEL as GROUPS
+from pytest_llmprof.plugin.workers import WorkerHooks, auto_workers, send_groups, take_share
 from pytest_llmprof.text.escape import encodable, visible
 
 pytest_plugins = ("pytest_llmprof.plugin.fixtures",)
@@ -72,15 +73,22 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
         from pytest_llmprof.records.files import write_json
         from pytest_llmprof.run.doctor import examine
 
-        with _usage_errors():
+        with options.usage_errors():
             options.check_ini(config)
             write_json(Path(doctor), examine(SharedState(config).session))
         return 0
     if not config.getoption("llmprof_show_config"):
         return None
-    with _usage_errors():
+    with options.usage_errors():
         print(SharedState(config).session.composer.show(), end="")
     return 0
+
+
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """For `-n auto`, before `pytest_configure`."""
+    with options.usage_errors():
+        return auto_workers(SharedState(config))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -94,21 +102,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
         config.pluginmanager.register(ChildHooks(shared), "llmprof-in-child")
     manager.shards.collect_all()
-    if not shared.worker:  # a worker's controller has checked it
-        with _usage_errors():
+    if shared.controller:
+        config.pluginmanager.register(manager.workers, "llmprof-workers")
+    if shared.worker:
+        if GROUPS in config.workerinput:  # type: ignore[attr-defined]
+            config.option.loadgroup = False  # it would append the groups of marks to node ids
+    else:  # a worker's controller has checked it
+        with options.usage_errors():
             options.check_ini(config)
             manager.shards.check()
             if options.configured(config, ini=shared.controller):
                 manager.check()
-
-
-@contextmanager
-def _usage_errors() -> Iterator[None]:
-    """Turn errors of ours into pytest's usage errors: one line, exit code 4."""
-    try:
-        yield
-    except LlmprofError as error:
-        raise pytest.UsageError(visible(str(error))) from None
 
 
 class Manager:
@@ -126,6 +130,7 @@ class Manager:
         self._used = False
         """Whether a collected test asks for us."""
         self._results = Results(config)
+        self.workers = WorkerHooks(shared)
         self._strict = options.strict(config) and not shared.child  # a child's parent judges its gates
         self._interrupted = False
 
@@ -202,9 +207,13 @@ class Manager:
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """In a worker: make the run directory before the controller gets the tests and looks for it."""
+        if self._shared.worker:
+            send_groups(session.items, self._config)
         if not (self._shared.worker and self._used) or self._runs_nothing:
             return
         try:
+            if self._config_error is None:
+                take_share(self._shared)
             if self._shared.away is None:
                 self._shared.session.begin()
             else:
@@ -237,7 +246,7 @@ class Manager:
         self._results.legacy(self._shared.session.legacy_keys)
         self._results.log_legacy()
         self._results.catch_sigterm()
-        with _usage_errors(), uninterrupted():
+        with options.usage_errors(), uninterrupted():
             self._shared.session.begin()
             self._results.begin(self._shared.session)
 
@@ -346,7 +355,11 @@ class Manager:
         from pytest_llmprof.plugin.tool_items import child_options
 
         apart = may_be_apart(node.gateway.spec)
-        node.workerinput["llmprof"] = self._shared.to_worker(child_options(self._config), apart=apart)
+        node.workerinput["llmprof"] = self._shared.to_worker(
+            child_options(self._config), place=self.workers.place(node), apart=apart
+        )
+        if self.workers.grouped:
+            node.workerinput[GROUPS] = self.workers.connect(node)
         node.workerinput["llmprof_shards"] = self.shards.to_worker()
         if apart:
             node.workerinput[CHANNEL] = self._shared.home.connect(node.gateway.newchannel())

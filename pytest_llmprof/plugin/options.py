@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +52,12 @@ _STRICT = (
 )
 
 
+_SHARE_GPU = (
+    "let several workers of pytest-xdist use one GPU where there are more workers than GPUs; their figures are marked "
+    "as shared, and gates on them are not measured"
+)
+
+
 def add_options(parser: pytest.Parser) -> None:
     """Register the group `llmprof` and its ini twins."""
     group = parser.getgroup("llmprof", "benchmark and profile document-OCR and multimodal models")
@@ -71,6 +79,8 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption("--llmprof-durations", dest="llmprof_durations", metavar="NAME|RUN", help=durations)
     group.addoption("--llmprof-strict", dest="llmprof_strict", action="store_true", help=_STRICT)
     parser.addini("llmprof_strict", _STRICT, type="bool", default=False)
+    group.addoption("--llmprof-share-gpu", dest="llmprof_share_gpu", action="store_true", help=_SHARE_GPU)
+    parser.addini("llmprof_share_gpu", _SHARE_GPU, type="bool", default=False)
     show = "print the session's resolved configuration as YAML and exit without collecting"
     group.addoption("--llmprof-show-config", dest="llmprof_show_config", action="store_true", help=show)
     group.addoption(FROZEN, dest="llmprof_frozen", default=None, help=argparse.SUPPRESS)
@@ -116,6 +126,23 @@ def check_ini(config: pytest.Config) -> None:
 def strict(config: pytest.Config) -> bool:
     """Whether a test fails where something is missing."""
     return bool(config.getoption("llmprof_strict") or config.getini("llmprof_strict"))
+
+
+def share_gpu(config: pytest.Config) -> bool:
+    """Whether several workers may use one GPU."""
+    return bool(config.getoption("llmprof_share_gpu") or config.getini("llmprof_share_gpu"))
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """Turn errors of ours into pytest's usage errors: one line, exit code 4."""
+    from pytest_llmprof.errors import LlmprofError
+    from pytest_llmprof.text.escape import visible
+
+    try:
+        yield
+    except LlmprofError as error:
+        raise pytest.UsageError(visible(str(error))) from None
 
 
 def directory(config: pytest.Config, key: str) -> Path | None:

@@ -33,6 +33,8 @@ class SharedState:
         """Whether it starts such workers."""
         self.child = config.getoption("llmprof_frozen") is not None
         """Whether it is the child of a stage under a tool."""
+        self.configured = options.configured(config, ini=True)
+        """Whether an option or an ini value configures it."""
         self.progress = Progress(config)
         self.baselines = Baselines(config)
 
@@ -53,8 +55,9 @@ class SharedState:
         """The controller's side of it."""
         return Home(lambda: self.session)
 
-    def to_worker(self, child_options: Sequence[str], *, apart: bool) -> str:
-        """What a worker gets; *apart*: whether it may see other files than this process.
+    def to_worker(self, child_options: Sequence[str], *, place: tuple[int, int] | None, apart: bool) -> str:
+        """What a worker gets. *place*: its number and how many there are on this host, where it takes its share of
+        that by itself; *apart*: whether it may see other files than this process.
 
         In ASCII, as xdist sends no text that is not valid Unicode: a path may hold any bytes.
         """
@@ -70,6 +73,7 @@ class SharedState:
                 "child_options": list(child_options),
                 "baseline": self.baselines.to_worker(apart=apart),
                 "cwd": str(self.config.invocation_params.dir),
+                "place": place,
             }
         )
 

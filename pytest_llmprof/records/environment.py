@@ -61,6 +61,15 @@ class Host(Struct, frozen=True):
     """Environment variables that rule the threads (OMP_*, GOMP_*, KMP_*, MKL_*), the plugin's own included."""
 
 
+class Workers(Struct, frozen=True):
+    """The workers of pytest-xdist on this host, of which this process is one."""
+
+    count: int
+    """All of them."""
+    on_gpu: int | None = None
+    """Those that were given this process's GPU, itself included; null where none was given to them."""
+
+
 class Git(Struct, frozen=True):
     """The commit of the tested project (pytest's rootdir)."""
 
@@ -87,3 +96,15 @@ class Environment(Struct, frozen=True, kw_only=True):
     """After the last measured round; null where none was measured."""
     gpu_throttled_ms: dict[str, float] | None = None
     """Milliseconds that the GPU's clocks were held down between the two, by cause; null where it is not known."""
+    workers: Workers | None = None
+    """Null in a run without workers, and in a worker on another machine than its controller."""
+
+    def other_workers(self, device: str) -> int:
+        """How many other workers may have disturbed a model on *device*: those on its GPU, on a CPU those on the host.
+
+        Of workers that were given no GPU each may have used the one that CUDA names first.
+        """
+        if self.workers is None:
+            return 0
+        on_gpu = self.workers.on_gpu if device.startswith("cuda") else None
+        return (on_gpu or self.workers.count) - 1

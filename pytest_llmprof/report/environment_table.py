@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pytest_llmprof.records.environment import Environment, Gpu
+from pytest_llmprof.records.environment import Environment, Gpu, Workers
 from pytest_llmprof.report.sections import listed
 from pytest_llmprof.text.escape import inline
 from pytest_llmprof.text.markdown import table
@@ -35,6 +35,7 @@ def _rows(environment: Environment) -> Iterator[tuple[str, str]]:
         host.torch_threads and count(host.torch_threads, "torch thread"),
         host.ram_gib and f"{number(host.ram_gib)} GiB memory",
     )
+    yield "Workers on the host", _workers(environment.workers)
     yield "System", host.os + (f", in a container ({host.container})" if host.container else "")
     yield "Python", environment.python
     yield "Versions", ", ".join(f"{name} {value}" for name, value in environment.versions.items() if value)
@@ -48,6 +49,12 @@ def _gpu(gpu: Gpu | None, reason: str | None) -> str:
         return f"none ({reason})" if reason else ""
     memory = gpu.memory_gib and f"{number(gpu.memory_gib)} GiB"
     return listed(gpu.name, memory, gpu.driver and f"driver {gpu.driver}", reason)
+
+
+def _workers(workers: Workers | None) -> str:
+    if workers is None:
+        return ""
+    return listed(str(workers.count), workers.on_gpu and f"{workers.on_gpu} of them with this GPU")
 
 
 def _throttled(by_cause: dict[str, float] | None) -> str:

@@ -59,9 +59,16 @@ def machine_warnings(metrics: Metrics, environment: Environment | None) -> list[
     found = list(_contended(metrics))
     if environment is None:
         return found
+    workers, on_gpu = environment.other_workers(metrics.device), metrics.device.startswith("cuda")
+    if workers and on_gpu:
+        by = count(workers, "other worker")
+        found.append(f"The GPU was shared with {by} of this run: alone on it the same work is faster.")
+    elif workers:
+        by = count(workers, "other worker")
+        found.append(f"The host was contended, beside {by} of this run: alone the same work may be faster.")
     readings = [gpu for gpu in (environment.gpu, environment.gpu_after) if gpu is not None]
     others = max((gpu.other_processes or 0 for gpu in readings), default=0)
-    if others:
+    if others and not (workers and on_gpu):  # which are those workers
         found.append(f"The GPU was shared with {count(others, 'other process', 'other processes')}.")
     reasons = {inline(reason): None for gpu in readings if gpu.throttled for reason in gpu.throttle_reasons or ()}
     measured = sum(metrics.round_seconds) * 1000

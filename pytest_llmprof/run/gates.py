@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from msgspec import structs
+
 from pytest_llmprof.compare.baseline import Baseline
 from pytest_llmprof.compare.compare import Terms
 from pytest_llmprof.compare.gates import ChangeGate, Gate, Given, Kind, Reference, judge, judge_changes, read_gate
 from pytest_llmprof.compare.looks import Rounds, planned
-from pytest_llmprof.compare.saved import saved_test
+from pytest_llmprof.compare.rules import is_statistical
+from pytest_llmprof.compare.saved import saved_test, shared_gpu
 from pytest_llmprof.compare.verdicts import parse_share
 from pytest_llmprof.config.schema import Settings
 from pytest_llmprof.errors import ConfigError
@@ -124,8 +127,21 @@ class Judge:
 
     def judge(self, records: StageRecords, stage_dir: Path) -> list[GateResult]:
         """The results of all gates."""
-        limits = judge(self._gates.limits, records.metrics)
-        return limits + (self._changes(records, stage_dir)[0] if self._gates.changes else [])
+        return self._limits(records) + (self._changes(records, stage_dir)[0] if self._gates.changes else [])
+
+    def _limits(self, records: StageRecords) -> list[GateResult]:
+        """The results of the limits. A time on a GPU that workers shared says nothing, whichever it is."""
+        found = judge(self._gates.limits, records.metrics)
+        why = shared_gpu(records.metrics, records.environment)
+        if why is None:
+            return found
+        noisy = {metric.name for metric in self._declarations if is_statistical(metric)}
+        return [
+            structs.replace(gate, outcome="not measured", reason=why)
+            if gate.figure is not None and gate.name in noisy
+            else gate
+            for gate in found
+        ]
 
     def _changes(self, records: StageRecords, stage_dir: Path) -> tuple[list[GateResult], bool]:
         """The results of the gates against the baseline, and whether more rounds may settle one."""

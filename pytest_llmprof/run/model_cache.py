@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 
 from pytest_llmprof.config.schema import Settings
 from pytest_llmprof.errors import ModelError, error_line
 from pytest_llmprof.models.base import LoadedModel, ModelPlugin
+
+
+def model_key(settings: Settings) -> Hashable:
+    """Equal for settings that one loaded model serves."""
+    return replace(settings.model, max_new_tokens=0, hub_timeout_s=1.0), settings.infer.engine
 
 
 @dataclass
@@ -22,7 +27,7 @@ class ModelCache:
 
     def get(self, settings: Settings, progress: Callable[[str], None]) -> LoadedModel:
         """The model of *settings*, loaded where another one or none is kept."""
-        key = (replace(settings.model, max_new_tokens=0, hub_timeout_s=1.0), settings.infer.engine)
+        key = model_key(settings)
         if self._model is None or self._key != key:
             self.close()
             progress(f"loading {settings.choices.get('model', settings.model.name)}")

@@ -12,7 +12,7 @@ from pytest_llmprof.compare.saved import read_runs
 from pytest_llmprof.compare.saved import saved_run as of_directory
 from pytest_llmprof.compare.store import Store
 from pytest_llmprof.errors import ArtifactError, ConfigError
-from pytest_llmprof.records.environment import Environment, Gpu
+from pytest_llmprof.records.environment import Environment, Gpu, Workers
 from pytest_llmprof.records.files import write_json
 
 STAGE = "test_x/test_pages-0/direct_inference"
@@ -41,6 +41,25 @@ def test_a_disturbed_gpu_is_a_doubt(tmp_path):
         "2 other processes used the GPU",
         "the GPU was throttled (power cap, thermal for 0.900 s)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "doubts"),
+    [
+        ("cuda:0", Workers(2, 1), ["2 other processes used the GPU"]),
+        ("cuda:0", Workers(3, 2), ["1 other worker of its run used the GPU (--llmprof-share-gpu)"]),
+        ("cpu", Workers(3, 2), ["the host was contended by 2 other workers of its run"]),
+        ("cpu", Workers(1, None), []),
+    ],
+)
+def test_other_workers_are_a_doubt(tmp_path, device, workers, doubts):
+    directory = write_run(tmp_path / "run")
+    metrics = json.loads((directory / STAGE / "metrics.json").read_text())
+    metrics["fingerprint"]["device"] = device
+    write_json(directory / STAGE / "metrics.json", metrics)
+    gpu = Gpu("H100", None, other_processes=2) if device != "cpu" else None
+    write_json(directory / STAGE / "environment.json", Environment(gpu=gpu, workers=workers))
+    assert of_directory(directory).tests[0].doubts == doubts
 
 
 @pytest.mark.parametrize(("share", "doubts"), [(0.1, []), (0.2, ["the host was contended in 20% of the rounds"])])

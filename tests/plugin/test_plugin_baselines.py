@@ -51,7 +51,7 @@ def newest(bench) -> Path:
     return (bench.path / "llmprof-runs" / "latest").resolve()
 
 
-@pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["alone", "xdist"])
+@pytest.mark.parametrize("workers", [[], ["-n1"]], ids=["alone", "xdist"])
 def test_a_run_is_saved_and_the_next_is_compared_with_it(calls, workers):
     run = calls.run_apart if workers else calls.run
     first = run(args=[*STAGE, *workers, "--llmprof-save=main"])

@@ -140,7 +140,7 @@ def test_the_section_shows_limit_values_interval_and_verdict(runs):
     assert test["error"].startswith("llmprof_gate: total_ms is slower: 10.0 → 11.0")
 
 
-@pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["alone", "xdist"])
+@pytest.mark.parametrize("workers", [[], ["-n1"]], ids=["alone", "xdist"])
 def test_junitxml_maxfail_and_x_see_a_failure(runs, workers):
     runs.bench.test(TEST.format(mark=f"@pytest.mark.llmprof_gate({GATE})") + "\ndef test_last(work): pass\n")
     runs.go(QUIET, args=["--llmprof-save=main"]).assert_outcomes(passed=2)

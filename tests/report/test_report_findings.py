@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 from report_helpers import notes, report, section, to_look_at
 
-from pytest_llmprof.records.environment import Environment, Gpu
+from pytest_llmprof.records.environment import Environment, Gpu, Workers
 from pytest_llmprof.records.metrics import Metrics, RoundHost
 from pytest_llmprof.records.stage import StageRecords
 from pytest_llmprof.report.findings import findings, machine_warnings, warnings
@@ -173,3 +173,15 @@ def test_the_gpu_around_and_during_the_rounds(metrics: Metrics, environment: Env
     assert shared == "The GPU was shared with 1 other process."
     assert throttled.startswith("The GPU was throttled (sw_power_cap, thermal for 2.50 s")
     assert machine_warnings(metrics, None) == machine_warnings(metrics, Environment()) == []
+
+
+def test_other_workers_of_the_run(metrics: Metrics, environment: Environment, gpu: Gpu) -> None:
+    metrics.fingerprint.device = "cuda:0"
+    assert machine_warnings(metrics, replace(environment, workers=Workers(2, 1))) == []
+    shared = replace(environment, workers=Workers(3, 2), gpu=replace(gpu, other_processes=1))
+    (text,) = machine_warnings(metrics, shared)
+    assert text == "The GPU was shared with 1 other worker of this run: alone on it the same work is faster."
+    metrics.fingerprint.device = "cpu"
+    (text,) = machine_warnings(metrics, Environment(workers=Workers(3, 2)))
+    assert text == "The host was contended, beside 2 other workers of this run: alone the same work may be faster."
+    assert "| Workers on the host | 3, 2 of them with this GPU |" in report(StageRecords(metrics, {}, shared))

@@ -1,0 +1,206 @@
+"""Workers of pytest-xdist: the GPU and the threads of each, and which tests stay together in one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Hashable, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_llmprof.errors import ConfigError
+from pytest_llmprof.plugin import options
+from pytest_llmprof.plugin.items import ITEM
+
+if TYPE_CHECKING:
+    from pytest_llmprof.config.schema import Settings
+    from pytest_llmprof.measure.visible_gpus import VisibleGpus
+    from pytest_llmprof.measure.workers import WorkerShare
+    from pytest_llmprof.plugin.shared import SharedState
+
+CHANNEL = "llmprof_groups"
+"""Under this name a worker finds the channel for its groups in `workerinput`."""
+
+
+class WorkerHooks:
+    """In the process that starts workers."""
+
+    def __init__(self, shared: SharedState) -> None:
+        self._shared = shared
+        self._config = shared.config
+        self._local: Sequence[Any] = ()
+        """What execnet knows of each worker on this host."""
+        self.grouped = _group_by_model(self._config, configured=shared.configured)
+        """Whether each test of ours belongs to a group of tests with the same model."""
+        self._groups: dict[str, str] = {}
+        """Node id -> group, as the workers send it."""
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_setupnodes(self, specs: Sequence[Any]) -> None:
+        """Give each worker of this host its share. Another host's list of GPUs is its own."""
+        self._local = [spec for spec in specs if spec.popen and not spec.via]
+        if not self._shared.configured:
+            return  # no test of ours may be here: the workers find out, and call `take_share`
+        with options.usage_errors():
+            found = worker_shares(self._config, self._shared.session.composer.session(), len(self._local))
+        for spec, share in zip(self._local, found, strict=True):
+            spec.env.update(share.variables)
+
+    @pytest.hookimpl(optionalhook=True, trylast=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
+        if not self.grouped:
+            return None
+        from pytest_llmprof.plugin.scheduling import ModelGroupScheduling
+
+        return ModelGroupScheduling(config, log, self._groups)
+
+    def place(self, node: Any) -> tuple[int, int] | None:
+        """The number of the worker *node* and how many there are on this host, where it takes its share by itself."""
+        number = next((place for place, spec in enumerate(self._local) if spec is node.gateway.spec), None)
+        return None if number is None or self._shared.configured else (number, len(self._local))
+
+    def connect(self, node: Any) -> Any:
+        """A channel on which the worker *node* sends the groups. They are here before xdist hears of its tests."""
+        channel = node.gateway.newchannel()
+        channel.setcallback(self._groups.update)
+        return channel
+
+
+def _group_by_model(config: pytest.Config, *, configured: bool) -> bool:
+    """Whether tests are grouped by model: where `--dist loadgroup` was chosen, or nothing was, which it then is."""
+    if not configured:
+        return False
+    given = config.known_args_namespace
+    nothing_chosen = config.option.dist == "load" and given.dist == "no" and not given.distload
+    if nothing_chosen:
+        config.option.dist = "loadgroup"
+    return bool(config.option.dist == "loadgroup")
+
+
+def auto_workers(shared: SharedState) -> int | None:
+    """How many workers `-n auto` starts: one for each GPU where the session's model runs on one; None elsewhere."""
+    if not shared.configured or "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
+    from pytest_llmprof.measure.visible_gpus import visible_gpus
+
+    gpus = visible_gpus(os.environ)
+    return len(gpus.entries) or None if _on_gpu(shared.session.composer.session(), gpus) else None
+
+
+def _on_gpu(settings: Settings, gpus: VisibleGpus) -> bool:
+    """Whether the session's model runs on a GPU. torch, which could start CUDA, is not asked."""
+    from pytest_llmprof.measure.visible_gpus import torch_has_cuda
+
+    device = settings.model.device
+    return device.startswith("cuda") or (device == "auto" and bool(gpus.entries) and torch_has_cuda())
+
+
+def worker_shares(config: pytest.Config, settings: Settings, count: int) -> list[WorkerShare]:
+    """The shares of *count* workers on this host. Raises `ConfigError` where there are not enough GPUs."""
+    from pytest_llmprof.measure.host import usable_processors
+    from pytest_llmprof.measure.visible_gpus import VARIABLE, visible_gpus
+    from pytest_llmprof.measure.workers import shares
+
+    gpus = visible_gpus(os.environ)
+    if count and _on_gpu(settings, gpus):
+        device = settings.model.device
+        where = f"model.device={device}{settings.where('model.device')}"
+        if ":" in device:
+            raise ConfigError(f"{where}: a worker sees its own GPU alone, so write model.device=cuda")
+        if not gpus.entries and count > 1:
+            if (given := os.environ.get(VARIABLE)) is not None:
+                raise ConfigError(f"{where}, but {VARIABLE}={given} leaves no GPU to {count} workers")
+            raise ConfigError(
+                f"{where} and {count} workers, but no GPU is found by the driver (NVML) or nvidia-smi: name those to "
+                f"use in {VARIABLE}, or write model.device=cpu"
+            )
+        if count > len(gpus.entries) > 0 and not options.share_gpu(config):
+            raise ConfigError(
+                f"{count} workers, but {_number(len(gpus.entries), 'GPU')} ({gpus}): use -n {len(gpus.entries)}, or "
+                "--llmprof-share-gpu, which marks their figures as shared"
+            )
+    return shares(count, gpus.entries, usable_processors(), os.environ)
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def take_share(shared: SharedState) -> None:
+    """In a worker of a session that does not configure us, once a test of ours is found: take this worker's share.
+
+    Raises `ConfigError` where there are not enough GPUs, or CUDA has been started on another one.
+    """
+    place = shared.from_controller.get("place")
+    if place is None:
+        return
+    number, count = place
+    share = worker_shares(shared.config, shared.session.composer.session(), count)[number]
+    torch = sys.modules.get("torch")
+    if torch is not None and share.gpu is not None and torch.cuda.is_initialized():
+        raise ConfigError(
+            "a conftest or a test module has started CUDA before this worker has its GPU: give an option of llmprof, "
+            "such as --llmprof-stage, and workers get their GPUs before anything is imported"
+        )
+    os.environ.update(share.variables)
+    if torch is not None and share.threads is not None:
+        torch.set_num_threads(share.threads)  # it has read the variable
+
+
+def send_groups(items: Sequence[pytest.Item], config: pytest.Config) -> None:
+    """In a worker: tell the scheduler what stays together: tests with a mark `xdist_group` by its name, other tests of
+    ours by model and engine. All workers come to the same groups."""
+    channel = config.workerinput.get(CHANNEL)  # type: ignore[attr-defined]
+    if channel is None:
+        return
+    marked = {item: "_".join(sorted(names)) for item in items if (names := _marked_groups(item))}
+    ours = {item: key for item in items if item not in marked and (key := _model_of(item)) is not None}
+    alone = len(items) - len(marked) - len(ours)
+    workers = config.workerinput["workercount"]  # type: ignore[attr-defined]
+    groups = {item.nodeid: f"group {name}" for item, name in marked.items()}
+    for number, members in enumerate(split(list(ours), ours.__getitem__, workers - len(set(marked.values())) - alone)):
+        groups |= {item.nodeid: f"model {number}" for item in members}
+    channel.send(groups)
+
+
+def _marked_groups(item: pytest.Item) -> set[str]:
+    """The groups of its `xdist_group` marks, as xdist reads them."""
+    return {
+        str(mark.args[0] if mark.args else mark.kwargs.get("name", "default"))
+        for mark in item.iter_markers("xdist_group")
+    }
+
+
+def _model_of(item: pytest.Item) -> Hashable | None:
+    """Equal for tests that one loaded model serves; None for a test that is not ours."""
+    from pytest_llmprof.run.model_cache import model_key
+
+    state = item.stash.get(ITEM, None)
+    return None if state is None or state.settings is None else model_key(state.settings)
+
+
+def split(items: Sequence[Any], key: Callable[[Any], Hashable], least: int) -> list[list[Any]]:
+    """*items* in groups with the same *key*; where these are fewer than *least*, the largest is cut into two of
+    neighbours, and so on while one has two."""
+    by_key: dict[Hashable, list[Any]] = {}
+    for item in items:
+        by_key.setdefault(key(item), []).append(item)
+    parts = dict.fromkeys(by_key, 1)
+
+    def size(one: Hashable) -> float:
+        return len(by_key[one]) / parts[one]
+
+    while parts and sum(parts.values()) < least:
+        largest = max(parts, key=size)
+        if size(largest) <= 1:
+            break
+        parts[largest] += 1
+    return [part for one, members in by_key.items() for part in _contiguous(members, parts[one])]
+
+
+def _contiguous(members: Sequence[Any], parts: int) -> list[list[Any]]:
+    """*members* in *parts* of equal length, give or take one."""
+    ends = [len(members) * part // parts for part in range(parts + 1)]
+    return [list(members[begin:end]) for begin, end in pairwise(ends)]
