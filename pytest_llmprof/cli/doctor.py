@@ -19,8 +19,6 @@ from pytest_llmprof.text.escape import one_line, visible
 _LISTS = ("--llmprof-stage", "--llmprof-override")
 _DIRECTORIES = ("--llmprof-config-dir", "--llmprof-run-dir")
 _USAGE_ERROR = 4
-_TOGETHER = (("pytest", (9, 2), "pytest-benchmark", (5, 3), "every test fails in it (_nodeid)"),)
-"""(package, from this version on, other package, needs at least this version, what happens otherwise)"""
 
 
 def add(commands: Subparsers) -> None:
@@ -115,24 +113,17 @@ def _packages() -> Iterator[Check]:
         yield not_checked(name, f"what is needed is not known: {error}", "install pytest-llmprof with pip")
         return
     wrong = []
-    for text in own:
-        one = Requirement(text)
-        if one.marker is not None and not one.marker.evaluate({"extra": ""}):
-            continue
+    needed = [one for one in map(Requirement, own) if one.marker is None or one.marker.evaluate({"extra": ""})]
+    for one in needed:
         there = _version(one.name)
         if there is None or not one.specifier.contains(there, prereleases=True):
             wrong.append((f"{one.name} {there or 'is missing'}", str(one)))
     if wrong:
-        found = "; ".join(f"{what}, needed is {needed}" for what, needed in wrong)
-        yield problem(name, found, "pip install " + " ".join(f"'{needed}'" for _, needed in wrong))
+        found = "; ".join(f"{what}, needed is {requirement}" for what, requirement in wrong)
+        yield problem(name, found, "pip install " + " ".join(f"'{requirement}'" for _, requirement in wrong))
     else:
-        yield ok(name, f"{len(own)} requirements are met; pytest {_version('pytest')}")
-    for package, since, other, least, otherwise in _TOGETHER:
-        versions = [_version(package), _version(other)]
-        if None not in versions and _numbers(str(versions[0])) >= since and _numbers(str(versions[1])) < least:
-            needed = ".".join(map(str, least))
-            found = f"{package} {versions[0]} does not go with {other} {versions[1]}: {otherwise}"
-            yield problem(name, found, f"pip install '{other}>={needed}'")
+        versions = ", ".join(f"{package} {_version(package)}" for package in ("pytest", "pytest-benchmark"))
+        yield ok(name, f"{len(needed)} requirements are met ({versions})")
 
 
 def _version(package: str) -> str | None:
@@ -140,10 +131,6 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
 
 
 def _lines(report: MachineReport) -> Iterator[str]:

@@ -94,16 +94,26 @@ def test_a_pytest_that_breaks(project, capsys):
     assert "can run" not in out
 
 
-def test_packages_that_are_too_old_or_do_not_go_together(monkeypatch):
-    real = metadata.version
-    old = {"pytest": "9.2.0", "pytest-benchmark": "5.1.0", "hydra-core": "1.2.0"}
-    monkeypatch.setattr(doctor.metadata, "version", lambda name: old.get(name) or real(name))
-    found = [check for check in doctor._packages() if check.status == "problem"]
-    assert any("hydra-core 1.2.0, needed is hydra-core<1.4,>=1.3.2" in check.found for check in found)
-    assert any("pytest 9.2.0 does not go with pytest-benchmark 5.1.0" in check.found for check in found)
-    assert all(str(check.mend).startswith("pip install ") for check in found)
-    old |= {"pytest": "8.4.0"}
-    assert not any("does not go with" in check.found for check in doctor._packages())
+def test_packages_that_are_too_old_or_missing(monkeypatch):
+    versions = {"pytest": "9.2.0", "pytest-benchmark": "5.1.0"}
+
+    def version(name):
+        if name not in versions:
+            raise metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    needed = ["pytest>=8.1", "pytest-benchmark<6,>=5.3.1", "nvtx>=0.2.11", "ruff>=1; extra == 'test'"]
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: needed)
+    monkeypatch.setattr(doctor.metadata, "version", version)
+    (check,) = doctor._packages()
+    assert check.status == "problem"
+    assert check.found == (
+        "pytest-benchmark 5.1.0, needed is pytest-benchmark<6,>=5.3.1; nvtx is missing, needed is nvtx>=0.2.11"
+    )
+    assert check.mend == "pip install 'pytest-benchmark<6,>=5.3.1' 'nvtx>=0.2.11'"
+    versions |= {"pytest-benchmark": "5.3.1", "nvtx": "0.2.13"}
+    (check,) = doctor._packages()
+    assert (check.status, check.found) == ("ok", "3 requirements are met (pytest 9.2.0, pytest-benchmark 5.3.1)")
 
 
 def test_the_command_itself_imports_no_torch():
