@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pytest_llmprof.config.compose import Composer, ConfigSources
 from pytest_llmprof.config.registry import Registry
 from pytest_llmprof.datasets import builtin
 from pytest_llmprof.models.deepseek_ocr import plugin
-from pytest_llmprof.stages import packaged_stages
+from pytest_llmprof.stages import packaged_stages, probe
 from pytest_llmprof.stages.base import CheckContext
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "analysis"))
 from nsys_tables import one_round
 
 TOOL = """#!{python}
-import shutil, sys
+import pathlib, shutil, subprocess, sys
 name, mode, report = {name!r}, {mode!r}, {report!r}
 if sys.argv[1] == "--version":
     print("NVIDIA Nsight Systems" if name == "nsys" else "NVIDIA (R) Nsight Compute Command Line Profiler")
@@ -32,6 +34,12 @@ if mode == "crash":
     print("==ERROR== the driver resource is unavailable")
     sys.exit(3)
 print('llmprof-nvtx: {{"version": "0.2.13", "records": %s}}' % ("false" if mode == "deaf" else "true"))
+if mode == "hangs":
+    child = subprocess.Popen(["sleep", "100"])
+    pathlib.Path(report).write_text(str(child.pid))
+    child.wait()
+if "--launch-skip" in sys.argv and sys.argv[sys.argv.index("--launch-skip") + 1] != "0":
+    sys.exit()  # the probe has too few launches
 if mode == "records":
     out = sys.argv[sys.argv.index("-o") + 1]
     shutil.copy(report, out + (".sqlite" if name == "nsys" else ".ncu-rep"))
@@ -90,7 +98,7 @@ def test_a_report_of_nsys_that_lacks_what_is_needed(look, tmp_path):
 
 def test_ncu(look, tmp_path):
     (tmp_path / "report").write_text("")
-    program, recording = look("ncu", "records", report=tmp_path / "report")
+    program, recording = look("ncu", "records", "pipeline.ncu.launch_skip=100", report=tmp_path / "report")
     assert (program.status, recording.status) == ("ok", "ok")
 
 
@@ -108,6 +116,17 @@ def test_ncu_that_does_not_profile(look, mode, found, mend):
     assert recording.status == "problem"
     assert found in recording.found
     assert mend in recording.mend
+
+
+@pytest.mark.parametrize("name", ["nsys", "ncu"])
+def test_a_tool_that_hangs_is_ended_with_all_that_it_started(look, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(probe, "_TIMEOUT_S", 2.0)
+    recording = look(name, "hangs", report=tmp_path / "pid")[1]
+    assert (recording.status, "no end in 2 s" in recording.found) == ("problem", True)
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(int((tmp_path / "pid").read_text())):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_ncu_needs_a_gpu(look):
