@@ -44,7 +44,8 @@ class Trace:
         self.windows = raw.windows
         """When each profile began; nothing is recorded between two profiles."""
         self.timeline = Timeline(raw.host, raw.names)
-        self._parent, self._own = nested(raw.host)
+        self.parent, self._own = nested(raw.host)
+        """`parent`: index of the innermost host event around each one; -1 without."""
         self._phase, self._step = self.timeline.at(raw.host.thread, raw.host.start)
 
     @property
@@ -107,7 +108,7 @@ class Trace:
         """Index of the innermost host event around each device event's launch that is not *skipped*; -1 without."""
         index = self._launcher.copy()
         while (climbing := _take(skipped, index, False)).any():
-            index[climbing] = self._parent[index[climbing]]
+            index[climbing] = self.parent[index[climbing]]
         return index
 
     def _calls(self, pattern: re.Pattern[str]) -> Mask:
@@ -134,7 +135,7 @@ class Trace:
         after = np.append(calls[1:], -1)[copies[calls]]
         rows = calls[copies[calls]]
         same = (after >= 0) & (self.host.thread[after] == self.host.thread[rows])
-        copies[rows[same & waits[after] & (self._parent[after] == self._parent[rows])]] = False
+        copies[rows[same & waits[after] & (self.parent[after] == self.parent[rows])]] = False
         counted: Mask = waits | copies
         for began in self.host.start[self._window_ends]:
             last = self._window(self.host.start) == self._window(began)
@@ -155,7 +156,7 @@ class Trace:
 
     def operators(self) -> list[OperatorRow]:
         """Host events by name and phase, longest total first; without the profiler's own range at a window's end."""
-        host, parent = self.host, self._parent
+        host, parent = self.host, self.parent
         seen = np.flatnonzero(~self._window_ends)
         if not len(seen):
             return []
@@ -307,6 +308,11 @@ class Trace:
         start = self.device.start[after]
         seen = self._window(start) == self._window(start - length)
         return after[seen], length[seen], cause[seen]
+
+    def idle(self) -> tuple[Ints, Ints, Ints]:
+        """The times in which the GPU was idle: start and length (ns), index of the cause in `IDLE_CAUSES`."""
+        after, length, cause = self._gaps
+        return self.device.start[after] - length, length, cause
 
     def steps(self) -> StepFigures | None:
         """Figures of a decode step; None where the trace has no `llmprof/step` range."""

@@ -40,8 +40,13 @@ def _run(options: argparse.Namespace) -> int:
     if target is not None and (target.is_dir() or not target.absolute().parent.is_dir()):
         what = "is a directory: name a file in it" if target.is_dir() else "cannot be written: its directory is missing"
         raise ArtifactError(f"--output {target} {what}")
-    comparison = None if options.baseline is None else _comparison(run, options.baseline, Store(options.store))
-    print(write_page(run, target, comparison))
+    comparison, before = None, None
+    if options.baseline is not None:
+        store = Store(options.store)
+        comparison = _comparison(run, options.baseline, store)
+        places = [] if options.baseline in store.names() else store.places(options.baseline)
+        before = next((place for place in places if place.is_dir()), None)
+    print(write_page(run, target, comparison, before))
     return 0
 
 

@@ -145,10 +145,11 @@ def _save(image: Image, path: Path) -> None:
 
 
 def _info(files: PageFiles) -> dict[str, Any]:
-    """The page's line of predictions.jsonl without its texts, and facts of its image."""
+    """The page's line of predictions.jsonl, its answer as it was scored, its truth, and facts of its image."""
     info: dict[str, Any] = msgspec.to_builtins(files.record)
-    del info["text_raw"], info["text_clean"]
     return info | {
+        "text_scored": files.answer,
+        "truth": files.truth,
         "picture": None if files.size is None else {"width": files.size[0], "height": files.size[1]},
         "picture_error": files.image_error,
         "drawn_boxes": len(files.boxes),

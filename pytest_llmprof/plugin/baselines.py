@@ -62,6 +62,13 @@ class Baselines:
         except LlmprofError as error:
             raise type(error)(f"{where}: {error}") from None
 
+    @property
+    def directory(self) -> Path | None:
+        """The run directory that the baseline is, or the first of them; None for a saved run or a file."""
+        if self.baseline is None:
+            return None
+        return next((place for place in self.baseline.places if (place / "run.json").is_file()), None)
+
     def to_worker(self, *, apart: bool) -> dict[str, Any] | None:
         """What a worker gets: the baseline's name and places, and its content where it may be *apart* from them."""
         if self.baseline is None:

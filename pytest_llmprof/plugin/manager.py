@@ -415,7 +415,7 @@ class Manager:
             gates = {row.id: row.gates for row in results.rows.values()}
             baselines.finish(results.log.path, self._shared.session.terms, gates)
             with uninterrupted():
-                results.write_report(results.log, baselines.not_compared)
+                results.write_report(results.log, baselines.not_compared, baselines.directory)
         if (results.trouble or baselines.errors) and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         yield

@@ -19,6 +19,7 @@ from pytest_llmprof.errors import ArtifactError, LlmprofError, text_of
 from pytest_llmprof.text.escape import visible
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import FrameType
 
     from pytest_llmprof.plugin.items import ItemState
@@ -203,15 +204,15 @@ class Results:
                 log.trouble = str(error)
 
     @staticmethod
-    def write_report(log: RunLog, not_compared: str) -> None:
+    def write_report(log: RunLog, not_compared: str, before: Path | None) -> None:
         """Write summary.md and index.html from the files of the run, which has ended; *not_compared*: why it has no
-        comparison."""
+        comparison; *before*: the baseline's run directory, where it is one."""
         from pytest_llmprof.report.page import write_page
         from pytest_llmprof.report.run_summary import write_summary
 
         try:
             write_summary(log.path, not_compared=not_compared)
-            write_page(log.path)
+            write_page(log.path, before=before)
         except ArtifactError as error:
             log.trouble = log.trouble or str(error)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import random
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from pytest_llmprof.records.metrics import (
 )
 from pytest_llmprof.records.run import RunRecord, TestRecord
 from pytest_llmprof.records.stage import StageRecords
+from pytest_llmprof.records.timeline import Lane, Timeline
 
 PARTS = {"preprocess": 0.02, "vision": 0.1, "sam": 0.07, "clip": 0.03, "prefill": 0.08, "decode": 0.79}
 
@@ -157,3 +159,54 @@ REPORT = """\
 
 - [metrics.json](metrics.json): all metrics
 """
+
+
+def answer_of(page: str, **more: object) -> dict[str, object]:
+    """A line of predictions.jsonl."""
+    return {
+        "schema": 1,
+        "page": page,
+        "image": f"{page}.png",
+        "stage": "one_stage",
+        "prompt": "Free OCR.",
+        "status": "ok",
+        "batch_id": 0,
+        "batch_size": 1,
+        "round": 0,
+        "text_raw": "<|ref|>title<|/ref|><|det|>[[10,10,90,40]]<|/det|>\nTotal 12.30",
+        "text_clean": "Total 12.30",
+        "boxes": [
+            {"label": "title", "box": [10, 10, 90, 40], "text": "Total 12.30"},
+        ],
+        "tokens": 12,
+        "finish_reason": "eos",
+        "total_ms": 1000.0,
+        "cer": 0.02,
+        **more,
+    }
+
+
+def write_gallery(stage_dir: Path, answers: list[dict[str, object]]) -> None:
+    """A gallery in viz/, one directory a page."""
+    for number, answer in enumerate(answers):
+        directory = stage_dir / "viz/pages" / f"p{number}"
+        directory.mkdir(parents=True)
+        extra = {"text_scored": "Total 12.30", "truth": "Total 72.30", "picture": {"width": 200, "height": 100}}
+        write_json(directory / "info.json", {**extra, **answer})
+        (directory / "thumbnail.jpg").write_bytes(IMAGE)
+
+
+IMAGE = base64.b64decode("R0lGODlhAQABAIAAAP///wAAACH5BAEAAAAALAAAAAABAAEAAAICRAEAOw==")
+"""One white pixel (a browser looks at the content, not the suffix)."""
+
+
+def write_timeline(stage_dir: Path, events: int) -> None:
+    """timeline.json with *events* kernels, each 2 µs long and followed by 1 µs of waiting."""
+    start = list(range(0, 3000 * events, 3000))
+    lanes = [
+        Lane("Phases", "phases", [0], [3000 * events], [0]),
+        Lane("GPU stream 1", "gpu", start, [2000] * events, [1 + at % 3 for at in range(events)]),
+        Lane("GPU idle", "idle", [at + 2000 for at in start], [1000] * events, [4] * events),
+    ]
+    names = ["decode", "gemm", "softmax", "copy", "launch"]
+    write_json(stage_dir / "timeline.json", Timeline(names=names, lanes=lanes, window_ns=3000 * events))

@@ -1,14 +1,22 @@
 """The page in Chromium, from the disk and without a network."""
 
+import os
 import re
+from pathlib import Path
 
 import pytest
-from page_runs import write_run
+from page_runs import answer_of, run_record, write_gallery, write_run, write_timeline
 
+from pytest_llmprof.cli import main
+from pytest_llmprof.records.files import write_json
+from pytest_llmprof.records.run import TestRecord
 from pytest_llmprof.report.page import write_page
 
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
 pytestmark = pytest.mark.browser
+
+AXE = Path(os.environ.get("LLMPROF_AXE", Path(__file__).parent / "axe.min.js"))
+"""axe-core (MPL-2.0), which is not ours to ship."""
 
 
 def texts(page, selector):
@@ -98,3 +106,198 @@ def test_nothing_is_wider_than_a_phone(open_page, page_file, route):
 def test_an_unknown_test_says_so(open_page, page_file):
     assert texts(open_page(page_file, "/test/99"), "h1") == ["There is no such test"]
     assert texts(open_page(page_file, "/nowhere"), "h1") == ["✕1 of 12 tests failed"]
+
+
+@pytest.fixture
+def gallery_file(tmp_path):
+    run = write_run(tmp_path, tests=1)
+    boxes = [
+        {"label": "title", "box": [10, 10, 90, 40], "text": "A title"},
+        {"label": "table", "box": [5, 50, 150, 90]},
+    ]
+    answers = [
+        answer_of("bad", cer=0.4, boxes=boxes, text_scored="# Total\n\nabc 12.30 more", truth="Total abc 72.30"),
+        *(answer_of(f"page-{number:04}", text_scored="same", truth="# same", cer=0.0) for number in range(2000)),
+    ]
+    write_gallery(run / "test_pages/test_pages-mode0/one_stage", answers)
+    return write_page(run)
+
+
+def test_gallery_boxes_show_and_hide(open_page, gallery_file):
+    page = open_page(gallery_file, "/gallery/0")
+    expect(page.locator(".page-detail h1")).to_have_text("bad")
+    rects = page.locator(".overlay rect")
+    assert rects.count() == 2
+    page.locator(".overlay .box-blue").hover()
+    expect(page.locator(".tip")).to_have_text("title A title")
+    page.get_by_label("title (1)").uncheck()
+    expect(page.locator(".overlay .box-blue")).to_be_hidden()
+    expect(page.locator(".overlay .box-vermilion")).to_be_visible()
+
+
+def test_gallery_shows_what_differs(open_page, gallery_file):
+    page = open_page(gallery_file, "/gallery/0/bad")
+    assert texts(page, ".diff del") == ["7"]
+    assert texts(page, ".diff ins") == ["1", "more"]
+    page.goto(page.url.replace("bad", "page-0007"))
+    expect(page.locator(".page-detail")).to_contain_text("No differences.")
+
+
+def test_gallery_of_thousands_is_a_short_list_of_elements(open_page, gallery_file):
+    page = open_page(gallery_file, "/gallery/0")
+    expect(page.locator(".page-list [role=status]")).to_have_text("2,001 pages")
+    assert page.locator(".virtual-row").count() < 60
+    page.keyboard.press("j")
+    expect(page.locator(".page-detail h1")).to_have_text("page-0000")
+    page.locator(".virtual").evaluate("element => (element.scrollTop = 34 * 1500)")
+    expect(page.get_by_text("page-1500", exact=True)).to_be_visible()
+    page.keyboard.press("/")
+    page.keyboard.type("page-1999")
+    expect(page.locator(".virtual-row")).to_have_count(1)
+    page.keyboard.press("Escape")
+    page.keyboard.press("Escape")
+    expect(page).to_have_url(re.compile("#/test/0$"))
+
+
+def test_timeline_zooms_finds_and_sums(open_page, tmp_path):
+    run = write_run(tmp_path, tests=1)
+    write_timeline(run / "test_pages/test_pages-mode0/one_stage", 60_000)
+    page = open_page(write_page(run), "/test/0")
+    canvas = page.locator(".timeline canvas")
+    readout = page.locator(".timeline .readout")
+    expect(readout).to_have_text("180 ms of 180 ms shown, under the profiler.")
+    expect(page.locator(".timeline .legend")).to_contain_text("idle: launch, 60.0 ms")
+    drawn = canvas.evaluate("element => element.toDataURL().length")
+    assert drawn > 2000
+    canvas.focus()
+    for _ in range(14):
+        page.keyboard.press("+")
+    expect(readout).to_have_text(re.compile(r"^11\.0 µs of 180 ms"))
+    assert canvas.evaluate("element => element.toDataURL().length") != drawn
+    box = canvas.bounding_box()
+    lane = box["y"] + 26 + 25 + 12  # the second lane
+    names = ("gemm", "softmax", "copy")
+    for share in range(30, 70):
+        page.mouse.move(box["x"] + box["width"] * share / 100, lane)
+        if readout.inner_text().startswith(names):
+            break
+    page.mouse.down()
+    page.mouse.up()
+    expect(page.locator(".timeline .notice")).to_contain_text("20,000 events, 40.0 ms in all, 2.00 µs on average")
+    page.get_by_role("button", name="Show all").click()
+    page.get_by_placeholder("Highlight names").fill("gemm")
+
+
+def test_timeline_draws_60_000_kernels_fast(open_page, tmp_path):
+    run = write_run(tmp_path, tests=1)
+    write_timeline(run / "test_pages/test_pages-mode0/one_stage", 60_000)
+    page = open_page(write_page(run), "/test/0")
+    canvas = page.locator(".timeline canvas")
+    expect(page.locator(".timeline .readout")).to_contain_text("180 ms")
+    # Drawing touches one pixel of a crowded lane once, however many kernels lie in it.
+    assert canvas.evaluate(
+        """element => {
+            const context = element.getContext('2d');
+            const real = context.fillRect.bind(context);
+            let drawn = 0;
+            context.fillRect = (...box) => { drawn += 1; real(...box); };
+            element.dispatchEvent(new KeyboardEvent('keydown', { key: '0' }));
+            return new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(drawn))));
+        }"""
+    ) in range(100, 12_000)
+
+
+def test_comparison_shows_verdicts_and_changed_answers(open_page, tmp_path):
+    for name, day, text in (("before", 23, "Total 12.30"), ("after", 24, "Total 13.30")):
+        run = write_run(tmp_path / name, tests=2, rounds=3, started=f"2026-11-{day}T10:15:00+00:00")
+        stage_dir = run / "test_pages/test_pages-mode0/one_stage"
+        answers = [answer_of("same"), answer_of("other", text_raw=text)]
+        write_gallery(stage_dir, answers)
+    assert main(["report", str(tmp_path / "after"), "--baseline", str(tmp_path / "before")]) == 0
+    page = open_page(tmp_path / "after/index.html")
+    page.get_by_role("link", name="See the comparison").click()
+    rows = page.locator("main table tbody tr")
+    shown = rows.count()
+    assert shown > 4
+    page.get_by_label("Which metrics").select_option("all")
+    expect(rows).not_to_have_count(shown)
+    page.locator("details.changed summary").click()
+    assert page.locator("article").count() == 1
+    expect(page.locator("article del")).to_have_text("2")
+    expect(page.locator("article ins")).to_have_text("3")
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</script><script>alert(1)</script>",
+    "</textarea><img src=x onerror=alert(1)>",
+    "[a](javascript:alert(1)) <a href='javascript:alert(1)'>b</a>",
+    "\x1b[31mred\x1b[0m \u202eright to left\u202c \u2066",
+    "x" * 200_000,
+    "<table><tr><td onclick=alert(1)><img src=x onerror=alert(1)>cell</td></tr></table>",
+    "<table><script>alert(1)</script><style>*{display:none}</style>",
+    "<svg onload=alert(1)><foreignObject>",
+    "# " + "\u0301" * 500 + "\n```\nnever closed",
+]
+
+
+def test_hostile_answers_do_nothing(open_page, tmp_path):
+    run = write_run(tmp_path, tests=1)
+    answers = [
+        answer_of(
+            f"../../{number}-{text[:40]}",
+            text_raw=text,
+            text_clean=text,
+            text_scored=text,
+            truth=text[::-1],
+            error=text,
+            boxes=[{"label": text[:60], "box": [1, 1, 50, 50], "text": text}],
+        )
+        for number, text in enumerate(HOSTILE)
+    ]
+    write_gallery(run / "test_pages/test_pages-mode0/one_stage", answers)
+    file = write_page(run)
+    for width in (1400, 400):
+        page = open_page(file, "/gallery/0", width=width)
+        for _ in HOSTILE:
+            expect(page.locator(".page-detail h1")).to_contain_text("../../")
+            assert page.evaluate("document.documentElement.scrollWidth") == width
+            assert page.locator(".page-detail a, .page-detail script, .page-detail iframe").count() == 0
+            assert page.locator(".page-detail img").count() == 1  # the page's own
+            page.locator(".overlay rect").first.focus()
+            page.keyboard.press("j")
+        assert page.locator(".page-detail [onclick], .page-detail [onerror]").count() == 0
+
+
+def test_hostile_records_do_nothing(open_page, tmp_path):
+    tests = [
+        TestRecord(f"t.py::test[{text[:2000]}-{text[:50]}]", text[:50], "pages", "failed", None, text[:5000])
+        for text in HOSTILE
+    ]
+    write_json(tmp_path / "run.json", run_record(tests, argv=["--llmprof-override", *HOSTILE[:5]]))
+    file = write_page(tmp_path)
+    for route in ("/", *(f"/test/{number}" for number in range(len(HOSTILE)))):
+        page = open_page(file, route, width=400)
+        assert page.evaluate("document.documentElement.scrollWidth") == 400, route
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("route", ["/", "/test/0", "/gallery/0", "/compare"])
+def test_axe_finds_no_serious_fault(open_page, tmp_path, route, scheme):
+    if not AXE.is_file():
+        pytest.skip(f"axe-core is not there: npm pack axe-core, and its axe.min.js as {AXE}")
+    for name, day in (("before", 23), ("after", 24)):
+        run = write_run(tmp_path / name, tests=3, failed=1, started=f"2026-11-{day}T10:15:00+00:00")
+        write_gallery(run / "test_pages/test_pages-mode0/one_stage", [answer_of("a"), answer_of("b")])
+        write_timeline(run / "test_pages/test_pages-mode0/one_stage", 50)
+    assert main(["report", str(tmp_path / "after"), "--baseline", str(tmp_path / "before")]) == 0
+    page = open_page(tmp_path / "after/index.html", route, color_scheme=scheme, bypass_csp=True)
+    page.wait_for_timeout(300)
+    page.evaluate(AXE.read_text())
+    found = page.evaluate("async () => (await axe.run()).violations")
+    faults = [
+        f"{one['id']}: {one['help']}: {[node['html'][:150] for node in one['nodes'][:3]]}"
+        for one in found
+        if one["impact"] in ("serious", "critical")
+    ]
+    assert not faults, "\n".join(faults)

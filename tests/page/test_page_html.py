@@ -1,20 +1,21 @@
 """index.html as a file: its data, its policy, its size, and what a run's broken files do to it."""
 
 import base64
+import gzip
 import hashlib
 import html
 import json
 import re
 
 import pytest
-from page_runs import run_record, write_run
+from page_runs import answer_of, run_record, write_gallery, write_run, write_timeline
 
 from pytest_llmprof.cli import main
 from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.records.catalogue import Declaration
 from pytest_llmprof.records.files import write_json, write_text
 from pytest_llmprof.records.run import TestRecord
-from pytest_llmprof.report.page import write_page
+from pytest_llmprof.report.page import collect, write_page
 
 LARGEST = 300_000
 """Bytes of the page without data."""
@@ -23,7 +24,12 @@ LARGEST = 300_000
 def blocks(page):
     """The page's data by name."""
     block = r'<script type="application/json" id="data-([\w-]+)">(.*?)</script>'
-    return {name: json.loads(text) for name, text in re.findall(block, page.read_text(), re.DOTALL)}
+    return {name: unpacked(json.loads(text)) for name, text in re.findall(block, page.read_text(), re.DOTALL)}
+
+
+def unpacked(value):
+    """A block that may be packed."""
+    return json.loads(gzip.decompress(base64.b64decode(value))) if isinstance(value, str) else value
 
 
 def test_the_overview_has_every_test(tmp_path):
@@ -136,3 +142,42 @@ def test_the_command_compares_with_a_baseline(tmp_path):
     data = blocks(tmp_path / "after/index.html")
     assert data["overview"]["compared"] is True
     assert {row["metric"] for row in data["comparison"]["rows"]} >= {"total_ms", "cer"}
+
+
+def test_answers_and_timelines_are_blocks_of_their_own(tmp_path):
+    write_run(tmp_path, tests=2)
+    stage_dir = tmp_path / "test_pages/test_pages-mode1/one_stage"
+    write_gallery(stage_dir, [answer_of(f"page-{number}") for number in range(300)])
+    write_timeline(stage_dir, 5000)
+    data = blocks(write_page(tmp_path))
+    assert [row.get("gallery", 0) for row in data["overview"]["rows"]] == [0, 300]
+    assert len(data["answers-1"]) == 300
+    assert sum(data["timeline-1"]["lanes"][1]["dur"]) == 5000 * 2000
+    assert data["test-1"]["timeline"] == "here"
+    assert not {"answers-0", "timeline-0"} & set(data)
+
+
+def test_timelines_beyond_the_limit_stay_in_their_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(collect, "TIMELINE_BYTES", 10_000)
+    write_run(tmp_path, tests=2)
+    for mode, events in ((0, 5000), (1, 50)):
+        write_timeline(tmp_path / f"test_pages/test_pages-mode{mode}/one_stage", events)
+    data = blocks(write_page(tmp_path))
+    assert (data["test-0"]["timeline"], data["test-1"]["timeline"]) == ("file", "here")
+    assert "timeline-0" not in data
+
+
+def test_a_broken_timeline_is_told(tmp_path):
+    write_run(tmp_path, tests=1)
+    (tmp_path / "test_pages/test_pages-mode0/one_stage/timeline.json").write_text('{"schema": 9}')
+    assert "timeline.json has schema 9" in blocks(write_page(tmp_path))["test-0"]["problem"]
+
+
+def test_the_baselines_answers_that_differ_are_there(tmp_path):
+    for name, day, text in (("before", 23, "Old"), ("after", 24, "New")):
+        write_run(tmp_path / name, tests=1, started=f"2026-11-{day}T10:15:00+00:00")
+        answers = [answer_of("same"), answer_of("other", text_raw=text)]
+        write_gallery(tmp_path / name / "test_pages/test_pages-mode0/one_stage", answers)
+    assert main(["report", str(tmp_path / "after"), "--baseline", str(tmp_path / "before")]) == 0
+    data = blocks(tmp_path / "after/index.html")
+    assert [(answer["page"], answer["raw"]) for answer in data["before-0"]] == [("other", "Old")]

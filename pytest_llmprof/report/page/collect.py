@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+
+from msgspec import Raw
 
 from pytest_llmprof.compare.result import Comparison
 from pytest_llmprof.errors import ArtifactError
@@ -14,7 +16,9 @@ from pytest_llmprof.records.files import decode_record, read_bytes
 from pytest_llmprof.records.metrics import Metrics, Sample
 from pytest_llmprof.records.run import RunRecord, TestRecord
 from pytest_llmprof.records.stage import StageRecords
+from pytest_llmprof.records.timeline import SCHEMA, TIMELINE, Timeline
 from pytest_llmprof.report.environment_table import environment_rows
+from pytest_llmprof.report.page.answers import Answer, read_answers
 from pytest_llmprof.report.page.data import (
     Column,
     EnvironmentOf,
@@ -39,13 +43,18 @@ REPORTS = 400
 _ALSO_SHOWN = ("peak_memory_gib", "joules_per_page", "gpu_busy_share", "decode_mfu", "decode_mbu")
 """Columns that the overview has beside those of the terminal, where a test has a value."""
 _TRACE = "trace.json.gz"
+TIMELINE_BYTES = 40_000_000
+"""Timelines that the page holds, before they are packed to about a sixth; of later tests the reader opens the file."""
 _PARTS = ("sam", "clip", "projector")
 
 
-def collect(run_dir: Path, comparison: Comparison | None = None, base: str = "") -> PageData:
+def collect(
+    run_dir: Path, comparison: Comparison | None = None, base: str = "", before: Path | None = None
+) -> PageData:
     """Read the run in *run_dir*; *comparison* is its comparison with a baseline.
 
-    *base* is how the page links to the run directory. Raises `ArtifactError` where run.json cannot be read; a test
+    *base* is how the page links to the run directory; *before* is the baseline's run directory, for the answers that
+    differ. Raises `ArtifactError` where run.json cannot be read; a test
     whose files cannot be read says so in its place.
     """
     path = run_dir / "run.json"
@@ -54,6 +63,8 @@ def collect(run_dir: Path, comparison: Comparison | None = None, base: str = "")
     with_report = _with_report(run.tests)
     rows: list[Row] = []
     tests: list[TestData] = []
+    answers: dict[int, list[Answer]] = {}
+    timelines = _Timelines()
     for index, record in enumerate(run.tests):
         data = TestData(repeat=repeat_command(run.argv, visible(record.id)))
         row = Row(visible(record.id), record.stage, record.outcome, [], record.dir, record.kind)
@@ -72,11 +83,20 @@ def collect(run_dir: Path, comparison: Comparison | None = None, base: str = "")
         if record.dir:
             data.tables = csv_tables(run_dir / record.dir)
             data.trace = _TRACE if (run_dir / record.dir / _TRACE).is_file() else None
+            try:
+                data.timeline = timelines.add(index, run_dir / record.dir / TIMELINE)
+                if found := read_answers(run_dir, record.dir):
+                    answers[index], row.gallery = found, len(found)
+            except ArtifactError as error:
+                data.problem = data.problem or visible(str(error))
         rows.append(row)
         tests.append(data)
     with_values = [at for at in range(len(columns)) if any(row.values and row.values[at] is not None for row in rows)]
     for row in rows:
         row.values = [row.values[at] for at in with_values] if row.values else []
+    old_answers = _changed(run, answers, before)
+    for index, changed in old_answers.items():
+        rows[index].changed = len(changed)
     overview = Overview(
         name=visible(run_dir.resolve().name),
         status=run.status,
@@ -91,7 +111,56 @@ def collect(run_dir: Path, comparison: Comparison | None = None, base: str = "")
         base=base,
         compared=comparison is not None,
     )
-    return PageData(overview=overview, tests=tests, comparison=comparison)
+    return PageData(
+        overview=overview,
+        tests=tests,
+        comparison=comparison,
+        answers=answers,
+        before=old_answers,
+        timelines=timelines.blocks,
+    )
+
+
+class _Timelines:
+    """The timelines that the page holds."""
+
+    def __init__(self) -> None:
+        self.blocks: dict[int, Raw] = {}
+        self._bytes = 0
+
+    def add(self, index: int, path: Path) -> str | None:
+        """Take the timeline at *path*, where there is one: "here"; "file" where the page would become too large."""
+        if not path.is_file():
+            return None
+        if self._bytes + path.stat().st_size > TIMELINE_BYTES:
+            return "file"
+        data = read_bytes(path)
+        decode_record(data, Timeline, SCHEMA, path)
+        self._bytes += len(data)
+        self.blocks[index] = Raw(data)
+        return "here"
+
+
+def _changed(run: RunRecord, answers: Mapping[int, Sequence[Answer]], before: Path | None) -> dict[int, list[Answer]]:
+    """The answers of the run in *before* to pages whose answer is another in this run."""
+    if before is None:
+        return {}
+    path = before / "run.json"
+    old = decode_record(read_bytes(path), RunRecord, run_record.SCHEMA, path)
+    places = {(test.id, test.stage): test.dir for test in old.tests}
+    found: dict[int, list[Answer]] = {}
+    for index, new in answers.items():
+        record = run.tests[index]
+        directory = places.get((record.id, record.stage))
+        now = {answer.page: answer.raw for answer in new}
+        changed = [
+            answer
+            for answer in (read_answers(before, directory) if directory else ())
+            if now.get(answer.page, answer.raw) != answer.raw
+        ]
+        if changed:
+            found[index] = changed
+    return found
 
 
 def _column(metric: Declaration) -> Column:

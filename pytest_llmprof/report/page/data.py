@@ -6,9 +6,10 @@ Lists of numbers that belong together are columns: the first entries of all are 
 
 from __future__ import annotations
 
-from msgspec import Raw, Struct, field
+from msgspec import Raw, Struct
 
 from pytest_llmprof.compare.result import Comparison
+from pytest_llmprof.report.page.answers import Answer
 
 
 class Column(Struct, frozen=True):
@@ -43,7 +44,10 @@ class Row(Struct, omit_defaults=True):
     device: str | None = None
     failed_gates: list[str] = []
     pages: int = 0
-    gallery: bool = False
+    gallery: int = 0
+    """Pages of its gallery."""
+    changed: int = 0
+    """Pages whose answer is another than the baseline's, where both are there."""
 
 
 class Note(Struct, frozen=True):
@@ -175,6 +179,8 @@ class TestData(Struct, kw_only=True, omit_defaults=True):
     environment: list[tuple[str, str]] = []
     trace: str | None = None
     """The trace file in the stage directory."""
+    timeline: str | None = None
+    """"here": a block of the page; "file": only timeline.json has it."""
     batch: bool = False
     """Whether phases are those of a batch of several pages."""
 
@@ -186,5 +192,9 @@ class PageData(Struct, kw_only=True):
     tests: list[TestData]
     """One for each row."""
     comparison: Comparison | None = None
-    extra: dict[str, Raw] = field(default_factory=dict)
-    """More blocks by name, such as "timeline-0"."""
+    answers: dict[int, list[Answer]] = {}
+    """The pages of the test of an index, for its gallery."""
+    before: dict[int, list[Answer]] = {}
+    """The baseline's answers that differ, for the test of an index."""
+    timelines: dict[int, Raw] = {}
+    """timeline.json of the test of an index."""

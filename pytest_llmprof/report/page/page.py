@@ -7,6 +7,7 @@ the data holds. Data lies in blocks of JSON, which a browser does not run.
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import os
 from collections.abc import Iterator
@@ -22,24 +23,29 @@ from pytest_llmprof.text.templates import render_template
 
 PAGE = "index.html"
 """Its name in the run directory."""
+PACKED_FROM = 30_000
+"""Bytes from which a block of answers or of a timeline is packed."""
 _ASSETS = Path(__file__).parent / "assets"
 _STYLES = ("uplot/uPlot.min.css", "page.css")
 _SCRIPTS = ("uplot/uPlot.iife.min.js", "dom.js", "format.js")
 """Come before the views, which come before `main.js`."""
 
 
-def write_page(run_dir: Path, target: Path | None = None, comparison: Comparison | None = None) -> Path:
+def write_page(
+    run_dir: Path, target: Path | None = None, comparison: Comparison | None = None, before: Path | None = None
+) -> Path:
     """Write the page of the run in *run_dir* to *target* (default: index.html there). Gives its path.
 
-    *comparison* is one with a baseline, in place of the run's own (comparison.json). Raises `ArtifactError` where
-    run.json or comparison.json cannot be read, or the page cannot be written.
+    *comparison* is one with a baseline, in place of the run's own (comparison.json); *before* is the baseline's run
+    directory, where there is one, for the answers that differ. Raises `ArtifactError` where run.json or comparison.json
+    cannot be read, or the page cannot be written.
     """
     path = target or run_dir / PAGE
     own = run_dir / COMPARISON
     if comparison is None and own.is_file():
         comparison = decode_record(read_bytes(own), Comparison, SCHEMA, own)
     base = Path(os.path.relpath(run_dir.resolve(), path.parent.resolve())).as_posix()
-    data = collect(run_dir, comparison, "" if base == "." else f"{quote(base)}/")
+    data = collect(run_dir, comparison, "" if base == "." else f"{quote(base)}/", before)
     write_text(path, render_page(data))
     return path
 
@@ -101,8 +107,17 @@ def _blocks(data: PageData) -> Iterator[tuple[str, str]]:
         yield "comparison", _json(data.comparison)
     for index, test in enumerate(data.tests):
         yield f"test-{index}", _json(test)
-    for name, block in data.extra.items():
-        yield name, _json(block)
+    for kind, blocks in (("answers", data.answers), ("before", data.before), ("timeline", data.timelines)):
+        for index, block in blocks.items():
+            yield f"{kind}-{index}", _packed(block)
+
+
+def _packed(value: object) -> str:
+    """*value* as JSON that is packed where it is long: a text, the base64 of its gzip."""
+    data = encode_json(value)
+    if len(data) < PACKED_FROM:
+        return _json(value)
+    return f'"{base64.b64encode(gzip.compress(data, 6, mtime=0)).decode()}"'
 
 
 def _json(value: object) -> str:

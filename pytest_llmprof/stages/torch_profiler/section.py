@@ -23,6 +23,7 @@ from pytest_llmprof.text.numbers import count, number
 
 FILES = {
     "trace.json.gz": "the profiled window, for ui.perfetto.dev",
+    "timeline.json": "the same as lanes of events, for the run's page",
     "operators.md": "operators, the longest",
     "operators.csv": "operators, all",
     "kernels.md": "kernels, the longest",

@@ -60,6 +60,17 @@ function block(name) {
   return parsed.get(name);
 }
 
+/** A block that may be packed: a text instead of an object is the base64 of its gzip. */
+async function largeBlock(name) {
+  const found = block(name);
+  if (typeof found !== "string") return found;
+  const bytes = Uint8Array.from(atob(found), (letter) => letter.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const value = JSON.parse(await new Response(stream).text());
+  if (parsed.has(name)) parsed.set(name, value);
+  return value;
+}
+
 function hasBlock(name) {
   return document.getElementById(`data-${name}`) !== null;
 }

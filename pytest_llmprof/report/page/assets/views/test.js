@@ -35,7 +35,7 @@ views.test = {
         testPhases(data),
         testMemory(data),
         testPages(data, index),
-        views.timeline && hasBlock(`timeline-${index}`) ? views.timeline.part(index, row, data) : null,
+        data.timeline ? timelinePart(index, row, data) : null,
         testTables(data, row),
         testMetrics(data),
         ...(data.sections || []).map((one) => section(one.title, h("div", { class: "markdown" }, fromSafeHtml(one.html)))),
@@ -72,7 +72,7 @@ function testHead(overview, row, data, index) {
     h("h1", {}, name),
     h("p", { class: "muted" }, outcomeBadge(row.outcome), ` ${[row.stage, file, row.device, row.seconds === null || row.seconds === undefined ? null : `took ${duration(row.seconds)}`].filter(Boolean).join(" · ")}`),
     data.verdict_html ? h("p", {}, fromSafeHtml(data.verdict_html)) : null,
-    row.gallery ? h("p", {}, h("a", { class: "action", href: `#/gallery/${index}` }, `Gallery: ${count(row.pages, "page")} with answers and differences`)) : null,
+    row.gallery ? h("p", {}, h("a", { class: "action", href: `#/gallery/${index}` }, `Gallery: ${count(row.gallery, "page")} with answers and differences`)) : null,
     key.length
       ? h(
           "dl",
@@ -333,13 +333,19 @@ function tableName(file) {
   return name.charAt(0).toUpperCase() + name.slice(1);
 }
 
+function csvNumber(title, text) {
+  if (text === "") return "–";
+  if (/^-?\d+$/.test(text)) return Number(text).toLocaleString("en-US");
+  return title.endsWith("share") ? percent(Number(text)) : number(Number(text));
+}
+
 function csvTable(table, row) {
   const columns = table.columns.map((title, at) => ({
     title: title.replaceAll("_", " "),
     number: table.numeric[at],
     value: (cells) => (table.numeric[at] ? (cells[at] === "" ? null : Number(cells[at])) : cells[at]),
     cell: (cells) =>
-      table.numeric[at] ? (cells[at] === "" ? "–" : title.endsWith("share") ? percent(Number(cells[at])) : number(Number(cells[at]))) : at ? h("span", { class: "code" }, cells[at] || "–") : h("code", { title: cells[at] }, cells[at]),
+      table.numeric[at] ? csvNumber(title, cells[at]) : at ? h("span", { class: "code" }, cells[at] || "–") : h("code", { title: cells[at] }, cells[at]),
   }));
   const shown = sortableTable(columns, table.rows, { caption: tableName(table.file), step: 25 });
   const search = h("input", { type: "search", "aria-label": `Search ${table.file}`, placeholder: "Search names" });
