@@ -134,8 +134,7 @@ def test_files_of_a_page(tmp_path: Path, make_record, make_page) -> None:
     assert (info["drawn_boxes"], info["skipped_boxes"], info["picture_error"]) == (2, 3, None)
     assert info["crops"] == [{"file": "crops/2.jpg", "box": [10, 10, 40, 30]}]
     assert info["page"] == "a"
-    assert info["text_raw"].startswith("<|ref|>")
-    assert (info["text_scored"], info["truth"]) == (None, None)
+    assert (info["text_raw"], info["text_scored"], info["truth"]) == ("Hello", "Hello", None)
     assert "![a, thumbnail](thumbnail.jpg)" in (directory / "result.md").read_text()
 
 

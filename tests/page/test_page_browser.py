@@ -176,11 +176,9 @@ def test_timeline_zooms_finds_and_sums(open_page, tmp_path):
     assert canvas.evaluate("element => element.toDataURL().length") != drawn
     box = canvas.bounding_box()
     lane = box["y"] + 26 + 25 + 12  # the second lane
-    names = ("gemm", "softmax", "copy")
-    for share in range(30, 70):
-        page.mouse.move(box["x"] + box["width"] * share / 100, lane)
-        if readout.inner_text().startswith(names):
-            break
+    middle = 116 + (box["width"] - 116) / 2  # at 90 ms, where a kernel of 2 µs begins
+    page.mouse.move(box["x"] + middle + (box["width"] - 116) / 11, lane)
+    expect(readout).to_have_text("gemm · 2.00 µs · from 90.0 ms · GPU stream 1")
     page.mouse.down()
     page.mouse.up()
     expect(page.locator(".timeline .notice")).to_contain_text("20,000 events, 40.0 ms in all, 2.00 µs on average")

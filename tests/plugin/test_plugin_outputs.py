@@ -10,7 +10,7 @@ from plugin_bench import PAGES, files
 BLOCK = "pipeline.torch_profiler.output"
 EXTRA = f"{BLOCK}.extra.deepseek_ocr"
 COMMON = {"config.yaml", "metrics.json", "report.md", "environment.json", "inputs.jsonl"}
-PROFILE = {"trace.json.gz", "operators.csv", "operators.md"}
+PROFILE = {"trace.json.gz", "timeline.json", "operators.csv", "operators.md"}
 
 
 def run(bench, *overrides: str, source: str = PAGES) -> set[str]:
