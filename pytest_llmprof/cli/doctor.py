@@ -19,6 +19,8 @@ from pytest_llmprof.text.escape import one_line, visible
 _LISTS = ("--llmprof-stage", "--llmprof-override")
 _DIRECTORIES = ("--llmprof-config-dir", "--llmprof-run-dir")
 _USAGE_ERROR = 4
+_OPTION = "--llmprof-doctor"
+"""The plugin's internal option: where the report goes."""
 
 
 def add(commands: Subparsers) -> None:
@@ -71,7 +73,7 @@ def _from_pytest(arguments: Sequence[str]) -> MachineReport:
     with tempfile.TemporaryDirectory(prefix="llmprof-doctor-") as scratch:
         path = Path(scratch) / "report.json"
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", f"--llmprof-doctor={path}", *arguments],
+            [sys.executable, "-m", "pytest", f"{_OPTION}={path}", *arguments],
             capture_output=True,
             encoding="utf-8",
             errors="replace",
@@ -81,6 +83,11 @@ def _from_pytest(arguments: Sequence[str]) -> MachineReport:
         if path.exists():
             return decode_record(read_bytes(path), MachineReport, SCHEMA, path)
     cause = _cause(done.stdout + done.stderr)
+    if _OPTION in cause:
+        raise ConfigError(
+            f"the pytest of {sys.executable} does not load the plugin llmprof: take -p no:llmprof and "
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD away, or install pytest-llmprof there"
+        )
     if done.returncode == _USAGE_ERROR:
         raise ConfigError(cause)
     found = f"it ended with exit code {done.returncode}: {cause}"

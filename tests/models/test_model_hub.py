@@ -15,12 +15,15 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
+from pytest_llmprof.config.schema import InferSettings, ModelSettings
 from pytest_llmprof.errors import ModelError
 from pytest_llmprof.models.deepseek_ocr import checkpoint
-from pytest_llmprof.models.deepseek_ocr.checkpoint import resolve
+from pytest_llmprof.models.deepseek_ocr.checkpoint import find_here, resolve, size_in_hub
+from pytest_llmprof.models.deepseek_ocr.checks import checks
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 INFO = f'{{"_id": "1", "id": "owner/model", "modelId": "owner/model", "sha": "{SHA}", "siblings": []}}'
+FILES = [("config.json", 9), ("a.safetensors", 1000), ("b.safetensors", 2000), ("code.py", 5), ("old.bin", 7)]
 TREE = '[{"type": "file", "oid": "x", "size": 9, "path": "config.json"}]'
 
 Answer = Callable[[socket.socket, str], None]
@@ -164,3 +167,42 @@ def test_a_full_disk_is_not_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
     assert f"its copy from the hub cannot be kept in {constants.HF_HUB_CACHE}: No space left on device" in error()
+
+
+def with_files(connection: socket.socket, path: str) -> None:
+    assert "blobs=" in path
+    siblings = ", ".join(f'{{"rfilename": "{name}", "size": {size}}}' for name, size in FILES)
+    connection.sendall(answered(INFO.replace('"siblings": []', f'"siblings": [{siblings}]')))
+
+
+def test_the_size_of_a_download(hub: Callable[[Answer], None], tmp_path: Path) -> None:
+    """Of the files that would be fetched, without fetching any."""
+    hub(with_files)
+    assert find_here("owner/model", None) is None
+    assert size_in_hub("owner/model", None, 5.0) == 3009
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (silent, "gave no answer for owner/model in 1 s"),
+        (dripping, "gave no answer for owner/model in 1 s"),
+        (no_such_model, "the hub gave no model owner/model at revision v1"),
+    ],
+)
+def test_a_hub_that_cannot_tell_the_size(hub: Callable[[Answer], None], answer: Answer, why: str) -> None:
+    hub(answer)
+    begin = time.monotonic()
+    with pytest.raises(ModelError) as caught:
+        size_in_hub("owner/model", "v1", 1.0)
+    assert time.monotonic() - begin < 10
+    assert why in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_doctor_says_what_would_be_downloaded(hub: Callable[[Answer], None]) -> None:
+    hub(with_files)
+    weights, _ = checks(ModelSettings(path="owner/model", device="cpu"), InferSettings())
+    assert (weights.status, weights.found) == ("warning", "owner/model is not in the cache; the hub has it, 0.00 GiB")
+    assert str(weights.mend).endswith("hf download owner/model")

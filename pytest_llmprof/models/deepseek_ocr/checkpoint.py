@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pytest_llmprof.config.schema import ModelSettings
 from pytest_llmprof.errors import ModelError
@@ -24,6 +24,7 @@ _SINGLE = "model.safetensors"
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _WANTED = ("config.json", "tokenizer.json", "*.safetensors", _INDEX)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_Result = TypeVar("_Result")
 _CHUNK = 1 << 20
 _WHOLE = 512 << 20
 """Checkpoints up to this many bytes are hashed whole."""
@@ -83,8 +84,12 @@ def size_in_hub(repo: str, revision: str | None, timeout_s: float) -> int:
     at = f" at revision {revision}" if revision else ""
     if constants.is_offline_mode():
         raise ModelError(f"model.path={repo} is not in the cache{at}, and HF_HUB_OFFLINE is set")
+    hub = HfApi(endpoint=constants.ENDPOINT)
+    asked = _in_thread(lambda: hub.model_info(repo, revision=revision, files_metadata=True))
+    if not wait([asked], timeout=timeout_s).done:  # requests' own limit is for each byte
+        raise ModelError(f"the hub ({constants.ENDPOINT}) gave no answer for {repo} in {timeout_s:g} s")
     try:
-        info = HfApi().model_info(repo, revision=revision, timeout=timeout_s, files_metadata=True)
+        info = asked.result()
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
         raise ModelError(f"the hub gave no model {repo}{at}: {_first_line(error)}") from error
     except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]  # the HTTP library's own base class
@@ -134,16 +139,7 @@ def _watched(work: Callable[[], Path], folder: Path, timeout_s: float) -> Path |
     """
     from huggingface_hub import constants
 
-    done: Future[Path] = Future()
-
-    def run() -> None:
-        try:
-            done.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - raised again by the one who waits
-            done.set_exception(error)
-
-    # A daemon: a thread that waits for the network would keep this process from ending.
-    threading.Thread(target=run, name="hub", daemon=True).start()
+    done = _in_thread(work)
     size, since = -1, time.monotonic()
     while not wait([done], timeout=min(timeout_s, 1.0)).done:
         if (now := _bytes_in(folder)) != size:
@@ -161,6 +157,20 @@ def _watched(work: Callable[[], Path], folder: Path, timeout_s: float) -> Path |
 
     done.add_done_callback(ended)
     return None
+
+
+def _in_thread(work: Callable[[], _Result]) -> Future[_Result]:
+    done: Future[_Result] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - raised again by the one who waits
+            done.set_exception(error)
+
+    # A daemon: a thread that waits for the network would keep this process from ending.
+    threading.Thread(target=run, name="hub", daemon=True).start()
+    return done
 
 
 def _cache_of(repo: str) -> Path:
