@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
-from pytest_llmprof.cli.pytest_options import joined, options_file, read_text
+from pytest_llmprof.cli.pytest_options import OptionsFile, joined, options_file, read_text
 from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.records.files import write_text
 
@@ -111,7 +111,7 @@ def plan(directory: Path, model: str | None) -> Plan:
             text = _starter("my_model.yaml").replace("@path@", json.dumps(model, ensure_ascii=False))
             found.add_new(conf / "model" / f"{preset}.yaml", text)
         options[_OVERRIDE_KEY] = [f"model={preset}"]
-    _add_options(found, options)
+    _add_options(found, there, options)
     _add_ignored(found)
     _add_workflow(found)
     for change in found.changes:
@@ -137,8 +137,7 @@ def _conf_dir(directory: Path, given: object) -> Path:
     )
 
 
-def _add_options(found: Plan, options: dict[str, str | list[str]]) -> None:
-    there = options_file(found.directory)
+def _add_options(found: Plan, there: OptionsFile, options: dict[str, str | list[str]]) -> None:
     missing = {key: value for key, value in options.items() if key not in there.values}
     changed = there.with_options(missing) if missing else None
     if changed is not None:

@@ -257,9 +257,8 @@ def _governor(root: Path) -> Check:
 
 def disk_check(name: str, directory: Path, mend: str) -> Check:
     """Whether *directory*, which may not exist yet, can be written, and the space there."""
-    place, name_here = directory, str(directory)
-    if directory.is_relative_to(Path.cwd()):
-        name_here = str(directory.relative_to(Path.cwd()))
+    place, here = directory, Path.cwd()
+    title = directory.relative_to(here) if directory.is_relative_to(here) else directory
     while not os.path.lexists(place) and place != place.parent:
         place = place.parent
     try:
@@ -267,8 +266,8 @@ def disk_check(name: str, directory: Path, mend: str) -> Check:
             pass
         free = shutil.disk_usage(place).free
     except OSError as error:
-        return problem(name, f"{name_here} cannot be written: {error.strerror}", mend)
-    shown = f"{name_here}, {free / 2**30:,.1f} GiB free"
+        return problem(name, f"{title} cannot be written: {error.strerror}", mend)
+    shown = f"{title}, {free / 2**30:,.1f} GiB free"
     if free < _NO_SPACE:
         return problem(name, f"{shown}: too little for a run", mend)
     if free < _LITTLE_SPACE:
