@@ -13,6 +13,8 @@ from pytest_llmprof.errors import LlmprofError, error_line
 from pytest_llmprof.text.escape import visible
 
 BAD_INPUT = 4
+INTERRUPTED = 130
+"""As a shell has it."""
 COMMANDS = (compare, ab, merge, submit, runs, trend, report, init, doctor)
 """Modules with `add(subparsers)`, which sets `command` to a function from the options to the exit code, and may set
 `passed_on` to the beginning of options that it passes on."""
@@ -42,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LlmprofError as error:
         print(f"ERROR: {visible(error_line(error))}", file=sys.stderr)
         return BAD_INPUT
+    except KeyboardInterrupt:
+        print("ERROR: interrupted", file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

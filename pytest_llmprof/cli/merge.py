@@ -31,8 +31,8 @@ from pytest_llmprof.report.run_summary import SUMMARY, write_summary
 from pytest_llmprof.text.escape import one_line
 from pytest_llmprof.text.numbers import count
 
-_OWN_OPTIONS = ("--llmprof-shard", "--llmprof-run-dir")
-"""pytest's options that each shard has its own value of."""
+_OWN_OPTIONS = ("--llmprof-shard", "--llmprof-shard-times", "--llmprof-run-dir")
+"""pytest's options that are those of shards."""
 _NOT_TESTS = ("run.json", "config.yaml", "benchmark.json", COMPARISON, SUMMARY, PAGE)
 """Files of a run beside its tests' directories."""
 
@@ -297,9 +297,13 @@ def _fill(new: Path, parts: Sequence[_Part], record: RunRecord) -> None:
 
 
 def _copy_new(source: str, target: str) -> None:
+    """Copy a file. Its errors end the merge at once: `copytree` would go on with the other files."""
     if os.path.lexists(target):
         raise ArtifactError(f"{source} is in another run, too: two runs of one test cannot be joined")
-    shutil.copy2(source, target)
+    try:
+        shutil.copy2(source, target)
+    except OSError as error:
+        raise ArtifactError(f"cannot copy {source}: {error.strerror or error}") from error
 
 
 def _benchmark_json(parts: Sequence[_Part]) -> dict[str, Any] | None:

@@ -30,6 +30,8 @@ from pytest_llmprof.text.numbers import count
 
 _RUNS = "llmprof-runs"
 _SUBMISSION = "submit.json"
+_TIMES = "times.json"
+"""The times of tests by which all shards are split: the first job writes it."""
 _SLURM = "--slurm-"
 _OWN = ("--llmprof-shard", "--llmprof-run-dir", "--llmprof-save")
 """Options of pytest that this command gives, or that shards do not have."""
@@ -247,7 +249,13 @@ class _Submitted:
         return list(shards)
 
     def _submit(self, shard: int) -> None:
-        words = [*self._asked.arguments, f"--llmprof-shard={shard}/{self._asked.shards}"]
+        # What is saved while jobs wait, or before some are resumed, does not change the split.
+        times = self._place.absolute() / _TIMES
+        words = [
+            *self._asked.arguments,
+            f"--llmprof-shard={shard}/{self._asked.shards}",
+            f"--llmprof-shard-times={times}",
+        ]
         # submitit hides all GPUs from a job of this machine that asks for none.
         own = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES")} if self._asked.cluster == "local" else {}
         job = self._cluster.submit(run_shard, words, str(self._directory(shard)), self._asked.directory, own)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 FROZEN = "--llmprof-frozen"
 """Internal: the file of the configuration that a stage gives to the child process it starts."""
+SHARD_TIMES = "--llmprof-shard-times"
+"""Internal: the file in which the shards of one submission find the times of tests; the first of them writes it."""
 DOCTOR = "--llmprof-doctor"
 """Internal: where `llmprof doctor` wants its report."""
 CHILD_OPTIONS = "llmprof_child_options"
@@ -84,6 +86,7 @@ def add_options(parser: pytest.Parser) -> None:
     show = "print the session's resolved configuration as YAML and exit without collecting"
     group.addoption("--llmprof-show-config", dest="llmprof_show_config", action="store_true", help=show)
     group.addoption(FROZEN, dest="llmprof_frozen", default=None, help=argparse.SUPPRESS)
+    group.addoption(SHARD_TIMES, dest="llmprof_shard_times", default=None, help=argparse.SUPPRESS)
     group.addoption(DOCTOR, dest="llmprof_doctor", default=None, help=argparse.SUPPRESS)
     parser.addini(
         CHILD_OPTIONS,

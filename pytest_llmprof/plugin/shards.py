@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from pytest_llmprof.errors import ArtifactError, ConfigError, LlmprofError
@@ -17,7 +19,7 @@ from pytest_llmprof.text.numbers import count, duration, number
 if TYPE_CHECKING:
     from pytest_llmprof.plugin.shared import SharedState
     from pytest_llmprof.records.run import Shard
-    from pytest_llmprof.run.shards import SuiteTest
+    from pytest_llmprof.run.shards import SuiteTest, Times
 
 _NEWEST = 100
 """Saved runs that are read for the times of tests where none is named."""
@@ -61,13 +63,18 @@ class Shards:
             self._config.pluginmanager.unregister(name="lfplugin-collwrapper")
 
     @cached_property
-    def _recorded(self) -> tuple[Mapping[str, float], str]:
-        """The wall time of each test, by id, and where it is from. A worker gets its controller's, as the store may
-        change meanwhile."""
+    def _recorded(self) -> Times:
+        """The times that tests took. A worker gets its controller's, as the store may change meanwhile."""
+        from pytest_llmprof.run.shards import Times, agreed_times
+
         if self._shared.worker:
-            seconds, source = json.loads(self._config.workerinput["llmprof_shards"])  # type: ignore[attr-defined]
-            return seconds, source
+            return msgspec.json.decode(self._config.workerinput["llmprof_shards"], type=Times)  # type: ignore[attr-defined]
+        agreed: str | None = self._config.getoption("llmprof_shard_times")
+        return self._find_times() if agreed is None else agreed_times(Path(agreed), self._find_times)
+
+    def _find_times(self) -> Times:
         from pytest_llmprof.compare.saved import read_seconds
+        from pytest_llmprof.run.shards import Times
 
         store = self._shared.baselines.store
         wanted: str | None = self._config.getoption("llmprof_durations")
@@ -75,7 +82,7 @@ class Shards:
             # A saved run's file is named by its time.
             files = [path for name in store.names() for path in (store.root / name).glob("*/[!.]*.json")]
             places = sorted(files, key=lambda path: (path.name, path.parent), reverse=True)[:_NEWEST]
-            return read_seconds(places), f"the store {store.root.name}"
+            return Times(read_seconds(places), f"the store {store.root.name}")
         if not wanted.strip():
             raise ConfigError("--llmprof-durations is empty: give a name or a run, or leave the option out")
         try:
@@ -85,14 +92,14 @@ class Shards:
             raise type(error)(f"--llmprof-durations: {error}") from None
         if not seconds:
             raise ArtifactError(f"--llmprof-durations: {wanted} holds no times of tests: name a run of this version")
-        return seconds, wanted
+        return Times(seconds, wanted)
 
     def to_worker(self) -> str:
         """What a worker gets, in ASCII. The controller's own run.json names the shard from here on."""
         if self.shard is None:
             return "null"
         self._shared.session.take_shard(self.shard)
-        return json.dumps(self._recorded)
+        return json.dumps(msgspec.to_builtins(self._recorded))  # in ASCII, unlike msgspec's own
 
     def select(self, items: list[pytest.Item]) -> None:
         """Leave the tests of this shard in *items*, those of the whole suite, and report the others as deselected."""
@@ -103,7 +110,7 @@ class Shards:
 
         from pytest_llmprof.run.shards import digest, split
 
-        seconds, source = self._recorded
+        seconds, source = self._recorded.seconds, self._recorded.source
         tests = {item: _suite_test(item) for item in items}
         shards = split(list(tests.values()), shard.count, seconds)
         chosen = [item for item in items if shards[tests[item].id] == shard.index]

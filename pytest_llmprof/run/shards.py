@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-from collections.abc import Mapping, Sequence
+import secrets
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 from statistics import median
 
 import msgspec
 
-from pytest_llmprof.errors import ConfigError
+from pytest_llmprof.errors import ArtifactError, ConfigError
+from pytest_llmprof.records.files import decode, read_bytes
 from pytest_llmprof.records.run import Shard
 
 OPTION = "--llmprof-shard"
@@ -19,6 +23,15 @@ MOST = 10_000
 """Shards that a suite may be split into."""
 _FOREIGN_SECONDS = 0.01
 """Taken for a test that does not use llmprof: runs record no time of it."""
+
+
+class Times(msgspec.Struct, frozen=True):
+    """How long the tests of a suite took."""
+
+    seconds: dict[str, float] = {}
+    """Wall time by node id."""
+    source: str = ""
+    """Where it is from, for the summary."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +100,30 @@ def _in_order(sizes: Mapping[str, int], count: int) -> dict[str, int]:
         unit: 1 + (2 * end - size) * count // (2 * total)
         for (unit, size), end in zip(sizes.items(), ends, strict=True)
     }
+
+
+def agreed_times(path: Path, find: Callable[[], Times]) -> Times:
+    """The times in the file *path*. Where it is not there, those of *find*: of all who ask, the first decides.
+
+    Raises `ArtifactError` where it cannot be read or written.
+    """
+    if not path.exists():
+        data = msgspec.json.encode(find())
+        temporary = path.with_name(f".tmp-{secrets.token_hex(8)}.json")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(data)
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                pass  # another was first
+            except OSError:  # no hard links here
+                if not path.exists():
+                    temporary.replace(path)
+            temporary.unlink(missing_ok=True)
+        except OSError as error:
+            raise ArtifactError(f"cannot write {path}: {error.strerror}") from error
+    return decode(read_bytes(path), path, Times)
 
 
 def digest(shards: Mapping[str, int]) -> str:

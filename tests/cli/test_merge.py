@@ -461,6 +461,35 @@ def test_a_broken_benchmark_json(tmp_path, content):
 
 # -- killed --------------------------------------------------------------------------------------------------------
 
+def test_ctrl_c_leaves_nothing(tmp_path, monkeypatch, capsys):
+    runs = shards(tmp_path / "runs")
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pytest_llmprof.cli.merge.write_summary", interrupted)
+    assert main(["merge", str(tmp_path / "runs"), "-o", str(tmp_path / "place" / "out")]) == 130
+    assert capsys.readouterr().err == "ERROR: interrupted\n"
+    assert list((tmp_path / "place").iterdir()) == []
+    assert len(runs) == 3
+
+
+@pytest.mark.parametrize("room", [0, 1, 4000, 20000])
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, room):
+    """Real writes: no file may grow beyond *room* bytes."""
+    runs = shards(tmp_path / "runs")
+    (runs[2] / read(runs[2]).tests[0].dir / "trace.json.gz").write_bytes(bytes(30_000))
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))"
+    code = f"{limit}\nimport sys; from pytest_llmprof.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "merge", *map(str, runs), "-o", str(tmp_path / "place" / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr.startswith(("ERROR: cannot copy ", "ERROR: cannot write "))
+    assert done.stderr.endswith("File too large\n")
+    assert done.stderr.count("\n") == 1
+    assert list((tmp_path / "place").iterdir()) == []
+
+
 _KILLED = """
 import os, signal, sys
 from pathlib import Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -40,6 +41,18 @@ def test_a_killed_shard_is_named_and_resumed_alone(suite):
     assert not (suite.path / "run").exists()
     lines = suite.submit("--resume=run")
     assert not any(line.startswith("shard 1/2") for line in lines)
+    suite.check(WHOLE)
+
+
+def test_what_is_saved_before_a_shard_is_resumed_does_not_change_the_split(suite):
+    suite.tell("die", 4)
+    suite.submit(*suite.new("local"), code=3)
+    saved = suite.path / ".llmprof" / "main" / "here" / "2099-01-01T00-00-00-x.json"
+    saved.parent.mkdir(parents=True)
+    ids = [test["id"] for test in json.loads(next(suite.path.glob("run.shards/1/*/run/run.json")).read_text())["tests"]]
+    times = [{"id": name, "seconds": 100.0 + place} for place, name in enumerate(ids)]
+    saved.write_text(json.dumps({"schema": 1, "tests": times}))
+    suite.submit("--resume=run")
     suite.check(WHOLE)
 
 

@@ -125,7 +125,7 @@ def test_keys_of_the_plan_are_shown():
 def test_options_exist(document, pytestconfig):
     parser = pytestconfig._parser
     known = {name for name in parser.optparser._option_string_actions if name.startswith("--llmprof-")}
-    known -= {options.FROZEN, options.DOCTOR}
+    known -= {options.FROZEN, options.DOCTOR, options.SHARD_TIMES}
     named = set(re.findall(r"--llmprof-[a-z-]+", document.read_text(encoding="utf-8")))
     assert named <= known
     if document == CONFIGURATION:

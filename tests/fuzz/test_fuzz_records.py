@@ -21,6 +21,7 @@ from saved_runs import write_run
 from test_ncu_report import ROW, table
 from traces import one_page
 
+from pytest_llmprof.cli.merge import merge
 from pytest_llmprof.compare.kernels import read_kernels
 from pytest_llmprof.compare.saved import read_runs
 from pytest_llmprof.errors import ArtifactError
@@ -65,8 +66,15 @@ def _scratch() -> Iterator[Path]:
         yield Path(directory)
 
 
+_BENCHMARK = {
+    "machine_info": {"cpu": {"brand_raw": "Xeon", "count": 4}},
+    "datetime": "2026-01-01T00:00:00",
+    "benchmarks": [{"fullname": "test_x.py::test_pages[0]", "stats": {"median": 0.5, "iqr": 0.01, "rounds": 5}}],
+}
+
 with _scratch() as _directory:
     _stage_dir = write_run(_directory / "run", pages=2, rounds=2) / "test_x" / "test_pages-0" / "direct_inference"
+    (_directory / "run" / "benchmark.json").write_text(json.dumps(_BENCHMARK))
     write_tables(_stage_dir, read_trace(one_page().text().encode()))
     _metrics = json.loads((_stage_dir / "metrics.json").read_text()) | _blocks(_directory)
     (_stage_dir / "metrics.json").write_text(json.dumps(_metrics))
@@ -96,6 +104,7 @@ def read_all(run: Path) -> None:
         lambda: read_runs(run),
         lambda: read_kernels(stage_dir / "kernels.csv"),
         lambda: read_predictions(stage_dir / "pred" / "predictions.jsonl"),
+        lambda: merge([run], run / "joined"),
         *(lambda stage=stage: write_report(stage_dir, stage, CATALOGUE) for stage in STAGES.values()),
     ]
     for reader in readers:
@@ -138,13 +147,6 @@ def test_json_of_any_shape(value: object) -> None:
                 reader()
             except ArtifactError as error:
                 assert_one_line(error)
-
-
-_BENCHMARK = {
-    "machine_info": {"cpu": {"brand_raw": "Xeon", "count": 4}},
-    "datetime": "2026-01-01T00:00:00",
-    "benchmarks": [{"fullname": "t.py::t", "stats": {"median": 0.5, "iqr": 0.01, "rounds": 5}}],
-}
 
 
 @given(with_odd_values(_BENCHMARK))

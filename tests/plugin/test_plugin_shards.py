@@ -7,13 +7,15 @@ import random
 import re
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from plugin_bench import Bench, clean
 from test_plugin_schemas import validate
 
-from pytest_llmprof.errors import ConfigError
-from pytest_llmprof.run.shards import SuiteTest, digest, parse_shard, split
+from pytest_llmprof.errors import ArtifactError, ConfigError
+from pytest_llmprof.run.shards import SuiteTest, Times, agreed_times, digest, parse_shard, split
 
 STAGE = ["--llmprof-stage=direct_inference"]
 LIGHT = """
@@ -392,3 +394,35 @@ def test_shards_of_other_times_are_not_joined(bench):
     with pytest.raises(AssertionError, match="one and two split other tests, or by other times"):
         llmprof(bench, "merge", "one", "two", "-o", "all")
     assert not (bench.path / "all").exists()
+
+
+def test_the_shards_of_a_submission_use_the_times_of_the_first(bench):
+    """Whatever is saved between their jobs."""
+    bench.test(SLEEPS)
+    shared = ["--llmprof-shard-times=place/times.json"]
+    first = bench.run(args=[*STAGE, *shared, "--llmprof-shard=1/2", "--llmprof-run-dir=one"])
+    first.assert_outcomes(passed=3, deselected=4)
+    bench.run(args=[*STAGE, "--llmprof-save=main"])
+    second = bench.run(args=[*STAGE, *shared, "--llmprof-shard=2/2", "--llmprof-run-dir=two"])
+    second.assert_outcomes(passed=4, deselected=3)
+    assert llmprof(bench, "merge", "one", "two", "-o", "all").startswith("2 runs, 7 tests: 7 passed\n")
+    assert json.loads((bench.path / "all" / "run.json").read_text())["argv"] == STAGE
+
+
+def test_of_many_jobs_at_once_the_first_decides(tmp_path):
+    path = tmp_path / "place" / "times.json"
+    start = threading.Barrier(16)
+
+    def job(number: int) -> Times:
+        start.wait()
+        return agreed_times(path, lambda: Times({"t": float(number)}, str(number)))
+
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(job, range(16)))
+    assert len({times.source for times in found}) == 1
+    assert [one.name for one in path.parent.iterdir()] == ["times.json"]
+    path.write_text("{")
+    with pytest.raises(ArtifactError, match="is not JSON"):
+        agreed_times(path, Times)
+    with pytest.raises(ArtifactError, match=r"cannot write .*: Not a directory"):
+        agreed_times(path / "below" / "times.json", Times)
