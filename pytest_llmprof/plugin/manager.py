@@ -27,7 +27,7 @@ from pytest_llmprof.plugin.items import (
     state_of,
     uses_llmprof,
 )
-from pytest_llmprof.plugin.remote import CHANNEL, Away, may_be_apart
+from pytest_llmprof.plugin.remote import CHANNEL, Away, check_paths, may_be_apart
 from pytest_llmprof.plugin.results import Results, failure, judge, one_line, uninterrupted
 from pytest_llmprof.plugin.shards import Shards
 from pytest_llmprof.plugin.shared import SHARED, SharedState
@@ -349,6 +349,11 @@ class Manager:
             self._results.take(report, data)
         elif self._shared.controller and self._results.log is not None and (stage := self._stage_in(report.nodeid)):
             self._results.take_foreign(report, stage)
+
+    @pytest.hookimpl(optionalhook=True, tryfirst=True)
+    def pytest_xdist_setupnodes(self, specs: Sequence[Any]) -> None:
+        with options.usage_errors():
+            check_paths(self._config, specs)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:

@@ -25,10 +25,12 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pytest_llmprof import __version__
-from pytest_llmprof.errors import ArtifactError, LlmprofError
+from pytest_llmprof.errors import ArtifactError, ConfigError, LlmprofError
 from pytest_llmprof.text.escape import visible
 
 if TYPE_CHECKING:
+    import pytest
+
     from pytest_llmprof.run.session import Session
 
 CHANNEL = "llmprof_channel"
@@ -43,6 +45,21 @@ _END = object()
 def may_be_apart(spec: Any) -> bool:
     """Whether a worker with this execnet *spec* may see another file system than the controller."""
     return not spec.popen or any((spec.via, spec.python, spec.chdir))
+
+
+def check_paths(config: pytest.Config, specs: Sequence[Any]) -> None:
+    """Raise `ConfigError` for a path that pytest-xdist does not hand to workers elsewhere: it ends in a traceback."""
+    if all(spec.popen and not spec.chdir for spec in specs):
+        return
+    roots = [Path(root).resolve() for root in (*config.option.rsyncdir, *config.getini("rsyncdirs"))]
+    for word in map(str, config.invocation_params.args):
+        path = Path(word.partition("::")[0])
+        with suppress(OSError):  # a word that is too long for a path
+            if path.exists() and not any(path.is_relative_to(root) for root in roots):
+                raise ConfigError(
+                    f"{word}: to workers on other machines pytest-xdist hands no path but a full one below --rsyncdir: "
+                    f"name tests with -o testpaths={word}, and write an option and its value as one word with ="
+                )
 
 
 class Home:

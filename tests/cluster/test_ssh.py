@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,7 +34,8 @@ def test_pages(llmprof, x):
 """
 _NEAR = """\
 #!/bin/sh
-PYTHONPATH={checkout} TMPDIR={temp} OMP_NUM_THREADS=1 exec {python} "$@"
+export PYTHONPATH={checkout} TMPDIR={temp} OMP_NUM_THREADS=1 {more}
+exec {python} "$@"
 """
 _FAR = """\
 #!/bin/sh
@@ -48,6 +51,8 @@ class Machines:
         self.bench = bench
         self.temp = bench.path / "far-tmp"
         """TMPDIR of the workers."""
+        self.environment: dict[str, str] = {}
+        """More variables of the workers."""
         self._config = ssh_config
         bench.echo()
         bench.test(PAGES)
@@ -67,7 +72,8 @@ class Machines:
         return self._spec(self._script("far_python", _FAR.format(user=user, runs=runs, near=self._near())), *more)
 
     def _near(self) -> Path:
-        text = _NEAR.format(checkout=CHECKOUT, temp=self.temp, python=sys.executable)
+        more = " ".join(f"{name}={shlex.quote(value)}" for name, value in self.environment.items())
+        text = _NEAR.format(checkout=CHECKOUT, temp=self.temp, more=more, python=sys.executable)
         return self._script("near_python", text)
 
     def _script(self, name: str, text: str) -> Path:
@@ -244,6 +250,59 @@ def test_machines_are_told_apart(machines):
     assert environment["host"]["boot_id"] == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
+def test_a_stage_under_a_tool(machines, monkeypatch):
+    """The tool is a stand-in that runs the child, as in tests/plugin/test_plugin_tools.py."""
+    monkeypatch.syspath_prepend(CHECKOUT / "tests" / "analysis")
+    from nsys_tables import Export
+
+    export = Export()
+    export.range("round", 0, 100)
+    export.range("prefill", 5, 20)
+    export.range("decode", 20, 90)
+    programs = machines.bench.path / "bin"
+    programs.mkdir()
+    fake = (CHECKOUT / "tests" / "stages" / "fake_tool.py").read_text(encoding="utf-8")
+    (programs / "nsys").write_text(f"#!{sys.executable}\n{fake}")
+    (programs / "nsys").chmod(0o755)
+    machines.environment |= {
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "FAKE_REPORT": str(export.write(programs / "recorded.sqlite")),
+        "FAKE_PID": str(programs / "pid"),
+        "FAKE": "run",
+    }
+    machines.bench.test("def test_pages(llmprof): llmprof.run()\n")
+    result = machines.run(machines.far(), args=["--llmprof-stage=nsys"])
+    result.assert_outcomes(passed=2)
+    clean(result)
+    found = files(machines.bench.run_dir / "test_it" / "test_pages")
+    assert {"nsys/metrics.json", "nsys/report.md", "direct_inference/metrics.json"} <= found
+    assert "tmp/workload/torch_profiler/predictions.jsonl" in found
+    assert machines.left() == []
+
+
+def test_a_controller_that_is_stopped_or_killed(machines):
+    machines.bench.test(MANY)
+    for number, status in ((signal.SIGTERM, "interrupted"), (signal.SIGKILL, "running")):
+        shutil.rmtree(machines.bench.path / "llmprof-runs")
+        (machines.bench.path / "llmprof-runs").mkdir()
+        (machines.temp / "pid").unlink(missing_ok=True)
+        session = machines.bench.start(*ECHO, args=[machines.far(), "--dist=load", STAGE, "--ignore=pytest"])
+        wait_for(machines.temp / "pid")
+        time.sleep(0.5)
+        session.send_signal(number)
+        out, _ = session.communicate(timeout=60)
+        assert "Traceback" not in out
+        run = machines.bench.run_json()
+        assert run["status"] == status
+        for test in run["tests"]:
+            if test["outcome"] == "passed":
+                assert StageRecords.read(machines.bench.run_dir / test["dir"]).metrics.status == "ok"
+        end = time.monotonic() + 30
+        while machines.left():
+            assert time.monotonic() < end, machines.left()
+            time.sleep(0.1)
+
+
 MANY = """
 import os, time, pytest
 from pathlib import Path
@@ -279,3 +338,22 @@ def test_a_worker_that_is_killed_at_random(machines, number):
             place = machines.bench.run_dir / test["dir"]
             assert StageRecords.read(place).metrics.status == "ok"
             assert {"report.md", "pred/predictions.jsonl", "viz/predictions.md"} <= files(place)
+
+
+def test_a_path_that_xdist_does_not_hand_on_is_refused(machines):
+    result = machines.bench.run_apart(*ECHO, args=[machines.near(), "--dist=load", STAGE, "test_it.py"])
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    clean(result)
+    (line,) = [line for line in result.errlines if line.strip()]
+    assert line.startswith("ERROR: test_it.py: to workers on other machines pytest-xdist hands no path")
+
+
+def test_tests_of_a_model_stay_together(machines):
+    machines.bench.ini(testpaths="test_it.py", tiny=False)
+    words = [machines.far(), machines.far("id=second"), "--dist=loadgroup", STAGE]
+    result = machines.bench.run_apart(*ECHO, args=words)
+    result.assert_outcomes(passed=4)
+    clean(result)
+    assert {test["id"] for test in machines.bench.run_json()["tests"]} == {
+        f"test_it.py::test_pages[{x}-direct_inference]" for x in range(4)
+    }
