@@ -37,7 +37,20 @@ def schema_of(kind: type, blocks: dict[str, type] | None = None) -> dict[str, An
         properties = components[kind.__name__]["properties"]
         for name, block in zip(blocks, others, strict=True):
             properties[name] = {"anyOf": [{"type": "null"}, block]}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **root, "$defs": components}
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **root, "$defs": components}
+    return _null_last(schema)
+
+
+def _null_last(value: Any) -> Any:
+    """A schema with null as the last of several types: versions of msgspec differ in their order."""
+    if isinstance(value, dict):
+        return {
+            key: sorted(map(_null_last, item), key=lambda one: one == {"type": "null"})
+            if key == "anyOf"
+            else _null_last(item)
+            for key, item in value.items()
+        }
+    return [_null_last(item) for item in value] if isinstance(value, list) else value
 
 
 def schemas() -> dict[str, dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -11,7 +12,8 @@ from pytest_llmprof.analysis.gaps import IDLE_CAUSES
 from pytest_llmprof.analysis.kernel_names import short_name
 from pytest_llmprof.analysis.nesting import PREFIX, WINDOW_END
 from pytest_llmprof.analysis.trace import Trace
-from pytest_llmprof.records.timeline import Lane, Timeline
+from pytest_llmprof.records.files import encode_json, write_bytes
+from pytest_llmprof.records.timeline import TIMELINE, Lane, Timeline
 
 HOST_EVENTS = 60_000
 """At most so many events of the host are kept, the longest: a trace on a CPU may hold millions."""
@@ -39,6 +41,11 @@ def timeline_of(trace: Trace) -> Timeline:
         lanes.append(Lane("GPU idle", "idle", start.tolist(), length.tolist(), causes))
     ends = [start + dur for lane in lanes for start, dur in zip(lane.start[-1:], lane.dur[-1:], strict=True)]
     return Timeline(names=list(names), lanes=lanes, window_ns=max(ends, default=0), left_out=left_out)
+
+
+def write_timeline(out_dir: Path, trace: Trace) -> None:
+    """Write timeline.json to *out_dir*."""
+    write_bytes(out_dir / TIMELINE, encode_json(timeline_of(trace)))
 
 
 def _named(trace: Trace, prefix: str) -> Mask:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pytest_llmprof.records.run import Shard
     from pytest_llmprof.run.shards import SuiteTest, Times
 
+_LAST_FAILED = "lfplugin-collwrapper"
+"""pytest's name for the part of --lf that leaves tests out while they are collected."""
 _NEWEST = 100
 """Saved runs that are read for the times of tests where none is named."""
 
@@ -59,8 +61,9 @@ class Shards:
 
     def collect_all(self) -> None:
         """Let all jobs split the same tests: with --lf, pytest would not even collect what passed in this one."""
-        if self._config.getoption("llmprof_shard") is not None:
-            self._config.pluginmanager.unregister(name="lfplugin-collwrapper")
+        manager = self._config.pluginmanager
+        if self._config.getoption("llmprof_shard") is not None and manager.has_plugin(_LAST_FAILED):
+            manager.unregister(name=_LAST_FAILED)
 
     @cached_property
     def _recorded(self) -> Times:

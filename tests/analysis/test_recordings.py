@@ -6,17 +6,20 @@ import csv
 import gzip
 import json
 import sqlite3
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from pytest_llmprof.analysis.kernel_names import short_name
+from pytest_llmprof.records.timeline import Timeline
 from pytest_llmprof.stages.ncu.export import kernel_rows, read_csv
 from pytest_llmprof.stages.ncu.records import NcuLaunch
 from pytest_llmprof.stages.nsys.export import read_reports
 from pytest_llmprof.stages.nsys.records import NsysBlock
-from pytest_llmprof.stages.nsys.summary import summary
+from pytest_llmprof.stages.nsys.summary import summary, write_nsys_tables
 
 DATA = Path(__file__).parents[1] / "data"
 NSYS = sorted(DATA.glob("nsys-*.sqlite.gz"))
@@ -66,6 +69,36 @@ def test_nsys(recorded, tmp_path):
         assert found["d2h_copies"] == to_host > 0
         assert found["host_launches"] > 0
         assert sum(kernel["share"] for kernel in found["top_kernels"]) <= 1 + 1e-9
+
+
+@pytest.mark.parametrize("recorded", [path for path in NSYS if "h100" in path.name], ids=name)
+def test_timeline_of_a_gpu(recorded, tmp_path):
+    """What the run's page draws adds up to kernels.csv, and its phases lie where the recording has them."""
+    path = tmp_path / "nsys.sqlite"
+    path.write_bytes(gzip.decompress(recorded.read_bytes()))
+    report = read_reports([path], "llmprof")
+    expected = json.loads((DATA / f"{name(recorded)}.json").read_text())
+    asked = msgspec.convert({key: expected[key] for key in ("tool", "capture", "occurrences")}, NsysBlock)
+    write_nsys_tables(tmp_path, report, summary(report, asked, gpu=True))
+    timeline = msgspec.json.decode((tmp_path / "timeline.json").read_bytes(), type=Timeline)
+    drawn, launched, idle, phases = Counter(), Counter(), Counter(), Counter()
+    for lane in timeline.lanes:
+        sums = {"gpu": drawn, "idle": idle, "phases": phases}.get(lane.kind, Counter())
+        for label, dur in zip(lane.label, lane.dur, strict=True):
+            sums[timeline.names[label]] += dur
+            launched[timeline.names[label]] += lane.kind == "gpu"
+    table, counts = Counter(), Counter()
+    with (tmp_path / "kernels.csv").open() as file:
+        for row in csv.DictReader(file):
+            table[short_name(row["name"], 90)] += round(float(row["total_ms"]) * 1e6)
+            counts[short_name(row["name"], 90)] += int(row["count"])
+    assert drawn == table
+    assert +launched == counts
+    assert sum(idle.values()) / 1e6 == pytest.approx(sum(report.trace.totals().idle_ms.values()))
+    assert {row.name: phases[row.name] / 1e6 for row in report.trace.phase_rows()} == pytest.approx(
+        {row.name: row.host_ms for row in report.trace.phase_rows()}
+    )
+    assert {"vision", "sam", "prefill", "decode", "step"} <= phases.keys()
 
 
 @pytest.mark.parametrize("recorded", NCU, ids=name)

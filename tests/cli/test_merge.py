@@ -173,7 +173,12 @@ def test_the_joined_run_is_compared_and_saved(tmp_path, capsys, monkeypatch):
         ({2: {"status": "stopped"}}, "s2 was stopped, so tests may be missing"),
         ({3: {"status": "interrupted"}}, "s3 was interrupted, so tests may be missing"),
         ({3: {"status": "running"}}, "s3 was killed or goes on elsewhere"),
-        ({3: {"status": "running", "process": Process.this()}}, f"s3 goes on (process {os.getpid()}): wait"),
+        # An id of its own: workers of pytest-xdist must collect the same tests.
+        pytest.param(
+            {3: {"status": "running", "process": Process.this()}},
+            f"s3 goes on (process {os.getpid()}): wait",
+            id="alive",
+        ),
         ({3: {"schema": 99}}, "has schema 99, and this pytest-llmprof reads up to"),
     ],
 )

@@ -28,6 +28,10 @@ def forget():
     torch._dynamo.reset()
 
 
+CAUSES = hasattr(torch._dynamo.utils.CompilationMetrics, "recompile_reason")
+"""Whether this torch records why it compiles again: 2.6 does not."""
+
+
 def watched(call):
     with CompileWatch() as watch:
         call()
@@ -46,8 +50,9 @@ def test_torch_compile_is_seen_with_its_cause(backend):
     assert watched(lambda: call(torch.ones(3))) == []
     (again,) = watched(lambda: call(torch.ones(4)))
     assert "double" in again
-    assert "again (cause: " in again
-    assert "size mismatch at index 0. expected 3, actual 4" in again
+    if CAUSES:
+        assert "again (cause: " in again
+        assert "size mismatch at index 0. expected 3, actual 4" in again
     assert watched(lambda: torch.ones(5) * 2) == []
     assert not torch._dynamo.callback.callback_handler.start_callbacks
 
@@ -157,7 +162,7 @@ def test_the_profiled_window_is_watched_too():
         assert list(batch) == [None]
     (line,) = work.disturbed
     assert line.startswith("the profiled window, double: torch.compile compiled ")
-    assert "again (cause: " in line
+    assert ("again (cause: " in line) == CAUSES
 
 
 class CompilingModel:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers.integrations.moe  # noqa: F401 - registers its own product of experts
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -32,9 +33,12 @@ def grouped(rows: Sequence[int], experts: Sequence[int], *_: Any, **__: Any) -> 
     return 2 * prod(rows) * experts[2]
 
 
-UNCOUNTED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa}
+UNCOUNTED = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa,
+    torch.ops.transformers.grouped_mm_fallback: grouped,
+}
 """What torch's counter has no formula for: attention on a CPU, and the experts' products."""
-if hasattr(torch.ops.aten, "_grouped_mm"):  # from torch 2.8 on; before, experts are multiplied one by one
+if hasattr(torch.ops.aten, "_grouped_mm"):  # an older torch leaves them to transformers
     UNCOUNTED[torch.ops.aten._grouped_mm] = grouped
 
 

@@ -181,3 +181,15 @@ def test_the_baselines_answers_that_differ_are_there(tmp_path):
     assert main(["report", str(tmp_path / "after"), "--baseline", str(tmp_path / "before")]) == 0
     data = blocks(tmp_path / "after/index.html")
     assert [(answer["page"], answer["raw"]) for answer in data["before-0"]] == [("other", "Old")]
+
+
+def test_signatures_of_kernels_are_shortened(tmp_path):
+    write_run(tmp_path, tests=1)
+    name = "void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_mul<float> >(int)"
+    path = tmp_path / "test_pages/test_pages-mode0/one_stage/kernels.csv"
+    path.write_text(f'name,count\n"{name}",3\nplain,1\n')
+    kernels, operators = blocks(write_page(tmp_path))["test-0"]["tables"]
+    assert kernels["rows"][0] == [name, "3"]
+    assert kernels["short"][0].startswith("vectorized_elementwise_kernel")
+    assert kernels["numeric"] == [False, True]
+    assert operators.get("short", []) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from plugin_bench import DATA, clean
 
 from pytest_llmprof.compare.saved import saved_run
 from pytest_llmprof.compare.store import Store
-from pytest_llmprof.records.baseline import SavedRun
+from pytest_llmprof.records.baseline import SavedMachine, SavedRun
 
 SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"
 STAGE = ["--llmprof-stage=direct_inference"]
@@ -251,3 +252,28 @@ def test_the_run_directory_itself_is_what_is_saved(calls):
     (path,) = saved(calls)
     again = saved_run(newest(calls))
     assert msgspec.json.decode(path.read_bytes(), type=SavedRun).key == again.key
+
+
+def test_a_run_on_several_gpus_is_saved_as_one_for_each_and_compared_with_its_own(calls, monkeypatch):
+    """As workers on several machines give."""
+    machines = itertools.cycle([SavedMachine(gpu="A", power_limit_w=300.0), SavedMachine(gpu="B")])
+    monkeypatch.setattr("pytest_llmprof.compare.saved._machine", lambda environment: next(machines))
+    first = calls.run(args=[*STAGE, "--llmprof-save=main"])
+    first.assert_outcomes(passed=2)
+    paths = saved(calls)
+    assert [path.parent.name for path in paths] == ["A", "B"]
+    for path in paths:
+        assert f"saved as main: {path.relative_to(calls.path)}" in first.stdout.str()
+    runs = [stored.run for stored in Store(calls.path / ".llmprof").runs("main")]
+    assert sorted([test.id.partition("[")[0] for test in run.tests] for run in runs) == [
+        ["test_it.py::test_first"],
+        ["test_it.py::test_second"],
+    ]
+    result = calls.run(args=[*STAGE, "--llmprof-compare=main"])
+    assert "only after" not in result.stdout.str()
+    assert "another GPU" not in result.stdout.str()
+    comparison = json.loads((newest(calls) / "comparison.json").read_text())
+    assert {row["test"].partition("[")[0] for row in comparison["rows"] if row["verdict"] != "not measured"} == {
+        "test_it.py::test_first",
+        "test_it.py::test_second",
+    }

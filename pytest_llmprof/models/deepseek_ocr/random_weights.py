@@ -52,7 +52,9 @@ def random_config(size: str) -> UnlimitedOcrConfig:
 def random_model(config: UnlimitedOcrConfig, seed: int, device: torch.device, dtype: torch.dtype) -> Any:
     """Return a model with weights drawn on *device* from *seed*; a CPU and a GPU draw different ones."""
     import torch
-    from transformers import AutoModelForImageTextToText
+
+    # The class, too, before the block: torch 2.6 cannot import its compiler where meta is the default device.
+    from transformers import AutoModelForImageTextToText, UnlimitedOcrForConditionalGeneration  # noqa: F401
 
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype)

@@ -140,6 +140,8 @@ class Table(Struct):
     rows: list[list[str]]
     total: int
     """Rows of the file."""
+    short: list[str] = []
+    """The first column's texts as a reader tells them apart, where C++ signatures are too long; else empty."""
 
 
 class SectionOf(Struct, frozen=True):

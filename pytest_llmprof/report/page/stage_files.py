@@ -10,6 +10,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from pytest_llmprof.compare.kernels import normalised
 from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.records.files import read_bytes
 from pytest_llmprof.report.page.data import SectionOf, Table
@@ -92,7 +93,9 @@ def _table(path: Path) -> Table | None:
     shown = rows[:ROWS]
     numeric = [all(not row[at] or _NUMBER.fullmatch(row[at]) for row in shown) for at in range(len(head))]
     cells = [list(map(_cell, row)) for row in shown]
-    return Table(path.name, list(map(_cell, head)), numeric, cells, len(rows))
+    signatures = any("::" in row[0] and "<" in row[0] for row in shown)
+    short = [_cell(normalised(row[0])) for row in shown] if signatures else []
+    return Table(path.name, list(map(_cell, head)), numeric, cells, len(rows), short)
 
 
 def _rows(lines: Iterator[list[str]], width: int) -> Iterator[list[str]]:

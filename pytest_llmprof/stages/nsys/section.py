@@ -17,6 +17,7 @@ _TITLE = "Nsight Systems"
 FILES = {
     "phases.md": "phases under the tool",
     "phases.csv": "the same in full precision",
+    "timeline.json": "the recording as lanes of events, for the run's page",
     "kernels.md": "kernels, the longest",
     "kernels.csv": "kernels, all",
     "nsys.nsys-rep": "the report, for nsys-ui",

@@ -7,6 +7,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from pytest_llmprof.analysis.lanes import write_timeline
 from pytest_llmprof.analysis.records import BusyKernel, busiest
 from pytest_llmprof.analysis.rows import profiled
 from pytest_llmprof.analysis.tables import rows_csv, write_kernels
@@ -40,11 +41,12 @@ def summary(report: NsysReport, block: NsysBlock, *, gpu: bool) -> NsysBlock:
 
 
 def write_nsys_tables(out_dir: Path, report: NsysReport, block: NsysBlock) -> None:
-    """Write phases.csv and phases.md to *out_dir*, and with a GPU kernels.csv and kernels.md."""
+    """Write phases.csv, phases.md and timeline.json to *out_dir*, and with a GPU kernels.csv and kernels.md."""
     names = NsysPhase.__struct_fields__
     rows = [[name, *(getattr(phase, column) for column in names)] for name, phase in block.phases.items()]
     heads = ["phase", *(name.removesuffix("_profiled") for name in names)]
     write_text(out_dir / "phases.csv", rows_csv(heads, rows))
     write_text(out_dir / "phases.md", "# Phases under Nsight Systems\n\n" + phases_table(block, whole=True))
+    write_timeline(out_dir, report.trace)
     if block.kernels is not None:
         write_kernels(out_dir, report.trace.kernels())

@@ -17,8 +17,7 @@ from pytest_llmprof.measure.figures import figures_of
 from pytest_llmprof.measure.phases import DOMAIN
 from pytest_llmprof.records.catalogue import Metric
 from pytest_llmprof.records.checks import Check
-from pytest_llmprof.records.files import encode_json, write_bytes
-from pytest_llmprof.records.timeline import TIMELINE
+from pytest_llmprof.records.files import write_bytes
 from pytest_llmprof.stages.base import CheckContext, StageContext, StagePlugin, Window
 from pytest_llmprof.stages.runner import clean_rounds
 from pytest_llmprof.stages.torch_profiler.compress import GzipWriter
@@ -162,7 +161,7 @@ def profile_window(context: StageContext) -> Profile:
     Raises `StageError` where the trace holds no kernel (CUDA) or no operator (CPU), with the cause where the profiler
     gave one.
     """
-    from pytest_llmprof.analysis.lanes import timeline_of
+    from pytest_llmprof.analysis.lanes import write_timeline
     from pytest_llmprof.stages.torch_profiler.kineto import merged, read_trace
     from pytest_llmprof.stages.torch_profiler.summary import profile_summary, write_tables
 
@@ -199,7 +198,7 @@ def profile_window(context: StageContext) -> Profile:
             raise StageError(empty)
         with costs.of("tables"):
             write_tables(context.out_dir, trace, with_kernels=cuda)
-            write_bytes(context.out_dir / TIMELINE, encode_json(timeline_of(trace)))
+            write_timeline(context.out_dir, trace)
             profile = profile_summary(trace, clean_step_ms=figures_of(context.result.samples, ())["tpot_ms"])
         with costs.of("write"):
             write_bytes(context.out_dir / "trace.json.gz", packed.data())

@@ -93,7 +93,8 @@ function testProblems(row, data) {
     ...errors.slice(0, 50).map(([page, error]) => h("li", {}, page ? h("strong", {}, `${page}: `) : null, error)),
     errors.length > 50 ? h("li", {}, `and ${errors.length - 50} more, in metrics.json`) : null,
   ].filter(Boolean);
-  const failedGates = (data.gates || []).filter((gate) => gate.outcome !== "passed");
+  const known = row.error || "";
+  const failedGates = (data.gates || []).filter((gate) => gate.outcome !== "passed" && !known.includes(gate.text));
   const warnings = data.warnings_html || [];
   const parts = [
     lines.length ? h("div", { class: "box bad" }, h("h2", {}, "Why it failed"), h("ul", {}, lines)) : null,
@@ -340,12 +341,13 @@ function csvNumber(title, text) {
 }
 
 function csvTable(table, row) {
+  const names = new Map((table.short || []).map((name, at) => [table.rows[at], name]));
   const columns = table.columns.map((title, at) => ({
     title: title.replaceAll("_", " "),
     number: table.numeric[at],
     value: (cells) => (table.numeric[at] ? (cells[at] === "" ? null : Number(cells[at])) : cells[at]),
     cell: (cells) =>
-      table.numeric[at] ? csvNumber(title, cells[at]) : at ? h("span", { class: "code" }, cells[at] || "–") : h("code", { title: cells[at] }, cells[at]),
+      table.numeric[at] ? csvNumber(title, cells[at]) : at ? h("span", { class: "code" }, cells[at] || "–") : h("code", { title: cells[at] }, names.get(cells) || cells[at]),
   }));
   const shown = sortableTable(columns, table.rows, { caption: tableName(table.file), step: 25 });
   const search = h("input", { type: "search", "aria-label": `Search ${table.file}`, placeholder: "Search names" });
