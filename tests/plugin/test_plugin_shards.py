@@ -426,3 +426,12 @@ def test_of_many_jobs_at_once_the_first_decides(tmp_path):
         agreed_times(path, Times)
     with pytest.raises(ArtifactError, match=r"cannot write .*: Not a directory"):
         agreed_times(path / "below" / "times.json", Times)
+
+
+def test_last_failed_runs_the_whole_shard_where_nothing_of_it_failed(bench):
+    bench.test(LIGHT.replace("    pass", "    assert n != 3"))
+    keep_cache(bench)
+    bench.run_apart(args=STAGE).assert_outcomes(passed=3, failed=1)
+    both = [bench.run_apart(args=[*STAGE, "--lf", f"--llmprof-shard={index}/2"]) for index in (1, 2)]
+    both[0].assert_outcomes(passed=2, deselected=2)
+    both[1].assert_outcomes(failed=1, deselected=3)
