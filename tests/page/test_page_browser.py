@@ -1,5 +1,6 @@
 """The page in Chromium, from the disk and without a network."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -10,7 +11,7 @@ from page_runs import answer_of, run_record, write_gallery, write_run, write_tim
 from pytest_llmprof.cli import main
 from pytest_llmprof.records.files import write_json
 from pytest_llmprof.records.run import TestRecord
-from pytest_llmprof.report.page import write_page
+from pytest_llmprof.report.page import collect, write_page
 
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
 pytestmark = pytest.mark.browser
@@ -220,9 +221,42 @@ def test_comparison_shows_verdicts_and_changed_answers(open_page, tmp_path):
     page.get_by_label("Which metrics").select_option("all")
     expect(rows).not_to_have_count(shown)
     page.locator("details.changed summary").click()
-    assert page.locator("article").count() == 1
+    expect(page.locator("article")).to_have_count(1)
     expect(page.locator("article del")).to_have_text("2")
     expect(page.locator("article ins")).to_have_text("3")
+
+
+def test_a_callable_shows_its_rounds(open_page, tmp_path):
+    run = write_run(tmp_path, tests=1)
+    path = tmp_path / "test_pages/test_pages-mode0/one_stage/metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics |= {"kind": "callable", "callable": "torch.mm", "pages": 0}
+    metrics["samples"] = [{**one, "page": "torch.mm", "phases": {}, "ttft_ms": None} for one in metrics["samples"]]
+    path.write_text(json.dumps(metrics))
+    page = open_page(write_page(run), "/test/0")
+    expect(page.get_by_role("heading", name="Rounds", exact=True)).to_be_visible()
+    expect(page.locator(".chart canvas")).to_be_visible()
+    assert page.locator(".page-row").count() == 0
+
+
+def test_a_page_in_another_directory_finds_the_runs_images(open_page, tmp_path):
+    run = write_run(tmp_path / "a run#1 ü", tests=1)
+    write_gallery(run / "test_pages/test_pages-mode0/one_stage", [answer_of("a")])
+    (tmp_path / "elsewhere").mkdir()
+    file = write_page(run, tmp_path / "elsewhere/page.html")
+    image = open_page(file, "/gallery/0").locator(".overlay img")
+    expect(image).to_be_visible()
+    assert image.evaluate("element => element.decode().then(() => element.naturalWidth)") == 1
+
+
+def test_a_large_timeline_is_opened_from_its_file(open_page, tmp_path, monkeypatch):
+    monkeypatch.setattr(collect, "TIMELINE_BYTES", 10)
+    run = write_run(tmp_path, tests=1)
+    stage_dir = run / "test_pages/test_pages-mode0/one_stage"
+    write_timeline(stage_dir, 100)
+    page = open_page(write_page(run), "/test/0")
+    page.get_by_label("timeline.json of this test").set_input_files(stage_dir / "timeline.json")
+    expect(page.locator(".timeline .readout")).to_have_text("300 µs of 300 µs shown, under the profiler.")
 
 
 HOSTILE = [

@@ -45,6 +45,8 @@ def test_hostile_markdown_becomes_text(text):
         "<p><script>alert(1)</script>text</p>",
         "<p>text<style>*{display:none}</style></p>",
         '<p>text<a href="javascript:x()"></a>',
+        '<base href="https://example.com"><p>text<input autofocus><button></button></p>',
+        '<meta http-equiv="refresh" content="0"><form action="x"><p>text<video src="x"></video></p></form>',
     ],
 )
 def test_hostile_html_loses_what_acts(text):

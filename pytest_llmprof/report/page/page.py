@@ -45,7 +45,8 @@ def write_page(
     if comparison is None and own.is_file():
         comparison = decode_record(read_bytes(own), Comparison, SCHEMA, own)
     base = Path(os.path.relpath(run_dir.resolve(), path.parent.resolve())).as_posix()
-    data = collect(run_dir, comparison, "" if base == "." else f"{quote(base)}/", before)
+    link = "" if base == "." else f"{quote(os.fsencode(base))}/"
+    data = collect(run_dir, comparison, link, before)
     write_text(path, render_page(data))
     return path
 

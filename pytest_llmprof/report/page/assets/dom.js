@@ -71,6 +71,12 @@ async function largeBlock(name) {
   return value;
 }
 
+/** What stands in the place of a large block that cannot be read. */
+function unreadable(error) {
+  const old = typeof DecompressionStream === "undefined";
+  return h("p", { class: "box bad" }, old ? "This browser cannot unpack the data: use one of 2023 or later." : `The data cannot be read: ${error.message}`);
+}
+
 function hasBlock(name) {
   return document.getElementById(`data-${name}`) !== null;
 }
@@ -97,7 +103,9 @@ class GrowingList {
     this.observer = new IntersectionObserver((entries) => entries.some((one) => one.isIntersecting) && this.grow(), {
       rootMargin: "1200px",
     });
-    cleanups.push(() => this.observer.disconnect());
+    const whole = () => this.reach(2000);
+    addEventListener("beforeprint", whole);
+    cleanups.push(() => (this.observer.disconnect(), removeEventListener("beforeprint", whole)));
   }
 
   set(items) {

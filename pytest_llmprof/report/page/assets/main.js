@@ -33,7 +33,8 @@ function show() {
   active = view.render(main, route.arguments) || {};
   document.title = `${view.title(route.arguments)} · ${block("overview").name} · llmprof`;
   for (const link of document.querySelectorAll("header nav a"))
-    link.toggleAttribute("aria-current", link.getAttribute("href") === (location.hash || "#/"));
+    if (link.getAttribute("href") === (location.hash || "#/")) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
 }
 
 function go() {

@@ -37,7 +37,7 @@ function compareHead(comparison) {
   return h(
     "div",
     { class: "verdict" },
-    h("h1", {}, "Against ", comparison.before.name),
+    h("h1", {}, "Against ", comparison.before.name.replace(/\/+$/, "").split("/").pop()),
     h("dl", { class: "facts" }, h("dt", {}, "Before"), h("dd", {}, side(comparison.before)), h("dt", {}, "After"), h("dd", {}, side(comparison.after))),
     notes.length ? h("ul", { class: "plain muted" }, notes.map((note) => h("li", {}, note))) : null,
   );

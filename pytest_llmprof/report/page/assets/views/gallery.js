@@ -31,7 +31,7 @@ views.gallery = {
       state.answers = answers;
       state.list = pageList(side, answers, (answer) => select(answer));
       select(answers.find((answer) => answer.page === page) || state.list.items()[0]);
-    });
+    }).catch((error) => detail.replaceChildren(unreadable(error)));
 
     function select(answer) {
       if (!answer) return;

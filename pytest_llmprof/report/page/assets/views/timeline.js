@@ -15,7 +15,7 @@ function timelinePart(index, row, data) {
   const left = { now: false };
   cleanups.push(() => (left.now = true));
   if (data.timeline === "here")
-    largeBlock(`timeline-${index}`).then((timeline) => left.now || holder.replaceChildren(...new TimelineView(timeline).elements));
+    largeBlock(`timeline-${index}`).then((timeline) => left.now || holder.replaceChildren(...new TimelineView(timeline).elements)).catch((error) => holder.replaceChildren(unreadable(error)));
   else holder.replaceChildren(timelineFromFile(holder, row));
   return section("Profiled window over time", holder);
 }
@@ -92,7 +92,7 @@ class TimelineView {
   }
 
   paint(lane, label) {
-    const name = this.timeline.names[label];
+    const name = this.timeline.names[label] ?? "";
     if (lane.kind === "phases") return name === "step" ? "grey" : phaseColour(name, label).replace("phase-", "");
     if (lane.kind === "idle") return IDLE_COLOURS[name] || "grey";
     let hash = 0;
@@ -206,7 +206,7 @@ class TimelineView {
         const room = Math.min(to, this.width) - begin - 8;
         if (room > 26) {
           context.fillStyle = "#000";
-          context.fillText(this.fitted(context, this.timeline.names[lane.label[at]], room), begin + 4, lane.top + lane.height / 2 + 0.5);
+          context.fillText(this.fitted(context, this.timeline.names[lane.label[at]] ?? "", room), begin + 4, lane.top + lane.height / 2 + 0.5);
         }
       }
     }
