@@ -6,6 +6,7 @@ import hashlib
 import html
 import json
 import re
+from pathlib import Path
 
 import pytest
 from page_runs import answer_of, run_record, write_gallery, write_run, write_timeline
@@ -16,6 +17,7 @@ from pytest_llmprof.records.catalogue import Declaration
 from pytest_llmprof.records.files import write_json, write_text
 from pytest_llmprof.records.run import TestRecord
 from pytest_llmprof.report.page import collect, write_page
+from pytest_llmprof.report.page import page as page_module
 
 LARGEST = 300_000
 """Bytes of the page without data."""
@@ -193,3 +195,15 @@ def test_signatures_of_kernels_are_shortened(tmp_path):
     assert kernels["short"][0].startswith("vectorized_elementwise_kernel")
     assert kernels["numeric"] == [False, True]
     assert operators.get("short", []) == []
+
+
+def test_own_assets_are_readable_and_all_in_the_page(tmp_path):
+    text = write_page(write_run(tmp_path)).read_text()
+    assets = Path(page_module.__file__).parent / "assets"
+    own = [path for path in assets.rglob("*") if path.suffix in (".js", ".css") and path.parent.name != "uplot"]
+    assert len(own) > 8
+    for path in own:
+        content = path.read_text()
+        assert content.strip() in text, path.name
+        assert max(map(len, content.splitlines())) <= 120, path.name
+    assert (assets / "uplot/LICENSE").read_text().startswith("The MIT License")

@@ -27,7 +27,7 @@ PACKED_FROM = 30_000
 """Bytes from which a block of answers or of a timeline is packed."""
 _ASSETS = Path(__file__).parent / "assets"
 _STYLES = ("uplot/uPlot.min.css", "page.css")
-_SCRIPTS = ("uplot/uPlot.iife.min.js", "dom.js", "format.js")
+_SCRIPTS = ("uplot/uPlot.iife.min.js", "dom.js", "format.js", "diff.js", "answer_text.js", "rounds.js")
 """Come before the views, which come before `main.js`."""
 
 

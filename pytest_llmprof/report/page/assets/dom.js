@@ -74,7 +74,13 @@ async function largeBlock(name) {
 /** What stands in the place of a large block that cannot be read. */
 function unreadable(error) {
   const old = typeof DecompressionStream === "undefined";
-  return h("p", { class: "box bad" }, old ? "This browser cannot unpack the data: use one of 2023 or later." : `The data cannot be read: ${error.message}`);
+  return h(
+    "p",
+    { class: "box bad" },
+    old
+      ? "This browser cannot unpack the data: use one of 2023 or later."
+      : `The data cannot be read: ${error.message}`,
+  );
 }
 
 function hasBlock(name) {
@@ -142,7 +148,11 @@ function sortableTable(columns, items, { caption, order = null, step = 120, rowA
         "tr",
         rowAttributes(item, at),
         columns.map((column, index) =>
-          h(index ? "td" : "th", { class: column.number ? "number" : null, scope: index ? null : "row" }, column.cell(item)),
+          h(
+            index ? "td" : "th",
+            { class: column.number ? "number" : null, scope: index ? null : "row" },
+            column.cell(item),
+          ),
         ),
       ),
     step,

@@ -46,9 +46,25 @@ function header() {
   const data = block("overview");
   document.getElementById("header").append(
     h("a", { class: "brand", href: "#/" }, "llmprof", h("span", {}, data.name)),
-    h("nav", { "aria-label": "Views" }, h("a", { href: "#/" }, "Tests"), data.compared && views.compare ? h("a", { href: "#/compare" }, "Comparison") : null),
+    h(
+      "nav",
+      { "aria-label": "Views" },
+      h("a", { href: "#/" }, "Tests"),
+      data.compared && views.compare ? h("a", { href: "#/compare" }, "Comparison") : null,
+    ),
     h("button", { type: "button", class: "quiet", "aria-label": "Keys", title: "Keys (?)", onclick: toggleKeys }, "?"),
-    h("button", { type: "button", class: "quiet", "aria-label": "Light or dark", title: "Light or dark", id: "theme", onclick: toggleTheme }, "◐"),
+    h(
+      "button",
+      {
+        type: "button",
+        class: "quiet",
+        "aria-label": "Light or dark",
+        title: "Light or dark",
+        id: "theme",
+        onclick: toggleTheme,
+      },
+      "◐",
+    ),
   );
 }
 
@@ -86,7 +102,22 @@ function toggleKeys() {
     return;
   }
   document.body.append(
-    h("div", { id: "keys", role: "dialog", "aria-label": "Keys" }, h("dl", {}, KEYS.map(([keys, meaning]) => [h("dt", {}, keys.split(" ").map((key) => h("kbd", {}, key))), h("dd", {}, meaning)]))),
+    h(
+      "div",
+      { id: "keys", role: "dialog", "aria-label": "Keys" },
+      h(
+        "dl",
+        {},
+        KEYS.map(([keys, meaning]) => [
+          h(
+            "dt",
+            {},
+            keys.split(" ").map((key) => h("kbd", {}, key)),
+          ),
+          h("dd", {}, meaning),
+        ]),
+      ),
+    ),
   );
 }
 

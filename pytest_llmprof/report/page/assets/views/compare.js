@@ -16,11 +16,19 @@ views.compare = {
   render(root) {
     const comparison = block("comparison");
     if (!comparison) {
-      root.append(h("h1", {}, "There is no comparison"), h("p", {}, "Make the page with one: ", h("code", {}, "llmprof report RUN --baseline RUN")));
+      root.append(
+        h("h1", {}, "There is no comparison"),
+        h("p", {}, "Make the page with one: ", h("code", {}, "llmprof report RUN --baseline RUN")),
+      );
       return;
     }
     root.append(
-      ...[compareHead(comparison), compareRows(comparison), compareKernels(comparison), compareTexts(comparison)].filter(Boolean),
+      ...[
+        compareHead(comparison),
+        compareRows(comparison),
+        compareKernels(comparison),
+        compareTexts(comparison),
+      ].filter(Boolean),
     );
     return { up: "#/" };
   },
@@ -28,18 +36,37 @@ views.compare = {
 
 function compareHead(comparison) {
   const side = ({ name, runs, machine, commit, dirty }) =>
-    [name, count(runs, "run"), machine, commit ? `commit ${commit.slice(0, 12)}${dirty ? " with changes" : ""}` : null].filter(Boolean).join(", ");
+    [name, count(runs, "run"), machine, commit ? `commit ${commit.slice(0, 12)}${dirty ? " with changes" : ""}` : null]
+      .filter(Boolean)
+      .join(", ");
   const missing = [
     ...comparison.only_before.map((name) => `Only before: ${name}`),
     ...comparison.only_after.map((name) => `Only after: ${name}`),
   ];
-  const notes = [...comparison.notices, ...missing.slice(0, 12), ...(missing.length > 12 ? [`and ${missing.length - 12} more tests on one side only`] : [])];
+  const notes = [
+    ...comparison.notices,
+    ...missing.slice(0, 12),
+    ...(missing.length > 12 ? [`and ${missing.length - 12} more tests on one side only`] : []),
+  ];
   return h(
     "div",
     { class: "verdict" },
     h("h1", {}, "Against ", comparison.before.name.replace(/\/+$/, "").split("/").pop()),
-    h("dl", { class: "facts" }, h("dt", {}, "Before"), h("dd", {}, side(comparison.before)), h("dt", {}, "After"), h("dd", {}, side(comparison.after))),
-    notes.length ? h("ul", { class: "plain muted" }, notes.map((note) => h("li", {}, note))) : null,
+    h(
+      "dl",
+      { class: "facts" },
+      h("dt", {}, "Before"),
+      h("dd", {}, side(comparison.before)),
+      h("dt", {}, "After"),
+      h("dd", {}, side(comparison.after)),
+    ),
+    notes.length
+      ? h(
+          "ul",
+          { class: "plain muted" },
+          notes.map((note) => h("li", {}, note)),
+        )
+      : null,
   );
 }
 
@@ -57,8 +84,21 @@ function intervalChart(row, margin, reach) {
   const kind = (VERDICTS[row.verdict] || [])[1] || "quiet";
   return s(
     "svg",
-    { class: `interval ${kind}`, viewBox: "0 0 120 18", width: 120, height: 18, role: "img", "aria-label": intervalText(row) || change(row.ratio) },
-    s("rect", { class: "margin", x: place(1 - margin), y: 0, width: Math.max(1, place(1 + margin) - place(1 - margin)), height: 18 }),
+    {
+      class: `interval ${kind}`,
+      viewBox: "0 0 120 18",
+      width: 120,
+      height: 18,
+      role: "img",
+      "aria-label": intervalText(row) || change(row.ratio),
+    },
+    s("rect", {
+      class: "margin",
+      x: place(1 - margin),
+      y: 0,
+      width: Math.max(1, place(1 + margin) - place(1 - margin)),
+      height: 18,
+    }),
     s("line", { class: "one", x1: 60, x2: 60, y1: 0, y2: 18 }),
     s("line", { class: "range", x1: low, x2: Math.max(high, low + 1), y1: 9, y2: 9 }),
     s("circle", { cx: place(row.ratio), cy: 9, r: 3.5 }),
@@ -72,7 +112,10 @@ function intervalText(row) {
 function compareRows(comparison) {
   if (!comparison.rows.length) return null;
   const ratios = comparison.rows.flatMap((row) => [row.low, row.high, row.ratio]).filter((ratio) => ratio > 0);
-  const reach = Math.min(Math.log(3), Math.max(3 * Math.log(1 + comparison.margin), ...ratios.map((ratio) => Math.abs(Math.log(ratio)))));
+  const reach = Math.min(
+    Math.log(3),
+    Math.max(3 * Math.log(1 + comparison.margin), ...ratios.map((ratio) => Math.abs(Math.log(ratio)))),
+  );
   const state = { what: "shown", verdict: "" };
   const quiet = ["same", "unclear", "not measured"];
   const kinds = {
@@ -84,20 +127,54 @@ function compareRows(comparison) {
   const overview = block("overview");
   const indexes = new Map(overview.rows.map((row, index) => [row.id, index]));
   const holder = h("div");
-  const kept = () => comparison.rows.filter((row) => kinds[state.what][1](row) && (!state.verdict || row.verdict === state.verdict));
+  const kept = () =>
+    comparison.rows.filter((row) => kinds[state.what][1](row) && (!state.verdict || row.verdict === state.verdict));
   const columns = [
     {
       title: "Test",
       value: (row) => row.test,
-      cell: (row) => (indexes.has(row.test) ? h("a", { href: `#/test/${indexes.get(row.test)}`, "data-item": true }, testName({ id: row.test, stage: row.stage }).name) : row.test),
+      cell: (row) =>
+        indexes.has(row.test)
+          ? h(
+              "a",
+              { href: `#/test/${indexes.get(row.test)}`, "data-item": true },
+              testName({ id: row.test, stage: row.stage }).name,
+            )
+          : row.test,
     },
     { title: "Metric", value: (row) => row.title, cell: (row) => row.title },
     { title: "Before", number: true, value: (row) => row.before, cell: (row) => number(row.before) },
     { title: "After", number: true, value: (row) => row.after, cell: (row) => number(row.after) },
     { title: "Change", number: true, value: (row) => row.ratio, cell: (row) => change(row.ratio) },
-    { title: "Interval", value: (row) => row.low, hint: "Confidence interval of the ratio; the shaded part is the margin", cell: (row) => h("span", { class: "interval-cell" }, intervalChart(row, comparison.margin, reach), h("small", {}, intervalText(row))) },
-    { title: "Verdict", value: (row) => Object.keys(VERDICTS).indexOf(row.verdict), cell: (row) => [verdictBadge(row.verdict), row.failed ? h("small", { class: "broken" }, ` outside ${row.limit}`) : row.limit !== null ? h("small", {}, ` limit ${row.limit}`) : null] },
-    { title: "Note", value: (row) => row.note, cell: (row) => h("small", { class: "note" }, [row.note, row.how].filter(Boolean).join("; ")) },
+    {
+      title: "Interval",
+      value: (row) => row.low,
+      hint: "Confidence interval of the ratio; the shaded part is the margin",
+      cell: (row) =>
+        h(
+          "span",
+          { class: "interval-cell" },
+          intervalChart(row, comparison.margin, reach),
+          h("small", {}, intervalText(row)),
+        ),
+    },
+    {
+      title: "Verdict",
+      value: (row) => Object.keys(VERDICTS).indexOf(row.verdict),
+      cell: (row) => [
+        verdictBadge(row.verdict),
+        row.failed
+          ? h("small", { class: "broken" }, ` outside ${row.limit}`)
+          : row.limit !== null
+            ? h("small", {}, ` limit ${row.limit}`)
+            : null,
+      ],
+    },
+    {
+      title: "Note",
+      value: (row) => row.note,
+      cell: (row) => h("small", { class: "note" }, [row.note, row.how].filter(Boolean).join("; ")),
+    },
   ];
   const table = sortableTable(columns, kept(), { caption: "Metrics before and after" });
   holder.append(table.element);
@@ -110,8 +187,17 @@ function compareRows(comparison) {
     h(
       "div",
       { class: "toolbar" },
-      h("select", { "aria-label": "Which metrics", onchange: (event) => ((state.what = event.target.value), update()) }, Object.entries(kinds).map(([key, [label]]) => h("option", { value: key }, label))),
-      h("select", { "aria-label": "Verdict", onchange: (event) => ((state.verdict = event.target.value), update()) }, h("option", { value: "" }, "All verdicts"), verdicts.map((verdict) => h("option", { value: verdict }, verdict))),
+      h(
+        "select",
+        { "aria-label": "Which metrics", onchange: (event) => ((state.what = event.target.value), update()) },
+        Object.entries(kinds).map(([key, [label]]) => h("option", { value: key }, label)),
+      ),
+      h(
+        "select",
+        { "aria-label": "Verdict", onchange: (event) => ((state.verdict = event.target.value), update()) },
+        h("option", { value: "" }, "All verdicts"),
+        verdicts.map((verdict) => h("option", { value: verdict }, verdict)),
+      ),
     ),
     holder,
   );
@@ -120,18 +206,38 @@ function compareRows(comparison) {
 function compareKernels(comparison) {
   if (!comparison.kernels.length) return null;
   const columns = [
-    { title: "Kernel", value: (one) => one.name, cell: (one) => [h("code", { title: one.name }, one.name), one.new_name ? h("code", { title: one.new_name }, `→ ${one.new_name}`) : null] },
+    {
+      title: "Kernel",
+      value: (one) => one.name,
+      cell: (one) => [
+        h("code", { title: one.name }, one.name),
+        one.new_name ? h("code", { title: one.new_name }, `→ ${one.new_name}`) : null,
+      ],
+    },
     { title: "Change", value: (one) => one.change, cell: (one) => one.change },
     { title: "Phase", value: (one) => one.phase, cell: (one) => one.phase || "–" },
     { title: "Before µs", number: true, value: (one) => one.before_us, cell: (one) => number(one.before_us) },
     { title: "After µs", number: true, value: (one) => one.after_us, cell: (one) => number(one.after_us) },
-    { title: "Launches before", number: true, value: (one) => one.before_count, cell: (one) => number(one.before_count) },
+    {
+      title: "Launches before",
+      number: true,
+      value: (one) => one.before_count,
+      cell: (one) => number(one.before_count),
+    },
     { title: "after", number: true, value: (one) => one.after_count, cell: (one) => number(one.after_count) },
   ];
   return section(
     "Kernels that changed",
-    h("p", { class: "muted small" }, "Of the profiled window, which runs once: mean times without an interval, those that matter most first."),
-    h("div", { class: "tall" }, sortableTable(columns, comparison.kernels, { caption: "Kernels that changed", step: 40 }).element),
+    h(
+      "p",
+      { class: "muted small" },
+      "Of the profiled window, which runs once: mean times without an interval, those that matter most first.",
+    ),
+    h(
+      "div",
+      { class: "tall" },
+      sortableTable(columns, comparison.kernels, { caption: "Kernels that changed", step: 40 }).element,
+    ),
   );
 }
 
@@ -145,16 +251,28 @@ function compareTexts(comparison) {
   return section(
     "Answers that changed",
     tests.map(({ row, index, text }) => {
-      const rates = text && text.cer_before !== null && text.cer_after !== null ? `, CER ${number(text.cer_before)} → ${number(text.cer_after)}` : "";
-      const what = row.changed ? `the text of ${count(row.changed, "page")} differs` : `${text.exact ? "the text" : "the number of tokens"} of ${count(text.differ, "page")} differs`;
+      const rates =
+        text && text.cer_before !== null && text.cer_after !== null
+          ? `, CER ${number(text.cer_before)} → ${number(text.cer_after)}`
+          : "";
+      const what = row.changed
+        ? `the text of ${count(row.changed, "page")} differs`
+        : `${text.exact ? "the text" : "the number of tokens"} of ${count(text.differ, "page")} differs`;
       const list = h("div");
       const details = h(
         "details",
         { class: "changed" },
         h("summary", {}, `${testName(row).name}: ${what}${rates}`),
-        row.changed ? list : h("p", { class: "muted" }, "The texts are not there on both sides: compare two run directories, each with a gallery or predictions."),
+        row.changed
+          ? list
+          : h(
+              "p",
+              { class: "muted" },
+              "The texts are not there on both sides: compare two run directories, each with a gallery or predictions.",
+            ),
       );
-      if (row.changed) details.addEventListener("toggle", () => details.open && !list.firstChild && changedAnswers(list, index));
+      if (row.changed)
+        details.addEventListener("toggle", () => details.open && !list.firstChild && changedAnswers(list, index));
       return details;
     }),
   );
@@ -169,11 +287,30 @@ async function changedAnswers(list, index) {
       const answer = now.get(old.page);
       if (!answer) return h("p", {}, old.page);
       const parts = differences(old.raw, answer.raw);
-      const pane = (title, kinds) => h("div", {}, h("h3", {}, title), parts ? diffText(parts.filter((part) => kinds.includes(part.kind))) : h("pre", { class: "raw", dir: "auto" }, title === "Before" ? old.raw : answer.raw));
+      const pane = (title, kinds) =>
+        h(
+          "div",
+          {},
+          h("h3", {}, title),
+          parts
+            ? diffText(parts.filter((part) => kinds.includes(part.kind)))
+            : h("pre", { class: "raw", dir: "auto" }, title === "Before" ? old.raw : answer.raw),
+        );
       return h(
         "article",
         {},
-        h("h3", {}, h("a", { href: `#/gallery/${index}/${encodeURIComponent(old.page)}` }, h("bdi", {}, old.page)), h("span", { class: "muted" }, old.cer !== undefined || answer.cer !== undefined ? ` CER ${percent(old.cer)} → ${percent(answer.cer)}` : "")),
+        h(
+          "h3",
+          {},
+          h("a", { href: `#/gallery/${index}/${encodeURIComponent(old.page)}` }, h("bdi", {}, old.page)),
+          h(
+            "span",
+            { class: "muted" },
+            old.cer !== undefined || answer.cer !== undefined
+              ? ` CER ${percent(old.cer)} → ${percent(answer.cer)}`
+              : "",
+          ),
+        ),
         h("div", { class: "texts" }, pane("Before", ["same", "removed"]), pane("After", ["same", "added"])),
       );
     },

@@ -30,7 +30,10 @@ function overviewHead(data) {
       : outcomes.get("passed") === total
         ? ["✓", "good", `${total === 1 ? "The test" : `All ${count(total, "test")}`} passed`]
         : ["–", "quiet", [...outcomes].map(([name, amount]) => `${amount} ${name}`).join(", ")];
-  const ended = data.status === "complete" ? "" : `The run ${{ running: "has not ended", stopped: "was stopped" }[data.status] || "was interrupted"}. `;
+  const ended =
+    data.status === "complete"
+      ? ""
+      : `The run ${{ running: "has not ended", stopped: "was stopped" }[data.status] || "was interrupted"}. `;
   const facts = [dateText(data.started), ...new Set(data.rows.map((row) => row.device).filter(Boolean))];
   const command = h("code", {}, data.command);
   return h(
@@ -45,7 +48,8 @@ function overviewHead(data) {
 function overviewComparison() {
   const comparison = block("comparison");
   const counts = new Map();
-  for (const row of comparison.rows) if (row.shown || row.limit !== null) counts.set(row.verdict, (counts.get(row.verdict) || 0) + 1);
+  for (const row of comparison.rows)
+    if (row.shown || row.limit !== null) counts.set(row.verdict, (counts.get(row.verdict) || 0) + 1);
   const order = ["slower", "worse", "changed", "faster", "better", "same", "unclear", "not measured"];
   const text = [...counts]
     .sort(([a], [b]) => order.indexOf(a) - order.indexOf(b))
@@ -67,17 +71,21 @@ function testLink(data, index) {
 }
 
 function overviewFailures(data) {
-  const failed = data.rows.map((row, index) => [row, index]).filter(([row]) => ["failed", "interrupted"].includes(row.outcome));
+  const failed = data.rows
+    .map((row, index) => [row, index])
+    .filter(([row]) => ["failed", "interrupted"].includes(row.outcome));
   if (!failed.length) return null;
   const list = h("ul", { class: "failures" });
-  const growing = new GrowingList(list, ([row, index]) =>
-    h(
-      "li",
-      {},
-      h("a", { href: `#/test/${index}`, "data-item": true }, testName(row).name),
-      h("span", { class: "muted" }, ` ${row.stage}`),
-      h("p", { class: "error" }, row.error || "no reason is recorded"),
-    ),
+  const growing = new GrowingList(
+    list,
+    ([row, index]) =>
+      h(
+        "li",
+        {},
+        h("a", { href: `#/test/${index}`, "data-item": true }, testName(row).name),
+        h("span", { class: "muted" }, ` ${row.stage}`),
+        h("p", { class: "error" }, row.error || "no reason is recorded"),
+      ),
     20,
   );
   growing.set(failed);
@@ -86,7 +94,11 @@ function overviewFailures(data) {
 
 function overviewTests(data) {
   if (!data.rows.length) return null;
-  const items = data.rows.map((row, index) => ({ row, index, search: `${row.id} ${row.stage} ${row.engine || ""}`.toLowerCase() }));
+  const items = data.rows.map((row, index) => ({
+    row,
+    index,
+    search: `${row.id} ${row.stage} ${row.engine || ""}`.toLowerCase(),
+  }));
   const chosen = new Set(data.columns.filter((column) => column.shown).map((column) => column.name));
   if (!chosen.size) for (const column of data.columns.slice(0, 5)) chosen.add(column.name);
   const engines = new Set(data.rows.map((row) => row.engine).filter(Boolean));
@@ -117,10 +129,18 @@ function overviewTests(data) {
         },
       },
       { title: "Stage", value: ({ row }) => row.stage, cell: ({ row }) => row.stage },
-      ...(engines.size > 1 ? [{ title: "Engine", value: ({ row }) => row.engine, cell: ({ row }) => row.engine || "–" }] : []),
+      ...(engines.size > 1
+        ? [{ title: "Engine", value: ({ row }) => row.engine, cell: ({ row }) => row.engine || "–" }]
+        : []),
       { title: "Outcome", value: ({ row }) => row.outcome, cell: ({ row }) => outcomeBadge(row.outcome) },
       ...metrics,
-      { title: "Took", number: true, hint: "Wall time with set-up and teardown", value: ({ row }) => row.seconds, cell: ({ row }) => duration(row.seconds) },
+      {
+        title: "Took",
+        number: true,
+        hint: "Wall time with set-up and teardown",
+        value: ({ row }) => row.seconds,
+        cell: ({ row }) => duration(row.seconds),
+      },
     ];
   }
 
@@ -143,11 +163,20 @@ function overviewTests(data) {
   function filter() {
     const found = kept();
     table.setItems(found);
-    counted.textContent = found.length === items.length ? count(items.length, "test") : `${found.length} of ${count(items.length, "test")}`;
+    counted.textContent =
+      found.length === items.length ? count(items.length, "test") : `${found.length} of ${count(items.length, "test")}`;
   }
 
-  const search = h("input", { type: "search", "aria-label": "Search tests", placeholder: "Search tests (/)", "data-search": true });
-  search.addEventListener("input", debounced(() => ((state.text = search.value), filter())));
+  const search = h("input", {
+    type: "search",
+    "aria-label": "Search tests",
+    placeholder: "Search tests (/)",
+    "data-search": true,
+  });
+  search.addEventListener(
+    "input",
+    debounced(() => ((state.text = search.value), filter())),
+  );
   const choice = (label, key, values) =>
     h(
       "select",
@@ -202,7 +231,9 @@ function overviewTests(data) {
 function metricCell(column, value, failedGates = []) {
   if (value === null || value === undefined) return "–";
   const text = column.unit === "share" ? percent(value) : number(value);
-  return failedGates.includes(column.name) ? h("span", { class: "broken", title: "outside its limit" }, `✕ ${text}`) : text;
+  return failedGates.includes(column.name)
+    ? h("span", { class: "broken", title: "outside its limit" }, `✕ ${text}`)
+    : text;
 }
 
 function overviewNotes(data, notes) {
@@ -243,9 +274,11 @@ function overviewEnvironment(data) {
     .filter(([, version]) => version)
     .map(([name, version]) => `${name} ${version}`)
     .join(", ");
-  const shown = data.environments.slice(0, 8).map((environment) => [
-    data.environments.length > 1 ? h("h3", {}, count(environment.tests.length, "test")) : null,
-    rows(environment.rows),
-  ]);
+  const shown = data.environments
+    .slice(0, 8)
+    .map((environment) => [
+      data.environments.length > 1 ? h("h3", {}, count(environment.tests.length, "test")) : null,
+      rows(environment.rows),
+    ]);
   return section("Environment", shown.length ? shown : versions ? rows([["Versions", versions]]) : null);
 }

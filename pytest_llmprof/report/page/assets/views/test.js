@@ -31,14 +31,25 @@ views.test = {
       ...[
         testHead(overview, row, data, index),
         testProblems(row, data),
-        section("What to look at", data.findings_html?.length ? h("ol", { class: "findings" }, data.findings_html.map((text) => h("li", {}, fromSafeHtml(text)))) : null),
+        section(
+          "What to look at",
+          data.findings_html?.length
+            ? h(
+                "ol",
+                { class: "findings" },
+                data.findings_html.map((text) => h("li", {}, fromSafeHtml(text))),
+              )
+            : null,
+        ),
         testPhases(data),
         testMemory(data),
         testPages(data, index),
         data.timeline ? timelinePart(index, row, data) : null,
         testTables(data, row),
         testMetrics(data),
-        ...(data.sections || []).map((one) => section(one.title, h("div", { class: "markdown" }, fromSafeHtml(one.html)))),
+        ...(data.sections || []).map((one) =>
+          section(one.title, h("div", { class: "markdown" }, fromSafeHtml(one.html))),
+        ),
         testFiles(data, row),
         testEnvironment(data),
       ].filter(Boolean),
@@ -59,7 +70,15 @@ function testHead(overview, row, data, index) {
     .map((column, at) => [column, row.values[at]])
     .filter(([column, value]) => column.shown && value !== null && value !== undefined);
   const step = (to, label, sign) =>
-    overview.rows[to] ? h("a", { href: `#/test/${to}`, "aria-label": label, title: `${label}: ${testName(overview.rows[to]).name}` }, sign) : h("span", { class: "off", "aria-hidden": "true" }, sign);
+    overview.rows[to]
+      ? h(
+          "a",
+          { href: `#/test/${to}`, "aria-label": label, title: `${label}: ${testName(overview.rows[to]).name}` },
+          sign,
+        )
+      : h("span", { class: "off", "aria-hidden": "true" }, sign);
+  const took = row.seconds === null || row.seconds === undefined ? null : `took ${duration(row.seconds)}`;
+  const facts = [row.stage, file, row.device, took];
   return h(
     "div",
     { class: "verdict" },
@@ -67,18 +86,39 @@ function testHead(overview, row, data, index) {
       "p",
       { class: "crumbs" },
       h("a", { href: "#/" }, "All tests"),
-      h("span", { class: "steps" }, step(index - 1, "Previous test", "‹"), ` ${index + 1} of ${overview.rows.length} `, step(index + 1, "Next test", "›")),
+      h(
+        "span",
+        { class: "steps" },
+        step(index - 1, "Previous test", "‹"),
+        ` ${index + 1} of ${overview.rows.length} `,
+        step(index + 1, "Next test", "›"),
+      ),
     ),
     h("h1", {}, name),
-    h("p", { class: "muted" }, outcomeBadge(row.outcome), ` ${[row.stage, file, row.device, row.seconds === null || row.seconds === undefined ? null : `took ${duration(row.seconds)}`].filter(Boolean).join(" · ")}`),
+    h("p", { class: "muted" }, outcomeBadge(row.outcome), ` ${facts.filter(Boolean).join(" · ")}`),
     data.verdict_html ? h("p", {}, fromSafeHtml(data.verdict_html)) : null,
-    row.gallery ? h("p", {}, h("a", { class: "action", href: `#/gallery/${index}` }, `Gallery: ${count(row.gallery, "page")} with answers and differences`)) : null,
+    row.gallery
+      ? h(
+          "p",
+          {},
+          h(
+            "a",
+            { class: "action", href: `#/gallery/${index}` },
+            `Gallery: ${count(row.gallery, "page")} with answers and differences`,
+          ),
+        )
+      : null,
     key.length
       ? h(
           "dl",
           { class: "key" },
           key.map(([column, value]) =>
-            h("div", { title: column.description }, h("dt", {}, column.title), h("dd", {}, metricCell(column, value, row.failed_gates))),
+            h(
+              "div",
+              { title: column.description },
+              h("dt", {}, column.title),
+              h("dd", {}, metricCell(column, value, row.failed_gates)),
+            ),
           ),
         )
       : null,
@@ -98,8 +138,30 @@ function testProblems(row, data) {
   const warnings = data.warnings_html || [];
   const parts = [
     lines.length ? h("div", { class: "box bad" }, h("h2", {}, "Why it failed"), h("ul", {}, lines)) : null,
-    failedGates.length ? h("div", { class: "box warn" }, h("h2", {}, "Gates"), h("ul", {}, failedGates.map((gate) => h("li", {}, gate.text)))) : null,
-    warnings.length ? h("div", { class: "box" }, h("h2", {}, "What makes its numbers doubtful"), h("ul", {}, warnings.map((text) => h("li", {}, fromSafeHtml(text))))) : null,
+    failedGates.length
+      ? h(
+          "div",
+          { class: "box warn" },
+          h("h2", {}, "Gates"),
+          h(
+            "ul",
+            {},
+            failedGates.map((gate) => h("li", {}, gate.text)),
+          ),
+        )
+      : null,
+    warnings.length
+      ? h(
+          "div",
+          { class: "box" },
+          h("h2", {}, "What makes its numbers doubtful"),
+          h(
+            "ul",
+            {},
+            warnings.map((text) => h("li", {}, fromSafeHtml(text))),
+          ),
+        )
+      : null,
   ].filter(Boolean);
   return parts.length ? h("div", {}, parts) : null;
 }
@@ -112,7 +174,11 @@ function stackedBar(parts, whole, label) {
     parts
       .filter(([, value]) => value > 0)
       .map(([name, value, paint]) =>
-        h("span", { class: paint, title: `${name}: ${number(value)} ms`, style: { width: `${(100 * value) / (whole || 1)}%` } }),
+        h("span", {
+          class: paint,
+          title: `${name}: ${number(value)} ms`,
+          style: { width: `${(100 * value) / (whole || 1)}%` },
+        }),
       ),
   );
 }
@@ -127,17 +193,39 @@ function testPhases(data) {
     {
       title: "Phase",
       value: (phase) => phase.name,
-      cell: (phase) => h("span", { class: phase.part ? "part" : null }, h("span", { class: `swatch ${phaseColour(phase.name)}` }), phase.name),
+      cell: (phase) =>
+        h(
+          "span",
+          { class: phase.part ? "part" : null },
+          h("span", { class: `swatch ${phaseColour(phase.name)}` }),
+          phase.name,
+        ),
     },
     { title: "Median ms", number: true, value: (phase) => phase.ms, cell: (phase) => number(phase.ms) },
-    { title: "IQR", number: true, hint: "Noise: a page's spread over its rounds", value: (phase) => phase.iqr, cell: (phase) => number(phase.iqr) },
+    {
+      title: "IQR",
+      number: true,
+      hint: "Noise: a page's spread over its rounds",
+      value: (phase) => phase.iqr,
+      cell: (phase) => number(phase.iqr),
+    },
     { title: "Share", number: true, value: (phase) => phase.share, cell: (phase) => percent(phase.share) },
-    ...(peaks ? [{ title: "Peak GiB", number: true, value: (phase) => phase.peak_gib, cell: (phase) => number(phase.peak_gib) }] : []),
+    ...(peaks
+      ? [{ title: "Peak GiB", number: true, value: (phase) => phase.peak_gib, cell: (phase) => number(phase.peak_gib) }]
+      : []),
   ];
   const label = whole.map((phase) => `${phase.name} ${number(phase.ms)} ms`).join(", ");
   return section(
     `Phases of the median ${data.batch ? "batch" : "page"}`,
-    h("div", { class: "wide-bar" }, stackedBar(whole.map((phase) => [phase.name, phase.ms, phaseColour(phase.name)]), sum, label)),
+    h(
+      "div",
+      { class: "wide-bar" },
+      stackedBar(
+        whole.map((phase) => [phase.name, phase.ms, phaseColour(phase.name)]),
+        sum,
+        label,
+      ),
+    ),
     sortableTable(columns, phases, { caption: "Phases" }).element,
   );
 }
@@ -153,161 +241,15 @@ function testMemory(data) {
       { class: "rows" },
       phases.map((phase) => [
         h("span", { class: phase.part ? "part" : null }, phase.name),
-        h("span", { class: "bar" }, h("span", { class: phaseColour(phase.name), style: { width: `${(100 * phase.peak_gib) / most}%` } })),
+        h(
+          "span",
+          { class: "bar" },
+          h("span", { class: phaseColour(phase.name), style: { width: `${(100 * phase.peak_gib) / most}%` } }),
+        ),
         h("span", { class: "number" }, `${number(phase.peak_gib)} GiB`),
       ]),
     ),
   );
-}
-
-const MEASURES = { total: "Total ms", ttft: "Time to first token ms", tpot: "Time per output token ms", tokens: "Tokens" };
-
-/** One entry a page: its samples' indexes and medians, slowest first. */
-function pagesOf(data) {
-  const { samples, pages } = data;
-  const members = pages.map(() => []);
-  samples.page.forEach((page, at) => members[page].push(at));
-  const entries = pages.map((name, page) => ({
-    name,
-    page,
-    at: members[page],
-    total: median(members[page].map((at) => samples.total[at])),
-  }));
-  return entries.sort((a, b) => (b.total || 0) - (a.total || 0));
-}
-
-function testPages(data, index) {
-  if (!data.samples || !data.samples.page.length) return null;
-  const { samples } = data;
-  const entries = pagesOf(data);
-  const known = Object.keys(MEASURES).filter((name) => samples[name].some((value) => value !== null));
-  const rounds = Math.max(...samples.round) + 1;
-  const chart = h("div", { class: "chart" });
-  const readout = h("p", { class: "readout muted", "aria-live": "off" }, "Each point is one round of a page; pages are in the order of their time.");
-  let plot = null;
-  const draw = (name) => {
-    if (plot) plot.destroy();
-    plot = roundsChart(chart, readout, entries, samples, name);
-  };
-  const select = h(
-    "select",
-    { "aria-label": "Metric of the chart", onchange: (event) => draw(event.target.value) },
-    known.map((name) => h("option", { value: name }, MEASURES[name])),
-  );
-  requestAnimationFrame(() => chart.isConnected && draw(known[0]));
-  const resize = debounced(() => chart.isConnected && draw(select.value), 150);
-  addEventListener("resize", resize);
-  cleanups.push(() => (removeEventListener("resize", resize), plot && plot.destroy()));
-  const one = entries.length === 1;
-  return section(
-    one ? "Rounds" : "Pages and rounds",
-    h("div", { class: "toolbar" }, known.length > 1 ? select : null, h("span", { class: "muted" }, `${count(entries.length, "page")}, ${count(rounds, "round")}`)),
-    chart,
-    readout,
-    Object.keys(samples.phases).length ? pageBars(data, entries, index) : null,
-  );
-}
-
-function roundsChart(holder, readout, entries, samples, name) {
-  const values = samples[name];
-  const single = entries.length === 1;
-  const xs = [];
-  const ys = [];
-  const at = [];
-  entries.forEach((entry, place) =>
-    entry.at.forEach((index) => {
-      if (values[index] === null) return;
-      xs.push(single ? samples.round[index] + 1 : place + 1);
-      ys.push(values[index]);
-      at.push([entry, index]);
-    }),
-  );
-  const most = single ? Math.max(...xs, 1) : entries.length;
-  const axis = { stroke: colour("muted"), grid: { stroke: colour("line"), width: 1 }, ticks: { stroke: colour("line"), width: 1 }, font: "12px system-ui, sans-serif" };
-  holder.replaceChildren();
-  return new uPlot(
-    {
-      width: Math.max(280, holder.clientWidth),
-      height: 240,
-      legend: { show: false },
-      cursor: { drag: { x: true, y: false }, points: { size: 9 } },
-      scales: { x: { time: false, range: (_, low, high) => (low === high ? [low - 1, high + 1] : [low - 0.6, high + 0.6]) }, y: { range: (_, low, high) => [0, (high || 1) * 1.08] } },
-      axes: [
-        { ...axis, label: single ? "Round" : "Page, slowest first", labelFont: axis.font, labelSize: 22, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000], values: (_, ticks) => ticks.map((tick) => (Number.isInteger(tick) && tick >= 1 && tick <= most ? String(tick) : "")) },
-        { ...axis, size: 64, values: (_, ticks) => ticks.map(number) },
-      ],
-      series: [{}, { label: MEASURES[name], paths: () => null, stroke: colour("accent"), points: { show: true, size: entries.length > 200 ? 4 : 7, fill: colour("accent-soft"), stroke: colour("accent"), width: 1 } }],
-      hooks: {
-        setCursor: [
-          (plot) => {
-            const found = nearestPoint(plot, xs, ys);
-            if (found === null) return;
-            const [entry, index] = at[found];
-            readout.textContent = `${entry.name}, round ${samples.round[index] + 1}: ${number(values[index])}${name === "tokens" ? " tokens" : " ms"}`;
-          },
-        ],
-      },
-    },
-    [xs, ys],
-    holder,
-  );
-}
-
-/** The point nearest to the cursor on the screen. */
-function nearestPoint(plot, xs, ys) {
-  const { left, top } = plot.cursor;
-  if (left === null || left === undefined || left < 0) return null;
-  let best = null;
-  let distance = Infinity;
-  for (let at = 0; at < xs.length; at += 1) {
-    const dx = plot.valToPos(xs[at], "x") - left;
-    const dy = plot.valToPos(ys[at], "y") - top;
-    if (dx * dx + dy * dy < distance) [best, distance] = [at, dx * dx + dy * dy];
-  }
-  return best;
-}
-
-function pageBars(data, entries, index) {
-  const { samples } = data;
-  const phases = (data.phases || []).filter((phase) => !phase.part && (samples.phases[phase.name] || phase.name === "other")).map((phase) => phase.name);
-  const names = phases.length ? phases : Object.keys(samples.phases);
-  const values = (name, at) => (name === "other" ? samples.other[at] : (samples.phases[name] || [])[at]) || 0;
-  const most = Math.max(...samples.total);
-  const row = (label, parts, total, attributes = {}) =>
-    h("div", { class: "page-row", ...attributes }, label, stackedBar(parts, most, parts.map(([name, value]) => `${name} ${number(value)} ms`).join(", ")), h("span", { class: "number" }, `${number(total)} ms`));
-  const list = h("div", { class: "page-rows" });
-  const growing = new GrowingList(
-    list,
-    (entry) => {
-      const parts = names.map((name, at) => [name, median(entry.at.map((one) => values(name, one))), phaseColour(name, at)]);
-      if (entry.at.length < 2) return row(h("span", { class: "name" }, entry.name), parts, entry.total);
-      const button = h("button", { type: "button", class: "name", "aria-expanded": "false" }, entry.name);
-      const holder = h("div", {}, row(button, parts, entry.total));
-      button.addEventListener("click", () => {
-        const open = button.getAttribute("aria-expanded") === "true";
-        button.setAttribute("aria-expanded", String(!open));
-        if (open) holder.replaceChildren(holder.firstElementChild);
-        else
-          holder.append(
-            ...entry.at.map((one) =>
-              row(h("span", { class: "name muted" }, `round ${samples.round[one] + 1}`), names.map((name, at) => [name, values(name, one), phaseColour(name, at)]), samples.total[one], { class: "page-row sub" }),
-            ),
-          );
-      });
-      return holder;
-    },
-    50,
-  );
-  const few = 12;
-  growing.set(entries.slice(0, few));
-  const more = entries.length > few ? h("button", { type: "button", class: "quiet" }, `Show all ${entries.length} pages`) : null;
-  if (more) more.addEventListener("click", () => (more.remove(), growing.set(entries)));
-  return [
-    h("h3", {}, "Phases of each page"),
-    h("p", { class: "legend" }, names.map((name, at) => h("span", {}, h("span", { class: `swatch ${phaseColour(name, at)}` }), name))),
-    list,
-    more,
-  ];
 }
 
 function testTables(data, row) {
@@ -315,7 +257,18 @@ function testTables(data, row) {
   if (!tables.length) return null;
   const holder = h("div");
   const buttons = tables.map((table, at) =>
-    h("button", { type: "button", role: "tab", id: `tab-${at}`, "aria-selected": "false", "aria-controls": "table-panel", onclick: () => open(at) }, tableName(table.file)),
+    h(
+      "button",
+      {
+        type: "button",
+        role: "tab",
+        id: `tab-${at}`,
+        "aria-selected": "false",
+        "aria-controls": "table-panel",
+        onclick: () => open(at),
+      },
+      tableName(table.file),
+    ),
   );
   holder.id = "table-panel";
   holder.setAttribute("role", "tabpanel");
@@ -326,7 +279,11 @@ function testTables(data, row) {
   }
   const first = tables.findIndex((table) => table.file === "kernels.csv");
   open(Math.max(0, first));
-  return section("Tables", h("div", { class: "tabs", role: "tablist", "aria-label": "Tables of this test" }, buttons), holder);
+  return section(
+    "Tables",
+    h("div", { class: "tabs", role: "tablist", "aria-label": "Tables of this test" }, buttons),
+    holder,
+  );
 }
 
 function tableName(file) {
@@ -347,7 +304,11 @@ function csvTable(table, row) {
     number: table.numeric[at],
     value: (cells) => (table.numeric[at] ? (cells[at] === "" ? null : Number(cells[at])) : cells[at]),
     cell: (cells) =>
-      table.numeric[at] ? csvNumber(title, cells[at]) : at ? h("span", { class: "code" }, cells[at] || "–") : h("code", { title: cells[at] }, names.get(cells) || cells[at]),
+      table.numeric[at]
+        ? csvNumber(title, cells[at])
+        : at
+          ? h("span", { class: "code" }, cells[at] || "–")
+          : h("code", { title: cells[at] }, names.get(cells) || cells[at]),
   }));
   const shown = sortableTable(columns, table.rows, { caption: tableName(table.file), step: 25 });
   const search = h("input", { type: "search", "aria-label": `Search ${table.file}`, placeholder: "Search names" });
@@ -360,7 +321,19 @@ function csvTable(table, row) {
   );
   const link = h("a", { href: fileUrl(row.dir, table.file) }, table.file);
   return [
-    h("div", { class: "toolbar" }, search, h("span", { class: "muted" }, table.total > table.rows.length ? `the first ${table.rows.length} of ${table.total} rows; all are in ` : "from ", link)),
+    h(
+      "div",
+      { class: "toolbar" },
+      search,
+      h(
+        "span",
+        { class: "muted" },
+        table.total > table.rows.length
+          ? `the first ${table.rows.length} of ${table.total} rows; all are in `
+          : "from ",
+        link,
+      ),
+    ),
     h("div", { class: "tall" }, shown.element),
   ];
 }
@@ -369,18 +342,39 @@ function testMetrics(data) {
   const rows = [...(data.metrics || []), ...(data.quality || [])];
   if (!rows.length) return null;
   const names = { value: "Median", iqr: "IQR", min: "Min", max: "Max", p90: "p90", p99: "p99" };
-  const there = Object.keys(names).filter((name) => name === "value" || rows.some((row) => row[name] !== null && row[name] !== undefined));
+  const there = Object.keys(names).filter(
+    (name) => name === "value" || rows.some((row) => row[name] !== null && row[name] !== undefined),
+  );
   const columns = [
     { title: "Metric", value: (row) => row.title, cell: (row) => row.title },
-    ...there.map((name) => ({ title: names[name], number: true, value: (row) => row[name], cell: (row) => (row[name] === null && name !== "value" ? "" : number(row[name])) })),
+    ...there.map((name) => ({
+      title: names[name],
+      number: true,
+      value: (row) => row[name],
+      cell: (row) => (row[name] === null && name !== "value" ? "" : number(row[name])),
+    })),
   ];
   const passed = (data.gates || []).filter((gate) => gate.outcome === "passed");
   return section(
     "Metrics",
     sortableTable(columns, rows, { caption: "Metrics" }).element,
-    h("p", { class: "muted small" }, "Medians over pages of each page's median over rounds; min, max and p90 over pages. IQR is the noise: a page's spread over its rounds, the median page."),
+    h(
+      "p",
+      { class: "muted small" },
+      "Medians over pages of each page's median over rounds; min, max and p90 over pages. ",
+      "IQR is the noise: a page's spread over its rounds, the median page.",
+    ),
     data.quality_note ? h("p", { class: "muted small" }, data.quality_note) : null,
-    passed.length ? [h("h3", {}, "Gates that passed"), h("ul", {}, passed.map((gate) => h("li", {}, gate.text)))] : null,
+    passed.length
+      ? [
+          h("h3", {}, "Gates that passed"),
+          h(
+            "ul",
+            {},
+            passed.map((gate) => h("li", {}, gate.text)),
+          ),
+        ]
+      : null,
   );
 }
 
@@ -391,16 +385,36 @@ function testFiles(data, row) {
     h("p", {}, "This test alone, with the options of the run, from the project's root directory:"),
     h("p", { class: "command" }, command, copyButton(data.repeat, command)),
     data.trace
-      ? h("p", {}, h("a", { class: "action", href: fileUrl(row.dir, data.trace), download: true }, "Save the trace"), h("span", { class: "muted" }, " and open it in ui.perfetto.dev or chrome://tracing."))
+      ? h(
+          "p",
+          {},
+          h("a", { class: "action", href: fileUrl(row.dir, data.trace), download: true }, "Save the trace"),
+          h("span", { class: "muted" }, " and open it in ui.perfetto.dev or chrome://tracing."),
+        )
       : null,
-    data.facts_html?.length ? h("ul", { class: "plain" }, data.facts_html.map((text) => h("li", {}, fromSafeHtml(text)))) : null,
+    data.facts_html?.length
+      ? h(
+          "ul",
+          { class: "plain" },
+          data.facts_html.map((text) => h("li", {}, fromSafeHtml(text))),
+        )
+      : null,
     data.files_html ? [h("h3", {}, "Files"), h("div", { class: "markdown" }, fromSafeHtml(data.files_html))] : null,
-    row.dir ? h("p", { class: "muted small" }, "Everything is in ", h("a", { href: fileUrl(row.dir) }, row.dir), ".") : null,
+    row.dir
+      ? h("p", { class: "muted small" }, "Everything is in ", h("a", { href: fileUrl(row.dir) }, row.dir), ".")
+      : null,
   );
 }
 
 function testEnvironment(data) {
   return data.environment?.length
-    ? section("Environment", h("dl", { class: "facts" }, data.environment.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])))
+    ? section(
+        "Environment",
+        h(
+          "dl",
+          { class: "facts" },
+          data.environment.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]),
+        ),
+      )
     : null;
 }

@@ -15,7 +15,9 @@ function timelinePart(index, row, data) {
   const left = { now: false };
   cleanups.push(() => (left.now = true));
   if (data.timeline === "here")
-    largeBlock(`timeline-${index}`).then((timeline) => left.now || holder.replaceChildren(...new TimelineView(timeline).elements)).catch((error) => holder.replaceChildren(unreadable(error)));
+    largeBlock(`timeline-${index}`)
+      .then((timeline) => left.now || holder.replaceChildren(...new TimelineView(timeline).elements))
+      .catch((error) => holder.replaceChildren(unreadable(error)));
   else holder.replaceChildren(timelineFromFile(holder, row));
   return section("Profiled window over time", holder);
 }
@@ -30,7 +32,17 @@ function timelineFromFile(holder, row) {
       holder.append(h("p", { class: "bad" }, "This is no timeline.json."));
     }
   });
-  return h("div", {}, h("p", {}, "Of a run this large the page holds the first timelines only. Open this one's file: ", h("code", {}, `${row.dir}/timeline.json`)), input);
+  return h(
+    "div",
+    {},
+    h(
+      "p",
+      {},
+      "Of a run this large the page holds the first timelines only. Open this one's file: ",
+      h("code", {}, `${row.dir}/timeline.json`),
+    ),
+    input,
+  );
 }
 
 class TimelineView {
@@ -41,12 +53,25 @@ class TimelineView {
     this.end = this.whole;
     this.search = "";
     this.pinned = null;
-    this.canvas = h("canvas", { tabindex: "0", role: "application", "aria-label": "Timeline of the profiled window. Keys: plus and minus zoom, left and right arrows move, 0 shows all." });
+    this.canvas = h("canvas", {
+      tabindex: "0",
+      role: "application",
+      "aria-label":
+        "Timeline of the profiled window. Keys: plus and minus zoom, left and right arrows move, 0 shows all.",
+    });
     this.readout = h("p", { class: "readout", role: "status" });
     this.summary = h("div");
-    const button = (label, text, action) => h("button", { type: "button", class: "quiet", "aria-label": label, title: label, onclick: action }, text);
-    const search = h("input", { type: "search", "aria-label": "Highlight events by name", placeholder: "Highlight names" });
-    search.addEventListener("input", debounced(() => this.highlight(search.value)));
+    const button = (label, text, action) =>
+      h("button", { type: "button", class: "quiet", "aria-label": label, title: label, onclick: action }, text);
+    const search = h("input", {
+      type: "search",
+      "aria-label": "Highlight events by name",
+      placeholder: "Highlight names",
+    });
+    search.addEventListener(
+      "input",
+      debounced(() => this.highlight(search.value)),
+    );
     const bar = h(
       "div",
       { class: "toolbar" },
@@ -54,7 +79,11 @@ class TimelineView {
       button("Zoom out", "−", () => this.zoom(2)),
       button("Show all", "Show all", () => this.show(0, this.whole)),
       search,
-      h("span", { class: "muted small" }, "Drag to move, shift and drag to zoom to a part, ctrl and wheel to zoom, click for a sum."),
+      h(
+        "span",
+        { class: "muted small" },
+        "Drag to move, shift and drag to zoom to a part, ctrl and wheel to zoom, click for a sum.",
+      ),
     );
     this.layout();
     this.events();
@@ -78,14 +107,21 @@ class TimelineView {
   }
 
   legend() {
-    const causes = this.lanes.filter((lane) => lane.kind === "idle").flatMap((lane) => [...new Set(lane.label)].map((label) => [this.timeline.names[label], lane, label]));
+    const causes = this.lanes
+      .filter((lane) => lane.kind === "idle")
+      .flatMap((lane) => [...new Set(lane.label)].map((label) => [this.timeline.names[label], lane, label]));
     const left = this.timeline.left_out;
     return h(
       "p",
       { class: "legend" },
       causes.map(([cause, lane, label]) => {
         const sum = lane.dur.reduce((total, dur, at) => (lane.label[at] === label ? total + dur : total), 0);
-        return h("span", { title: IDLE_MEANING[cause] || "" }, h("span", { class: `swatch phase-${IDLE_COLOURS[cause] || "grey"}` }), `idle: ${cause}, ${time(sum)}`);
+        return h(
+          "span",
+          { title: IDLE_MEANING[cause] || "" },
+          h("span", { class: `swatch phase-${IDLE_COLOURS[cause] || "grey"}` }),
+          `idle: ${cause}, ${time(sum)}`,
+        );
       }),
       left ? h("span", {}, `${count(left, "short event")} of the host left out`) : null,
     );
@@ -152,7 +188,8 @@ class TimelineView {
     const context = this.canvas.getContext("2d");
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     const paints = {};
-    for (const name of [...NAME_COLOURS, "grey", "text", "muted", "line", "surface", "background"]) paints[name] = colour(name);
+    for (const name of [...NAME_COLOURS, "grey", "text", "muted", "line", "surface", "background"])
+      paints[name] = colour(name);
     context.font = "12px system-ui, sans-serif";
     context.textBaseline = "middle";
     this.ruler(context, paints);
@@ -206,7 +243,11 @@ class TimelineView {
         const room = Math.min(to, this.width) - begin - 8;
         if (room > 26) {
           context.fillStyle = "#000";
-          context.fillText(this.fitted(context, this.timeline.names[lane.label[at]] ?? "", room), begin + 4, lane.top + lane.height / 2 + 0.5);
+          context.fillText(
+            this.fitted(context, this.timeline.names[lane.label[at]] ?? "", room),
+            begin + 4,
+            lane.top + lane.height / 2 + 0.5,
+          );
         }
       }
     }
@@ -267,7 +308,13 @@ class TimelineView {
       }
     });
     this.summary.replaceChildren(
-      h("p", { class: "notice" }, h("code", {}, this.timeline.names[lane.label[at]]), ` in ${lane.name}: ${count(amount, "event")}, ${time(total)} in all, ${time(total / amount)} on average; ${seen.toLocaleString("en-US")} of them with ${time(seenTime)} in sight.`),
+      h(
+        "p",
+        { class: "notice" },
+        h("code", {}, this.timeline.names[lane.label[at]]),
+        ` in ${lane.name}: ${count(amount, "event")}, ${time(total)} in all, ${time(total / amount)} on average; `,
+        `${seen.toLocaleString("en-US")} of them with ${time(seenTime)} in sight.`,
+      ),
     );
   }
 
@@ -282,7 +329,14 @@ class TimelineView {
     let drag = null;
     canvas.addEventListener("pointerdown", (event) => {
       canvas.setPointerCapture(event.pointerId);
-      drag = { x: event.clientX, begin: this.begin, end: this.end, moved: false, select: event.shiftKey, from: event.clientX - canvas.getBoundingClientRect().left };
+      drag = {
+        x: event.clientX,
+        begin: this.begin,
+        end: this.end,
+        moved: false,
+        select: event.shiftKey,
+        from: event.clientX - canvas.getBoundingClientRect().left,
+      };
     });
     canvas.addEventListener("pointermove", (event) => {
       if (!drag) {
@@ -310,13 +364,16 @@ class TimelineView {
     });
     canvas.addEventListener("pointercancel", () => ((drag = null), (this.selection = null), this.later()));
     canvas.addEventListener("pointerleave", () => drag || this.say(null));
-    canvas.addEventListener("dblclick", (event) => this.zoom(0.35, this.ns(event.clientX - canvas.getBoundingClientRect().left)));
+    canvas.addEventListener("dblclick", (event) =>
+      this.zoom(0.35, this.ns(event.clientX - canvas.getBoundingClientRect().left)),
+    );
     canvas.addEventListener(
       "wheel",
       (event) => {
         if (!event.ctrlKey && !event.metaKey && Math.abs(event.deltaX) <= Math.abs(event.deltaY)) return;
         event.preventDefault();
-        if (event.ctrlKey || event.metaKey) this.zoom(Math.exp(event.deltaY * 0.004), this.ns(event.clientX - canvas.getBoundingClientRect().left));
+        if (event.ctrlKey || event.metaKey)
+          this.zoom(Math.exp(event.deltaY * 0.004), this.ns(event.clientX - canvas.getBoundingClientRect().left));
         else this.move((event.deltaX * (this.end - this.begin)) / this.width);
         this.say(null);
       },
