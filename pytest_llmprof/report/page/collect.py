@@ -214,7 +214,8 @@ def _fill(data: TestData, records: StageRecords, catalogue: Sequence[Declaration
         for metric in catalogue
         if "report" in metric.shown and metrics.figures.get(metric.name) is not None
     ]
-    data.phases = list(_phases(metrics, catalogue))
+    phases = list(_phases(metrics, catalogue))
+    data.phases = phases if any(phase.name != "other" for phase in phases) else []
     quality = metrics.quality or {}
     data.quality = [
         _metric_row(metric, quality.get(metric.name), metrics)

@@ -21,7 +21,7 @@ function pagesOf(data) {
   return entries.sort((a, b) => (b.total || 0) - (a.total || 0));
 }
 
-function testPages(data, index) {
+function testPages(data, kind) {
   if (!data.samples || !data.samples.page.length) return null;
   const { samples } = data;
   const entries = pagesOf(data);
@@ -31,7 +31,9 @@ function testPages(data, index) {
   const readout = h(
     "p",
     { class: "readout muted", "aria-live": "off" },
-    "Each point is one round of a page; pages are in the order of their time.",
+    entries.length === 1
+      ? "Each point is one round."
+      : "Each point is one round of a page; pages are in the order of their time.",
   );
   let plot = null;
   const draw = (name) => {
@@ -54,11 +56,15 @@ function testPages(data, index) {
       "div",
       { class: "toolbar" },
       known.length > 1 ? select : null,
-      h("span", { class: "muted" }, `${count(entries.length, "page")}, ${count(rounds, "round")}`),
+      h(
+        "span",
+        { class: "muted" },
+        [kind === "pages" ? count(entries.length, "page") : null, count(rounds, "round")].filter(Boolean).join(", "),
+      ),
     ),
     chart,
     readout,
-    Object.keys(samples.phases).length ? pageBars(data, entries, index) : null,
+    Object.keys(samples.phases).length && (data.phases || []).length ? pageBars(data, entries) : null,
   );
 }
 
@@ -152,7 +158,7 @@ function nearestPoint(plot, xs, ys) {
   return best;
 }
 
-function pageBars(data, entries, index) {
+function pageBars(data, entries) {
   const { samples } = data;
   const phases = (data.phases || [])
     .filter((phase) => !phase.part && (samples.phases[phase.name] || phase.name === "other"))

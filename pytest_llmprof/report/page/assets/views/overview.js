@@ -66,8 +66,9 @@ function overviewComparison() {
 }
 
 function testLink(data, index) {
-  const { name } = testName(data.rows[index]);
-  return h("a", { href: `#/test/${index}` }, name);
+  const row = data.rows[index];
+  const several = data.rows.some((other) => other.stage !== row.stage);
+  return h("a", { href: `#/test/${index}` }, testName(row).name, several ? ` ${row.stage}` : null);
 }
 
 function overviewFailures(data) {

@@ -43,7 +43,7 @@ views.test = {
         ),
         testPhases(data),
         testMemory(data),
-        testPages(data, index),
+        testPages(data, row.kind),
         data.timeline ? timelinePart(index, row, data) : null,
         testTables(data, row),
         testMetrics(data),
