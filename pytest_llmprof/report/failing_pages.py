@@ -34,11 +34,12 @@ def failing_pages(
 ) -> Iterator[FailingPage]:
     """The pages that failed; then, for each metric of quality whose limit is broken, those with the worst values.
 
-    *declared* is the run's catalogue. Raises `ArtifactError` where inputs.jsonl cannot be read.
+    A page that is better than its test's value is not among them. *declared* is the run's catalogue. Raises
+    `ArtifactError` where inputs.jsonl cannot be read.
     """
     failed = {one.page: one.error for one in metrics.errors if one.page}
     quality = {metric.name: metric for metric in declared if metric.section == "quality"}
-    broken = [quality[gate.name] for gate in metrics.gates if gate.outcome == "failed" and gate.name in quality]
+    broken = [gate for gate in metrics.gates if gate.outcome == "failed" and gate.name in quality]
     if not failed and not broken:
         return
     gallery = dict(_gallery(stage_dir))
@@ -50,13 +51,16 @@ def failing_pages(
         return FailingPage(page, why, there[0].relative_to(run_dir).as_posix() if there else inputs.get(page))
 
     yield from (failing(page, why) for page, why in failed.items())
-    for metric in broken:
+    for gate in broken:
+        metric, sign = quality[gate.name], -1 if quality[gate.name].better == "higher" else 1
         values = {
             page: value
             for page, entry in gallery.items()
-            if page not in failed and (value := entry.value(metric.name)) is not None
+            if page not in failed
+            and (value := entry.value(gate.name)) is not None
+            and (gate.figure is None or sign * value >= sign * gate.figure)
         }
-        worst = sorted(values, key=lambda page: values[page], reverse=metric.better != "higher")
+        worst = sorted(values, key=lambda page: -sign * values[page])
         yield from (failing(page, f"{metric.label or metric.name} {number(values[page])}") for page in worst[:_WORST])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -108,22 +109,28 @@ def _first_line(
 def _measured(metrics: Sequence[Declaration], tests: Sequence[TestSummary], machine: str | None) -> str:
     """The tests' main metrics on one machine: "CPU: Time to first token 61.2 to 70.3 ms, Decode 240 to 248 tokens/s."
 
-    One GPU's numbers never stand in one range with another's.
+    One GPU's numbers never stand in one range with another's, nor a callable's with those of pages, which come first.
     """
     if machine is None:
         return ""
+    here = [test for test in tests if test.machine == machine]
+    pages = [test for test in here if test.record.kind != "callable"]
     parts = []
-    for metric in _columns(metrics, tests):
-        values = [
-            value
-            for test in tests
-            if test.machine == machine and (value := test.values.get(metric.name)) is not None
-        ]
+    for metric in _columns(metrics, here):
+        values = [value for test in pages or here if (value := test.values.get(metric.name)) is not None]
         if values:
             ends = dict.fromkeys((number(min(values)), number(max(values))))
             unit = f" {inline(metric.unit)}" if metric.unit and metric.unit != "share" else ""
-            parts.append(f"{inline(metric.label or metric.name)} {' to '.join(ends)}{unit}")
+            label = _of_calls(metric.label or metric.name, pages or here)
+            parts.append(f"{inline(label)} {' to '.join(ends)}{unit}")
     return f"{inline(machine)}: {', '.join(parts)}." if parts else ""
+
+
+def _of_calls(text: str, tests: Sequence[TestSummary]) -> str:
+    """*text* with the word for what the tests measure: a page, a call of a callable, or both."""
+    calls = [test.record.kind == "callable" for test in tests if test.metrics]
+    word = "page" if not any(calls) else "call" if all(calls) else "page/call"
+    return re.sub(r"\bpage\b", word, text)
 
 
 def _columns(metrics: Sequence[Declaration], tests: Sequence[TestSummary]) -> list[Declaration]:
@@ -143,7 +150,8 @@ def _table(run: RunRecord, tests: Sequence[TestSummary]) -> str:
         outcome = "passed" if test.record.outcome == "passed" else f"**{inline(test.record.outcome)}**"
         values = [number(value) if (value := test.values.get(metric.name)) is not None else "–" for metric in columns]
         rows.append([code(test.record.id, 300), outcome, *([inline(test.machine or "–")] if several else []), *values])
-    head = ["Test", "Outcome", *(["GPU"] if several else []), *(inline(metric.column) for metric in columns)]
+    headings = [inline(_of_calls(metric.column, tests)) for metric in columns]
+    head = ["Test", "Outcome", *(["GPU"] if several else []), *headings]
     more = f"\n{len(tests) - _TESTS} more tests: see run.json\n" if len(tests) > _TESTS else ""
     return table(head, rows, 3 if several else 2) + more
 

@@ -120,6 +120,19 @@ def test_a_run_that_did_not_end_says_so_first(run, status):
     assert "- `test_x.py::test_b`: interrupted" in section(text, "Failed tests")
 
 
+def test_a_callables_times_are_not_in_a_range_with_those_of_pages(run):
+    run.test("test_a", measured("test_a"))
+    call = measured("test_call", kind="callable", figures={"total_ms": 0.01}, quality=None)
+    run.test("test_call", call)
+    run.tests[-1].kind = "callable"
+    text = run.summary()
+    assert "Total a page 820 ms, " in first(text)
+    assert "| page/call ms |" in text
+    assert "| `test_x.py::test_call` | passed | – | – | 0.0100 | – |" in text
+    del run.tests[0]
+    assert first(run.summary()) == "**1 test: 1 passed.** NVIDIA H100: Total a call 0.0100 ms."
+
+
 def test_a_run_that_measured_nothing(run):
     run.test("test_a")
     assert first(run.summary()) == "**1 test: 1 passed.** Nothing was measured."
@@ -196,13 +209,16 @@ def test_failing_pages_come_with_their_images(run):
 
 
 @pytest.mark.parametrize(("name", "first"), [("cer", "p6"), ("box_iou", "p0")])
-def test_where_a_limit_on_quality_is_broken_the_worst_pages_are_shown(run, name, first):
-    gate = GateResult(name, "0.05", 0.3, "failed")
+@pytest.mark.parametrize(("share", "shown"), [(0.0, 5), (0.4, 4), (0.6, 3), (0.99, 1)])
+def test_where_a_limit_on_quality_is_broken_the_worst_pages_are_shown(run, name, first, share, shown):
+    """Those that are better than the test's value are left out; *share* of the pages are."""
+    figure = 0.6 * share if name == "cer" else 0.6 * (1 - share)
+    gate = GateResult(name, "0.05", figure, "failed")
     stage_dir = run.test("test_a", measured("test_a", gates=[gate]), "failed", "llmprof_gate")
     for number in range(7):
         gallery(stage_dir, f"p{number}", "thumbnail.jpg", **{name: number / 10})
     rows = [line for line in section(run.summary(), "Failing pages").splitlines() if "test_x.py" in line]
-    assert len(rows) == 5
+    assert len(rows) == shown
     assert f"| {first} | " in rows[0]
     assert f"/{first}/thumbnail.jpg` |" in rows[0]
 
