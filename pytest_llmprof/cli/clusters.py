@@ -23,6 +23,8 @@ _WAITING = frozenset(
 _GOING_ON = _WAITING | {"COMPLETING", "RESIZING", "RUNNING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED"}
 """Slurm's states of jobs that have not ended."""
 _MONTH_MIN = 31 * 24 * 60
+_NOTICE_S = 30
+"""So long before the end of a job's time Slurm sends SIGUSR2 (up to a minute earlier, says its manual)."""
 
 
 class Cluster(Protocol):
@@ -68,7 +70,11 @@ class _Slurm:
         self._folder = folder
         # submitit's own default is a limit of 5 minutes; without one it is the partition's.
         self._executor.update_parameters(
-            job_name="llmprof", time=None, stderr_to_stdout=True, additional_parameters=dict(options)
+            job_name="llmprof",
+            time=None,
+            signal_delay_s=_NOTICE_S,
+            stderr_to_stdout=True,
+            additional_parameters=dict(options),
         )
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> str:

@@ -43,6 +43,7 @@ def run_shard(arguments: Sequence[str], place: str, directory: str, environment:
     def end(number: int, frame: FrameType | None) -> None:
         print(f"llmprof: {signal.Signals(number).name}: this job is to end", file=sys.stderr, flush=True)
         asked.append(number)
+        job.signal = job.signal or signal.Signals(number).name
 
     known = {one: signal.signal(one, end) for one in _SIGNALS}
     command = [sys.executable, "-m", "pytest", *arguments, f"--llmprof-run-dir={attempt / RUN}"]

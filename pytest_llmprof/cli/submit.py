@@ -319,16 +319,21 @@ class _Submitted:
         """Why the shard has no whole run, and where to read more."""
         job = self._asked.jobs[shard]
         log = self._cluster.log(job)
-        seen = f" (log: {log})" if log.exists() else ""
+        seen = f"{cause(lines_of(log))} (log: {log})" if log.exists() else ""
         attempts = self._attempts(shard)
-        code = attempts[-1].job.code if attempts and attempts[-1].job else None
+        last = attempts[-1].job if attempts else None
+        if last is not None and last.signal is not None:
+            when = ", as Slurm sends before a job's time is over" if last.signal == "SIGUSR2" else ""
+            return f"job {job} was told to end ({last.signal}{when}) (log: {log})"
+        code = last.code if last is not None else None
         if code is None:
-            return f"job {job} was {one_line(state).lower().replace('_', ' ')}{seen}"
+            return f"job {job} ended ({one_line(state).lower().replace('_', ' ')}){seen}"
         if code in _ENDED:
             record = attempts[-1].run
+            seen = f" (log: {log})"
             how = f"its run was {record.status}" if record else "it left no run: no test of it uses pytest-llmprof"
             return f"{how}{seen}"
-        return f"pytest {ended(code)}{cause(lines_of(log)) if log.exists() else ''}{seen}"
+        return f"pytest {ended(code)}{seen}"
 
     def _cancel(self) -> None:
         """End all jobs that go on, and wait for that."""

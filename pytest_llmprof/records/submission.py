@@ -35,3 +35,5 @@ class ShardJob(Struct, kw_only=True):
     """The process that started pytest."""
     code: int | None = None
     """pytest's exit code, negative for a signal that ended it; null until it has ended."""
+    signal: str | None = None
+    """With which signal the cluster asked the job to end; null where it did not."""

@@ -23,6 +23,7 @@ from plugin_bench import Bench, clean, files, wait_for
 import pytest_llmprof
 from pytest_llmprof.records.stage import StageRecords
 
+pytestmark = pytest.mark.slow
 CHECKOUT = Path(pytest_llmprof.__file__).parents[1]
 STAGE = "--llmprof-stage=direct_inference"
 ECHO = ("model=echo", "dataset=blank", "infer.prompt='hello world'", "output/torch=full")
