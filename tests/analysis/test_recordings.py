@@ -14,20 +14,23 @@ import msgspec
 import pytest
 
 from pytest_llmprof.analysis.kernel_names import short_name
+from pytest_llmprof.analysis.lanes import timeline_of
 from pytest_llmprof.records.timeline import Timeline
 from pytest_llmprof.stages.ncu.export import kernel_rows, read_csv
 from pytest_llmprof.stages.ncu.records import NcuLaunch
 from pytest_llmprof.stages.nsys.export import read_reports
 from pytest_llmprof.stages.nsys.records import NsysBlock
 from pytest_llmprof.stages.nsys.summary import summary, write_nsys_tables
+from pytest_llmprof.stages.torch_profiler.kineto import read_trace
 
 DATA = Path(__file__).parents[1] / "data"
 NSYS = sorted(DATA.glob("nsys-*.sqlite.gz"))
 NCU = sorted(DATA.glob("ncu-*.csv.gz"))
+TORCH = sorted(DATA.glob("torch-*.trace.json.gz"))
 
 
 def name(path: Path) -> str:
-    return path.name.removesuffix(".gz").removesuffix(".sqlite").removesuffix(".csv")
+    return path.name.removesuffix(".gz").removesuffix(".sqlite").removesuffix(".csv").removesuffix(".trace.json")
 
 
 def rounded(value: object) -> object:
@@ -116,3 +119,33 @@ def test_ncu(recorded):
         assert 16 <= launch.registers <= 255
     expected = json.loads((DATA / f"{name(recorded)}.json").read_text())
     assert rounded([msgspec.to_builtins(row) for row in kernel_rows(launches)]) == rounded(expected["kernels"])
+
+
+@pytest.mark.parametrize("recorded", TORCH, ids=name)
+def test_torch(recorded):
+    """A trace of a real GPU: the page's timeline holds each kernel of kernels.csv, as written on that machine."""
+    trace = read_trace(recorded)
+    timeline = timeline_of(trace)
+    written = recorded.with_name(f"{name(recorded)}.kernels.csv.gz")
+    with gzip.open(written, "rt", encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    table: Counter[str] = Counter()
+    for row in rows:
+        table[short_name(row["name"], 90)] += round(float(row["total_ms"]) * 1e6)
+    shown: Counter[str] = Counter()
+    for lane in timeline.lanes:
+        if lane.kind == "gpu":
+            for label, dur in zip(lane.label, lane.dur, strict=True):
+                shown[timeline.names[label]] += dur
+    assert shown == table
+    kernels = sum(len(lane.start) for lane in timeline.lanes if lane.kind == "gpu")
+    assert kernels == sum(int(row["count"]) for row in rows)
+    phases = next(lane for lane in timeline.lanes if lane.kind == "phases")
+    assert [timeline.names[label] for label in phases.label] == ["preprocess", "vision", "prefill", "decode"]
+    by_phase: Counter[str] = Counter()
+    for row in rows:
+        by_phase[row["phase"]] += int(row["count"])
+    read: Counter[str] = Counter()
+    for kernel in trace.kernels():
+        read[kernel.phase or ""] += kernel.count
+    assert read == by_phase
