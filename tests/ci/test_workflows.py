@@ -181,6 +181,7 @@ def test_gpu_tests_run_their_parts_and_hand_annotations_on(checkout, tmp_path):
 LLMPROF = """#!/bin/sh
 echo "$@" > "$CALLS"
 echo "**Slower than A**: Decode +5.1 %"
+[ -z "$BROKEN" ] || echo "ERROR: A, process 1: $BROKEN" >&2
 exit $CODE
 """
 
@@ -240,6 +241,15 @@ def test_slower_fails_and_unclear_is_a_warning(checkout, tmp_path, code, ends, w
     done, _ = compare(checkout, tmp_path, code, BASE="")
     assert done.returncode == ends
     assert ("::warning::**Slower than A**" in done.stdout) == warned
+
+
+def test_a_process_that_fails_is_no_warning(checkout, tmp_path):
+    commit(checkout, "old", when="2020-01-01T00:00:00+00:00")
+    commit(checkout, "today", when="2099-01-01T00:00:00+00:00")
+    done, _ = compare(checkout, tmp_path, 3, BASE="", BROKEN="test_pages failed")
+    assert done.returncode == 3
+    assert "::warning::" not in done.stdout
+    assert "ERROR: A, process 1: test_pages failed" in done.stdout
 
 
 def test_the_gpu_jobs_summaries_go_to_the_job(tmp_path):
