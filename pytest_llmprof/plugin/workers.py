@@ -70,7 +70,7 @@ class WorkerHooks:
 
 def _group_by_model(config: pytest.Config, *, configured: bool) -> bool:
     """Whether tests are grouped by model: where `--dist loadgroup` was chosen, or nothing was, which it then is."""
-    if not configured:
+    if not configured or not config.pluginmanager.hasplugin("xdist"):
         return False
     given = config.known_args_namespace
     nothing_chosen = config.option.dist == "load" and given.dist == "no" and not given.distload

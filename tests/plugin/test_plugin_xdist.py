@@ -218,3 +218,10 @@ def test_a_run_that_a_worker_begins_after_an_interrupt_is_ended(bench):
     result = bench.run_apart(args=[*STAGE, "-n1"])
     assert result.ret == pytest.ExitCode.INTERRUPTED
     assert bench.run_json()["status"] == "interrupted"
+
+
+def test_pytest_xdist_is_not_needed(bench):
+    bench.echo()
+    bench.test()
+    args = ["-p", "no:xdist", "-p", "no:xdist.looponfail", "--llmprof-stage=direct_inference"]
+    bench.passed("model=echo", "dataset=blank", args=args)
