@@ -214,7 +214,12 @@ def test_comparison_shows_verdicts_and_changed_answers(open_page, tmp_path):
         write_gallery(stage_dir, answers)
     assert main(["report", str(tmp_path / "after"), "--baseline", str(tmp_path / "before")]) == 0
     page = open_page(tmp_path / "after/index.html")
-    page.get_by_role("link", name="See the comparison").click()
+    assert page.get_by_role("columnheader", name="Against the baseline").count() == 1
+    assert set(texts(page, "main table tbody .badge")) == {"✓ passed", "? unclear"}
+    page.get_by_role("link", name="test_pages[mode1]").first.click()
+    expect(page.get_by_role("heading", name="Against before")).to_be_visible()
+    expect(page.get_by_role("table", name="Metrics before and after").locator("tbody tr")).to_have_count(5)
+    page.get_by_role("link", name="The whole comparison").click()
     rows = page.locator("main table tbody tr")
     shown = rows.count()
     assert shown > 4
@@ -224,6 +229,21 @@ def test_comparison_shows_verdicts_and_changed_answers(open_page, tmp_path):
     expect(page.locator("article")).to_have_count(1)
     expect(page.locator("article del")).to_have_text("2")
     expect(page.locator("article ins")).to_have_text("3")
+
+
+def test_contended_rounds_are_told_apart(open_page, tmp_path):
+    run = write_run(tmp_path, tests=1, pages=1, rounds=2)
+    path = tmp_path / "test_pages/test_pages-mode0/one_stage/metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["round_host"][1]["contended"] = True
+    path.write_text(json.dumps(metrics))
+    page = open_page(write_page(run), "/test/0")
+    expect(page.get_by_text("rounds in which the host was contended")).to_be_visible()
+    page.locator(".chart .u-over").scroll_into_view_if_needed()
+    box = page.locator(".chart .u-over").bounding_box()
+    for share, text in ((0.3, r"round 1: [\d,]+ ms$"), (0.7, r"round 2: [\d,]+ ms \(the host was contended\)$")):
+        page.mouse.move(box["x"] + box["width"] * share, box["y"] + 20)
+        expect(page.locator(".readout").first).to_have_text(re.compile(text))
 
 
 def test_a_callable_shows_its_rounds(open_page, tmp_path):

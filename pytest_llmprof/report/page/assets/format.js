@@ -55,6 +55,11 @@ function testName(row) {
   return { file: rest.length ? file : "", name: short };
 }
 
+/** The largest of *values*; 0 without any. A call with many arguments fails where there are very many. */
+function largest(values) {
+  return values.reduce((most, value) => (value > most ? value : most), 0);
+}
+
 function median(values) {
   const known = values.filter((value) => value !== null && value !== undefined).sort((a, b) => a - b);
   if (!known.length) return null;

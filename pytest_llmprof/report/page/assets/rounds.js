@@ -26,7 +26,7 @@ function testPages(data, kind) {
   const { samples } = data;
   const entries = pagesOf(data);
   const known = Object.keys(MEASURES).filter((name) => samples[name].some((value) => value !== null));
-  const rounds = Math.max(...samples.round) + 1;
+  const rounds = largest(samples.round) + 1;
   const chart = h("div", { class: "chart" });
   const readout = h(
     "p",
@@ -38,7 +38,7 @@ function testPages(data, kind) {
   let plot = null;
   const draw = (name) => {
     if (plot) plot.destroy();
-    plot = roundsChart(chart, readout, entries, samples, name);
+    plot = roundsChart(chart, readout, entries, data, name);
   };
   const select = h(
     "select",
@@ -64,31 +64,54 @@ function testPages(data, kind) {
     ),
     chart,
     readout,
+    (data.contended || []).includes(true)
+      ? h(
+          "p",
+          { class: "legend" },
+          h("span", {}, h("span", { class: "ring" }), "rounds in which the host was contended"),
+        )
+      : null,
     Object.keys(samples.phases).length && (data.phases || []).length ? pageBars(data, entries) : null,
   );
 }
 
-function roundsChart(holder, readout, entries, samples, name) {
+function roundsChart(holder, readout, entries, data, name) {
+  const { samples } = data;
   const values = samples[name];
   const single = entries.length === 1;
   const xs = [];
   const ys = [];
+  const disturbed = [];
   const at = [];
   entries.forEach((entry, place) =>
     entry.at.forEach((index) => {
       if (values[index] === null) return;
       xs.push(single ? samples.round[index] + 1 : place + 1);
-      ys.push(values[index]);
+      const contended = Boolean((data.contended || [])[samples.round[index]]);
+      ys.push(contended ? null : values[index]);
+      disturbed.push(contended ? values[index] : null);
       at.push([entry, index]);
     }),
   );
-  const most = single ? Math.max(...xs, 1) : entries.length;
+  const all = at.map(([, index]) => values[index]);
+  const most = single ? Math.max(largest(xs), 1) : entries.length;
   const axis = {
     stroke: colour("muted"),
     grid: { stroke: colour("line"), width: 1 },
     ticks: { stroke: colour("line"), width: 1 },
     font: "12px system-ui, sans-serif",
   };
+  const points = (name) => ({
+    paths: () => null,
+    stroke: colour(name),
+    points: {
+      show: true,
+      size: entries.length > 200 ? 4 : 7,
+      fill: name === "accent" ? colour("accent-soft") : colour("background"),
+      stroke: colour(name),
+      width: name === "accent" ? 1 : 1.5,
+    },
+  });
   holder.replaceChildren();
   return new uPlot(
     {
@@ -112,34 +135,22 @@ function roundsChart(holder, readout, entries, samples, name) {
         },
         { ...axis, size: 64, values: (_, ticks) => ticks.map(number) },
       ],
-      series: [
-        {},
-        {
-          label: MEASURES[name],
-          paths: () => null,
-          stroke: colour("accent"),
-          points: {
-            show: true,
-            size: entries.length > 200 ? 4 : 7,
-            fill: colour("accent-soft"),
-            stroke: colour("accent"),
-            width: 1,
-          },
-        },
-      ],
+      series: [{}, points("accent"), points("bad")],
       hooks: {
         setCursor: [
           (plot) => {
-            const found = nearestPoint(plot, xs, ys);
+            const found = nearestPoint(plot, xs, all);
             if (found === null) return;
             const [entry, index] = at[found];
             const unit = name === "tokens" ? "tokens" : "ms";
-            readout.textContent = `${entry.name}, round ${samples.round[index] + 1}: ${number(values[index])} ${unit}`;
+            const disturbance = disturbed[found] === null ? "" : " (the host was contended)";
+            const value = `${number(values[index])} ${unit}${disturbance}`;
+            readout.textContent = `${entry.name}, round ${samples.round[index] + 1}: ${value}`;
           },
         ],
       },
     },
-    [xs, ys],
+    [xs, ys, disturbed],
     holder,
   );
 }
@@ -165,7 +176,7 @@ function pageBars(data, entries) {
     .map((phase) => phase.name);
   const names = phases.length ? phases : Object.keys(samples.phases);
   const values = (name, at) => (name === "other" ? samples.other[at] : (samples.phases[name] || [])[at]) || 0;
-  const most = Math.max(...samples.total);
+  const most = largest(samples.total);
   const row = (label, parts, total, attributes = {}) =>
     h(
       "div",

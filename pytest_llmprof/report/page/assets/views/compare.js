@@ -11,6 +11,9 @@ const VERDICTS = {
   "not measured": ["–", "quiet"],
 };
 
+/** Verdicts by their weight, as in summary.md. */
+const WEIGHT = ["slower", "worse", "faster", "unclear", "not measured", "better", "changed", "same"];
+
 views.compare = {
   title: () => "Comparison",
   render(root) {
@@ -51,7 +54,7 @@ function compareHead(comparison) {
   return h(
     "div",
     { class: "verdict" },
-    h("h1", {}, "Against ", comparison.before.name.replace(/\/+$/, "").split("/").pop()),
+    h("h1", {}, "Against ", shortName(comparison.before.name)),
     h(
       "dl",
       { class: "facts" },
@@ -109,18 +112,86 @@ function intervalText(row) {
   return row.low === null || row.high === null ? "" : `${change(row.low).replace(" %", "")} to ${change(row.high)}`;
 }
 
+/** The columns of a metric before and after. */
+function changeColumns(comparison) {
+  // Intervals share a scale, as wide as the widest of them, but no wider than a factor of three.
+  const sizes = comparison.rows.flatMap((row) => [row.low, row.high, row.ratio]).filter((ratio) => ratio > 0);
+  const widest = largest(sizes.map((ratio) => Math.abs(Math.log(ratio))));
+  const reach = Math.min(Math.log(3), Math.max(3 * Math.log(1 + comparison.margin), widest));
+  return [
+    { title: "Metric", value: (row) => row.title, cell: (row) => row.title },
+    { title: "Before", number: true, value: (row) => row.before, cell: (row) => number(row.before) },
+    { title: "After", number: true, value: (row) => row.after, cell: (row) => number(row.after) },
+    { title: "Change", number: true, value: (row) => row.ratio, cell: (row) => change(row.ratio) },
+    {
+      title: "Interval",
+      value: (row) => row.low,
+      hint: "Confidence interval of the ratio; the shaded part is the margin",
+      cell: (row) =>
+        h(
+          "span",
+          { class: "interval-cell" },
+          intervalChart(row, comparison.margin, reach),
+          h("small", {}, intervalText(row)),
+        ),
+    },
+    {
+      title: "Verdict",
+      value: (row) => WEIGHT.indexOf(row.verdict),
+      cell: (row) => [
+        verdictBadge(row.verdict),
+        row.failed
+          ? h("small", { class: "broken" }, ` outside ${row.limit}`)
+          : row.limit !== null
+            ? h("small", {}, ` limit ${row.limit}`)
+            : null,
+      ],
+    },
+    {
+      title: "Note",
+      value: (row) => row.note,
+      cell: (row) => h("small", { class: "note" }, [row.note, row.how].filter(Boolean).join("; ")),
+    },
+  ];
+}
+
+/** A test's metrics against the baseline, for its own view; nothing where it was not compared. */
+function comparisonOf(test) {
+  const comparison = block("comparison");
+  const rows = comparison ? comparison.rows.filter((row) => row.test === test && isShown(row)) : [];
+  if (!rows.length) return null;
+  return section(
+    `Against ${shortName(comparison.before.name)}`,
+    sortableTable(changeColumns(comparison), rows, { caption: "Metrics before and after" }).element,
+    h("p", {}, h("a", { href: "#/compare" }, "The whole comparison")),
+  );
+}
+
+/** The weightiest verdict of each test, by its id. */
+function verdictsByTest(comparison) {
+  const found = new Map();
+  for (const row of comparison.rows) {
+    if (!isShown(row)) continue;
+    const known = found.get(row.test);
+    if (known === undefined || WEIGHT.indexOf(row.verdict) < WEIGHT.indexOf(known)) found.set(row.test, row.verdict);
+  }
+  return found;
+}
+
+/** A run's directory without those above it; a saved run's name as it is. */
+function shortName(name) {
+  return name.replace(/\/+$/, "").split("/").pop();
+}
+
+const QUIET = ["same", "unclear", "not measured"];
+const isShown = (row) => row.shown || row.limit !== null || !QUIET.includes(row.verdict);
+
 function compareRows(comparison) {
   if (!comparison.rows.length) return null;
-  const ratios = comparison.rows.flatMap((row) => [row.low, row.high, row.ratio]).filter((ratio) => ratio > 0);
-  const reach = Math.min(
-    Math.log(3),
-    Math.max(3 * Math.log(1 + comparison.margin), ...ratios.map((ratio) => Math.abs(Math.log(ratio)))),
-  );
   const state = { what: "shown", verdict: "" };
-  const quiet = ["same", "unclear", "not measured"];
   const kinds = {
-    shown: ["Main metrics and changes", (row) => row.shown || row.limit !== null || !quiet.includes(row.verdict)],
-    changes: ["Changes alone", (row) => !quiet.includes(row.verdict)],
+    shown: ["Main metrics and changes", isShown],
+    changes: ["Changes alone", (row) => !QUIET.includes(row.verdict)],
     gates: ["Gated metrics", (row) => row.limit !== null],
     all: ["All metrics", () => true],
   };
@@ -142,39 +213,7 @@ function compareRows(comparison) {
             )
           : row.test,
     },
-    { title: "Metric", value: (row) => row.title, cell: (row) => row.title },
-    { title: "Before", number: true, value: (row) => row.before, cell: (row) => number(row.before) },
-    { title: "After", number: true, value: (row) => row.after, cell: (row) => number(row.after) },
-    { title: "Change", number: true, value: (row) => row.ratio, cell: (row) => change(row.ratio) },
-    {
-      title: "Interval",
-      value: (row) => row.low,
-      hint: "Confidence interval of the ratio; the shaded part is the margin",
-      cell: (row) =>
-        h(
-          "span",
-          { class: "interval-cell" },
-          intervalChart(row, comparison.margin, reach),
-          h("small", {}, intervalText(row)),
-        ),
-    },
-    {
-      title: "Verdict",
-      value: (row) => Object.keys(VERDICTS).indexOf(row.verdict),
-      cell: (row) => [
-        verdictBadge(row.verdict),
-        row.failed
-          ? h("small", { class: "broken" }, ` outside ${row.limit}`)
-          : row.limit !== null
-            ? h("small", {}, ` limit ${row.limit}`)
-            : null,
-      ],
-    },
-    {
-      title: "Note",
-      value: (row) => row.note,
-      cell: (row) => h("small", { class: "note" }, [row.note, row.how].filter(Boolean).join("; ")),
-    },
+    ...changeColumns(comparison),
   ];
   const table = sortableTable(columns, kept(), { caption: "Metrics before and after" });
   holder.append(table.element);

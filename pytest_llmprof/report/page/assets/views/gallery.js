@@ -112,6 +112,8 @@ function pageList(side, answers, choose) {
   }
 
   function draw() {
+    const place = shown.indexOf(chosen);
+    if (place >= 0) scroller.setAttribute("aria-activedescendant", `page-option-${place}`);
     rows.style.height = `${shown.length * ROW_HEIGHT}px`;
     const first = Math.max(0, Math.floor(scroller.scrollTop / ROW_HEIGHT) - 5);
     const last = Math.min(shown.length, first + Math.ceil((scroller.clientHeight || 600) / ROW_HEIGHT) + 10);
@@ -122,6 +124,7 @@ function pageList(side, answers, choose) {
           {
             class: "virtual-row",
             role: "option",
+            id: `page-option-${first + at}`,
             "aria-selected": String(answer === chosen),
             "aria-posinset": first + at + 1,
             "aria-setsize": shown.length,

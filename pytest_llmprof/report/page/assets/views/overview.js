@@ -50,16 +50,15 @@ function overviewComparison() {
   const counts = new Map();
   for (const row of comparison.rows)
     if (row.shown || row.limit !== null) counts.set(row.verdict, (counts.get(row.verdict) || 0) + 1);
-  const order = ["slower", "worse", "changed", "faster", "better", "same", "unclear", "not measured"];
   const text = [...counts]
-    .sort(([a], [b]) => order.indexOf(a) - order.indexOf(b))
+    .sort(([a], [b]) => WEIGHT.indexOf(a) - WEIGHT.indexOf(b))
     .map(([verdict, amount]) => `${amount} ${verdict}`)
     .join(", ");
   return h(
     "p",
     { class: "notice" },
     "Against ",
-    h("strong", {}, comparison.before.name),
+    h("strong", {}, shortName(comparison.before.name)),
     `: ${text || "nothing to compare"}. `,
     h("a", { href: "#/compare" }, "See the comparison"),
   );
@@ -100,6 +99,7 @@ function overviewTests(data) {
     index,
     search: `${row.id} ${row.stage} ${row.engine || ""}`.toLowerCase(),
   }));
+  const verdicts = data.compared ? verdictsByTest(block("comparison")) : null;
   const chosen = new Set(data.columns.filter((column) => column.shown).map((column) => column.name));
   if (!chosen.size) for (const column of data.columns.slice(0, 5)) chosen.add(column.name);
   const engines = new Set(data.rows.map((row) => row.engine).filter(Boolean));
@@ -134,6 +134,16 @@ function overviewTests(data) {
         ? [{ title: "Engine", value: ({ row }) => row.engine, cell: ({ row }) => row.engine || "–" }]
         : []),
       { title: "Outcome", value: ({ row }) => row.outcome, cell: ({ row }) => outcomeBadge(row.outcome) },
+      ...(verdicts
+        ? [
+            {
+              title: "Against the baseline",
+              hint: "The weightiest verdict of its metrics",
+              value: ({ row }) => (verdicts.has(row.id) ? WEIGHT.indexOf(verdicts.get(row.id)) : null),
+              cell: ({ row }) => (verdicts.has(row.id) ? verdictBadge(verdicts.get(row.id)) : "–"),
+            },
+          ]
+        : []),
       ...metrics,
       {
         title: "Took",

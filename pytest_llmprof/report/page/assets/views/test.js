@@ -41,6 +41,7 @@ views.test = {
               )
             : null,
         ),
+        overview.compared ? comparisonOf(row.id) : null,
         testPhases(data),
         testMemory(data),
         testPages(data, row.kind),
@@ -233,7 +234,7 @@ function testPhases(data) {
 function testMemory(data) {
   const phases = (data.phases || []).filter((phase) => phase.peak_gib !== null);
   if (!phases.length) return null;
-  const most = Math.max(...phases.map((phase) => phase.peak_gib));
+  const most = largest(phases.map((phase) => phase.peak_gib));
   return section(
     "Peak memory by phase",
     h(
