@@ -30,7 +30,7 @@ _OWN = frozenset(
 )
 """Options that pytest surely does not have."""
 _EPILOG = """\
-PYTEST ARGS are those of pytest from the first path on, or all after "--". Exit code 0: every gated metric is the same
+Options of pytest come after a path of tests, or after "--". Exit code 0: every gated metric is the same
 or faster; 1: one is slower; 3: one is unclear or not measured; 4: bad input.
 """
 
@@ -41,6 +41,8 @@ def add(commands: Subparsers) -> None:
         "ab",
         help="measure two configurations or revisions in turns on this machine",
         usage="llmprof ab [OPTIONS] [--] [PYTEST ARGS]",
+        description="Say whether side B is slower than side A. Both are measured in turns, until that is decided or "
+        "the time is up. A side without options is this checkout as it is.",
         epilog=_EPILOG,
     )
     for side, what in (("a", "the baseline"), ("b", "what is compared with it")):
@@ -48,18 +50,21 @@ def add(commands: Subparsers) -> None:
             f"--{side}", metavar="OVERRIDES", help=f'{what}: Hydra overrides, such as "infer=fast measure.rounds=5"'
         )
         parser.add_argument(
-            f"--{side}-ref", metavar="REVISION", help="a git revision, checked out into a work tree of its own"
+            f"--{side}-ref", metavar="REVISION", help=f"{what}: a git revision, checked out into its own work tree"
         )
         parser.add_argument(
-            f"--{side}-python", metavar="PATH", help="the interpreter (default: the one that runs llmprof)"
+            f"--{side}-python", metavar="PATH", help="its Python interpreter (default: the one that runs llmprof)"
         )
     parser.add_argument(
         "--install",
         action="store_true",
-        help="install each revision into an environment of its own, also where this one has all that it needs",
+        help="install each revision into its own environment, even if this one has all that it needs",
     )
     parser.add_argument(
-        "--minutes", default="20", metavar="NUMBER", help="what all processes may take (default: %(default)s)"
+        "--minutes",
+        default="20",
+        metavar="NUMBER",
+        help="the longest time for all processes together (default: %(default)s)",
     )
     add_margin(parser)
     parser.add_argument(
@@ -67,11 +72,13 @@ def add(commands: Subparsers) -> None:
         action="append",
         default=[],
         metavar="METRIC[:LIMIT]",
-        help="decide this one, within --margin or a limit of its own; may be repeated (default: all main times)",
+        help="decide by this metric, within --margin or its own LIMIT; repeatable (default: all main times)",
     )
     parser.add_argument("--format", choices=FORMATS, default="text", help="(default: %(default)s)")
     parser.add_argument("--all", action="store_true", help="show every metric")
-    parser.add_argument("--force", action="store_true", help="compare other work, and times that cannot be trusted")
+    parser.add_argument(
+        "--force", action="store_true", help="compare even if the work differs or times cannot be trusted"
+    )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help=f"where all runs go (default: {_RUNS}/ab-TIME)"
     )

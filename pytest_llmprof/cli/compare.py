@@ -22,25 +22,35 @@ broken and 3 where one is unclear or not measured; 4 for bad input.
 
 def add(commands: Subparsers) -> None:
     """Add the command."""
-    parser = commands.add_parser("compare", help="compare two runs, or two sets of them", epilog=_EPILOG)
-    parser.add_argument("before", help="the baseline")
-    parser.add_argument("after", help="what is compared with it")
+    parser = commands.add_parser(
+        "compare",
+        help="compare two runs, or two sets of them",
+        description="Say of each test whether AFTER is faster, slower, the same or unclear, and whether its "
+        "quality changed.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("before", metavar="BEFORE", help="the baseline")
+    parser.add_argument("after", metavar="AFTER", help="what is compared with it")
     parser.add_argument("--format", choices=FORMATS, default="text", help="(default: %(default)s)")
     parser.add_argument(
         "--fail-on",
         action="append",
         default=[],
         metavar="WHAT:LIMIT",
-        help="slower:2%% (all main times), METRIC:2%%, or for quality METRIC:0.005; may be repeated",
+        help="how much worse is an error (exit code 1): slower:2%% (all main times), METRIC:2%%, or for quality "
+        "METRIC:0.005; repeatable",
     )
     add_margin(parser)
     parser.add_argument(
         "--process-sd",
         metavar="SHARE",
-        help="the standard deviation between processes, where fewer than 3 show it (default: see docs/comparing.md)",
+        help="the standard deviation between processes, used where a side has fewer than 3 (default: see "
+        "docs/comparing.md)",
     )
     parser.add_argument("--all", action="store_true", help="show every metric")
-    parser.add_argument("--force", action="store_true", help="compare other work, other machines and half runs, too")
+    parser.add_argument(
+        "--force", action="store_true", help="compare even if the work or the machine differs, or a run is not complete"
+    )
     add_store(parser)
     parser.set_defaults(command=_run)
 

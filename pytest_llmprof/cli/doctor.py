@@ -29,13 +29,14 @@ def add(commands: Subparsers) -> None:
         "doctor",
         help="check whether this machine can run the benchmarks",
         usage="llmprof doctor [OPTIONS] [--] [PYTEST ARGS]",
+        description="Check whether this machine can run the benchmarks, and say what to mend. No model is loaded.",
         epilog="PYTEST ARGS are paths of tests, whose conftest files may add stages and models, and other options of "
         "pytest, which come last. Exit code 0: all chosen stages can run; 1: one cannot; 4: bad input.",
     )
     for option in _LISTS:
-        parser.add_argument(option, action="append", default=[], metavar="TEXT", help="as for pytest; repeatable")
+        parser.add_argument(option, action="append", default=[], metavar="TEXT", help="as pytest's option; repeatable")
     for option in _DIRECTORIES:
-        parser.add_argument(option, metavar="DIR", help="as for pytest")
+        parser.add_argument(option, metavar="DIR", help="as pytest's option")
     parser.add_argument("--format", choices=("text", "json"), default="text", help="(default: %(default)s)")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="PYTEST ARGS", help="what pytest is given")
     parser.set_defaults(command=_run, hint='; other options of pytest come after a path or "--"')
@@ -118,6 +119,9 @@ def _packages() -> Iterator[Check]:
         own = metadata.requires("pytest-llmprof") or []
     except (ImportError, metadata.PackageNotFoundError) as error:
         yield not_checked(name, f"what is needed is not known: {error}", "install pytest-llmprof with pip")
+        return
+    if not own:  # a stand-in for an installation, such as one with the plugin's entry point alone
+        yield not_checked(name, "this installation does not say what it needs", "install pytest-llmprof with pip")
         return
     wrong = []
     needed = [one for one in map(Requirement, own) if one.marker is None or one.marker.evaluate({"extra": ""})]

@@ -24,9 +24,13 @@ def add(commands: Subparsers) -> None:
     parser = commands.add_parser(
         "init",
         help="write a starter: benchmarks, presets, pytest's options, a workflow",
-        epilog="Files that are there are kept and named. All files are written, or none.",
+        description="Write what a project needs to start: a test, presets, pytest's options, a workflow of GitHub "
+        "Actions.",
+        epilog="Files that exist are kept, and named. On an error nothing is written.",
     )
-    parser.add_argument("directory", nargs="?", type=Path, default=Path(), metavar="DIR", help="(default: here)")
+    parser.add_argument(
+        "directory", nargs="?", type=Path, default=Path(), metavar="DIR", help="the project (default: here)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="show what would be written, and write nothing")
     parser.add_argument(
         "--model",

@@ -39,11 +39,20 @@ _NOT_TESTS = ("run.json", "config.yaml", "benchmark.json", COMPARISON, SUMMARY, 
 
 def add(commands: Subparsers) -> None:
     """Add the command."""
-    parser = commands.add_parser("merge", help="join the runs of shards to one run")
+    parser = commands.add_parser(
+        "merge",
+        help="join the runs of shards into one run",
+        description="Join the runs of shards (--llmprof-shard) into one run, which is read as any other.",
+        epilog="Exit code 0, also where tests failed; 4: bad input, a missing shard, or a run that is not complete.",
+    )
     parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="a run directory, or a directory of them")
-    parser.add_argument("-o", "--out", required=True, metavar="RUN", type=Path, help="the new run directory")
     parser.add_argument(
-        "--allow-missing", action="store_true", help="join what is there: without missing shards, with half runs"
+        "-o", "--out", required=True, metavar="RUN", type=Path, help="the run directory to make; it must not exist"
+    )
+    parser.add_argument(
+        "--allow-missing",
+        action="store_true",
+        help="join what is there, even if a shard is missing or a run is not complete",
     )
     parser.add_argument("--save", metavar="NAME", help="save the joined run in the store under NAME")
     add_store(parser)

@@ -21,7 +21,12 @@ It shows the comparison that the run was made with (--llmprof-compare), or one w
 
 def add(commands: Subparsers) -> None:
     """Add the command."""
-    parser = commands.add_parser("report", help="make a run's page, index.html, again", epilog=_EPILOG)
+    parser = commands.add_parser(
+        "report",
+        help="make a run's page, index.html, again",
+        description="Make the page of a run, index.html, again. Each run writes one at its end.",
+        epilog=_EPILOG,
+    )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
     parser.add_argument(
         "--baseline", metavar="RUN|NAME", help="compare with this one: a name in the store, a run directory or a file"

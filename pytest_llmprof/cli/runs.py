@@ -12,8 +12,10 @@ from pytest_llmprof.text.numbers import count
 
 def add(commands: Subparsers) -> None:
     """Add the command."""
-    parser = commands.add_parser("runs", help="list the saved runs")
-    parser.add_argument("name", nargs="?", help="only those saved under this name")
+    parser = commands.add_parser(
+        "runs", help="list the saved runs", description="List the runs saved with --llmprof-save, the oldest first."
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="only those saved under this name")
     add_store(parser)
     parser.set_defaults(command=_run)
 

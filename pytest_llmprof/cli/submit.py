@@ -44,7 +44,7 @@ _POLL_S = (0.5, 10.0)
 _LATE_S = 20.0
 """How long a network file system may hide what an ended job has written."""
 _EPILOG = """\
-PYTEST ARGS are those of pytest from the first path on, or all after "--". Any long option of sbatch may be given as
+Options of pytest come after a path of tests, or after "--". Any long option of sbatch may be given as
 --slurm-OPTION=VALUE (--slurm-partition=gpu --slurm-gres=gpu:1 --slurm-time=60). Exit code: the highest of the shards'
 own; 3 where one did not complete; 4: bad input.
 """
@@ -56,9 +56,12 @@ def add(commands: Subparsers) -> None:
         "submit",
         help="run the shards of a suite as jobs of Slurm or of this machine",
         usage="llmprof submit [OPTIONS] [--] [PYTEST ARGS]",
+        description="Split a suite into shards, run each as a job, wait for all, and join their runs into one.",
         epilog=_EPILOG,
     )
-    parser.add_argument("--cluster", choices=("slurm", "local"), help="where the jobs run")
+    parser.add_argument(
+        "--cluster", choices=("slurm", "local"), help="where the jobs run: Slurm, or processes of this machine"
+    )
     parser.add_argument("--shards", metavar="N", help="the number of jobs")
     parser.add_argument(
         "-o", "--out", type=Path, metavar="RUN", help=f"the run that is made of them (default: {_RUNS}/TIME)"

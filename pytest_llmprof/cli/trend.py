@@ -21,11 +21,20 @@ from pytest_llmprof.text.numbers import number
 
 def add(commands: Subparsers) -> None:
     """Add the command."""
-    parser = commands.add_parser("trend", help="show metrics over the saved runs, and where they changed")
-    parser.add_argument("name", help="the name that the runs were saved under")
-    parser.add_argument("--metric", action="append", help="only this one; may be repeated (default: the report's)")
+    parser = commands.add_parser(
+        "trend",
+        help="show metrics over the saved runs, and where they changed",
+        description="Show each metric of each test over the runs saved as NAME (--llmprof-save), and where it changed.",
+    )
+    parser.add_argument("name", metavar="NAME", help="the name that the runs were saved under")
+    parser.add_argument(
+        "--metric",
+        action="append",
+        metavar="METRIC",
+        help="only this one; repeatable (default: those of report.md and CER)",
+    )
     parser.add_argument("--machine", help="only this machine's runs (default: the one with the latest run)")
-    parser.add_argument("--svg", type=Path, metavar="DIR", help="write an SVG for each test and metric there")
+    parser.add_argument("--svg", type=Path, metavar="DIR", help="write a chart (SVG) of each test and metric into DIR")
     parser.add_argument("--format", choices=("text", "json"), default="text", help="(default: %(default)s)")
     add_margin(parser)
     add_store(parser)

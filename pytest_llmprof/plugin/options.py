@@ -38,7 +38,7 @@ _LISTS = {
 }
 _DIRECTORIES = {
     "llmprof_config_dir": "your own configuration tree, laid over the packaged one",
-    "llmprof_run_dir": "this run's directory, refused when it holds a run; default: llmprof-runs/<timestamp> "
+    "llmprof_run_dir": "the directory of this run, refused if it holds a run; default: llmprof-runs/<timestamp> "
     "under the rootdir",
 }
 _BASELINES = {
@@ -49,14 +49,14 @@ _BASELINES = {
 KEYS = (*_LISTS, *_DIRECTORIES, *_BASELINES)
 """Options with an ini twin that are checked before tests are collected."""
 _STRICT = (
-    "fail where something is missing: a test that would be skipped because this machine lacks what its engine needs, "
-    "and a gate whose metric is not applicable or not measured"
+    "fail a test, instead of skipping it, if this machine lacks what its engine needs; and fail a gate whose metric is "
+    "not applicable or not measured"
 )
 
 
 _SHARE_GPU = (
-    "let several workers of pytest-xdist use one GPU where there are more workers than GPUs; their figures are marked "
-    "as shared, and gates on them are not measured"
+    "let workers of pytest-xdist share a GPU if there are more workers than GPUs; their times are marked as shared, "
+    "and gates on times and energy are not measured"
 )
 
 
@@ -76,7 +76,7 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption("--llmprof-shard", dest="llmprof_shard", metavar="I/N", help=shard)
     durations = (
         "where --llmprof-shard takes the times of tests from: a name in the store or a run; "
-        "default: the newest saved runs, and where there is none, the number of tests"
+        "default: the newest saved runs; if there are none, each shard gets the same number of tests"
     )
     group.addoption("--llmprof-durations", dest="llmprof_durations", metavar="NAME|RUN", help=durations)
     group.addoption("--llmprof-strict", dest="llmprof_strict", action="store_true", help=_STRICT)

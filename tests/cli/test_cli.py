@@ -11,6 +11,7 @@ from msgspec import structs
 from saved_runs import noisy, saved_run, saved_test, write_run
 
 from pytest_llmprof.cli import main
+from pytest_llmprof.cli.command import COMMANDS
 from pytest_llmprof.compare.store import Store
 from pytest_llmprof.records.environment import Git
 
@@ -175,6 +176,15 @@ def test_help_names_every_command(capsys):
         main(["--help"])
     out = capsys.readouterr().out
     assert all(name in out for name in ("compare", "ab", "runs", "trend"))
+
+
+@pytest.mark.parametrize("command", [module.__name__.rpartition(".")[2] for module in COMMANDS])
+def test_help_of_a_command_says_what_it_does(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    usage, says, *_ = capsys.readouterr().out.split("\n\n")
+    assert usage.startswith(f"usage: llmprof {command}")
+    assert says.endswith(".")
 
 
 def test_control_characters_never_reach_the_terminal(store, capsys):
