@@ -117,6 +117,12 @@ def test_packages_that_are_too_old_or_missing(monkeypatch):
     assert (check.status, check.found) == ("ok", "3 requirements are met (pytest 9.2.0, pytest-benchmark 5.3.1)")
 
 
+def test_an_installation_that_names_no_packages_is_not_checked(monkeypatch):
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: None)
+    (check,) = doctor._packages()
+    assert (check.status, check.found) == ("not checked", "this installation does not say what it needs")
+
+
 def test_the_command_itself_imports_no_torch():
     code = (
         "import sys; from pytest_llmprof.cli import main; main(['doctor', '--llmprof-stage=nothing']);"
