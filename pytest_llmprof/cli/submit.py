@@ -198,10 +198,9 @@ class _Submitted:
     def run(self) -> int:
         """Run what is to run, join the shards, and give the exit code."""
         open_shards = [shard for shard in self._shards() if self._complete(shard) is None]
-        going_on: list[int] = []
         try:
-            going_on = self._begin(open_shards)
-            self._wait(going_on)
+            self._begin(open_shards)
+            self._wait(open_shards)
         except KeyboardInterrupt as error:
             ignore_signals()
             say(f"interrupted by {error}: the jobs are cancelled")
@@ -234,22 +233,27 @@ class _Submitted:
         """The first attempt that needs no other."""
         return next((one for one in self._attempts(shard) if one.complete), None)
 
-    def _begin(self, shards: Sequence[int]) -> list[int]:
-        """Submit *shards*, but for those whose job of an earlier command goes on. Gives them all."""
+    def _begin(self, shards: Sequence[int]) -> None:
+        """Submit *shards*, but for those whose job of an earlier command goes on."""
         known = {shard: self._asked.jobs[shard] for shard in shards if shard in self._asked.jobs}
         states = self._cluster.states(known.values()) if known else {}
-        for shard in shards:
-            if shard in known and self._cluster.goes_on(states.get(known[shard], "")):
-                say(f"{self._name(shard)}: job {known[shard]} goes on")
-                continue
-            for attempt in self._attempts(shard):
-                process = attempt.job.process if attempt.job and attempt.job.code is None else None
-                if process is not None and process.alive():
-                    raise ArtifactError(
-                        f"{self._name(shard)} still runs (process {process.pid}): wait for its end, or end it"
-                    )
+        going_on = [shard for shard in known if self._cluster.goes_on(states.get(known[shard], ""))]
+        new = [shard for shard in shards if shard not in going_on]
+        for shard in new:
+            self._check_ended(shard)
+        for shard in going_on:
+            say(f"{self._name(shard)}: job {known[shard]} goes on")
+        for shard in new:
             self._submit(shard)
-        return list(shards)
+
+    def _check_ended(self, shard: int) -> None:
+        """Raise `ArtifactError` where *shard* still runs on this machine, in a job that is not known any more."""
+        for attempt in self._attempts(shard):
+            process = attempt.job.process if attempt.job and attempt.job.code is None else None
+            if process is not None and process.alive():
+                raise ArtifactError(
+                    f"{self._name(shard)} still runs (process {process.pid}): wait for its end, or end it"
+                )
 
     def _submit(self, shard: int) -> None:
         # What is saved while jobs wait, or before some are resumed, does not change the split.
@@ -358,6 +362,9 @@ class _Submitted:
         lost = [shard for shard in self._shards() if self._complete(shard) is None]
         names = ", ".join(map(str, lost))
         again = f"llmprof submit --resume {shlex.quote(os.path.relpath(self._out))}"
+        if not lost:
+            say(f"all shards are complete: {again} joins them")
+            return NOT_MEASURED
         say(
             f"ERROR: {'shards' if len(lost) > 1 else 'shard'} {names} of {self._asked.shards} did not complete, "
             f"so there is no joined run: {again} runs {'them' if len(lost) > 1 else 'it'} again"

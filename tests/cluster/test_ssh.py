@@ -358,3 +358,22 @@ def test_tests_of_a_model_stay_together(machines):
     assert {test["id"] for test in machines.bench.run_json()["tests"]} == {
         f"test_it.py::test_pages[{x}-direct_inference]" for x in range(4)
     }
+
+
+def test_a_run_directory_that_cannot_be_made_is_one_line(machines):
+    (machines.bench.path / "file").write_text("in the way")
+    result = machines.run(machines.far(), args=["--llmprof-run-dir=file/below"])
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    clean(result)
+    (line,) = [line for line in result.errlines if line.strip()]
+    assert line.startswith("ERROR: cannot make the run directory ")
+    assert line.endswith("file/below: Not a directory; name another with --llmprof-run-dir")
+
+
+def test_a_session_without_tests_of_ours_leaves_nothing(machines):
+    machines.bench.test("def test_plain(): pass\n")
+    result = machines.bench.run_apart(args=[machines.far(), "--dist=load", "--ignore=pytest", "--ignore=_pytest"])
+    result.assert_outcomes(passed=1)
+    clean(result)
+    assert list((machines.bench.path / "llmprof-runs").iterdir()) == []
+    assert machines.left() == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -71,6 +72,65 @@ def test_ctrl_c_ends_local_jobs(suite):
         os.killpg(process.pid, 0)  # nothing of it is left
     for test in range(6):
         (suite.path / f"wait-{test}").unlink()
+    suite.submit("--resume=run")
+    suite.check(WHOLE)
+
+
+def process_of(suite, shard: int) -> int:
+    """The process that runs *shard*."""
+    found = json.loads((suite.path / "run.shards" / str(shard) / "attempt-1" / "job.json").read_text())
+    return found["process"]["pid"]
+
+
+def test_a_killed_job_takes_its_pytest_along(suite):
+    suite.tell("wait", 0)
+    process = suite.start(*suite.new("local"))
+    wait_for(suite.path / "began-0")
+    os.kill(process_of(suite, 1), signal.SIGKILL)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 3, out
+    assert "shard 1/2: did not complete: job " in out
+    end = time.monotonic() + 30
+    while True:  # its pytest ends in good order
+        run = json.loads((suite.path / "run.shards/1/attempt-1/run/run.json").read_text())
+        if run["status"] == "interrupted":
+            break
+        assert time.monotonic() < end, run
+        time.sleep(0.1)
+
+
+def test_a_local_job_that_goes_on_is_not_started_twice(suite):
+    suite.tell("wait", 0)
+    process = suite.start(*suite.new("local"))
+    wait_for(suite.path / "began-0")
+    process.kill()
+    process.wait()
+    pid = process_of(suite, 1)
+    assert suite.submit("--resume=run", code=4)[-1] == (
+        f"ERROR: shard 1/2 still runs (process {pid}): wait for its end, or end it"
+    )
+    (suite.path / "wait-0").unlink()
+    for shard in (1, 2):
+        job = suite.path / "run.shards" / str(shard) / "attempt-1" / "job.json"
+        end = time.monotonic() + 60
+        while json.loads(job.read_text())["code"] is None:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+    assert not any("submitted" in line for line in suite.submit("--resume=run"))
+    suite.check(WHOLE)
+
+
+def test_all_shards_may_be_complete_when_it_is_interrupted(suite, monkeypatch, capsys):
+    suite.submit(*suite.new("local"))
+    shutil.rmtree(suite.path / "run")
+    monkeypatch.chdir(suite.path)
+    wait = "pytest_llmprof.cli.submit._Submitted._wait"
+    monkeypatch.setattr(wait, lambda self, shards: signal.raise_signal(signal.SIGINT))
+    assert main(["submit", "--resume=run"]) == 3
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "all shards are complete: llmprof submit --resume run joins them"
+    )
+    monkeypatch.undo()
     suite.submit("--resume=run")
     suite.check(WHOLE)
 
