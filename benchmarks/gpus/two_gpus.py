@@ -10,8 +10,8 @@
 4. A trace of torch.profiler, and a report of nsys where it is installed, name only their worker's GPU.
 
 OUT gets a log and a run directory of each run, and table.md. Exit code 1 where a point does not hold. With --rehearse
-GPUs and model are stand-ins (tests/plugin/data/standin_gpus), which shows that this script works and nothing else;
-point 4 is left out. NSYS_LIBS is as in .ci/gpu.
+GPUs and model are stand-ins (tests/plugin/data/standin_gpus), which shows that this script works and nothing else; the
+limits of point 1 are wide, and point 4 is left out. NSYS_LIBS is as in .ci/gpu.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = ROOT / "benchmarks" / "gpus" / "pages.py"
 STAND_IN = ROOT / "tests" / "plugin" / "data" / "standin_gpus"
 LEAST_SPEEDUP, MOST_DISTURBED = 1.9, 0.02
+REHEARSED_SPEEDUP, REHEARSED_DISTURBED = 1.2, 0.5
 FULL = ("model=deepseek_ocr_random", "infer=fast", "infer.ignore_eos=true", "measure.rounds=5")
 """Full size, all eight pages."""
 SMALL = (
@@ -182,15 +183,18 @@ def both_gpus(proof: Proof) -> None:
         return
     uuids = [uuid_of(records) for _, records in both.passed]
     proof.note("1 each worker on its own GPU", ", ".join(uuids), len(uuids) == len(set(uuids)) == 2)
+    speedup, disturbed = LEAST_SPEEDUP, MOST_DISTURBED
+    if proof.rehearse:
+        speedup, disturbed = REHEARSED_SPEEDUP, REHEARSED_DISTURBED
     one, two = pages_per_s(alone, at_once=False), pages_per_s(both, at_once=True)
-    text = f"{two:.2f} / {one:.2f} = {two / one:.3f}, at least {LEAST_SPEEDUP:g}"
-    proof.note("1 pages a second, -n 2 / -n 0", text, two / one >= LEAST_SPEEDUP)
+    text = f"{two:.2f} / {one:.2f} = {two / one:.3f}, at least {speedup:g}"
+    proof.note("1 pages a second, -n 2 / -n 0", text, two / one >= speedup)
     known = {record.id: records.metrics.figures["tpot_ms"] for record, records in alone.passed}
     for record, records in both.passed:
         was, now = known[record.id], records.metrics.figures["tpot_ms"]
         change = now / was - 1 if was and now else float("nan")
-        text = f"{was:.4g} → {now:.4g} ms, {change:+.2%}, at most ±{MOST_DISTURBED:.0%}"
-        proof.note(f"1 TPOT {record.id.rpartition('::')[2]} on {uuid_of(records)}", text, abs(change) <= MOST_DISTURBED)
+        text = f"{was:.4g} → {now:.4g} ms, {change:+.2%}, at most ±{disturbed:.0%}"
+        proof.note(f"1 TPOT {record.id.rpartition('::')[2]} on {uuid_of(records)}", text, abs(change) <= disturbed)
     ids = [sorted(record.id for record in ended.record.tests) for ended in (alone, both)]
     whole = ids[0] == ids[1] and both.record.status == "complete"
     proof.note("1 run.json as that of -n 0", f"{len(ids[1])} tests, {both.record.status}", whole)

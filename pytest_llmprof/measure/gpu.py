@@ -1,7 +1,8 @@
 """The GPU as its driver (NVML) sees it: name, clocks, power, throttling, who else is on it.
 
 The GPU is found by the UUID that torch gives for the device, so CUDA_VISIBLE_DEVICES cannot mislead: NVML
-counts all GPUs of the machine, CUDA only the visible ones.
+counts all GPUs of the machine, CUDA only the visible ones. Of a MIG instance name, memory and processes are its own;
+clocks, power and temperature are those of the whole GPU, whose energy says nothing of one instance.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from pytest_llmprof.measure.visible_gpus import VARIABLE
 from pytest_llmprof.records.environment import Gpu
 
 THROTTLE_REASONS = {
@@ -52,14 +54,16 @@ class GpuReader:
         self._uuid: str | None = None
         self._nvml: Any = None
         self._handle: Any = None
+        self._instance: Any = None
+        """The handle of the MIG instance; None for a whole GPU."""
         if not device.startswith("cuda"):
             self.reason = f"the device is {device}"
             return
         self._name, self._uuid, self.reason = _torch_gpu(device)
         if self._name is not None:
-            self.reason = self._open()
+            self.reason = self._open(device)
 
-    def _open(self) -> str | None:
+    def _open(self, device: str) -> str | None:
         try:
             import pynvml
         except ImportError:
@@ -71,11 +75,19 @@ class GpuReader:
         self._nvml = pynvml
         if self._uuid is None:
             return "this torch gives no UUID of the GPU"
-        try:
-            self._handle = pynvml.nvmlDeviceGetHandleByUUID(self._uuid)
-        except pynvml.NVMLError as error:
-            return f"the driver (NVML) does not find {self._uuid}: {error}"
-        return None
+        error: Exception | None = None
+        for uuid in _names_of(device, self._uuid):
+            try:
+                self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+                if uuid.startswith("MIG-"):
+                    self._instance, self._uuid = self._handle, uuid
+                    self._handle = pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self._instance)
+                    return "a MIG instance has no energy counter of its own"
+                return None
+            except pynvml.NVMLError as failure:
+                error = failure
+        self._handle = self._instance = None
+        return f"the driver (NVML) does not find {self._uuid}: {error}"
 
     def gpu(self) -> Gpu | None:
         """The GPU as it is now; None where there is none."""
@@ -83,11 +95,11 @@ class GpuReader:
             return None
         if self._handle is None:
             return Gpu(name=self._name, uuid=self._uuid)
-        return nvml_gpu(self._nvml, self._handle, self._name, self._uuid)
+        return nvml_gpu(self._nvml, self._handle, self._name, self._uuid, self._instance)
 
     def energy_mj(self) -> int | None:
         """The energy counter; None where the GPU or the driver has none."""
-        if self._handle is None:
+        if self._handle is None or self._instance is not None:
             return None
         try:
             counter: int = self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
@@ -101,7 +113,17 @@ class GpuReader:
     def __exit__(self, *_: object) -> None:
         if self._nvml is not None:
             self._nvml.nvmlShutdown()
-            self._nvml = self._handle = None
+            self._nvml = self._handle = self._instance = None
+
+
+def _names_of(device: str, uuid: str) -> list[str]:
+    """The names by which NVML may know *device*, whose UUID by torch is *uuid*: that of a MIG instance first, as torch
+    may give its GPU's."""
+    entries = [entry.strip() for entry in os.environ.get(VARIABLE, "").split(",")]
+    number = int(device.partition(":")[2] or 0)
+    listed = entries[number : number + 1]
+    instances = [entry for entry in listed if entry.startswith("MIG-")]
+    return [*instances, uuid, uuid.replace("GPU-", "MIG-", 1)]
 
 
 def _torch_gpu(device: str) -> tuple[str | None, str | None, str | None]:
@@ -115,7 +137,8 @@ def _torch_gpu(device: str) -> tuple[str | None, str | None, str | None]:
     except (AssertionError, RuntimeError) as error:
         return None, None, f"torch does not know {device}: {error}"
     uuid = getattr(properties, "uuid", None)
-    return properties.name, None if uuid is None else f"GPU-{str(uuid).removeprefix('GPU-')}", None
+    bare = str(uuid).removeprefix("GPU-").removeprefix("MIG-")
+    return properties.name, None if uuid is None else f"GPU-{bare}", None
 
 
 def throttle_names(bits: int) -> tuple[str, ...]:
@@ -125,8 +148,10 @@ def throttle_names(bits: int) -> tuple[str, ...]:
     return tuple(names + ([hex(unknown)] if unknown else []))
 
 
-def nvml_gpu(nvml: Any, handle: Any, name: str, uuid: str | None) -> Gpu:
-    """Read one GPU through the module *nvml* (pynvml). A call that the GPU does not support gives None."""
+def nvml_gpu(nvml: Any, handle: Any, name: str, uuid: str | None, instance: Any = None) -> Gpu:
+    """Read one GPU, or a MIG *instance* of it, through the module *nvml* (pynvml). A call that the GPU does not support
+    gives None."""
+    own = handle if instance is None else instance
 
     def ask(call: Callable[..., Any], *arguments: Any) -> Any:
         try:
@@ -144,11 +169,11 @@ def nvml_gpu(nvml: Any, handle: Any, name: str, uuid: str | None) -> Gpu:
     reasons = getattr(nvml, "nvmlDeviceGetCurrentClocksEventReasons", None)
     bits = ask(reasons or nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle)
     throttle = None if bits is None else throttle_names(bits)
-    processes = ask(nvml.nvmlDeviceGetComputeRunningProcesses, handle)
-    memory = ask(nvml.nvmlDeviceGetMemoryInfo, handle)
+    processes = ask(nvml.nvmlDeviceGetComputeRunningProcesses, own)
+    memory = ask(nvml.nvmlDeviceGetMemoryInfo, own)
     mig = ask(nvml.nvmlDeviceGetMigMode, handle)
     return Gpu(
-        name=text(ask(nvml.nvmlDeviceGetName, handle)) or name,
+        name=text(ask(nvml.nvmlDeviceGetName, own)) or name,
         uuid=uuid,
         driver=text(ask(nvml.nvmlSystemGetDriverVersion)),
         memory_gib=None if memory is None else round(memory.total / 2**30, 1),
@@ -162,7 +187,7 @@ def nvml_gpu(nvml: Any, handle: Any, name: str, uuid: str | None) -> Gpu:
         throttled=None if throttle is None else bool(SLOWING.intersection(throttle)),
         other_processes=None if processes is None else others(process.pid for process in processes),
         mig=None if mig is None else bool(mig[0]),
-        energy_mj=ask(nvml.nvmlDeviceGetTotalEnergyConsumption, handle),
+        energy_mj=ask(nvml.nvmlDeviceGetTotalEnergyConsumption, handle) if instance is None else None,
         throttled_ms=_violations(nvml, handle),
     )
 

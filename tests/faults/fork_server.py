@@ -5,7 +5,8 @@ for a signal. The file <log>.count has the number of moments at which the fault 
 
 A moment is an operation on files below cwd (an audit event), or with "lines" a line of the plugin's own code at the
 begin and the end of a session. Faults: {"signal": N, "at": moment}, {"errno": N, "at": moment, "for": moments},
-{"signal": N, "after": seconds}, {"tmpdir": directory for temporary files}, {}.
+{"signal": N, "after": seconds}, with "worker": K for that worker of pytest-xdist alone, {"tmpdir": directory for
+temporary files}, {}.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 _EVENTS = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.truncate", "os.chmod"}
@@ -104,6 +106,14 @@ def child(request: dict[str, Any]) -> int:
             Path(request["log"] + ".count").write_text(str(moments.count))
 
 
+def _worker(controller: int, number: int) -> int | None:
+    """The process of a worker of pytest-xdist; None where there are not so many."""
+    with suppress(psutil.Error):
+        workers = sorted(child.pid for child in psutil.Process(controller).children())
+        return workers[number] if number < len(workers) else None
+    return None
+
+
 def serve() -> None:
     warm_up = json.loads(sys.stdin.readline())
     os.environ["OMP_NUM_THREADS"] = "1"  # a process with threads cannot be forked
@@ -127,7 +137,9 @@ def serve() -> None:
         while not (done := os.waitpid(pid, os.WNOHANG))[0]:
             seconds = time.monotonic() - begin
             if after is not None and seconds > after:
-                os.kill(pid, request["fault"]["signal"])
+                hit = _worker(pid, request["fault"]["worker"]) if "worker" in request["fault"] else pid
+                if hit is not None:
+                    os.kill(hit, request["fault"]["signal"])
                 after = None
             if seconds > request["timeout"]:
                 os.kill(pid, signal.SIGKILL)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 
+import msgspec
 import pytest
-from fault_bench import LONG, options, some
+from fault_bench import LONG, check_run, options, some
+
+from pytest_llmprof.records.run import RunRecord
 
 SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
 
@@ -43,3 +47,40 @@ def test_a_session_with_workers_at_random(faults, number):
     moments = random.Random(number)
     for _ in range(10 if LONG else 1):
         faults.kill(number, args, after=moments.uniform(0.1, 1.0) * whole.seconds)
+
+
+SIX_TESTS = """
+import pytest
+@pytest.mark.parametrize("x", range(6))
+def test_pages(llmprof, x):
+    llmprof.run()
+"""
+
+
+def test_a_worker_at_random(faults, tmp_path):
+    """Its test has failed, all others are there, none twice."""
+    shutil.copytree(faults.root, tmp_path / "six", ignore=shutil.ignore_patterns("llmprof-runs", "*.pyc"))
+    root = tmp_path / "six"
+    (root / "test_it.py").write_text(SIX_TESTS)
+    args = [*options("measure.rounds=40"), "-n2"]
+    whole = faults.run({}, args, root)
+    assert whole.code == 0, whole.text
+    moments, crashed = random.Random(1), 0
+    for number in range(20 if LONG else 1):
+        after = moments.uniform(0.3, 0.95) * whole.seconds
+        ended = faults.run({"signal": signal.SIGKILL, "after": after, "worker": number % 2}, args, root)
+        faults.kills += 1
+        faults.lost += 1
+        check_run(ended, killed=True)  # the worker's temporary files may be left
+        (run,) = ended.runs
+        record = msgspec.json.decode((run / "run.json").read_bytes(), type=RunRecord)
+        assert record.status == "complete", ended.text
+        assert sorted(test.id for test in record.tests) == [
+            f"test_it.py::test_pages[{x}-direct_inference]" for x in range(6)
+        ], ended.text
+        failed = [test.error for test in record.tests if test.outcome != "passed"]
+        assert failed in ([], ["worker crashed"]), ended.text
+        assert ended.code == len(failed), ended.text
+        crashed += len(failed)
+        faults.lost -= 1
+    assert not LONG or crashed > 5  # others hit a worker that ran no test

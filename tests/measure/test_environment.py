@@ -18,6 +18,7 @@ from pytest_llmprof.measure.environment import environment
 from pytest_llmprof.measure.gpu import GpuReader, nvml_gpu, read_gpu, throttle_names, throttled_between
 from pytest_llmprof.records.environment import Environment, Git, Gpu
 
+STAND_IN = Path(__file__).parents[1] / "plugin" / "data" / "standin_gpus"
 
 def test_this_machine(tmp_path: Path) -> None:
     begin = time.perf_counter()
@@ -170,6 +171,32 @@ def test_the_gpu_is_found_by_its_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpu is not None
     assert reason is not None
     assert "nvidia-ml-py is not installed" in reason
+
+
+@pytest.mark.parametrize(
+    ("visible", "torch_gives"),
+    [("MIG-d", "GPU-b"), ("MIG-c,MIG-d", "GPU-b"), ("MIG-d", "GPU-d"), (None, "GPU-d")],
+    ids=["by the list", "by its place in the list", "where both know it", "by torch"],
+)
+def test_a_mig_instance(monkeypatch: pytest.MonkeyPatch, visible: str | None, torch_gives: str) -> None:
+    monkeypatch.delitem(sys.modules, "pynvml", raising=False)
+    monkeypatch.syspath_prepend(STAND_IN)
+    monkeypatch.setenv("STANDIN_GPUS", "GPU-a GPU-b:MIG-c+MIG-d")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(gpu_module, "_torch_gpu", lambda device: ("A100", torch_gives, None))
+    with GpuReader("cuda:1" if "," in (visible or "") else "cuda:0") as reader:
+        gpu = reader.gpu()
+        assert gpu is not None
+        assert (gpu.name, gpu.uuid, gpu.mig) == ("Stand-in GPU MIG 1g", "MIG-d", True)
+        assert gpu.energy_mj is reader.energy_mj() is None
+        assert reader.reason == "a MIG instance has no energy counter of its own"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-x")
+    monkeypatch.setattr(gpu_module, "_torch_gpu", lambda device: ("A100", "GPU-y", None))
+    with GpuReader("cuda:0") as reader:
+        assert reader.gpu() == Gpu("A100", "GPU-y")
+    monkeypatch.delitem(sys.modules, "pynvml")
 
 
 def test_throttling_is_counted_between_two_readings() -> None:

@@ -70,8 +70,18 @@ def nvmlDeviceGetMigDeviceHandleByIndex(handle, index):
     return handle.instances[index]
 
 
+def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(instance):
+    return next(gpu for gpu in _gpus() if instance.uuid in [one.uuid for one in gpu.instances])
+
+
 def nvmlDeviceGetName(handle):
-    return "Stand-in GPU"
+    return "Stand-in GPU" + (" MIG 1g" if handle.uuid.startswith("MIG-") else "")
+
+
+def nvmlDeviceGetTotalEnergyConsumption(handle):
+    if handle.uuid.startswith("MIG-"):
+        raise NVMLError("Not Supported")
+    return 1000
 
 
 def nvmlDeviceGetComputeRunningProcesses(handle):

@@ -41,7 +41,7 @@ def visible():
 
 def properties(device):
     name = visible()[torch.device(device).index or 0]
-    return SimpleNamespace(name="Stand-in GPU", uuid=name.removeprefix("GPU-"), total_memory=2**36)
+    return SimpleNamespace(name="Stand-in GPU", uuid=name[4:], total_memory=2**36)
 
 
 for name, stand_in in {
