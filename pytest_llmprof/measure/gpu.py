@@ -75,7 +75,7 @@ class GpuReader:
         self._nvml = pynvml
         if self._uuid is None:
             return "this torch gives no UUID of the GPU"
-        error: Exception | None = None
+        why: Exception | None = None
         for uuid in _names_of(device, self._uuid):
             try:
                 self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
@@ -84,10 +84,10 @@ class GpuReader:
                     self._handle = pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self._instance)
                     return "a MIG instance has no energy counter of its own"
                 return None
-            except pynvml.NVMLError as failure:
-                error = failure
+            except pynvml.NVMLError as error:
+                why = error
         self._handle = self._instance = None
-        return f"the driver (NVML) does not find {self._uuid}: {error}"
+        return f"the driver (NVML) does not find {self._uuid}: {why}"
 
     def gpu(self) -> Gpu | None:
         """The GPU as it is now; None where there is none."""

@@ -103,7 +103,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(ChildHooks(shared), "llmprof-in-child")
     manager.shards.collect_all()
     if shared.controller:
-        config.pluginmanager.register(manager.workers, "llmprof-workers")
+        manager.register_workers()
     if shared.worker:
         if GROUPS in config.workerinput:  # type: ignore[attr-defined]
             config.option.loadgroup = False  # it would append the groups of marks to node ids
@@ -133,6 +133,12 @@ class Manager:
         self.workers = WorkerHooks(shared)
         self._strict = options.strict(config) and not shared.child  # a child's parent judges its gates
         self._interrupted = False
+
+    def register_workers(self) -> None:
+        """In the process that starts workers: let xdist find the hooks for them."""
+        self._config.pluginmanager.register(self.workers, "llmprof-workers")
+        if self.workers.note is not None:
+            self._results.warnings.append(self.workers.note)
 
     # -- the session's configuration --------------------------------------------------------------------
 

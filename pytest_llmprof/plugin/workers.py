@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Hashable, Sequence
@@ -32,12 +33,14 @@ class WorkerHooks:
         self._config = shared.config
         self._local: Sequence[Any] = ()
         """What execnet knows of each worker on this host."""
-        self.grouped = _group_by_model(self._config, configured=shared.configured)
+        self.note: str | None = None
+        """Why tests with one model may be spread over workers against the user's wish."""
+        self.grouped = self._group_by_model()
         """Whether each test of ours belongs to a group of tests with the same model."""
         self._groups: dict[str, str] = {}
         """Node id -> group, as the workers send it."""
 
-    @pytest.hookimpl(optionalhook=True)
+    @pytest.hookimpl(optionalhook=True, tryfirst=True)
     def pytest_xdist_setupnodes(self, specs: Sequence[Any]) -> None:
         """Give each worker of this host its share. Another host's list of GPUs is its own."""
         self._local = [spec for spec in specs if spec.popen and not spec.via]
@@ -47,6 +50,21 @@ class WorkerHooks:
             found = worker_shares(self._config, self._shared.session.composer.session(), len(self._local))
         for spec, share in zip(self._local, found, strict=True):
             spec.env.update(share.variables)
+
+    def _group_by_model(self) -> bool:
+        """Whether tests are grouped by model: where `--dist loadgroup` was chosen, or nothing was, which it then is."""
+        if not (self._shared.configured and self._shared.controller):
+            return False
+        option, given = self._config.option, self._config.known_args_namespace
+        if option.dist == "load" and given.dist == "no" and not given.distload:
+            if importlib.util.find_spec("xdist.scheduler.loadgroup") is None:
+                self.note = (
+                    "tests with one model may run in several workers: this pytest-xdist is older than --dist=loadgroup "
+                    "(2.5 and later have it)"
+                )
+            else:
+                option.dist = "loadgroup"
+        return bool(option.dist == "loadgroup")
 
     @pytest.hookimpl(optionalhook=True, trylast=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
@@ -68,20 +86,10 @@ class WorkerHooks:
         return channel
 
 
-def _group_by_model(config: pytest.Config, *, configured: bool) -> bool:
-    """Whether tests are grouped by model: where `--dist loadgroup` was chosen, or nothing was, which it then is."""
-    if not configured or not config.pluginmanager.hasplugin("xdist"):
-        return False
-    given = config.known_args_namespace
-    nothing_chosen = config.option.dist == "load" and given.dist == "no" and not given.distload
-    if nothing_chosen:
-        config.option.dist = "loadgroup"
-    return bool(config.option.dist == "loadgroup")
-
-
 def auto_workers(shared: SharedState) -> int | None:
     """How many workers `-n auto` starts: one for each GPU where the session's model runs on one; None elsewhere."""
-    if not shared.configured or "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+    chosen = "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ or shared.config.option.numprocesses != "auto"
+    if not shared.configured or chosen:
         return None
     from pytest_llmprof.measure.visible_gpus import visible_gpus
 

@@ -206,6 +206,17 @@ def test_a_choice_of_the_user_stays(bench):
     assert max(models) == 2  # each worker begins with every other test, or nearly
 
 
+def test_an_xdist_without_groups_says_so(gpus):
+    (gpus.path / "conftest.py").write_text(
+        "import importlib.util\n"
+        "found = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *more: None if name.endswith('.loadgroup') else found(name, *more)\n"
+    )
+    result = run(gpus, "-n2")
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(["WARNING: tests with one model may run in several workers: this pytest-xdist is *"])
+
+
 def test_last_failed_knows_a_test_of_a_group(bench):
     (bench.path / "pytest.ini").write_text("[pytest]\n")
     bench.test("import os\ndef test_bad(llmprof_stage): assert 0\ndef test_good(llmprof_stage): pass\n")
