@@ -78,15 +78,15 @@ class GpuReader:
         why: Exception | None = None
         for uuid in _names_of(device, self._uuid):
             try:
-                self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+                handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
                 if uuid.startswith("MIG-"):
-                    self._instance, self._uuid = self._handle, uuid
-                    self._handle = pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self._instance)
+                    self._handle = pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
+                    self._instance, self._uuid = handle, uuid
                     return "a MIG instance has no energy counter of its own"
+                self._handle = handle
                 return None
             except pynvml.NVMLError as error:
                 why = error
-        self._handle = self._instance = None
         return f"the driver (NVML) does not find {self._uuid}: {why}"
 
     def gpu(self) -> Gpu | None:
