@@ -206,4 +206,4 @@ def test_own_assets_are_readable_and_all_in_the_page(tmp_path):
         content = path.read_text()
         assert content.strip() in text, path.name
         assert max(map(len, content.splitlines())) <= 120, path.name
-    assert (assets / "uplot/LICENSE").read_text().startswith("The MIT License")
+    assert (assets / "uplot/LICENSE").read_text().strip() in text

@@ -74,7 +74,8 @@ def _script() -> str:
     views = sorted(path.relative_to(_ASSETS).as_posix() for path in (_ASSETS / "views").glob("*.js"))
     # One scope for all, so that a file's functions are there for the others and nothing is global but uPlot.
     library, *own = [_asset(name) for name in (*_SCRIPTS, *views, "main.js")]
-    return library + '\n(() => {\n"use strict";\n' + "\n".join(own) + "\n})();\n"
+    licence = f"/*\nuPlot:\n\n{_asset('uplot/LICENSE').strip()}\n*/\n"  # which each copy must have
+    return licence + library + '\n(() => {\n"use strict";\n' + "\n".join(own) + "\n})();\n"
 
 
 def _asset(name: str) -> str:
