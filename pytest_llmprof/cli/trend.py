@@ -12,11 +12,12 @@ from pytest_llmprof.cli.options import Subparsers, add_margin, add_store, margin
 from pytest_llmprof.compare.store import Store
 from pytest_llmprof.compare.trend import ChangePoint, Series, series, svg
 from pytest_llmprof.errors import ArtifactError, ConfigError, nearest
+from pytest_llmprof.records.baseline import SavedRun
 from pytest_llmprof.records.files import write_text
 from pytest_llmprof.text.escape import one_line
 from pytest_llmprof.text.markdown import table
 from pytest_llmprof.text.names import unique_names
-from pytest_llmprof.text.numbers import number
+from pytest_llmprof.text.numbers import count, number
 
 
 def add(commands: Subparsers) -> None:
@@ -59,7 +60,10 @@ def _run(options: argparse.Namespace) -> int:
     if options.format == "json":
         print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
         return 0
-    print(f"{options.name} on {one_line(machine)}: {len(runs)} runs\n")
+    print(f"{options.name} on {one_line(machine)}: {count(len(runs), 'run')}\n")
+    if not found:
+        print("nothing to show: no test has a value that a trend takes" + _doubt(runs))
+        return 0
     rows = [
         [
             one_line(one.test, 80),
@@ -73,6 +77,15 @@ def _run(options: argparse.Namespace) -> int:
     ]
     print(table(("Test", "Metric", "Runs", "First", "Last", "Changed"), rows, (0, 1, 5)), end="")
     return 0
+
+
+def _doubt(runs: Sequence[SavedRun]) -> str:
+    """Why the newest test that a trend leaves out is left out."""
+    for test in (test for run in reversed(runs) for test in run.tests):
+        why = test.problem or next(iter(test.doubts), None)
+        if why:
+            return f" ({one_line(test.id, 80)}: {one_line(why)})"
+    return ""
 
 
 def _change(change: ChangePoint) -> str:

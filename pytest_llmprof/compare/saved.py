@@ -311,7 +311,7 @@ def shared_gpu(metrics: Metrics, environment: Environment | None) -> str | None:
 
 def _doubts(metrics: Metrics, environment: Environment | None) -> list[str]:
     contended = metrics.figures.get("contended") or 0.0
-    found = [f"{CONTENDED} in {contended:.0%} of the rounds"] if contended > CONTENDED_ROUNDS else []
+    found = [f"{CONTENDED} in {100 * contended:.0f} % of the rounds"] if contended > CONTENDED_ROUNDS else []
     if environment is None:
         return found
     if shared := shared_gpu(metrics, environment):

@@ -113,7 +113,7 @@ def _text(comparison: Comparison, rows: Sequence[Row]) -> str:
         lines += ["", "kernels under the profiler"]
         lines += [f"  {one_line(_kernel(one, plain=True))}" for one in comparison.kernels[:_KERNELS]]
         lines += _more_kernels(comparison)
-    return "\n".join([*lines, "", *_job_lines(comparison), _verdict_line(comparison)]) + "\n"
+    return "\n".join([*lines, "", *_job_lines(comparison), _verdict_line(comparison, len(rows))]) + "\n"
 
 
 def _markdown(comparison: Comparison, tests: Mapping[str, Sequence[Row]], level: int) -> list[str]:
@@ -122,7 +122,7 @@ def _markdown(comparison: Comparison, tests: Mapping[str, Sequence[Row]], level:
     parts = ["".join(f"- {place}: {inline(_side(side))}\n" for place, side in _sides(comparison))]
     notes = [*comparison.notices, *_missing(comparison)]
     if notes:
-        parts.append("".join(f"> **Note:** {inline(note)}\n>\n" for note in notes))
+        parts.append(">\n".join(f"> **Note:** {inline(note)}\n" for note in notes))
     for test, members in tests.items():
         (head, *cells), left = _grid(comparison, members)
         shown = [[inline(cell) for cell in row] for row in cells]
@@ -131,7 +131,8 @@ def _markdown(comparison: Comparison, tests: Mapping[str, Sequence[Row]], level:
         lines = [f"- {_kernel(one, plain=False)}\n" for one in comparison.kernels[:_KERNELS]]
         lines += [f"- {line.strip()}\n" for line in _more_kernels(comparison)]
         parts.append(f"{mark} Kernels under the profiler\n\n{''.join(lines)}")
-    parts += [f"{inline(line)}\n" for line in (*_job_lines(comparison), _verdict_line(comparison))]
+    shown_rows = sum(map(len, tests.values()))
+    parts += [f"{inline(line)}\n" for line in (*_job_lines(comparison), _verdict_line(comparison, shown_rows))]
     return parts
 
 
@@ -184,12 +185,15 @@ def _job_lines(comparison: Comparison) -> list[str]:
     return [line, f"gated: {verdicts or 'nothing'}; exit code {comparison.exit_code}"]
 
 
-def _verdict_line(comparison: Comparison) -> str:
+def _verdict_line(comparison: Comparison, shown: int) -> str:
+    """All rows by their verdicts, also those beyond the *shown* ones."""
     found: dict[Verdict, int] = {}
     for row in comparison.rows:
         found[row.verdict] = found.get(row.verdict, 0) + 1
     counts = ", ".join(f"{found[verdict]} {verdict}" for verdict in Verdict if verdict in found)
-    text = f"{count(len(comparison.rows), 'row')}: {counts}; margin {100 * comparison.margin:g} %, "
+    total = len(comparison.rows)
+    rows = f"{count(total, 'row')}, {shown} of them shown" if shown < total else count(total, "row")
+    text = f"{rows}: {counts}; margin {100 * comparison.margin:g} %, "
     if comparison.gated:
         failed = sum(row.failed for row in comparison.rows)
         return text + f"{count(comparison.gated, 'gated row')}, {failed} failed"

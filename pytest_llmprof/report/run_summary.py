@@ -163,10 +163,10 @@ def _notes(tests: Sequence[TestSummary]) -> str:
         for text in machine_warnings(test.metrics, test.environment) if test.metrics else ():
             found.setdefault(text, []).append(test.record.id)
     lines = [
-        f"> **Note:** {code(ids[0], 300, cell=False)}{f' and {len(ids) - 1} more' if len(ids) > 1 else ''}: {text}\n>\n"
+        f"> **Note:** {code(ids[0], 300, cell=False)}{f' and {len(ids) - 1} more' if len(ids) > 1 else ''}: {text}\n"
         for text, ids in list(found.items())[:_FAILED]
     ]
-    return "".join(lines)
+    return ">\n".join(lines)
 
 
 def _why(test: TestSummary) -> str:

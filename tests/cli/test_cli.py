@@ -96,6 +96,27 @@ def test_trend(store, tmp_path, capsys):
     assert found[0]["changes"][0]["index"] == 10
 
 
+def test_a_comparison_says_how_many_rows_it_shows(store, capsys):
+    for name in ("a", "b"):
+        store.save(saved_run(saved_test(quality={"cer": 0.03, "wer": 0.1}), key=name), name)
+    shown = run(capsys, "compare", "a", "b")[1].splitlines()[-1]
+    every = run(capsys, "compare", "a", "b", "--all")[1].splitlines()[-1]
+    assert shown.startswith("6 rows, 5 of them shown: ")
+    assert every.startswith("6 rows: ")
+
+
+def test_a_trend_without_values_says_why(store, capsys):
+    store.save(saved_run(saved_test(doubts=["the host was contended in 100 % of the rounds"])), "main")
+    code, out, _ = run(capsys, "trend", "main")
+    assert code == 0
+    assert out.splitlines() == [
+        "main on H100: 1 run",
+        "",
+        "nothing to show: no test has a value that a trend takes "
+        "(test_x.py::test_pages: the host was contended in 100 % of the rounds)",
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [

@@ -196,7 +196,7 @@ def test_a_contended_host_is_counted_and_its_noise_left_to_the_control():
     machine = Machine(noisy(0.54, 0.001, 24, 1), noisy(0.56, 0.001, 24, 2))
 
     def run(side, value, number):
-        doubts = ["the host was contended in 20% of the rounds"] if number in (1, 4, 5) else []
+        doubts = ["the host was contended in 20 % of the rounds"] if number in (1, 4, 5) else []
         return saved_run(saved_test(figures={"tpot_ms": value}, doubts=doubts), key=f"{side}{number}")
 
     machine.run = run

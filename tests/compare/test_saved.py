@@ -62,7 +62,7 @@ def test_other_workers_are_a_doubt(tmp_path, device, workers, doubts):
     assert of_directory(directory).tests[0].doubts == doubts
 
 
-@pytest.mark.parametrize(("share", "doubts"), [(0.1, []), (0.2, ["the host was contended in 20% of the rounds"])])
+@pytest.mark.parametrize(("share", "doubts"), [(0.1, []), (0.2, ["the host was contended in 20 % of the rounds"])])
 def test_a_host_contended_in_many_rounds_is_a_doubt(tmp_path, share, doubts):
     directory = write_run(tmp_path / "run")
     metrics = json.loads((directory / STAGE / "metrics.json").read_text())

@@ -246,6 +246,7 @@ def test_what_makes_times_doubtful_is_shown(run):
     stage_dir = run.test("test_a", measured("test_a"))
     write_json(stage_dir / "environment.json", Environment(gpu=Gpu("NVIDIA H100", "GPU-1", other_processes=2)))
     assert "> **Note:** `test_x.py::test_a`: The GPU was shared with 2 other processes." in run.summary()
+    assert not run.summary().endswith(">\n")
 
 
 def test_no_text_of_a_run_is_markup(run):
