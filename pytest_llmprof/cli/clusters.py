@@ -140,8 +140,10 @@ def _submitted(executor: Any, function: Callable[..., Any], *arguments: Any, kee
             job = executor.submit(function, *arguments)
     except (FailedJobError, FailedSubmissionError, OSError, subprocess.SubprocessError) as error:
         lines = [line for line in str(error).splitlines() if line.strip(" -")]
-        said = next((line for line in lines if line.startswith("sbatch: ")), lines[-1] if lines else "")
-        said = re.sub(r"^sbatch: (error: )?", "", said)
+        sbatch = [line for line in lines if line.startswith("sbatch: ")]
+        fatal = [line for line in sbatch if line.startswith("sbatch: fatal: ")]  # what the errors before it led to
+        said = next(iter(fatal or sbatch or lines[-1:]), "")
+        said = re.sub(r"^sbatch: (error: |fatal: )?", "", said)
         raise LlmprofError(f"the job was refused: {one_line(said)}") from error
     if keep is not None:
         keep[job.job_id] = job

@@ -90,7 +90,8 @@ def _from_pytest(arguments: Sequence[str]) -> MachineReport:
             "PYTEST_DISABLE_PLUGIN_AUTOLOAD away, or install pytest-llmprof there"
         )
     if done.returncode == _USAGE_ERROR:
-        raise ConfigError(cause)
+        late = [word for word in arguments if word.partition("=")[0] == "--format"]
+        raise ConfigError(f"{cause}; --format comes before paths of tests" if late else cause)
     found = f"it ended with exit code {done.returncode}: {cause}"
     mend = f"see what `{sys.executable} -m pytest --collect-only` prints"
     return MachineReport(checks=[problem("Pytest", found, mend)])

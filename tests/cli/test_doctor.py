@@ -65,6 +65,7 @@ def test_a_chosen_stage_that_cannot_run(capsys):
         (["--llmprof-override", "model=deepseek_ocr"], "model.path must be set"),
         (["--llmprof-config-dir=nowhere"], "nowhere"),
         (["--", "--no-such-option"], "unrecognized arguments: --no-such-option"),
+        (["test_x.py", "--format", "json"], "arguments: --format json; --format comes before paths of tests"),
         (["--", "-p", "no:llmprof"], "does not load the plugin llmprof"),
         (["conftest.py"], "ImportError while loading conftest '{}/conftest.py'. ModuleNotFoundError: No module named"),
     ],
