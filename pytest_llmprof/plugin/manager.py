@@ -424,9 +424,13 @@ class Manager:
         baselines = self._shared.baselines
         if results.log is not None and not self._shared.child:
             gates = {row.id: row.gates for row in results.rows.values()}
-            baselines.finish(results.log.path, self._shared.session.terms, gates)
-            with uninterrupted():
-                results.write_report(results.log, baselines.not_compared, baselines.directory)
+            try:
+                baselines.finish(results.log.path, self._shared.session.terms, gates)
+                with uninterrupted():
+                    results.write_report(results.log, baselines.not_compared, baselines.directory)
+            except KeyboardInterrupt:
+                session.exitstatus = pytest.ExitCode.INTERRUPTED
+                results.warnings.append("interrupted at the end of the session: its comparison may be missing")
         if (results.trouble or baselines.errors) and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         yield

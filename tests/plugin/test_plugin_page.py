@@ -75,3 +75,33 @@ def test_good(llmprof):
     assert result.ret == 1
     result.stdout.fnmatch_lines(["ERROR: cannot write *taken/index.html: *"])
     assert (bench.path / "taken/summary.md").is_file()
+
+
+def test_an_interrupt_meanwhile_leaves_it_whole_and_ends_the_session(bench):
+    bench.echo()
+    conftest = bench.path / "conftest.py"
+    before = conftest.read_text() if conftest.exists() else ""
+    conftest.write_text(
+        before
+        + """
+import os
+import signal
+
+import pytest_llmprof.report.run_summary as run_summary
+
+real = run_summary.write_summary
+
+
+def interrupted(*args, **options):
+    os.kill(os.getpid(), signal.SIGINT)
+    real(*args, **options)
+
+
+run_summary.write_summary = interrupted
+"""
+    )
+    bench.test("def test_good(llmprof):\n    llmprof.run()\n")
+    result = bench.run_apart(*ECHO, args=STAGE)
+    assert result.ret == 2
+    result.stdout.fnmatch_lines(["WARNING: interrupted at the end of the session: its comparison may be missing"])
+    assert block(bench.run_dir / "index.html", "overview")["status"] == "complete"
