@@ -57,16 +57,18 @@ def visible_gpus(
 
 def _listed(value: str, gpus: Sequence[DriverGpu]) -> list[str]:
     """The entries of CUDA_VISIBLE_DEVICES that count: none after the first that is invalid, none at all where one
-    stands twice (as torch/cuda/__init__.py, `_parse_visible_devices`, reads it).
+    GPU stands twice (as torch/cuda/__init__.py, `_parse_visible_devices` and `_transform_uuid_to_ordinals`, read it).
 
-    Where the machine's *gpus* are not known, an entry that names no GPU cannot be told.
+    A UUID may be cut short while it fits one GPU alone. Where the machine's *gpus* are not known, an entry that names
+    no GPU cannot be told; of two where one begins with the other, both are one GPU, or the shorter fits two.
     """
     found: dict[str, str] = {}
     for entry in (part.strip() for part in value.split(",")):
         if entry.startswith(("GPU-", "MIG-")):
-            known = [uuid for gpu in gpus for uuid in (gpu.uuid, *gpu.instances)]
-            valid = not known or any(uuid.startswith(entry) for uuid in known)  # a UUID may be cut short
-            key = entry
+            named = [uuid for gpu in gpus for uuid in (gpu.uuid, *gpu.instances) if uuid.startswith(entry)]
+            valid = not gpus or len(named) == 1
+            same = [one for one in found if one.startswith(entry) or entry.startswith(one)] if not gpus else []
+            key = next(iter(named or same), entry)
         else:
             number = _NUMBER.match(entry)
             valid = number is not None and (not gpus or int(number[0]) < len(gpus))

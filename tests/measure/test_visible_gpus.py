@@ -48,6 +48,9 @@ def found(value: str | None, gpus=THREE) -> tuple[str, ...]:
         ("0,GPU-bb22", ("0",)),
         ("MIG-ee55,MIG-dd44", ("MIG-ee55", "MIG-dd44")),
         ("GPU-aa11,GPU-aa11", ()),
+        ("GPU-aa,GPU-aa11", ()),
+        ("MIG-dd44,MIG-d", ()),
+        ("GPU-bb22,GPU-,GPU-aa11", ("GPU-bb22",)),
     ],
 )
 def test_the_list_is_read_as_cuda_reads_it(value, entries):
@@ -57,6 +60,7 @@ def test_the_list_is_read_as_cuda_reads_it(value, entries):
 def test_without_a_driver_to_ask_the_list_is_taken_at_its_word():
     assert found("3,GPU-x", ()) == ("3",)
     assert found("GPU-x,GPU-y", ()) == ("GPU-x", "GPU-y")
+    assert found("GPU-x,GPU-x1", ()) == found("GPU-x1,GPU-x", ()) == ()
     assert found(None, ()) == ()
 
 
