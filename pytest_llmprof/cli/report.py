@@ -12,6 +12,7 @@ from pytest_llmprof.compare.saved import machines_of, saved_run
 from pytest_llmprof.compare.store import Store
 from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.report.page import PAGE, write_page
+from pytest_llmprof.text.escape import visible
 
 _EPILOG = """\
 RUN is a run directory, such as llmprof-runs/latest. The page is made of the run's files alone and opens from the disk.
@@ -51,7 +52,7 @@ def _run(options: argparse.Namespace) -> int:
         comparison = _comparison(run, options.baseline, store)
         places = [] if options.baseline in store.names() else store.places(options.baseline)
         before = next((place for place in places if place.is_dir()), None)
-    print(write_page(run, target, comparison, before))
+    print(visible(str(write_page(run, target, comparison, before))))
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
+import re
 import shlex
 import shutil
 import time
@@ -135,8 +136,8 @@ def _place(out: Path) -> Path:
 
 
 def _number(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 1000:
-        raise ConfigError(f"--shards: {text!r} is not allowed; give a number from 1 to 1000")
+    if re.fullmatch("[0-9]{1,6}", text) is None or not 1 <= int(text) <= 1000:
+        raise ConfigError(f"--shards: {one_line(repr(text))} is not allowed; give a number from 1 to 1000")
     return int(text)
 
 
@@ -384,7 +385,8 @@ class _Submitted:
         outcomes = Counter(test.outcome for test in record.tests)
         told = ", ".join(f"{number} {outcome}" for outcome, number in outcomes.most_common())
         print(f"{count(len(runs), 'shard')}, {count(len(record.tests), 'test')}{f': {told}' if told else ''}")
-        print(f"run directory: {os.path.relpath(self._out)} (jobs and shards: {os.path.relpath(self._place)})")
+        run, place = (one_line(os.path.relpath(path), 4096) for path in (self._out, self._place))
+        print(f"run directory: {run} (jobs and shards: {place})")
         return max(self._codes())
 
 

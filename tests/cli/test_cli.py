@@ -218,6 +218,13 @@ def test_control_characters_never_reach_the_terminal(store, capsys):
     assert "\x1b" not in out + err + refused
 
 
+def test_a_name_that_is_no_text_is_shown(tmp_path, capsys):
+    page = tmp_path / "page\udcff\x1b.html"  # a byte that is not UTF-8
+    shown = f"{tmp_path}/page\N{REPLACEMENT CHARACTER}␛.html\n"
+    assert run(capsys, "report", write_run(tmp_path / "run"), "-o", page) == (0, shown, "")
+    assert page.exists()
+
+
 @pytest.mark.parametrize(
     "command", [("runs",), ("trend", "main"), ("compare", "main", "other"), ("compare", "main", "other", "--all")]
 )

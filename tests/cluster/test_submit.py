@@ -148,6 +148,7 @@ def test_what_pytest_refuses_is_told(suite):
         (["--cluster=local"], "--shards N is missing"),
         (["--cluster=local", "--shards=0"], "--shards: '0' is not allowed; give a number from 1 to 1000"),
         (["--cluster=local", "--shards=x"], "--shards: 'x' is not allowed; give a number from 1 to 1000"),
+        (["--cluster=local", f"--shards={'9' * 5000}"], "… is not allowed; give a number from 1 to 1000"),
         (["--cluster=pbs"], "invalid choice: 'pbs' (choose from"),
         (["--cluster=local", "--shards=2", "--slurm-time=1"], "--slurm-time=1 is for --cluster slurm"),
         (["--cluster=slurm", "--shards=2", "--slurm-array=1-3"], "--slurm-array is not allowed: llmprof submit"),
