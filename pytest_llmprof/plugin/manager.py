@@ -33,7 +33,7 @@ from pytest_llmprof.plugin.shards import Shards
 from pytest_llmprof.plugin.shared import SHARED, SharedState
 from pytest_llmprof.plugin.terminal import clean, columns, gate_lines, header, relative, summary
 from pytest_llmprof.plugin.workers import CHANNEL as GROUPS
-from pytest_llmprof.plugin.workers import WorkerHooks, auto_workers, send_groups, take_share
+from pytest_llmprof.plugin.workers import WorkerHooks, auto_workers, check_spread, send_groups, take_share
 from pytest_llmprof.text.escape import encodable, visible
 
 pytest_plugins = ("pytest_llmprof.plugin.fixtures",)
@@ -219,6 +219,7 @@ class Manager:
             return
         try:
             if self._config_error is None:
+                check_spread(self._shared)
                 take_share(self._shared)
             if self._shared.away is None:
                 self._shared.session.begin()
@@ -353,7 +354,7 @@ class Manager:
         data: dict[str, Any] | None = getattr(report, "llmprof", None)
         if data is not None:
             self._results.take(report, data)
-        elif self._shared.controller and self._results.log is not None and (stage := self._stage_in(report.nodeid)):
+        elif self._results.log is not None and (stage := self._stage_in(report.nodeid)):
             self._results.take_foreign(report, stage)
 
     @pytest.hookimpl(optionalhook=True, tryfirst=True)
@@ -367,7 +368,7 @@ class Manager:
 
         apart = may_be_apart(node.gateway.spec)
         node.workerinput["llmprof"] = self._shared.to_worker(
-            child_options(self._config), place=self.workers.place(node), apart=apart
+            child_options(self._config), place=self.workers.place(node), apart=apart, each=self.workers.each
         )
         if self.workers.grouped:
             node.workerinput[GROUPS] = self.workers.connect(node)

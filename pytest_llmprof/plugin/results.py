@@ -157,12 +157,14 @@ class Results:
             self.log.took(report.nodeid, self._seconds[report.nodeid])
 
     def take_foreign(self, report: pytest.TestReport, stage: str) -> None:
-        """Record a report without data of ours: xdist's for a test whose worker crashed, or of a test not ours."""
+        """Record a report without data of ours: for a test whose worker of xdist, or own process (pytest-forked),
+        crashed, or of a test not ours."""
         assert self.log is not None
         if report.when == "setup":
             self.log.forget(report.nodeid)
         elif report.when not in ("call", "teardown"):
-            self.log.test(report.nodeid, stage, "failed", error="worker crashed")
+            who = "worker" if hasattr(report, "node") else "process"
+            self.log.test(report.nodeid, stage, "failed", error=f"{who} crashed")
 
     def legacy(self, keys: Sequence[str]) -> None:
         """Record legacy keys that the configuration has."""

@@ -55,9 +55,9 @@ class SharedState:
         """The controller's side of it."""
         return Home(lambda: self.session)
 
-    def to_worker(self, child_options: Sequence[str], *, place: tuple[int, int] | None, apart: bool) -> str:
+    def to_worker(self, child_options: Sequence[str], *, place: tuple[int, int] | None, apart: bool, each: bool) -> str:
         """What a worker gets. *place*: its number and how many there are on this host, where it takes its share of
-        that by itself; *apart*: whether it may see other files than this process.
+        that by itself; *apart*: whether it may see other files than this process; *each*: whether others run the same.
 
         In ASCII, as xdist sends no text that is not valid Unicode: a path may hold any bytes.
         """
@@ -74,6 +74,7 @@ class SharedState:
                 "baseline": self.baselines.to_worker(apart=apart),
                 "cwd": str(self.config.invocation_params.dir),
                 "place": place,
+                "each": each,
             }
         )
 

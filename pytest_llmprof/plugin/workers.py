@@ -33,6 +33,8 @@ class WorkerHooks:
         self._config = shared.config
         self._local: Sequence[Any] = ()
         """What execnet knows of each worker on this host."""
+        self.each = False
+        """Whether several workers run the same tests."""
         self.note: str | None = None
         """Why tests with one model may be spread over workers against the user's wish."""
         self.grouped = self._group_by_model()
@@ -43,6 +45,7 @@ class WorkerHooks:
     @pytest.hookimpl(optionalhook=True, tryfirst=True)
     def pytest_xdist_setupnodes(self, specs: Sequence[Any]) -> None:
         """Give each worker of this host its share. Another host's list of GPUs is its own."""
+        self.each = self._config.option.dist == "each" and len(specs) > 1
         self._local = [spec for spec in specs if spec.popen and not spec.via]
         if not self._shared.configured:
             return  # no test of ours may be here: the workers find out, and call `take_share`
@@ -134,6 +137,15 @@ def worker_shares(config: pytest.Config, settings: Settings, count: int) -> list
 
 def _number(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def check_spread(shared: SharedState) -> None:
+    """In a worker that has a test of ours. Raises `ConfigError` where other workers run the same tests."""
+    if shared.from_controller["each"]:
+        raise ConfigError(
+            "--dist each runs each test in every worker, and one run holds it once: leave it out, or start pytest once "
+            "for each, with a run directory of its own"
+        )
 
 
 def take_share(shared: SharedState) -> None:

@@ -209,6 +209,25 @@ def test_a_test_that_interrupts(bench, workers, cause):
     assert bench.run_json()["status"] == "interrupted"
 
 
+def test_a_test_whose_own_process_crashed_has_failed(bench):
+    (bench.path / "conftest.py").write_text(
+        """
+import pytest
+def pytest_runtest_protocol(item):
+    \"\"\"As pytest-forked reports a child that was killed.\"\"\"
+    lost = pytest.TestReport(item.nodeid, item.location, {}, "failed", "CRASHED with signal 9", "???")
+    item.ihook.pytest_runtest_logreport(report=lost)
+    return True
+"""
+    )
+    bench.test("def test_lost(llmprof_config): pass\ndef test_plain(): pass")
+    bench.run(args=["--llmprof-stage=direct_inference"]).assert_outcomes(failed=2)
+    (test,) = bench.run_json()["tests"]
+    assert (test["id"], test["outcome"], test["error"]) == (
+        "test_it.py::test_lost[direct_inference]", "failed", "process crashed"
+    )  # fmt: skip
+
+
 def test_an_existing_run_is_refused(bench):
     bench.test("def test_it(llmprof_config): pass")
     args = ["--llmprof-run-dir=mine"]

@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from plugin_bench import clean, files, wait_for
+from plugin_bench import OUTPUT, clean, files, wait_for
 
 STAGE = ["--llmprof-stage=direct_inference"]
 MANY = """
@@ -79,6 +79,20 @@ def test_it(llmprof_artifacts, llmprof_stage, x):
     }
     for test in bench.run_json()["tests"]:
         assert (bench.run_dir / test["dir"]).is_dir()
+
+
+@pytest.mark.parametrize("configured", [True, False])
+def test_all_tests_in_each_worker_are_refused(bench, configured):
+    bench.test(OUTPUT)
+    if not configured:
+        bench.ini(tiny=False)
+    each = ["-n2", "--dist=each"]
+    text = bench.usage_error(args=[*each, *(STAGE if configured else [])], apart=True)
+    assert text.startswith("--dist each runs each test in every worker, and one run holds it once: leave it out, or ")
+    bench.test("def test_plain(): pass")
+    bench.run_apart(args=each).assert_outcomes(passed=2)
+    bench.test(OUTPUT)
+    bench.run_apart(args=["-n1", "--dist=each", *STAGE]).assert_outcomes(passed=1)
 
 
 @pytest.mark.parametrize(
