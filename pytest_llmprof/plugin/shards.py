@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import pytest
 
 from pytest_llmprof.errors import ArtifactError, ConfigError, LlmprofError
@@ -68,6 +67,8 @@ class Shards:
     @cached_property
     def _recorded(self) -> Times:
         """The times that tests took. A worker gets its controller's, as the store may change meanwhile."""
+        import msgspec
+
         from pytest_llmprof.run.shards import Times, agreed_times
 
         if self._shared.worker:
@@ -101,6 +102,8 @@ class Shards:
         """What a worker gets, in ASCII. The controller's own run.json names the shard from here on."""
         if self.shard is None:
             return "null"
+        import msgspec
+
         self._shared.session.take_shard(self.shard)
         return json.dumps(msgspec.to_builtins(self._recorded))  # in ASCII, unlike msgspec's own
 
