@@ -116,6 +116,12 @@ def test_refused_before_anything_is_loaded(
 def test_refused_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
     with pytest.raises(EngineUnavailable, match="infer=fast needs Triton, which is not installed; use infer=reference"):
+        check_supported(CUDA, torch.bfloat16, 1)
+
+
+def test_without_a_gpu_that_is_said_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(EngineUnavailable, match="infer=fast needs an NVIDIA GPU; on cpu use infer=reference"):
         load(ModelSettings(weights="random", size="tiny", device="cpu"), InferSettings(engine="fast"))
 
 

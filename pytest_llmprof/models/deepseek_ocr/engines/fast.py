@@ -33,6 +33,10 @@ def check_supported(device: torch.device, dtype: torch.dtype, batch_size: int) -
     Raises `EngineUnavailable` for what this machine lacks, `ModelError` for settings. Under TRITON_INTERPRET=1 the
     kernels run on a CPU, slowly and in any dtype: for tests.
     """
+    _check_one_page(batch_size)
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if not interpreted and (device.type != "cuda" or torch.version.hip):  # torch calls AMD's GPUs "cuda" too
+        raise EngineUnavailable(f"infer=fast needs an NVIDIA GPU; on {device} use infer=reference")
     try:
         import triton
     except ImportError:
@@ -41,12 +45,7 @@ def check_supported(device: torch.device, dtype: torch.dtype, batch_size: int) -
     if tuple(map(int, version.split(".")[:2])) < _TRITON:
         needed = ".".join(map(str, _TRITON))
         raise EngineUnavailable(f"infer=fast needs Triton {needed} or newer, not {version}; use infer=compiled")
-    _check_one_page(batch_size)
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        return
-    if device.type != "cuda" or torch.version.hip:  # torch calls AMD's GPUs "cuda" too
-        raise EngineUnavailable(f"infer=fast needs an NVIDIA GPU; on {device} use infer=reference")
-    if dtype not in (torch.bfloat16, torch.float16):
+    if not interpreted and dtype not in (torch.bfloat16, torch.float16):
         name = str(dtype).removeprefix("torch.")
         raise ModelError(f"infer=fast runs in bfloat16 or float16; for model.dtype={name} use infer=compiled")
 
