@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -17,6 +18,8 @@ from pytest_llmprof.config.paths import conf_dir, why_unusable
 from pytest_llmprof.errors import ArtifactError, ConfigError, nearest
 from pytest_llmprof.records.files import read_bytes
 from pytest_llmprof.text.escape import visible
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
 def add(commands: Subparsers) -> None:
@@ -63,12 +66,12 @@ def _model(given: str, directory: Path) -> str:
             raise ConfigError(f"--model: the preset {given} is for a checkpoint: give its directory, or a hub id")
         return given
     path = Path(os.path.abspath(os.path.expanduser(given)))
-    if path.is_dir():
+    if given and path.is_dir():
         inside = path.is_relative_to(directory) and path != directory
         return f"./{path.relative_to(directory).as_posix()}" if inside else str(path)
     if given.startswith(("/", "./", "../", "~")):
         raise ConfigError(f"--model: there is no directory {given}")
-    if given.count("/") != 1:
+    if not _HUB_ID.fullmatch(given):
         raise ConfigError(
             f"--model: {given!r} is no preset{nearest(given, presets)}; give {', '.join(presets)}, a checkpoint's "
             "directory, or a hub id (owner/name)"

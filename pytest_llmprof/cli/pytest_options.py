@@ -31,6 +31,8 @@ def read_text(path: Path) -> str | None:
     """The text of a file; None where it does not exist. Raises `ArtifactError` where it cannot be read as UTF-8."""
     if not os.path.lexists(path):
         return None
+    if path.exists() and not (path.is_file() or path.is_dir()):  # reading a named pipe would not end
+        raise ArtifactError(f"cannot read {path}: it is not a regular file")
     try:
         return path.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -27,8 +27,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary path beside *path* to write; rename it to *path* when the block ends well, else remove it.
 
     The temporary name keeps the suffix, so libraries that look at it still work. Raises `ArtifactError` with one line
-    where *path* cannot be written, on a full disk, say.
+    where *path* cannot be written, on a full disk, say, or is a device or a pipe, which the rename would remove.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ArtifactError(f"cannot write {path}: it is not a regular file")
     temporary = path.with_name(f".tmp-{secrets.token_hex(8)}{''.join(path.suffixes[-2:])}")
     try:
         try:

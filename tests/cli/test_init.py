@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 
 from pytest_llmprof.cli import main, starter
+from pytest_llmprof.cli.command import INTERRUPTED
 
 NEW = {
     ".github/workflows/llmprof.yml",
@@ -141,6 +142,9 @@ def test_a_packaged_preset_as_model(project, capsys):
         (("--model", "deepseek_ocr"), "the preset deepseek_ocr is for a checkpoint: give its directory, or a hub id"),
         (("--model", "./nowhere"), "there is no directory ./nowhere"),
         (("--model", "a/b/c"), "is no preset"),
+        (("--model", ""), "'' is no preset; give deepseek_ocr, "),
+        (("--model", "org/"), "'org/' is no preset; give deepseek_ocr, "),
+        (("--model", "org/a\nb"), "is no preset; give deepseek_ocr, "),
         (("file",), "file is not a directory"),
         (("x" * 300,), "the path is too long"),
     ],
@@ -268,6 +272,18 @@ def test_a_file_in_the_way_is_named_and_nothing_written(project, capsys, name):
     assert tree(project) == before
 
 
+@pytest.mark.parametrize("link", [False, True])
+@pytest.mark.parametrize("name", ["pytest.ini", ".gitignore"])
+def test_a_pipe_is_named_and_stays(project, capsys, name, link):
+    pipe = project / ("pipe" if link else name)
+    os.mkfifo(pipe)
+    if link:  # as one to /dev/null, which root could replace
+        (project / name).symlink_to(pipe)
+    assert main(["init"]) == 4
+    assert capsys.readouterr().err == f"ERROR: cannot read {project / name}: it is not a regular file\n"
+    assert pipe.is_fifo()
+
+
 def test_what_is_no_text_is_named(project, capsys):
     (project / ".gitignore").write_bytes(b"\xff\xfe")
     assert "cannot read" in refused(capsys)
@@ -292,8 +308,8 @@ def test_all_is_written_or_nothing(project, monkeypatch, capsys, good, error):
     if isinstance(error, OSError):
         refused(capsys)
     else:
-        with pytest.raises(KeyboardInterrupt):
-            main(["init"])
+        assert main(["init"]) == INTERRUPTED
+        assert capsys.readouterr().err == "ERROR: interrupted\n"
     assert tree(project) == before
     assert sorted(project.rglob("*")) == directories
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import msgspec
@@ -220,6 +221,19 @@ def test_an_invalid_name_beside_the_fields_is_refused(metrics: Metrics, tmp_path
     (tmp_path / "metrics.json").write_bytes(data)
     with pytest.raises(ArtifactError, match=r"metrics\.json is not JSON"):
         StageRecords.read(tmp_path)
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_pipe_or_a_device_is_not_replaced(tmp_path: Path, link: bool) -> None:
+    pipe = path = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    if link:
+        path = tmp_path / "link"
+        path.symlink_to(pipe)
+    with pytest.raises(ArtifactError, match="it is not a regular file"):
+        write_json(path, {})
+    assert pipe.is_fifo()
+    assert path.is_symlink() == link
 
 
 def test_a_path_with_a_null_character_is_refused() -> None:
