@@ -72,6 +72,8 @@ def encode_json(value: Any) -> bytes:
 def read_bytes(path: Path) -> bytes:
     """Read a file. Raises `ArtifactError` naming it where it cannot be read."""
     try:
+        if path.is_fifo():  # reading it would wait for a writer
+            raise ArtifactError(f"cannot read {path}: it is a pipe")
         return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         raise ArtifactError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error

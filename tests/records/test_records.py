@@ -236,6 +236,12 @@ def test_a_pipe_or_a_device_is_not_replaced(tmp_path: Path, link: bool) -> None:
     assert path.is_symlink() == link
 
 
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "environment.json")
+    with pytest.raises(ArtifactError, match="it is a pipe"):
+        read_bytes(tmp_path / "environment.json")
+
+
 def test_a_path_with_a_null_character_is_refused() -> None:
     with pytest.raises(ArtifactError, match="cannot read"):
         read_bytes(Path("a\0b"))
