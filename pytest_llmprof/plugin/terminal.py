@@ -68,7 +68,7 @@ class Progress:
         if self._shown:
             self._shown = False
             with self._uncaptured():
-                self._config.get_terminal_writer().write_raw(_ERASE, flush=True)
+                _write_raw(self._config.get_terminal_writer(), _ERASE)
 
     def _live(self, reporter: Any) -> bool:
         captures = self._config.getoption("capture", "fd") != "no"
@@ -81,12 +81,21 @@ class Progress:
             if room < _LEAST_COLUMNS:
                 return
             text = " " + (text if len(text) < room else text[: room - 2] + "…")
-            writer.write_raw(f"{_SAVE}{writer.markup(text, light=True)}{_ERASE}{_RESTORE}", flush=True)
+            _write_raw(writer, f"{_SAVE}{writer.markup(text, light=True)}{_ERASE}{_RESTORE}")
         self._shown = True
 
     def _uncaptured(self) -> AbstractContextManager[None]:
         capture = self._config.pluginmanager.getplugin("capturemanager")
         return nullcontext() if capture is None else capture.global_and_fixture_disabled()
+
+
+def _write_raw(writer: Any, text: str) -> None:
+    """Write *text* so that pytest does not count it as a part of its line."""
+    if hasattr(writer, "write_raw"):
+        writer.write_raw(text, flush=True)
+    else:  # older than pytest 8.4
+        writer._file.write(text)
+        writer.flush()
 
 
 class Clock:
