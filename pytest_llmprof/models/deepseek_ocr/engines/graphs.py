@@ -18,12 +18,18 @@ _MAX_SHAPES = 64
 """Shapes that one function may be compiled for; two models in one process exceed torch's own limit of 8."""
 
 
+def _shapes_limit() -> str:
+    """torch's name for it; before 2.7 it was another."""
+    return "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
+
+
 def compile_whole(function: Callable[..., Any]) -> Callable[..., Any]:
     """torch.compile *function* as one graph, for the exact shapes that it is called with."""
     compiled = torch.compile(function, fullgraph=True, dynamic=False)
+    limit: dict[str, Any] = {_shapes_limit(): _MAX_SHAPES}
 
     def call(*inputs: Any) -> Any:
-        with torch._dynamo.config.patch(recompile_limit=_MAX_SHAPES):
+        with torch._dynamo.config.patch(**limit):
             return compiled(*inputs)
 
     return call
