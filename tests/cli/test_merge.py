@@ -157,7 +157,7 @@ def test_the_joined_run_is_compared_and_saved(tmp_path, capsys, monkeypatch):
         rows = [line for line in out.splitlines() if line.startswith("  Time per output token (ms)")]
         assert len([row for row in rows if "+11.1 %" in row]) == 6
     assert main(["trend", "before"]) == 0
-    assert "before on NVIDIA H100 80GB HBM3: 1 runs" in capsys.readouterr().out
+    assert "before on NVIDIA H100 80GB HBM3: 1 run\n" in capsys.readouterr().out
     with pytest.raises(ArtifactError, match="is the same run as its baseline"):
         compare([saved_run(tmp_path / "before-all")], Store(tmp_path / ".llmprof").resolve("before"))
 

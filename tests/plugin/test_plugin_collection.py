@@ -24,7 +24,7 @@ def cpu_seconds(path, *args: str) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-@pytest.mark.parametrize(("mark", "most"), [("", 0.7), (MARK, 1.3)], ids=["plain", "marked"])
+@pytest.mark.parametrize(("mark", "most"), [("", 1.5), (MARK, 2.75)], ids=["plain", "marked"])
 def test_300_tests_in_two_stages(bench, mark, most):
     """Issue 15, line 30: 4.5 s and (with a marker each) 7.9 s where 0.8 s go without the plugin; aims 2 s and 3 s."""
     for module in range(6):

@@ -104,7 +104,7 @@ def test_pages(llmprof, llmprof_stage):
     stage = bench.stage_dir(stage="nsys")
     assert {
         *("command.txt", "config.yaml", "environment.json", "inputs.jsonl", "metrics.json", "nsys.nsys-rep"),
-        *("nsys.sqlite", "output.log", "phases.csv", "phases.md", "report.md"),
+        *("nsys.sqlite", "output.log", "phases.csv", "phases.md", "report.md", "timeline.json"),
     } == files(stage)
     metrics = json.loads((stage / "metrics.json").read_text())
     assert metrics["nsys"]["not_applied"] == ["test_it.py:17: assert run.ttft_ms < 1e-9"]

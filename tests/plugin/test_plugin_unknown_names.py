@@ -7,7 +7,7 @@ from plugin_bench import clean
 
 ALLOWED = (
     "llmprof_child_options, llmprof_columns, llmprof_compare, llmprof_config_dir, llmprof_override, llmprof_run_dir, "
-    "llmprof_save, llmprof_stage, llmprof_store, llmprof_strict"
+    "llmprof_save, llmprof_share_gpu, llmprof_stage, llmprof_store, llmprof_strict"
 )
 
 
