@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 
@@ -140,3 +142,22 @@ def test_no_control_character_reaches_the_terminal(monkeypatch, capsys):
     shown = capsys.readouterr()
     assert "a␛[0m b" in shown.out
     assert not {"\x1b", "\x07"} & set(shown.out + shown.err)
+
+
+def test_ctrl_c(project):
+    """One line, and no process is left."""
+    (project / "conftest.py").write_text(
+        "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(100)\n"
+    )
+    command = [sys.executable, "-m", "pytest_llmprof.cli", "doctor"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, text=True, start_new_session=True, **pipes)
+    deadline = time.monotonic() + 60
+    while not (project / "pid").exists() or not (project / "pid").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "ERROR: interrupted\n")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((project / "pid").read_text()), 0)

@@ -86,18 +86,30 @@ def test_a_directory_that_is_not_there_is_made(tmp_path, monkeypatch, capsys):
     assert f"    cd {tmp_path}/new/bench && " in shown
 
 
-def test_its_benchmarks_pass(project, capsys):
-    """The fast part of what its two printed commands do: one page, one round."""
+@pytest.mark.slow
+def test_its_workflow_and_its_commands_are_green(project, tmp_path, monkeypatch, capsys):
+    """Each step but the installation, which needs an index; one page, one round, without the slow tools."""
     shown = init(capsys)
-    doctor, run = (line.strip() for line in shown.splitlines()[-2:])
-    assert doctor.endswith("-m pytest_llmprof.cli doctor")  # as these tests do not run the script
-    assert run.endswith("python -m pytest benchmarks")
-    less = [f"--llmprof-override={one}" for one in ("dataset.limit=1", "measure.rounds=1", "measure.warmup=0")]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "benchmarks", "--llmprof-strict", *less], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 passed" in done.stdout
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, module in (("python", ""), ("llmprof", "-m pytest_llmprof.cli")):
+        (programs / name).write_text(f'#!/bin/sh\nexec {sys.executable} {module} "$@"\n')
+        (programs / name).chmod(0o755)
+    less = ("dataset.limit=1", "measure.rounds=1", "measure.warmup=0", "pipeline.nsys.enable=false")
+    monkeypatch.setenv("PYTEST_ADDOPTS", " ".join(f"--llmprof-override={one}" for one in less))
+    monkeypatch.setenv("PATH", str(programs), prepend=":")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary"))
+    workflow = yaml.safe_load((project / ".github" / "workflows" / "llmprof.yml").read_text())
+    steps = {step["name"]: step["run"] for step in workflow["jobs"]["benchmarks"]["steps"] if "run" in step}
+    assert list(steps) == ["Install", "Check the machine", "Benchmarks", "Summary"]
+    for name in list(steps)[1:]:
+        done = subprocess.run(["bash", "-e", "-c", steps[name]], capture_output=True, text=True)
+        assert done.returncode == 0, f"{name}: {done.stdout}{done.stderr}"
+    assert "1 passed" in (tmp_path / "summary").read_text()
+    commands = [line.strip() for line in shown.splitlines()[-2:]]
+    assert steps["Check the machine"] == f"llmprof {commands[0].split()[-1]}"
+    assert steps["Benchmarks"].startswith("python -m pytest benchmarks ")
+    assert commands[1].endswith(" -m pytest benchmarks")
 
 
 def test_its_own_pages(project, capsys):
@@ -324,12 +336,14 @@ def test_a_file_that_appears_meanwhile_is_kept(project, capsys):
     assert tree(project) == before
 
 
-def test_the_workflow_runs_the_printed_commands(project, capsys):
+def test_a_second_run_completes_the_first(project, capsys):
+    """As after a kill between two files: each is whole, some are missing."""
     init(capsys)
-    workflow = yaml.safe_load((project / ".github" / "workflows" / "llmprof.yml").read_text())
-    runs = [step["run"] for step in workflow["jobs"]["benchmarks"]["steps"] if "run" in step]
-    assert "llmprof doctor" in runs
-    assert any(one.startswith("python -m pytest benchmarks ") for one in runs)
+    whole = tree(project)
+    (project / ".github" / "workflows" / "llmprof.yml").unlink()
+    (project / "conf" / "dataset" / "my_pages.yaml").unlink()
+    init(capsys)
+    assert tree(project) == whole
 
 
 @pytest.mark.parametrize("on_path", [True, False])
