@@ -44,6 +44,8 @@ def add(commands: Subparsers) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     packages = list(_packages())
+    if sys.stderr.isatty():
+        print("looking at this machine, which takes some seconds", file=sys.stderr)
     report = _from_pytest(_pytest_arguments(options))
     report.checks[:0] = packages
     if options.format == "json":

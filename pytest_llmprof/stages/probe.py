@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,7 +15,6 @@ import msgspec
 
 from pytest_llmprof.measure.phases import DOMAIN
 from pytest_llmprof.stages.child import Nvtx
-from pytest_llmprof.stages.tools import run_program
 
 _TIMEOUT_S = 180.0
 _MARK = "llmprof-nvtx: "
@@ -48,12 +50,25 @@ def run_probe(command: Sequence[str], env: Mapping[str, str], name: str, count: 
     """Open the range *name* *count* times behind *command*, a tool's, with an operation on *device* in each."""
     words = [*command, sys.executable, "-c", _PROGRAM, DOMAIN, name, str(count), device]
     try:
-        done = run_program(words, env, _TIMEOUT_S)
+        process = subprocess.Popen(
+            words,
+            env={**os.environ, **env},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
+        )
     except OSError as error:
         return Probe(1, f"{words[0]} cannot be run: {error.strerror}", None)
+    try:
+        output, _ = process.communicate(timeout=_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         return Probe(1, f"no end in {_TIMEOUT_S:g} s", None)
-    output = done.stdout + done.stderr
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # mostly all of it has ended
+            os.killpg(process.pid, signal.SIGKILL)
     line = next((line for line in output.splitlines() if line.startswith(_MARK)), None)
     nvtx = None if line is None else msgspec.convert(json.loads(line.removeprefix(_MARK)), Nvtx)
-    return Probe(done.returncode, output, nvtx)
+    return Probe(process.returncode, output, nvtx)

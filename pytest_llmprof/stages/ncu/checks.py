@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from pytest_llmprof.errors import StageError
@@ -34,7 +35,7 @@ def checks(context: CheckContext) -> Iterator[Check]:
 
 
 def _recording(context: CheckContext, tool: Tool) -> Check:
-    options = context.settings.current.options
+    options = replace(context.settings.current.options, launch_skip=0)
     with tempfile.TemporaryDirectory(prefix="llmprof-doctor-") as scratch:
         report = Path(scratch) / "probe.ncu-rep"
         command = ncu_command(tool, options, Chosen("all", (), None, 1), report)
