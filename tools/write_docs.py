@@ -1,4 +1,5 @@
-"""Write what the docs take from the code: docs/schemas/*.json, and the table of metrics in docs/measures.md.
+"""Write what the docs take from the code: docs/schemas/*.json, and tables of metrics (docs/measures.md) and of
+configuration keys (docs/configuration.md).
 
     python tools/write_docs.py           write them
     python tools/write_docs.py --check   list the files that are out of date; exit code 1 where there are any
@@ -6,15 +7,39 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import re
 import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import msgspec
+import yaml
 
 from pytest_llmprof.compare.result import Comparison
+from pytest_llmprof.config.compose import Composer, ConfigSources
+from pytest_llmprof.config.convert import describe
+from pytest_llmprof.config.registry import Registry, StageSpec
+from pytest_llmprof.config.schema import (
+    NO_KEY,
+    DatasetSettings,
+    GateSettings,
+    InferSettings,
+    MeasureSettings,
+    ModelSettings,
+    OutputExtra,
+    PredictionSettings,
+    StageSettings,
+    VisualizationSettings,
+)
+from pytest_llmprof.config.tree import TestBlock, is_block
+from pytest_llmprof.datasets import builtin
 from pytest_llmprof.models import packaged_models
 from pytest_llmprof.records.catalogue import BUILTIN, Catalogue, Metric
 from pytest_llmprof.records.checks import MachineReport
@@ -25,7 +50,7 @@ from pytest_llmprof.records.run import RunRecord
 from pytest_llmprof.stages import packaged_stages
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-_TABLE = re.compile(r"(<!-- metrics: written by tools/write_docs.py -->\n).*?(<!-- end of metrics -->)", re.DOTALL)
+_PLACE = r"(<!-- {}: written by tools/write_docs.py -->\n).*?(<!-- end of {} -->)"
 
 
 def schema_of(kind: type, blocks: dict[str, type] | None = None) -> dict[str, Any]:
@@ -85,18 +110,118 @@ def _row(metric: Metric) -> str:
     return f"| {name} | {unit} | {metric.better or ''} | {over.get(metric.reduce, '')} | {metric.description} |"
 
 
+def keys_tables() -> dict[str, str]:
+    """The tables of all configuration keys, by their names in configuration.md."""
+    registry = Registry.of(packaged_models(), packaged_stages(), builtin())
+    sources = ConfigSources(invocation_dir=DOCS, rootdir=DOCS, cli_overrides=(), config_dir=None)
+    values = yaml.safe_load(Composer(sources, registry).show())
+    blocks = {
+        "model": ModelSettings,
+        "infer": InferSettings,
+        "measure": MeasureSettings,
+        "gate": GateSettings,
+        "dataset": DatasetSettings,
+    }
+    tables = {name: _table(_keys(name, block), values) for name, block in blocks.items()}
+    for stage in registry.stages.values():
+        if rows := list(_stage_keys(stage)):
+            tables[f"pipeline.{stage.name}"] = _table(rows, values)
+    return {**tables, "outputs": _table(_output_keys(registry), values), "llmprof": _table(_keys("llmprof", TestBlock))}
+
+
+Key = tuple[str, str, str]
+"""A key's path, what it may be, and what it means."""
+
+
+def _keys(prefix: str, block: type) -> Iterator[Key]:
+    """The keys of a dataclass and of those below it."""
+    hints = get_type_hints(block, include_extras=True)
+    for one in fields(block):
+        if one.metadata == NO_KEY:
+            continue
+        path = f"{prefix}.{one.name}"
+        if is_block(hints[one.name]):
+            yield from _keys(path, hints[one.name])
+        else:
+            yield path, describe(hints[one.name]), _meanings(block)[one.name]
+
+
+def _stage_keys(stage: StageSpec) -> Iterator[Key]:
+    """A stage's own keys; `enable` where it is not told for all stages with outputs."""
+    if not stage.output:
+        yield f"pipeline.{stage.name}.enable", describe(bool), _meanings(StageSettings)["enable"]
+    if stage.options is not None:
+        yield from _keys(f"pipeline.{stage.name}", stage.options)
+
+
+def _output_keys(registry: Registry) -> Iterator[Key]:
+    """The keys of all stages with outputs."""
+    output = "pipeline.<stage>.output"
+    yield "pipeline.<stage>.enable", describe(bool), _meanings(StageSettings)["enable"]
+    yield from _keys(f"{output}.prediction", PredictionSettings)
+    yield from _keys(f"{output}.visualization", VisualizationSettings)
+    for model in registry.models.values():
+        yield from _keys(f"{output}.extra.{model.name}", model.extra or OutputExtra)
+
+
+@cache
+def _meanings(block: type) -> dict[str, str]:
+    """The docstrings of a dataclass's fields, those of the classes that it extends included."""
+    found = {}
+    for one in reversed(block.__mro__[:-1]):
+        (tree,) = ast.parse(inspect.getsource(one)).body
+        assert isinstance(tree, ast.ClassDef)
+        for field, text in pairwise(tree.body):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(field.target, ast.Name)
+                and isinstance(text, ast.Expr)
+                and isinstance(text.value, ast.Constant)
+            ):
+                found[field.target.id] = " ".join(str(text.value.value).split())
+    return found
+
+
+def _table(keys: Iterator[Key] | list[Key], values: dict[str, Any] | None = None) -> str:
+    """The keys as a Markdown table; *values* are the packaged defaults, None where there are none."""
+    lines = ["| Key | Type | Default | Meaning |", "|:--|:--|:--|:--|"]
+    for path, kind, meaning in keys:
+        default = "none" if values is None else f"`{_default(path, values)}`"
+        lines.append(f"| `{path}` | {kind} | {default} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def _default(path: str, values: dict[str, Any]) -> str:
+    """A default as YAML in one line."""
+    found: Any = values
+    for part in path.replace("<stage>", "torch_profiler").split("."):
+        found = found[part]
+    return yaml.safe_dump(found, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...")
+
+
+def _with_tables(file: Path, tables: dict[str, str]) -> str:
+    """The text of *file* with *tables* in their places. Raises `SystemExit` for one without a place."""
+    text = file.read_text(encoding="utf-8")
+    for name, table in tables.items():
+        place = re.compile(_PLACE.format(re.escape(name), re.escape(name)), re.DOTALL)
+        text, replaced = place.subn(lambda match, table=table: f"{match[1]}{table}{match[2]}", text)
+        if replaced != 1:
+            raise SystemExit(f"{file} has no place for the table of {name}")
+    return text
+
+
 def documents() -> dict[Path, str]:
     """Every file that is written, with its text."""
     found = {
         DOCS / "schemas" / name: json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
         for name, schema in schemas().items()
     }
-    measures = DOCS / "measures.md"
-    table = metrics_table()
-    text, replaced = _TABLE.subn(lambda match: f"{match[1]}{table}{match[2]}", measures.read_text(encoding="utf-8"))
-    if replaced != 1:
-        raise SystemExit(f"{measures} has no place for the table of metrics")
-    return {**found, measures: text}
+    for name, tables in {
+        "measures.md": {"metrics": metrics_table()},
+        "configuration.md": {f"keys of {block}": table for block, table in keys_tables().items()},
+    }.items():
+        found[DOCS / name] = _with_tables(DOCS / name, tables)
+    return found
 
 
 def main() -> int:

@@ -2,7 +2,9 @@
 
 `pytest_llmprof.config.compose` makes and checks them once; no other code sees a DictConfig or a default. A field's
 type says what is allowed: `Meta` holds ranges and patterns, its description the words for the error message.
-Each field is documented in docs/configuration.md.
+Paths are absolute once they are resolved.
+
+A field's docstring becomes its row in docs/configuration.md (`tools/write_docs.py`): Markdown, with links from there.
 """
 
 from __future__ import annotations
@@ -32,27 +34,32 @@ class ModelSettings:
     """Which model runs and how (`model.*`)."""
 
     name: str = "deepseek_ocr"
-    """The registered model that drives it (an adapter's name, not the preset's)."""
+    """The registered model that runs it (not the preset's name)."""
     path: str | None = None
-    """A checkpoint's directory (absolute once resolved) or hub id; None where weights are made or shipped."""
+    """A checkpoint's directory in the released format (`config.json`, `tokenizer.json`, `*.safetensors`), or a hub id
+    (`deepseek-ai/DeepSeek-OCR`), of which only these files are fetched, no code. Required with
+    `model.weights=checkpoint`."""
     revision: str | None = None
-    """Hub revision; only with a hub id."""
+    """Branch, tag or commit of a hub id."""
     hub_timeout_s: Seconds = 60.0
-    """Loading from the hub ends where it has sent nothing for so long."""
+    """Seconds without an answer or a byte from the hub after which a copy in its cache is used, or else loading fails
+    ("the hub is not reachable"). With `HF_HUB_OFFLINE=1` only the cache is read."""
     mode: str = "base"
-    """Input resolution; one of the model's modes (DeepSeek-OCR: tiny, small, base, large, gundam)."""
+    """Input resolution, one of the model's modes. DeepSeek-OCR's are `tiny`, `small`, `base`, `large`: 512, 640, 1024
+    or 1280 pixels square; `gundam` is 1024 and crops of 640."""
     device: Annotated[str, Meta(pattern=r"^(auto|cpu|cuda(:\d+)?)\Z", description="auto, cpu, cuda or cuda:N")] = "auto"
-    """auto | cpu | cuda | cuda:N. `auto` takes CUDA when there is one."""
+    """`auto`: CUDA if there is a GPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """auto | float32 | bfloat16 | float16. `auto` is bfloat16 on CUDA, float32 on a CPU."""
+    """`auto`: bfloat16 on CUDA, float32 on a CPU."""
     weights: Literal["checkpoint", "embedded", "random"] = "checkpoint"
-    """checkpoint (from `path`) | embedded (shipped with the package) | random (seeded)."""
+    """From `model.path`, shipped with the package (`embedded`), or seeded random. Random weights give meaningless
+    answers, so quality is null."""
     size: Literal["full", "tiny"] = "full"
-    """Size of random weights: full | tiny."""
+    """Size of random weights."""
     seed: Seed = 0
     """Seed of random weights."""
     max_new_tokens: Positive = 8192
-    """New tokens a page that suit this model; `infer=reference` takes it for its own."""
+    """The preset's own limit, used by `infer=reference`. To change the limit, set `infer.max_new_tokens`."""
 
 
 @dataclass(frozen=True)
@@ -60,17 +67,21 @@ class InferSettings:
     """How it generates (`infer.*`)."""
 
     prompt: Annotated[str, Meta(pattern=r"\S", description="markdown, free or a prompt's text")] = "markdown"
-    """A prompt's name (markdown | free) or the prompt's whole text."""
+    r"""A released prompt's name, or a whole prompt. `<image>` marks the image's place; without it the image comes
+    first. Neither a shell nor an ini file makes a line break of `\n`, so right beside the image DeepSeek-OCR reads one
+    as a line break; elsewhere it stays, as in `\nabla`. A run says either in one line. Type other line breaks as such:
+    in bash `$'…'`, or in a YAML file."""
     max_new_tokens: Positive = ModelSettings.max_new_tokens
-    """At most this many generated tokens a page, EOS included."""
+    """Most generated tokens per page, end token included. Default: `${model.max_new_tokens}`."""
     no_repeat_ngram_size: Count = 35
-    """An n-gram of this size is never generated twice; 0 turns it off."""
+    """An n-gram of this size is never generated twice; 0 turns this off."""
     ignore_eos: bool = False
-    """Go on to `max_new_tokens` whatever the model says, so that every answer has the same length."""
+    """Continue past the end token to `infer.max_new_tokens`, so that all answers have the same length. To measure
+    speed: text after the end means nothing."""
     batch_size: Positive = 1
     """Pages generated together."""
     engine: str = "reference"
-    """How the forward passes run; one of the model's engines."""
+    """How the forward passes run: one of the model's [engines](engines.md)."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +89,15 @@ class MeasureSettings:
     """How often it is measured (`measure.*`)."""
 
     rounds: Positive = 2
-    """Measured passes over the pages."""
+    """Measured passes over a test's pages."""
     warmup: Count = 1
-    """Passes over the distinct input shapes before the first measured one."""
+    """Unmeasured passes over the distinct input shapes before the first round."""
     iterations: Annotated[Positive | None, Meta(description="an integer >= 1, or null to choose it")] = None
-    """Calls a round of a callable; None = as many as take 10 ms, chosen in the warm-up."""
+    """Calls of `llmprof.measure`'s function a round. Null: the warm-up doubles them until a round takes 10 ms
+    ([why](measures.md#rounds)). Set 1 for a function that changes what the next call does."""
     max_failed_pages: Count | None = None
-    """Pages that may fail: one more ends the test at once. None = all pages run, and any failed one fails it."""
+    """Null: all pages run, and any failed page fails the test at its end. N: up to N pages may fail. They are named in
+    the summary and the report, and the test can pass. One more ends the test at once, as failed."""
 
 
 @dataclass(frozen=True)
@@ -92,21 +105,22 @@ class GateSettings:
     """What fails a test (`gate.*`). Texts are read, and metrics' names checked, by `pytest_llmprof.run.gates`."""
 
     limits: Mapping[str, str | None] = field(default_factory=lambda: MappingProxyType({}))
-    """Metric -> its limit, "<=200"; null for none."""
+    """Metric → limit: `"gate.limits.ttft_ms='<=200'"`. Null: none."""
     slower: Mapping[str, str | None] = field(default_factory=lambda: MappingProxyType({}))
-    """Metric -> how much worse than in the baseline it may be, "2%"."""
+    """Metric → how much worse than in the baseline it may be: `gate.slower.tpot_ms=2%`."""
     worse: Mapping[str, str | float | None] = field(default_factory=lambda: MappingProxyType({}))
-    """Metric of quality -> by what amount it may be worse than in the baseline, 0.005."""
+    """Metric of quality → the amount by which it may be worse: `gate.worse.cer=0.005`."""
     margin: Share = "0.6%"
-    """The smallest change that matters where no gate says it."""
+    """The smallest change that matters in the comparison, for metrics without a gate."""
     alpha: Share = "0.2%"
-    """How often a metric that did not change may be called different: of a test's gated metrics, all together."""
+    """How often a metric that did not change may be called different; all gates of a test together."""
     process_sd: Share | None = None
-    """Standard deviation between processes where too few show it; None: what was seen on an H100."""
+    """The standard deviation between processes, where fewer than 3 saved runs show it. Null: [0.5 % or 15
+    %](comparing.md#how-many-processes)."""
     max_rounds: Positive = 20
     """Measured rounds at most, where a gate is unclear."""
     unclear: Literal["pass", "fail"] = "pass"
-    """What an unclear gate does: pass with a line in the summary, or fail."""
+    """What a gate does that stays unclear."""
 
 
 @dataclass(frozen=True)
@@ -114,31 +128,31 @@ class DatasetSettings:
     """The pages (`dataset.*`)."""
 
     name: str = "sample_pages"
-    """The registered dataset."""
+    """The registered dataset: `sample_pages`, `documents`, `image_folder`."""
     root: str | None = None
-    """Directory of the pages (absolute once resolved); None for embedded datasets."""
+    """Directory of the images. Only for `image_folder`, which requires it."""
     pattern: Annotated[
         tuple[Annotated[str, Meta(min_length=1)], ...],
         Meta(min_length=1, description="a list of at least one glob pattern"),
     ] = ("**/*",)
-    """Glob patterns under `root`, a page matches any."""
+    """Takes a page that matches any of them, by its image's path below the root or by its name."""
     exclude: Annotated[
         tuple[Annotated[str, Meta(min_length=1)], ...], Meta(description="a list of glob patterns")
     ] = ()
-    """Glob patterns under `root`, a page matches none."""
+    """Leaves out a page that matches any of them, in the same way."""
     subset: Annotated[
         Annotated[str, Meta(min_length=1)] | Texts | None,
         Meta(description="a text file, a list of at least one page name, or null"),
     ] = None
-    """A text file (absolute once resolved) with one page name a line, or the names themselves; None = all."""
+    """Page names, or a text file with one name a line (`#` begins a comment)."""
     limit: Annotated[Positive | None, Meta(description="an integer >= 1, or null for all pages")] = None
-    """At most this many pages; None = all."""
+    """At most this many pages."""
     shuffle: bool = False
-    """Shuffle (seeded) before `limit` is taken."""
+    """Shuffle before the limit; else natural order of names (`p2` before `p10`)."""
     seed: Seed = 0
     """Seed of the shuffle."""
     dpi: Annotated[int, Meta(ge=10, le=2400, description="an integer from 10 to 2400")] = 144
-    """Resolution that pages of PDF files are drawn at."""
+    """Resolution that pages of PDF files are drawn at. The default is that of DeepSeek-OCR's own script."""
     root_as_given: str | None = field(default=None, metadata=NO_KEY)
     """`root` as it was written, for what is shown."""
 
@@ -148,9 +162,9 @@ class PredictionSettings:
     """`pipeline.<stage>.output.prediction.*`"""
 
     enable: bool = False
-    """Write predictions.jsonl."""
+    """Write `predictions.jsonl`."""
     save_dir: str | None = "pred"
-    """Relative to the stage directory, or absolute; null or empty = the default."""
+    """[Where](#save_dir): relative to the stage directory, or absolute. Null or empty: `pred`."""
 
 
 @dataclass(frozen=True)
@@ -158,9 +172,9 @@ class VisualizationSettings:
     """`pipeline.<stage>.output.visualization.*`"""
 
     enable: bool = True
-    """Write the gallery, predictions.md and pages/."""
+    """Write the gallery; it does not need the predictions file."""
     save_dir: str | None = "viz"
-    """Relative to the stage directory, or absolute; null or empty = the default."""
+    """[Where](#save_dir): relative to the stage directory, or absolute. Null or empty: `viz`."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +192,8 @@ class PredictionExtra:
     """`extra.<model>.prediction.*`"""
 
     strip_special_tokens: bool = False
-    """Whether `text_clean` is without the end token and without whole grounding spans; off, it is `text_raw`."""
+    """`text_clean` is the answer without its end token and without whole grounding spans; off, it is `text_raw`. CER
+    is the same either way."""
 
 
 @dataclass(frozen=True)
@@ -186,9 +201,9 @@ class VisualizationExtra:
     """`extra.<model>.visualization.*`"""
 
     max_images: Annotated[Count | None, Meta(description="an integer >= 0, or null for all pages")] = 16
-    """Pages with images in the gallery; None = all, 0 = the table alone."""
+    """Pages with a section and images in the gallery; null: all, 0: the table alone."""
     thumbnail_width: Positive = 480
-    """Width of the thumbnails in pixels; an image is never enlarged."""
+    """Width of a thumbnail in pixels; an image is never enlarged."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +219,7 @@ class StageSettings:
     """`pipeline.<stage>.*`"""
 
     enable: bool = True
-    """Whether the stage's tool runs; off, the stage still measures and writes outputs."""
+    """Whether the stage's tool runs. Off, the stage still measures and writes its outputs."""
     options: Any = None
     """An instance of the stage's own frozen options dataclass (None where it has none)."""
     output: OutputSettings | None = None

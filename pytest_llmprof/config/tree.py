@@ -39,11 +39,13 @@ _Stages = Annotated[tuple[str, ...], Meta(min_length=1, description="a list of a
 
 
 @dataclass(frozen=True)
-class _Test:
+class TestBlock:
     """`llmprof.*`"""
 
     test: str = MISSING_VALUE
+    """The test's directory below the run directory. Set for each test, for use in other values: `${llmprof.test}`."""
     stage: str = MISSING_VALUE
+    """Its stage, likewise."""
 
 
 def _made(name: str, keys: Mapping[str, tuple[Any, Any]]) -> type:
@@ -87,7 +89,7 @@ def root_block(registry: Registry, stages: tuple[str, ...] = ()) -> type:
         "gate": GateSettings,
         "dataset": DatasetSettings,
         "pipeline": pipeline,
-        "llmprof": _Test,
+        "llmprof": TestBlock,
     }
     return _made("Root", {"stages": (_Stages, stages), **{key: (block, block()) for key, block in blocks.items()}})
 

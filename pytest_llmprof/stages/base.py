@@ -33,9 +33,9 @@ class Window:
     """`pipeline.torch_profiler.window.*`: what is profiled, at a cost that doesn't grow with the answer."""
 
     pages: Positive = 1
-    """Pages profiled."""
+    """Pages profiled (batches, with `infer.batch_size` over 1)."""
     start_token: Count = 0
-    """Generated token at which the window opens; 0 takes in preprocessing, vision and prefill."""
+    """Generated token at which the window opens; 0 includes preprocessing, vision and prefill."""
     decode_tokens: Positive = 32
     """Decode steps profiled from there."""
 

@@ -43,15 +43,17 @@ class ToolOptions:
     """Options that all such stages have."""
 
     path: _ProgramPath = None
-    """The tool's program; None looks on PATH and in the usual places."""
+    """The tool's program, absolute or a name on PATH. Null: PATH, then `/opt/nvidia` and `/usr/local/cuda*`."""
     capture: Capture = "all"
-    """What is captured: `all` (measured passes) or one NVTX range (prefill, decode, step, vision, sam ...)."""
+    """What to capture: `all`, the measured pass, or an NVTX range: `preprocess`, `vision`, `sam`, `clip`, `projector`,
+    `prefill`, `decode`, `step`, or one of your model's."""
     env: _Environment = field(default_factory=lambda: MappingProxyType({}))
-    """Environment variables for the tool and what runs under it."""
+    """Environment variables for the tool and the child: `{LD_LIBRARY_PATH: /opt/lib}`. A value that may be a secret
+    [is not saved](outputs.md#what-the-files-tell-of-the-machine)."""
     args: tuple[str, ...] = ()
-    """More arguments of the tool."""
+    """More arguments of the tool (of `nsys profile`, of `ncu`)."""
     timeout_s: Seconds = 600.0
-    """The child is ended after this many seconds, the tool's own work included."""
+    """Seconds before the child is ended, the tool's own work included."""
 
 
 _VERSION = re.compile(r"\bVersion\s+(\d{4}(?:\.\d+)+)", re.IGNORECASE)

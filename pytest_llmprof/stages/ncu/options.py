@@ -21,18 +21,20 @@ class NcuOptions(ToolOptions):
     """`pipeline.ncu.*` beside `enable`."""
 
     capture: Capture = "decode"
+    """The NVTX range whose kernels are profiled; `all` is the measured pass."""
     kernels: str = "top:5"
-    """`top:N` (the longest in the kernels.csv of another stage of this run), `all`, or a regular expression."""
+    """`top:N`: the N longest in the `kernels.csv` of another stage of this run, the first in the order of the stages;
+    without one, the first N launches. `all`, or a regular expression for function names."""
     launch_skip: Count = 0
-    """Matching launches passed over first."""
+    """Matching launches to skip first."""
     launch_count: Positive = 50
-    """Launches profiled."""
+    """Launches to profile."""
     set: str = "basic"
-    """ncu's section set: basic, detailed, full ..."""
+    """ncu's section set: `basic`, `detailed`, `full`."""
     sections: tuple[str, ...] = ()
     """Sections in place of the set."""
     clock_control: Annotated[Literal["none", "base"], Meta(description="none or base")] = "none"
-    """none | base: whether ncu locks the clocks to base."""
+    """`base`: ncu locks the clocks to base while it profiles."""
 
 
 def check_ncu(options: NcuOptions) -> Iterator[tuple[str, object, str]]:

@@ -13,4 +13,4 @@ class NsysOptions(ToolOptions):
     """`pipeline.nsys.*` beside `enable`."""
 
     occurrences: Positive = 1
-    """How many ranges are captured, the first ones."""
+    """How many ranges of that name to capture, the first ones; each gives a report."""

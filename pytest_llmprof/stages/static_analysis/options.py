@@ -18,6 +18,7 @@ class StaticAnalysisOptions:
     """`pipeline.static_analysis.*` beside `enable`."""
 
     peak_tflops: _Peak = None
-    """This GPU's dense peak for the run's dtype, 1e12 FLOP a second; None = the table's."""
+    """This GPU's dense peak for the run's dtype in 10¹² FLOP/s, for example measured by you. Null: [from the
+    table](measures.md#roofline)."""
     bandwidth_gbs: _Peak = None
-    """This GPU's memory bandwidth, 1e9 bytes a second; None = the table's."""
+    """This GPU's memory bandwidth in 10⁹ bytes/s, likewise."""

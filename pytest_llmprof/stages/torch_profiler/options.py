@@ -32,4 +32,4 @@ class TorchProfilerOptions:
     profile_memory: bool = False
     """Record memory allocations."""
     with_stack: bool = False
-    """Record Python stacks (slow, large traces)."""
+    """Record Python stacks: slow, large traces."""
