@@ -15,8 +15,9 @@ _HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u2028-\u202e"
     "\u2060-\u206f\u3164\ufe00-\ufe0e\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff]"
 )
-# An underscore inside a word is no emphasis, so it is not escaped: names stay readable in the source.
-_MARKDOWN = re.compile(r"([\\`*\[\]#|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
+# An underscore inside a word is no emphasis, so it is not escaped: names stay readable in the source. GitHub makes a
+# link of what begins with a scheme or with www.
+_MARKDOWN = re.compile(r"([\\`*\[\]#|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|:(?=//)|(?<=[Ww]{3})\.)")
 _FENCE_RUN = re.compile(r"`+")
 # HTML entities for what would be Markdown inside <pre> where a viewer has switched HTML off.
 _INERT = str.maketrans({"[": "&#91;", "]": "&#93;", "`": "&#96;", "~": "&#126;"})

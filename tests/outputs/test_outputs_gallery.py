@@ -152,6 +152,7 @@ HOSTILE = [
     "\x1b[31mred\x1b]0;title\x07\x00\x9b31m\r\rover",
     "\u202etxet desrever\u202c\u200b\u2066x\u2069",
     "# heading\n\n| a | b |\n|---|---|\n\n[x](javascript:alert(1)) ![y](http://tracker/p.png)\n\n[1]: http://x",
+    "http://tracker.org www.tracker.org WWW.tracker.org",
     "\ud800 lone \udfff",
     "x" * 300_000,
     "- [ ] task\n> quote\n<!-- comment\n--- \n===\n<pre>\n<![CDATA[",
