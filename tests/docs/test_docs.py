@@ -152,7 +152,7 @@ def test_every_preset_is_named():
 
 def test_legacy_table():
     table = {}
-    for cells in rows(section(CONFIGURATION, "Legacy keys"), 2):
+    for cells in rows(section(ROOT / "docs" / "migration.md", "2. Replace them"), 2):
         table.update(dict.fromkeys(ticked(cells[0]), cells[1].strip("`")))
     assert table == REGISTRY.legacy_keys
 
