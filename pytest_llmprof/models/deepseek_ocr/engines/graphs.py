@@ -26,10 +26,11 @@ def _shapes_limit() -> str:
 def compile_whole(function: Callable[..., Any]) -> Callable[..., Any]:
     """torch.compile *function* as one graph, for the exact shapes that it is called with."""
     compiled = torch.compile(function, fullgraph=True, dynamic=False)
-    limit: dict[str, Any] = {_shapes_limit(): _MAX_SHAPES}
+    # torch 2.6 would make an input of a number that differs between layers, such as a norm's eps, and then fail.
+    settings: dict[str, Any] = {_shapes_limit(): _MAX_SHAPES, "specialize_float": True}
 
     def call(*inputs: Any) -> Any:
-        with torch._dynamo.config.patch(**limit):
+        with torch._dynamo.config.patch(**settings):
             return compiled(*inputs)
 
     return call
