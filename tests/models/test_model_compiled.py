@@ -233,9 +233,10 @@ def test_other_layers_are_refused(key: str, value: str) -> None:
         step.check_layers(SimpleNamespace(**{key: value}))
 
 
-def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("heading", ["", "backend='inductor' raised:\n"], ids=["torch of today", "torch 2.6"])
+def test_no_compiler(heading: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(function: Any) -> Any:
-        raise RuntimeError("No working C++ compiler found\nlong story")
+        raise RuntimeError(f"{heading}No working C++ compiler found\nlong story")
 
     monkeypatch.setattr(graphs, "compile_whole", broken)
     with pytest.raises(EngineUnavailable) as caught:

@@ -17,6 +17,9 @@ from pytest_llmprof.errors import EngineUnavailable
 _MAX_SHAPES = 64
 """Shapes that one function may be compiled for; two models in one process exceed torch's own limit of 8."""
 
+_HEADING = "backend='inductor' raised:\n"
+"""What older torch (seen with 2.6) writes above the reason why it could not compile."""
+
 
 def _shapes_limit() -> str:
     """torch's name for it; before 2.7 it was another."""
@@ -43,7 +46,8 @@ def require_compiler(engine: str, device: torch.device) -> None:
             compile_whole(lambda tensor: tensor + 1)(torch.zeros(8, device=device))
         # Whatever the reason (no C++ compiler, no Python headers, no Triton), the user gets its first line.
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            text = str(error).strip().removeprefix(_HEADING)
+            reason = (text or type(error).__name__).splitlines()[0]
             raise EngineUnavailable(
                 f"infer={engine} needs torch.compile, which does not work on {device} here: {reason}; "
                 "use infer=reference"
