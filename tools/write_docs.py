@@ -27,6 +27,7 @@ from pytest_llmprof.config.compose import Composer, ConfigSources
 from pytest_llmprof.config.convert import describe
 from pytest_llmprof.config.registry import Registry, StageSpec
 from pytest_llmprof.config.schema import (
+    AUTO,
     NO_KEY,
     DatasetSettings,
     GateSettings,
@@ -115,6 +116,7 @@ def keys_tables() -> dict[str, str]:
     registry = Registry.of(packaged_models(), packaged_stages(), builtin())
     sources = ConfigSources(invocation_dir=DOCS, rootdir=DOCS, cli_overrides=(), config_dir=None)
     values = yaml.safe_load(Composer(sources, registry).show())
+    values["infer"]["engine"] = AUTO  # shown as the engine that it becomes on this machine
     blocks = {
         "model": ModelSettings,
         "infer": InferSettings,

@@ -1,4 +1,5 @@
-"""The engines side by side: every packaged preset of `infer`, on the same pages, against what the memory allows.
+"""The engines side by side: every packaged preset of `infer` that names one, on the same pages, against what the memory
+allows.
 
 Three kinds of answer: `page`, one page from its start; `late`, the same page behind a prompt so long that the
 answer lies around place 1,900 of the cache; `eight`, eight pages at once. The last test prints a table and writes
@@ -21,11 +22,13 @@ import pytest
 from sweep import markdown, publish, sweep, why_not
 
 from pytest_llmprof.config.paths import conf_dir
+from pytest_llmprof.config.schema import AUTO
 from pytest_llmprof.models.base import Costed, NoPhases
 
 pytestmark = pytest.mark.llmprof(overrides=["infer.ignore_eos=true", "measure.rounds=3", "measure.warmup=2"])
 PRESETS = sorted(
-    (path.stem for path in (conf_dir() / "infer").glob("*.yaml")), key=lambda name: (name != "reference", name)
+    (path.stem for path in (conf_dir() / "infer").glob("*.yaml") if path.stem != AUTO),
+    key=lambda name: (name != "reference", name),
 )
 
 POSITION, ANSWER = 1900, 128

@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -19,7 +19,15 @@ from typing import Any, NoReturn
 
 from pytest_llmprof.config import legacy
 from pytest_llmprof.config.convert import Mismatch, bare, convert
-from pytest_llmprof.config.interpolation import depends_on, interpolates, put, resolve, varies, with_interpolations
+from pytest_llmprof.config.interpolation import (
+    depends_on,
+    interpolates,
+    may_name,
+    put,
+    resolve,
+    varies,
+    with_interpolations,
+)
 from pytest_llmprof.config.overrides import Parser
 from pytest_llmprof.config.presets import Composed, Presets
 from pytest_llmprof.config.provenance import (
@@ -35,7 +43,7 @@ from pytest_llmprof.config.provenance import (
 )
 from pytest_llmprof.config.registry import Registry
 from pytest_llmprof.config.render import PLACEHOLDERS, escaped, per_test, plain, to_yaml
-from pytest_llmprof.config.schema import Settings
+from pytest_llmprof.config.schema import InferSettings, ModelSettings, Settings
 from pytest_llmprof.config.tree import (
     MISSING_VALUE,
     build,
@@ -128,6 +136,7 @@ class Composer:
         self._compositions: dict[tuple[tuple[str, ...], str], Composition] = {}
         self._by_presets: dict[int, tuple[Mapping[str, Any], list[Assignment]]] = {}
         self._built: dict[tuple[str, str], Any] = {}
+        self._engines: dict[tuple[ModelSettings, InferSettings], InferSettings] = {}
         self._legacy_used: dict[str, None] = {}
 
     # -- what the plugin asks for
@@ -155,14 +164,15 @@ class Composer:
         """The session's configuration as YAML, resolved, with a comment on each value that somebody set."""
         composition = self._compose((), "")
         values, _ = self._resolved(composition, *PLACEHOLDERS)
-        return to_yaml(masked_env(escaped(plain(values))), composition.comment)
+        return to_yaml(masked_env(escaped(plain(values))), _with_reason(composition, values.infer))
 
     def saved(self) -> str:
         """The same to be saved: what depends on the test is not resolved, so any test can use it."""
         composition = self._compose((), "")
-        saved = self._to_save(composition, *self._resolved(composition, *PLACEHOLDERS))
+        values, content = self._resolved(composition, *PLACEHOLDERS)
+        saved = self._to_save(composition, values, content)
         node = dict.fromkeys(("test", "stage"), MISSING_VALUE)
-        return to_yaml({**saved, "llmprof": node}, composition.comment)
+        return to_yaml({**saved, "llmprof": node}, _with_reason(composition, values.infer))
 
     @property
     def legacy_keys(self) -> tuple[str, ...]:
@@ -351,11 +361,25 @@ class Composer:
         return replace(composition.settings, test=test, stage=stage)
 
     def _resolved(self, composition: Composition, test: str, stage: str) -> tuple[Any, Mapping[str, Any]]:
-        """*composition* for *test* in *stage*: the tree of keys, typed and checked, and the plain data it is of."""
+        """*composition* for *test* in *stage*: the tree of keys, typed and checked, and the plain data it is of.
+
+        `infer.engine=auto` has become an engine in it.
+        """
+        written = {**composition.written, "llmprof": {"test": test, "stage": stage}}
+        values, content = self._checked_values(composition, written)
+        if values.infer.engine_reason is not None and may_name(written, "engine"):
+            chosen = values.infer
+            values, content = self._checked_values(composition, put(written, ("infer", "engine"), chosen.engine))
+            values = replace(values, infer=replace(values.infer, engine_reason=chosen.engine_reason))
+        return values, content
+
+    def _checked_values(
+        self, composition: Composition, written: Mapping[str, Any]
+    ) -> tuple[Any, Mapping[str, Any]]:
         from omegaconf.errors import OmegaConfBaseException
 
         try:
-            content = resolve({**composition.written, "llmprof": {"test": test, "stage": stage}})
+            content = resolve(written)
         except OmegaConfBaseException as error:
             path = str(error.full_key or "")
             text = " ".join(str(error.msg or error).split("\n")[0].split())
@@ -370,10 +394,14 @@ class Composer:
             checker.mismatch(error)
         for name, spec in self.registry.stages.items():
             checker.stage(spec, stage_settings(spec, getattr(values.pipeline, name)))
+        model = checker.model(values.model, values.infer)
+        if (model, values.infer) not in self._engines:
+            self._engines[model, values.infer] = checker.engine(model, values.infer)
         checked = replace(
             values,
             stages=checker.stages(values.stages),
-            model=checker.model(values.model, values.infer),
+            model=model,
+            infer=self._engines[model, values.infer],
             dataset=checker.dataset(values.dataset),
         )
         return checked, content
@@ -413,6 +441,18 @@ class Composer:
     def _base(self, source: Source | None) -> Path:
         from_command_line = source is not None and source.from_command_line
         return self.sources.invocation_dir if from_command_line else self.sources.rootdir
+
+
+def _with_reason(composition: Composition, infer: InferSettings) -> Callable[[str], str]:
+    """The comments of *composition*; the engine's says why `auto` became it."""
+
+    def comment(path: str) -> str:
+        found = composition.comment(path)
+        if path != "infer.engine" or infer.engine_reason is None:
+            return found
+        return f"auto{f' ({found})' if found else ''}: {infer.engine_reason}"
+
+    return comment
 
 
 def _refuse_stages(what: str, where: str) -> NoReturn:

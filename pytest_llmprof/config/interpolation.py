@@ -46,6 +46,11 @@ def interpolates(value: Any) -> bool:
     return any(_OPEN in text for text in _texts(value))
 
 
+def may_name(written: Mapping[str, Any], key: str) -> bool:
+    """Whether an interpolation of the configuration may take the value of a key whose last part is *key*."""
+    return any(_OPEN in text and key in text for text in _texts(written))
+
+
 def varies(written: Mapping[str, Any]) -> bool:
     """Whether a value of the configuration may differ from test to test."""
     texts = [text for text in _texts(written) if _OPEN in text]

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
+from pytest_llmprof.config.schema import InferSettings, ModelSettings
 from pytest_llmprof.errors import ConfigError
 
 _NAME = re.compile(r"[A-Za-z_]\w*")
@@ -56,6 +57,8 @@ class ModelSpec(DatasetSpec, Protocol):
     def modes(self) -> tuple[str, ...]: ...
     @property
     def engines(self) -> tuple[str, ...]: ...
+    @property
+    def choose_engine(self) -> Callable[[ModelSettings, InferSettings], tuple[str, str]] | None: ...
     @property
     def extra(self) -> type | None: ...
     @property

@@ -16,6 +16,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
+AUTO = "auto"
+"""`infer.engine`: the fastest engine that can run; `Composer` puts its name in this one's place."""
 NO_KEY = {"key": False}
 """Metadata of a field that is no key of the configuration."""
 
@@ -59,7 +61,7 @@ class ModelSettings:
     seed: Seed = 0
     """Seed of random weights."""
     max_new_tokens: Positive = 8192
-    """The preset's own limit, used by `infer=reference`. To change the limit, set `infer.max_new_tokens`."""
+    """The preset's own limit, used by the presets of `infer`. To change the limit, set `infer.max_new_tokens`."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,17 @@ class InferSettings:
     speed: text after the end means nothing."""
     batch_size: Positive = 1
     """Pages generated together."""
-    engine: str = "reference"
-    """How the forward passes run: one of the model's [engines](engines.md)."""
+    engine: str = AUTO
+    """How the forward passes run: one of the model's [engines](engines.md), or `auto`, the fastest that can run with
+    these settings on this machine ([how it is chosen](engines.md#auto))."""
+    engine_reason: str | None = field(default=None, compare=False, metadata=NO_KEY)
+    """Why `auto` became this engine, in a few words; None where the engine was named. `engine` is never `auto` in the
+    settings of a test."""
+
+    @property
+    def engine_shown(self) -> str:
+        """The engine for the user, with why `auto` became it: "fast (auto: a GPU, bfloat16, one page at a time)"."""
+        return self.engine if self.engine_reason is None else f"{self.engine} (auto: {self.engine_reason})"
 
 
 @dataclass(frozen=True)

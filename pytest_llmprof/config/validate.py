@@ -11,10 +11,10 @@ from pytest_llmprof.config.convert import Mismatch
 from pytest_llmprof.config.paths import absolute, is_hub_id, is_local, why_unusable
 from pytest_llmprof.config.registry import Registry, StageSpec
 from pytest_llmprof.config.render import PLACEHOLDERS
-from pytest_llmprof.config.schema import DatasetSettings, InferSettings, ModelSettings, StageSettings
+from pytest_llmprof.config.schema import AUTO, DatasetSettings, InferSettings, ModelSettings, StageSettings
 from pytest_llmprof.config.tree import MISSING_VALUE
 from pytest_llmprof.errors import ConfigError, nearest
-from pytest_llmprof.text.escape import shorten
+from pytest_llmprof.text.escape import one_line, shorten
 
 _LONGEST = 300
 
@@ -67,7 +67,8 @@ class Checker:
         self._name("model.name", model.name, self.registry.models, "a registered model")
         plugin = self.registry.models[model.name]
         self._name("model.mode", model.mode, plugin.modes, f"a mode of {model.name}")
-        self._name("infer.engine", infer.engine, plugin.engines, f"an engine of {model.name}")
+        engines = dict.fromkeys((AUTO, *plugin.engines)) if plugin.engines else ()
+        self._name("infer.engine", infer.engine, engines, f"an engine of {model.name}")
         if model.weights != "checkpoint":
             if model.path is not None:
                 raise ConfigError(
@@ -92,6 +93,22 @@ class Checker:
                 f"but model.path={path} is a directory"
             )
         return replace(model, path=str(path))
+
+    def engine(self, model: ModelSettings, infer: InferSettings) -> InferSettings:
+        """*infer* with the engine that `auto` stands for here, and why it is that one."""
+        plugin = self.registry.models[model.name]
+        if infer.engine != AUTO or AUTO in plugin.engines:
+            return infer
+        if plugin.choose_engine is None:
+            name, reason = plugin.engines[0], f"the {'first' if plugin.engines[1:] else 'only'} engine of {model.name}"
+        else:
+            name, reason = plugin.choose_engine(model, infer)
+            if name not in plugin.engines:
+                raise ConfigError(
+                    f"infer.engine=auto: the plugin of the model {model.name} chose {show_value(name)}, which is none "
+                    f"of its engines: {', '.join(plugin.engines)}"
+                )
+        return replace(infer, engine=name, engine_reason=one_line(reason))
 
     def dataset(self, dataset: DatasetSettings) -> DatasetSettings:
         """Check the dataset; give it with its paths resolved."""

@@ -26,6 +26,8 @@ class DriverGpu:
     uuid: str
     instances: tuple[str, ...] = ()
     """The UUIDs of its MIG instances; CUDA cannot use a GPU as a whole that is divided into such."""
+    capability: tuple[int, int] | None = None
+    """Its compute capability; None where the driver does not say it."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class VisibleGpus:
     """One for each, as CUDA_VISIBLE_DEVICES names it: index, or UUID of a GPU or of a MIG instance."""
     source: str
     """Where the list comes from."""
+    capability: tuple[int, int] | None = None
+    """The lowest compute capability of the machine's GPUs; None where it is not known."""
 
     def __str__(self) -> str:
         named = ", ".join(self.entries) or "none"
@@ -50,9 +54,15 @@ def visible_gpus(
     *ask_driver* gives the machine's GPUs, and by what they were found.
     """
     gpus, source = (ask_driver or driver_gpus)()
+    capability = min((gpu.capability for gpu in gpus if gpu.capability is not None), default=None)
     if VARIABLE not in environ:
-        return VisibleGpus(tuple(uuid for gpu in gpus for uuid in gpu.instances or (gpu.uuid,)), source)
-    return VisibleGpus(tuple(_listed(environ[VARIABLE], gpus)), VARIABLE)
+        return VisibleGpus(tuple(uuid for gpu in gpus for uuid in gpu.instances or (gpu.uuid,)), source, capability)
+    return VisibleGpus(tuple(_listed(environ[VARIABLE], gpus)), VARIABLE, capability)
+
+
+def on_gpu(device: str, gpus: VisibleGpus) -> bool:
+    """Whether `model.device` = *device* is a GPU here. torch, which could start CUDA, is not asked."""
+    return device.startswith("cuda") or (device == "auto" and bool(gpus.entries) and torch_has_cuda())
 
 
 def _listed(value: str, gpus: Sequence[DriverGpu]) -> list[str]:
@@ -110,10 +120,19 @@ def _of_nvml(nvml: Any) -> list[DriverGpu]:
             return ()  # a GPU without MIG
         return tuple(found)
 
+    def capability(handle: Any) -> tuple[int, int] | None:
+        try:
+            major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+        except nvml.NVMLError:
+            return None
+        return major, minor
+
     nvml.nvmlInit()
     try:
         handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
-        return [DriverGpu(text(nvml.nvmlDeviceGetUUID(handle)), instances(handle)) for handle in handles]
+        return [
+            DriverGpu(text(nvml.nvmlDeviceGetUUID(handle)), instances(handle), capability(handle)) for handle in handles
+        ]
     finally:
         nvml.nvmlShutdown()
 

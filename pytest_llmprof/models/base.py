@@ -181,7 +181,10 @@ class ModelPlugin:
     modes: tuple[str, ...]
     """Allowed values of `model.mode`."""
     engines: tuple[str, ...] = ("reference",)
-    """Allowed values of `infer.engine`."""
+    """Allowed values of `infer.engine`, beside `auto`."""
+    choose_engine: Callable[[ModelSettings, InferSettings], tuple[str, str]] | None = None
+    """For `infer.engine=auto`: the fastest of `engines` that can run, and why it is that one, in a few words. It is
+    called while tests are collected, so it should not import torch. None = the first of `engines`."""
     extra: type | None = None
     """Frozen dataclass (nested ones allowed) of `pipeline.<stage>.output.extra.<name>`; None = `OutputExtra`."""
     check_extra: Callable[[Any], Iterator[tuple[str, object, str]]] | None = None

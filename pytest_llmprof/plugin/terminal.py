@@ -123,11 +123,11 @@ class Clock:
 
 
 def header(settings: Settings, run_dir: Path, start: Path) -> str:
-    """The session in one line: stages, model, device and run directory."""
+    """The session in one line: stages, model, device, engine and run directory."""
     model = settings.choices.get("model", settings.model.name)
     return one_line(
         f"llmprof: stages {', '.join(settings.stages)}; model {model} (mode {settings.model.mode}, device "
-        f"{settings.model.device}); run directory {relative(run_dir, start)}",
+        f"{settings.model.device}); engine {settings.infer.engine_shown}; run directory {relative(run_dir, start)}",
         2000,
     )
 

@@ -17,7 +17,6 @@ from pytest_llmprof.plugin.items import ITEM
 
 if TYPE_CHECKING:
     from pytest_llmprof.config.schema import Settings
-    from pytest_llmprof.measure.visible_gpus import VisibleGpus
     from pytest_llmprof.measure.workers import WorkerShare
     from pytest_llmprof.plugin.shared import SharedState
 
@@ -94,28 +93,20 @@ def auto_workers(shared: SharedState) -> int | None:
     chosen = "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ or shared.config.option.numprocesses != "auto"
     if not shared.configured or chosen:
         return None
-    from pytest_llmprof.measure.visible_gpus import visible_gpus
+    from pytest_llmprof.measure.visible_gpus import on_gpu, visible_gpus
 
     gpus = visible_gpus(os.environ)
-    return len(gpus.entries) or None if _on_gpu(shared.session.composer.session(), gpus) else None
-
-
-def _on_gpu(settings: Settings, gpus: VisibleGpus) -> bool:
-    """Whether the session's model runs on a GPU. torch, which could start CUDA, is not asked."""
-    from pytest_llmprof.measure.visible_gpus import torch_has_cuda
-
-    device = settings.model.device
-    return device.startswith("cuda") or (device == "auto" and bool(gpus.entries) and torch_has_cuda())
+    return len(gpus.entries) or None if on_gpu(shared.session.composer.session().model.device, gpus) else None
 
 
 def worker_shares(config: pytest.Config, settings: Settings, count: int) -> list[WorkerShare]:
     """The shares of *count* workers on this host. Raises `ConfigError` where there are not enough GPUs."""
     from pytest_llmprof.measure.host import usable_processors
-    from pytest_llmprof.measure.visible_gpus import VARIABLE, visible_gpus
+    from pytest_llmprof.measure.visible_gpus import VARIABLE, on_gpu, visible_gpus
     from pytest_llmprof.measure.workers import shares
 
     gpus = visible_gpus(os.environ)
-    if count and _on_gpu(settings, gpus):
+    if count and on_gpu(settings.model.device, gpus):
         device = settings.model.device
         where = f"model.device={device}{settings.where('model.device')}"
         if ":" in device:

@@ -223,6 +223,10 @@ class Fingerprint(Struct):
     config: str | None = None
     """Digest of the configuration."""
     versions: dict[str, str | None] | None = None
+    engine: str | None = None
+    """The engine that ran; null for a callable."""
+    engine_reason: str | None = None
+    """Why `infer.engine=auto` became this engine; null where the engine was named. It may differ between results."""
 
 
 class Metrics(Struct, kw_only=True):

@@ -140,7 +140,7 @@ def _facts(metrics: Metrics) -> Iterator[str]:
             size and (f"{size / 1e9:.2f} B" if size >= 1e9 else f"{size / 1e6:.2f} M") + " parameters",
             model.weights and f"{inline(model.weights)} weights",
             model.mode and f"mode {inline(model.mode)}",
-            model.engine and f"engine {inline(model.engine)}",
+            model.engine and f"engine {inline(model.engine)}{_why_engine(metrics)}",
             inline(model.dtype),
             model.device and f"on {inline(model.device)}",
         )
@@ -150,6 +150,11 @@ def _facts(metrics: Metrics) -> Iterator[str]:
     if metrics.prompt:
         yield f"Prompt: {code(metrics.prompt, 200, cell=False)}"
     yield f"Test: {code(metrics.id, 200, cell=False)}"
+
+
+def _why_engine(metrics: Metrics) -> str:
+    reason = metrics.fingerprint.engine_reason
+    return f" (auto: {inline(reason)})" if reason else ""
 
 
 def _errors(metrics: Metrics) -> str:

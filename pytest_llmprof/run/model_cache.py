@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 
 from pytest_llmprof.config.schema import Settings
-from pytest_llmprof.errors import ModelError, error_line
+from pytest_llmprof.errors import EngineUnavailable, ModelError, error_line
 from pytest_llmprof.models.base import LoadedModel, ModelPlugin
 
 
@@ -40,6 +40,10 @@ class ModelCache:
 
         try:
             return self.plugins[settings.model.name].load(settings.model, settings.infer)
+        except EngineUnavailable as error:
+            if settings.infer.engine_reason is None:
+                raise
+            raise EngineUnavailable(f"infer.engine={settings.infer.engine_shown}: {error}") from None
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise

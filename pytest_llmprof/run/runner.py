@@ -185,6 +185,8 @@ class Runner:
                 quality_reason=answers.why_no_quality(),
             )
             metrics.fingerprint.model = info.digest
+            metrics.fingerprint.engine = info.engine
+            metrics.fingerprint.engine_reason = self.settings.infer.engine_reason
             metrics.fingerprint.dataset = dataset_digest
             metrics.figures |= answers.scores("figures")
             return metrics

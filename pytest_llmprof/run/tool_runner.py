@@ -175,5 +175,6 @@ class ToolRunner:
             return Metrics(kind=None, fingerprint=Fingerprint(config=self.settings.digest), **own)
         figures |= {name: ran.figures.get(name) for name in self.catalogue.without_times()}
         kept = {name: getattr(ran, name) for name in _FROM_CHILD}
-        fingerprint = replace(ran.fingerprint, config=self.settings.digest)
+        reason = self.settings.infer.engine_reason if ran.fingerprint.engine else None  # the child was told the engine
+        fingerprint = replace(ran.fingerprint, config=self.settings.digest, engine_reason=reason)
         return Metrics(fingerprint=fingerprint, **kept, **own)

@@ -44,8 +44,10 @@ def test_defaults_of_presets_are_those_of_the_schema(bench):
         output=settings.pipeline["torch_profiler"].output,
     )
     assert settings.current is settings.pipeline["torch_profiler"]
-    reference = bench.settings("model=deepseek_ocr_random")
-    assert reference.infer == schema.InferSettings(max_new_tokens=256)
+    reference = bench.settings("model=deepseek_ocr_random", "infer=reference")
+    assert reference.infer == schema.InferSettings(max_new_tokens=256, engine="reference")
+    packaged = yaml.safe_load((CONF / "infer" / "auto.yaml").read_text(encoding="utf-8"))
+    assert packaged["engine"] == schema.InferSettings().engine == schema.AUTO
     assert reference.model == schema.ModelSettings(weights="random", max_new_tokens=256)
 
 

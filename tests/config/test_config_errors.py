@@ -34,7 +34,7 @@ WIDTH = "pipeline.torch_profiler.output.extra.deepseek_ocr.visualization.thumbna
         (f"{MOUNT} = full", ["no spaces around '='", f'"{MOUNT}=full"']),
         (f"{MOUNT}=full # all", ["no comment behind the value", f'"{MOUNT}=full"']),
         (f"{MOUNT}=a=b", ["a preset is GROUP=NAME, one of default, full, none", f'"{MOUNT}=default"']),
-        ("infer=a=b", ["a preset is GROUP=NAME, one of compiled, fast, reference"]),
+        ("infer=a=b", ["a preset is GROUP=NAME, one of auto, compiled, fast, reference"]),
         ("output/torch=full,none", ["several values: a preset is GROUP=NAME, one of", '"output/torch=default"']),
         (
             "pipeline.torch_profiler/output.prediction.enable=true",
@@ -126,7 +126,7 @@ def test_suggested_quoting_works(bench):
             "model=deepseek_orc",
             ["unknown preset", "deepseek_ocr, deepseek_ocr_random, deepseek_ocr_tiny", "did you mean"],
         ),
-        ("infer=null", ["infer=null: unknown preset", "one of compiled", "reference"]),
+        ("infer=null", ["infer=null: unknown preset", "one of auto", "reference"]),
         ("model=../model/deepseek_ocr", ["unknown preset"]),
         ("output/torhc=full", ["unknown preset group", "did you mean 'output/torch'"]),
         ("infer/max_new_tokens=5", ["unknown preset group", "infer.max_new_tokens=…"]),
@@ -361,7 +361,7 @@ def test_texts_are_taken_as_they_were_typed(bench):
         ("[1_0]", ("1_0",)),
         ("[ 1.50 , a, 'x,3_0', \"it's 4_0\", True, 1e3]", ("1.50", "a", "x,3_0", "it's 4_0", "True", "1e3")),
         ("[a,cuda:0,2_0]", ("a", "cuda:0", "2_0")),
-        ("['${infer.engine}',1_0]", ("reference", "1_0")),
+        ("['${infer.prompt}',1_0]", ("markdown", "1_0")),
     ],
 )
 def test_items_of_a_list_are_taken_as_they_were_typed(bench, typed, texts):

@@ -47,7 +47,7 @@ def test_config_that_only_changes_keys(bench):
     assert settings.dataset.pattern == ("*.png", "a,b")
     assert settings.current.output.prediction.save_dir == "/out/mod/test_a"
     assert settings.current.output.visualization.save_dir == "viz"
-    assert settings.choices["infer"] == "reference"
+    assert settings.choices["infer"] == "auto"
 
 
 @pytest.mark.parametrize("root", ["llmprof_root", "/llmprof_root"])
@@ -156,7 +156,7 @@ def test_own_presets(bench):
 
 
 def test_preset_of_ours_replaced_by_the_users(bench):
-    bench.write("infer/reference.yaml", "max_new_tokens: 77\n")
+    bench.write("infer/auto.yaml", "max_new_tokens: 77\n")
     settings = bench.settings()
     assert settings.infer.max_new_tokens == 77
     assert settings.infer.no_repeat_ngram_size == 35
@@ -217,7 +217,10 @@ def test_a_preset_whose_name_yaml_does_not_read_as_text(bench, value):
         ("defaults: [{override /dataset: no}]", f"its defaults list has override /dataset: false, {NO_TEXT}"),
         ("defaults: reference", "defaults must be a list"),
         ("defaults:\n# - reference", "defaults is empty: write defaults: []"),
-        ("defaults: [referenz]", "names referenz, which is no preset (did you mean 'reference'?); infer has compiled"),
+        (
+            "defaults: [referenz]",
+            "names referenz, which is no preset (did you mean 'reference'?); infer has auto, compiled",
+        ),
         ("5", "can't be read: Invalid loaded object type: int"),
         ('prompt: "costs ${5"', "prompt can't be read"),
         (b"prompt: \xe9", "can't be read: 'utf-8' codec"),

@@ -13,6 +13,7 @@ import yaml
 
 from pytest_llmprof.config.compose import Composer, ConfigSources
 from pytest_llmprof.config.registry import Registry
+from pytest_llmprof.config.schema import AUTO
 from pytest_llmprof.config.tree import find, is_block, known_paths, root_block
 from pytest_llmprof.datasets import builtin
 from pytest_llmprof.models.deepseek_ocr import plugin
@@ -85,6 +86,9 @@ def test_documented_defaults_are_the_defaults(tmp_path):
     for key, (_, default) in documented_keys().items():
         if key.startswith("llmprof."):
             assert default == "none"
+            continue
+        if key == "infer.engine":  # shown as the engine that it becomes here
+            assert default.strip("`") == AUTO
             continue
         value = shown
         for part in key.split("."):

@@ -35,7 +35,7 @@ OF_HYDRA += [f"defaults: {text}\n" for text in DEFAULTS]
 BROKEN = [*RECURSIVE, *LARGE, *ODD_KEYS, *NO_MAPPING, *ODD_TAGS, *ODD_VALUES, *NO_YAML, *INTERPOLATED, *OF_HYDRA]
 
 NAMES = ["config.yaml", "infer/mine.yaml", "model/mine.yaml", "dataset/mine.yaml", "experiment/mine.yaml"]
-NAMES += ["output/torch/mine.yaml", "infer/reference.yaml", "model/deepseek_ocr_tiny.yaml"]
+NAMES += ["output/torch/mine.yaml", "infer/auto.yaml", "model/deepseek_ocr_tiny.yaml"]
 NAMES += ["pipeline/nsys/default.yaml", "pipeline/torch_profiler/default.yaml", "output/torch/default.yaml"]
 NAMES += ["model/deepseek_ocr/output/torch/default.yaml", "config.yml", "infer/config.yaml", "x/y/z.yaml"]
 CHOICES = ["infer=mine", "model=mine", "dataset=mine", "+experiment=mine", "experiment=mine", "output/torch=mine"]

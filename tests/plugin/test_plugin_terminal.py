@@ -24,10 +24,10 @@ STAGE = ["--llmprof-stage=direct_inference"]
 
 def test_header_line(bench):
     bench.test("def test_it(llmprof_config): pass")
-    result = bench.passed(args=STAGE)
+    result = bench.passed("infer=reference", args=STAGE)
     result.stdout.fnmatch_lines(
         [
-            "llmprof: stages direct_inference; model deepseek_ocr_tiny (mode tiny, device auto); "
+            "llmprof: stages direct_inference; model deepseek_ocr_tiny (mode tiny, device auto); engine reference; "
             "run directory llmprof-runs/20*"
         ]
     )

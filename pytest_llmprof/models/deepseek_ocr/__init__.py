@@ -53,6 +53,12 @@ def _checks(model: ModelSettings, infer: InferSettings) -> Iterable[Check]:
     return checks(model, infer)
 
 
+def _choose_engine(model: ModelSettings, infer: InferSettings) -> tuple[str, str]:
+    from pytest_llmprof.models.deepseek_ocr.engines import choose_engine
+
+    return choose_engine(model, infer)
+
+
 def plugin() -> ModelPlugin:
     """This adapter, as the plugin registers it."""
     return ModelPlugin(
@@ -60,5 +66,6 @@ def plugin() -> ModelPlugin:
         load=_load,
         modes=MODES,
         engines=ENGINES,
+        choose_engine=_choose_engine,
         checks=_checks,
     )

@@ -27,9 +27,10 @@ def checks(model: ModelSettings, infer: InferSettings) -> Iterator[Check]:
         if infer.engine == "compiled" or (infer.engine == "fast" and device.type == "cuda"):
             require_compiler(infer.engine, device)
     except ModelError as error:
-        yield problem(_ENGINE, str(error), "choose another engine (infer=reference runs everywhere)")
+        chosen = "" if infer.engine_reason is None else f"infer.engine={infer.engine_shown}: "
+        yield problem(_ENGINE, f"{chosen}{error}", "choose another engine (infer=reference runs everywhere)")
     else:
-        yield ok(_ENGINE, f"infer.engine={infer.engine} on {device}")
+        yield ok(_ENGINE, f"infer.engine={infer.engine_shown} on {device}")
 
 
 def _weights(model: ModelSettings) -> Check:

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_llmprof.config.schema import AUTO
 from pytest_llmprof.errors import ModelError
 from pytest_llmprof.models.deepseek_ocr import ENGINES, MODES
 from pytest_llmprof.models.deepseek_ocr.checkpoint import Checkpoint, digest, open_checkpoint, resolve
-from pytest_llmprof.models.deepseek_ocr.engines import check_engine
+from pytest_llmprof.models.deepseek_ocr.engines import check_engine, choose_engine
 from pytest_llmprof.models.deepseek_ocr.tokenizers import BuiltInTokenizer, FileTokenizer, Tokenizer
 from pytest_llmprof.models.device import check_choice, pick_device, pick_dtype
 from pytest_llmprof.text.numbers import count
@@ -32,10 +33,11 @@ def load(settings: ModelSettings, infer: InferSettings) -> DeepseekOcr:
     """Load the model. Raises `ModelError` with one line for all that the user can fix."""
     check_choice("model.weights", settings.weights, _WEIGHTS)
     check_choice("model.mode", settings.mode, MODES)
-    check_choice("infer.engine", infer.engine, ENGINES)
+    check_choice("infer.engine", infer.engine, (AUTO, *ENGINES))
+    engine = choose_engine(settings, infer)[0] if infer.engine == AUTO else infer.engine
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)
-    check_engine(infer.engine, device, dtype, infer.batch_size)
+    check_engine(engine, device, dtype, infer.batch_size)
 
     from pytest_llmprof.models.deepseek_ocr.model import DeepseekOcr
     from pytest_llmprof.models.deepseek_ocr.random_weights import random_config, random_model
@@ -57,7 +59,7 @@ def load(settings: ModelSettings, infer: InferSettings) -> DeepseekOcr:
         network,
         tokenizer,
         mode=settings.mode,
-        engine=infer.engine,
+        engine=engine,
         weights=settings.weights,
         digest=weights_digest,
     )

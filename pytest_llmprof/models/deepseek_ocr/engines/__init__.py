@@ -7,18 +7,43 @@ preset `conf/infer/<name>.yaml`.
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import os
+import re
+import shutil
+import sysconfig
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from pytest_llmprof.measure.visible_gpus import VARIABLE, VisibleGpus, torch_has_cuda, visible_gpus
 
 if TYPE_CHECKING:
     import torch
 
+    from pytest_llmprof.config.schema import InferSettings, ModelSettings
     from pytest_llmprof.models.base import Phases, Token
     from pytest_llmprof.models.deepseek_ocr.generation import Limits, Prompts
     from pytest_llmprof.models.deepseek_ocr.preprocessing import CropGrid
 
-__all__ = ["Engine", "Inputs", "check_engine", "make_engine"]
+__all__ = ["Engine", "Inputs", "check_engine", "choose_engine", "make_engine"]
+
+LAYERS: Mapping[str, Any] = {
+    "hidden_act": "silu",
+    "topk_method": "greedy",
+    "attention_bias": False,
+    "mlp_bias": False,
+}
+"""The language model's configuration that engines with a static cache compute; each value is the default, too."""
+FAST_TRITON = (3, 5)
+"""Oldest version that has the launch option (PDL) of `fast`'s kernels and takes tuples of tiles."""
+FAST_DTYPES = ("bfloat16", "float16")
+"""What `fast` runs in on a GPU."""
+_CAPABILITY = (8, 0)
+"""Lowest compute capability that `auto` takes another engine than `reference` for: older GPUs lack bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +86,107 @@ def check_engine(name: str, device: torch.device, dtype: torch.dtype, batch_size
         from pytest_llmprof.models.deepseek_ocr.engines.fast import check_supported
 
         check_supported(device, dtype, batch_size)
+
+
+def choose_engine(model: ModelSettings, infer: InferSettings) -> tuple[str, str]:
+    """The fastest engine that can run with these settings here, and why it is that one.
+
+    torch is not imported. So this goes by what is installed, by the driver's list of GPUs and by the checkpoint's
+    config.json; one that is not here yet is taken to be DeepSeek-OCR's.
+    """
+    if model.device == "cpu":
+        return "reference", "model.device=cpu"
+    gpus = _gpus(os.environ.get(VARIABLE))
+    if model.device == "auto" and not gpus.entries:
+        return "reference", "no GPU is found"
+    language = _language_config(model)
+    if reason := _why_no_compiler(gpus) or _why_other_layers(language):
+        return "reference", f"compiled and fast need {reason}"
+    if infer.batch_size > 1:
+        return "compiled", f"fast reads one page at a time, infer.batch_size={infer.batch_size}"
+    dtype = FAST_DTYPES[0] if model.dtype == "auto" else model.dtype
+    if dtype not in FAST_DTYPES:
+        return "compiled", f"fast runs in {' or '.join(FAST_DTYPES)}, model.dtype={dtype}"
+    if old_triton(version := _triton()):
+        return "compiled", f"fast needs Triton {_dotted(FAST_TRITON)} or newer, not {version}"
+    if (size := _head_size(language)) & (size - 1):
+        return "compiled", f"fast needs heads whose size is a power of two, not {size}"
+    return "fast", f"a GPU, {dtype}, one page at a time"
+
+
+def old_triton(version: str) -> bool:
+    """Whether *version* of Triton is too old for `fast`."""
+    return tuple(map(int, version.split(".")[:2])) < FAST_TRITON
+
+
+@cache
+def _gpus(visible: str | None) -> VisibleGpus:
+    """The GPUs of this process while CUDA_VISIBLE_DEVICES is *visible*: the driver is asked once."""
+    return visible_gpus(os.environ)
+
+
+def _why_no_compiler(gpus: VisibleGpus) -> str:
+    """What torch.compile and Triton lack for a GPU here; empty where nothing is known to be missing."""
+    if not torch_has_cuda():
+        return "a torch that is built for CUDA"
+    if gpus.capability is not None and gpus.capability < _CAPABILITY:
+        return f"compute capability {_dotted(_CAPABILITY)}, and a GPU here has {_dotted(gpus.capability)}"
+    if not _triton():
+        return "Triton, which is not installed"
+    compilers = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]  # where Triton looks for one
+    if not any(map(shutil.which, compilers)):
+        return f"a C compiler, and none is found ({', '.join(compilers)})"
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    return "" if header.exists() else f"Python's headers, and {header} is missing"
+
+
+def _triton() -> str:
+    """The version of the Triton that is installed; empty where none is. It is not imported for that."""
+    found = importlib.util.find_spec("triton")
+    if found is None or found.origin is None:
+        return ""
+    text = Path(found.origin).read_text(encoding="utf-8")
+    version = re.search(r"^__version__\s*=\s*['\"](\d+\.\d+[^'\"]*)", text, re.MULTILINE)
+    return version[1] if version else _dotted(FAST_TRITON)  # of another make: the engine finds out
+
+
+def _language_config(model: ModelSettings) -> Mapping[str, Any]:
+    """The language model's part of the checkpoint's config.json; empty where it is not here, or cannot be read."""
+    if model.weights != "checkpoint" or model.path is None:
+        return {}
+    file: Any = Path(os.path.expanduser(model.path), "config.json")
+    try:
+        if not file.parent.is_dir():
+            from huggingface_hub import try_to_load_from_cache
+
+            file = try_to_load_from_cache(model.path, "config.json", revision=model.revision)
+        if not isinstance(file, (str, Path)):
+            return {}
+        config = json.loads(Path(file).read_text(encoding="utf-8"))
+        language = config.get("language_config") or config.get("text_config")
+    except (OSError, ValueError, AttributeError):
+        return {}  # what is wrong is said where the model is loaded
+    return language if isinstance(language, Mapping) else {}
+
+
+def _why_other_layers(language: Mapping[str, Any]) -> str:
+    for key, value in LAYERS.items():
+        if language.get(key) not in (value, None):
+            return f"a model whose {key} is {value!r}, not {language[key]!r}"
+    return ""
+
+
+def _head_size(language: Mapping[str, Any]) -> int:
+    """The size of an attention head; 1 where it is not known."""
+    size, heads = language.get("hidden_size"), language.get("num_attention_heads")
+    own = language.get("head_dim")
+    if isinstance(own, int):
+        return own
+    return size // heads if isinstance(size, int) and isinstance(heads, int) and heads > 0 else 1
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
 
 
 def make_engine(name: str, model: Any) -> Engine:

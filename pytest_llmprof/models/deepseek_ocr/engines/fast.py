@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_llmprof.errors import EngineUnavailable, ModelError
+from pytest_llmprof.models.deepseek_ocr.engines import FAST_DTYPES, FAST_TRITON, old_triton
 from pytest_llmprof.models.deepseek_ocr.engines.graphs import require_compiler
 from pytest_llmprof.models.deepseek_ocr.engines.prefill import Cache, StaticCacheEngine, cache_places
 from pytest_llmprof.models.deepseek_ocr.engines.step import Sparse, check_layers, weights_of
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from pytest_llmprof.models.base import Phases, Token
     from pytest_llmprof.models.deepseek_ocr.generation import TokenTracker
 
-_TRITON = (3, 5)
-"""Oldest version that has the kernels' launch option (PDL) and takes tuples of tiles."""
 _BLOCK = 256
 """Columns that a program multiplies at once: a warp's 32 threads take 8 each, 16 bytes of bfloat16."""
 
@@ -42,11 +41,11 @@ def check_supported(device: torch.device, dtype: torch.dtype, batch_size: int) -
     except ImportError:
         raise EngineUnavailable("infer=fast needs Triton, which is not installed; use infer=reference") from None
     version = triton.__version__
-    if tuple(map(int, version.split(".")[:2])) < _TRITON:
-        needed = ".".join(map(str, _TRITON))
+    if old_triton(version):
+        needed = ".".join(map(str, FAST_TRITON))
         raise EngineUnavailable(f"infer=fast needs Triton {needed} or newer, not {version}; use infer=compiled")
-    if not interpreted and dtype not in (torch.bfloat16, torch.float16):
-        name = str(dtype).removeprefix("torch.")
+    name = str(dtype).removeprefix("torch.")
+    if not interpreted and name not in FAST_DTYPES:
         raise ModelError(f"infer=fast runs in bfloat16 or float16; for model.dtype={name} use infer=compiled")
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pytest_llmprof.errors import ModelError
+from pytest_llmprof.models.deepseek_ocr.engines import LAYERS
 from pytest_llmprof.models.deepseek_ocr.engines.graphs import compile_whole
 from pytest_llmprof.models.deepseek_ocr.generation import NOT_A_TOKEN
 
@@ -239,8 +240,7 @@ def highest_score(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 def check_layers(text: Any) -> None:
     """Raise `ModelError` for layers that engines with a static cache do not compute."""
-    known = {"hidden_act": "silu", "topk_method": "greedy", "attention_bias": False, "mlp_bias": False}
-    for key, value in known.items():
+    for key, value in LAYERS.items():
         if getattr(text, key, value) != value:
             raise ModelError(
                 f"this engine needs a language model whose {key} is {value!r}; this one has {getattr(text, key)!r}: "
