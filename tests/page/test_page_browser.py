@@ -81,6 +81,7 @@ def test_keys(open_page, page_file):
     page.keyboard.press("j")
     page.keyboard.press("Enter")
     expect(page).to_have_url(re.compile(r"#/test/\d+$"))
+    expect(page.get_by_role("link", name="All tests")).to_be_visible()
     page.keyboard.press("Escape")
     expect(page).to_have_url(re.compile("#/$"))
     page.keyboard.press("?")
@@ -216,19 +217,39 @@ def test_comparison_shows_verdicts_and_changed_answers(open_page, tmp_path):
     page = open_page(tmp_path / "after/index.html")
     assert page.get_by_role("columnheader", name="Against the baseline").count() == 1
     assert set(texts(page, "main table tbody .badge")) == {"✓ passed", "? unclear"}
+    counted = sum(map(int, re.findall(r"(\d+) [a-z]", page.locator(".notice").inner_text())))
     page.get_by_role("link", name="test_pages[mode1]").first.click()
     expect(page.get_by_role("heading", name="Against before")).to_be_visible()
     expect(page.get_by_role("table", name="Metrics before and after").locator("tbody tr")).to_have_count(5)
     page.get_by_role("link", name="The whole comparison").click()
     rows = page.locator("main table tbody tr")
     shown = rows.count()
-    assert shown > 4
+    assert shown == counted > 4
     page.get_by_label("Which metrics").select_option("all")
     expect(rows).not_to_have_count(shown)
     page.locator("details.changed summary").click()
     expect(page.locator("article")).to_have_count(1)
     expect(page.locator("article del")).to_have_text("2")
     expect(page.locator("article ins")).to_have_text("3")
+
+
+def test_a_comparison_on_a_phone_shows_verdicts_in_low_rows(open_page, tmp_path):
+    for name, day in (("before", 23), ("after", 24)):
+        write_run(tmp_path / name, tests=2, rounds=3, started=f"2026-11-{day}T10:15:00+00:00")
+    assert main(["report", str(tmp_path / "after"), "--baseline", str(tmp_path / "before")]) == 0
+    page = open_page(tmp_path / "after/index.html", "/compare", width=400)
+    box = page.locator("main table tbody .badge").first.bounding_box()
+    assert box["x"] + box["width"] <= 400
+    heights = "rows => rows.map(row => row.offsetHeight)"
+    assert max(page.locator("main table tbody tr").evaluate_all(heights)) < 120
+
+
+def test_commands_wrap_between_words(open_page, page_file):
+    page = open_page(page_file, "/test/0", width=400)
+    words = page.locator(".command code span")
+    assert " ".join(texts(page, ".command code span")) == page.locator(".command code").inner_text()
+    heights = words.evaluate_all("words => words.map(word => [word.textContent, word.offsetHeight])")
+    assert {height for word, height in heights if len(word) < 30} == {min(height for _, height in heights)}
 
 
 def test_contended_rounds_are_told_apart(open_page, tmp_path):
@@ -334,8 +355,9 @@ def test_hostile_records_do_nothing(open_page, tmp_path):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1400, 400])
 @pytest.mark.parametrize("route", ["/", "/test/0", "/gallery/0", "/compare"])
-def test_axe_finds_no_serious_fault(open_page, tmp_path, route, scheme):
+def test_axe_finds_no_serious_fault(open_page, tmp_path, route, width, scheme):
     if not AXE.is_file():
         pytest.skip(f"axe-core is not there: npm pack axe-core, and its axe.min.js as {AXE}")
     for name, day in (("before", 23), ("after", 24)):
@@ -343,7 +365,7 @@ def test_axe_finds_no_serious_fault(open_page, tmp_path, route, scheme):
         write_gallery(run / "test_pages/test_pages-mode0/one_stage", [answer_of("a"), answer_of("b")])
         write_timeline(run / "test_pages/test_pages-mode0/one_stage", 50)
     assert main(["report", str(tmp_path / "after"), "--baseline", str(tmp_path / "before")]) == 0
-    page = open_page(tmp_path / "after/index.html", route, color_scheme=scheme, bypass_csp=True)
+    page = open_page(tmp_path / "after/index.html", route, width=width, color_scheme=scheme, bypass_csp=True)
     page.wait_for_timeout(300)
     page.evaluate(AXE.read_text())
     found = page.evaluate("async () => (await axe.run()).violations")

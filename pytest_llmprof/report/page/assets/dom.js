@@ -208,6 +208,15 @@ function debounced(action, milliseconds = 80) {
   };
 }
 
+/** A command, which wraps between its words alone: not after the hyphens of an option. */
+function commandCode(text) {
+  return h(
+    "code",
+    {},
+    text.split(/( +)/).map((part) => (part.trim() ? h("span", {}, part) : part)),
+  );
+}
+
 /** A button that copies *text*. Where the browser forbids it, the text is selected instead. */
 function copyButton(text, source) {
   const button = h("button", { type: "button", class: "quiet" }, "Copy");

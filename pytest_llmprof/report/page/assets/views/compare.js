@@ -66,7 +66,7 @@ function compareHead(comparison) {
     notes.length
       ? h(
           "ul",
-          { class: "plain muted" },
+          { class: "remarks muted" },
           notes.map((note) => h("li", {}, note)),
         )
       : null,
@@ -120,6 +120,18 @@ function changeColumns(comparison) {
   const reach = Math.min(Math.log(3), Math.max(3 * Math.log(1 + comparison.margin), widest));
   return [
     { title: "Metric", value: (row) => row.title, cell: (row) => row.title },
+    {
+      title: "Verdict",
+      value: (row) => WEIGHT.indexOf(row.verdict),
+      cell: (row) => [
+        verdictBadge(row.verdict),
+        row.failed
+          ? h("small", { class: "broken" }, ` outside ${row.limit}`)
+          : row.limit !== null
+            ? h("small", {}, ` limit ${row.limit}`)
+            : null,
+      ],
+    },
     { title: "Before", number: true, value: (row) => row.before, cell: (row) => number(row.before) },
     { title: "After", number: true, value: (row) => row.after, cell: (row) => number(row.after) },
     { title: "Change", number: true, value: (row) => row.ratio, cell: (row) => change(row.ratio) },
@@ -134,18 +146,6 @@ function changeColumns(comparison) {
           intervalChart(row, comparison.margin, reach),
           h("small", {}, intervalText(row)),
         ),
-    },
-    {
-      title: "Verdict",
-      value: (row) => WEIGHT.indexOf(row.verdict),
-      cell: (row) => [
-        verdictBadge(row.verdict),
-        row.failed
-          ? h("small", { class: "broken" }, ` outside ${row.limit}`)
-          : row.limit !== null
-            ? h("small", {}, ` limit ${row.limit}`)
-            : null,
-      ],
     },
     {
       title: "Note",
@@ -209,7 +209,7 @@ function compareRows(comparison) {
           ? h(
               "a",
               { href: `#/test/${indexes.get(row.test)}`, "data-item": true },
-              testName({ id: row.test, stage: row.stage }).name,
+              nameWithStage(overview, overview.rows[indexes.get(row.test)]),
             )
           : row.test,
     },
@@ -301,7 +301,7 @@ function compareTexts(comparison) {
       const details = h(
         "details",
         { class: "changed" },
-        h("summary", {}, `${testName(row).name}: ${what}${rates}`),
+        h("summary", {}, `${nameWithStage(overview, row)}: ${what}${rates}`),
         row.changed
           ? list
           : h(

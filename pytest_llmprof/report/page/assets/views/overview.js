@@ -35,7 +35,7 @@ function overviewHead(data) {
       ? ""
       : `The run ${{ running: "has not ended", stopped: "was stopped" }[data.status] || "was interrupted"}. `;
   const facts = [dateText(data.started), ...new Set(data.rows.map((row) => row.device).filter(Boolean))];
-  const command = h("code", {}, data.command);
+  const command = commandCode(data.command);
   return h(
     "div",
     { class: "verdict" },
@@ -48,8 +48,7 @@ function overviewHead(data) {
 function overviewComparison() {
   const comparison = block("comparison");
   const counts = new Map();
-  for (const row of comparison.rows)
-    if (row.shown || row.limit !== null) counts.set(row.verdict, (counts.get(row.verdict) || 0) + 1);
+  for (const row of comparison.rows.filter(isShown)) counts.set(row.verdict, (counts.get(row.verdict) || 0) + 1);
   const text = [...counts]
     .sort(([a], [b]) => WEIGHT.indexOf(a) - WEIGHT.indexOf(b))
     .map(([verdict, amount]) => `${amount} ${verdict}`)
@@ -64,10 +63,14 @@ function overviewComparison() {
   );
 }
 
-function testLink(data, index) {
-  const row = data.rows[index];
+/** A test's name, with its stage where the run has several. */
+function nameWithStage(data, row) {
   const several = data.rows.some((other) => other.stage !== row.stage);
-  return h("a", { href: `#/test/${index}` }, testName(row).name, several ? ` ${row.stage}` : null);
+  return `${testName(row).name}${several ? ` ${row.stage}` : ""}`;
+}
+
+function testLink(data, index) {
+  return h("a", { href: `#/test/${index}` }, nameWithStage(data, data.rows[index]));
 }
 
 function overviewFailures(data) {

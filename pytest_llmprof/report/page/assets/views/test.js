@@ -380,7 +380,7 @@ function testMetrics(data) {
 }
 
 function testFiles(data, row) {
-  const command = h("code", {}, data.repeat);
+  const command = commandCode(data.repeat);
   return section(
     "Run it again, look deeper",
     h("p", {}, "This test alone, with the options of the run, from the project's root directory:"),
