@@ -19,6 +19,7 @@ FOUND = {
     "h100_fast": {0.05: 0.99},  # 28 processes: 14 pairs of the 24 that a gate may have
     "h100_fast_ahead_8": {0.02: 0.95, 0.05: 0.99},
     "h100_reference": {},
+    "h200_fast": {},  # two speeds, 3.5 % apart
     "cpu": {0.1: 0.9},
     "cpu_16_rounds": {},
 }
