@@ -190,6 +190,8 @@ class ModelInfo(Struct, frozen=True):
     mode: str
     engine: str
     details: dict[str, Any] = {}
+    note: str | None = None
+    """What a reader must know of how it ran, in one line; null where there is nothing."""
 
 
 class LeftOut(Struct, frozen=True):

@@ -20,6 +20,8 @@ THROTTLED = 0.01
 """Share of the rounds for which the driver counted throttling."""
 NOISE = 0.1
 """Interquartile range over median of a page's rounds."""
+_PILLOW = "Pillow"
+"""What DeepSeek-OCR's details name where the CPU preprocesses."""
 _GROUPS, _NAMED = 5, 3
 """How many reasons for leaving files out are shown, and how many files of each."""
 SLOW_PAGE = 3.0
@@ -47,9 +49,11 @@ def _preprocess(metrics: Metrics) -> Iterator[Finding]:
     first = share(metrics.figures.get("preprocess_ms"), metrics.figures.get("ttft_ms"))
     for part, whole in ((phase_share(metrics, "preprocess"), "a page"), (first, "the time to first token")):
         if part is not None and part > PREPROCESS_SHARE:
+            on_cpu = metrics.model is None or metrics.model.details.get("preprocess", _PILLOW) == _PILLOW
             yield Finding(
                 phase_weight(metrics, "preprocess"),
-                f"**Preprocessing takes {percent(part)} of {whole}**: work of the CPU before the model starts.",
+                f"**Preprocessing takes {percent(part)} of {whole}**: work {'of the CPU ' if on_cpu else ''}before the "
+                "model starts.",
             )
             return
 
@@ -98,11 +102,12 @@ def _contended(metrics: Metrics) -> Iterator[str]:
 
 
 def page_notes(metrics: Metrics, text: Callable[[str], str] = str) -> list[str]:
-    """How the prompt was read, which files were left out, and which pages failed in a test that may have such.
+    """What the model says of how it ran, how the prompt was read, which files were left out, and which pages failed in
+    a test that may have such.
 
     *text* escapes a value.
     """
-    found = [text(metrics.prompt_note)] if metrics.prompt_note else []
+    found = [text(note) for note in (metrics.model and metrics.model.note, metrics.prompt_note) if note]
     if metrics.dataset is not None and (groups := metrics.dataset.left_out):
         parts = []
         for one in sorted(groups, key=lambda one: -one.count)[:_GROUPS]:

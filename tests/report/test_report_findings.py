@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 from report_helpers import notes, report, section, to_look_at
@@ -9,7 +10,7 @@ from report_helpers import notes, report, section, to_look_at
 from pytest_llmprof.records.environment import Environment, Gpu, Workers
 from pytest_llmprof.records.metrics import Metrics, RoundHost
 from pytest_llmprof.records.stage import StageRecords
-from pytest_llmprof.report.findings import findings, machine_warnings, warnings
+from pytest_llmprof.report.findings import findings, machine_warnings, page_notes, warnings
 from pytest_llmprof.stages.torch_profiler.records import Profile, TopOperator
 
 
@@ -60,7 +61,10 @@ def test_time_outside_phases_and_preprocessing(records: StageRecords) -> None:
     records.metrics.figures.update(total_ms=100.0, other_ms=20.0, preprocess_ms=40.0, decode_ms=30.0)
     texts = to_look_at(records)
     assert any("20.0 % of a page's time lies outside all phases" in text for text in texts)
-    assert any("Preprocessing takes 40.0 % of a page" in text for text in texts)
+    assert any("Preprocessing takes 40.0 % of a page**: work of the CPU before" in text for text in texts)
+    assert records.metrics.model is not None
+    records.metrics.model.details["preprocess"] = "Triton"
+    assert any("Preprocessing takes 40.0 % of a page**: work before" in text for text in to_look_at(records))
 
 
 def test_on_a_cpu_the_top_operator_is_named(records: StageRecords) -> None:
@@ -117,6 +121,12 @@ def test_loops_and_outliers(records: StageRecords) -> None:
     texts = to_look_at(records)
     assert texts[0].startswith("**1 page ended in a loop**")
     assert any("3.75 times the median page" in text for text in texts)
+
+
+def test_the_models_note_is_shown(metrics: Metrics) -> None:
+    metrics.model = msgspec.structs.replace(metrics.model, note="preprocessing ran on the CPU: <one byte> differs")
+    assert warnings(metrics, None) == ["preprocessing ran on the CPU: &lt;one byte&gt; differs"]
+    assert page_notes(metrics) == ["preprocessing ran on the CPU: <one byte> differs"]
 
 
 def test_warnings(metrics: Metrics, environment: Environment, gpu: Gpu) -> None:

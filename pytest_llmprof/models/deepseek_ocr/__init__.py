@@ -7,7 +7,8 @@
     loader.py         settings -> a loaded model (checkpoint, embedded or random weights)
     random_weights.py seeded weights made on the device
     tokenizers.py     tokenizer.json, or the built-in tokenizer of random weights
-    preprocessing.py  image -> tensors, by the released rules
+    preprocessing.py  image -> views, by the released rules
+    views.py          views -> tensors: by Pillow, or on the GPU with the same bytes (resize.py, resize_kernel.py)
     vision.py         SAM, CLIP, projector, merge into the prompt's embeddings
     generation.py     prefill and decode, one token at a time
     engines/          ways to run the forward passes (infer.engine)

@@ -13,6 +13,7 @@ from pytest_llmprof.errors import ModelError
 from pytest_llmprof.models.base import Capabilities, ModelInfo, NoPhases, ParsedOutput, Token
 from pytest_llmprof.models.deepseek_ocr import generation, parsing, preprocessing, prompts, vision
 from pytest_llmprof.models.deepseek_ocr.engines import Engine, Inputs, make_engine
+from pytest_llmprof.models.deepseek_ocr.views import make_views
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -55,6 +56,7 @@ class DeepseekOcr:
         self._special = tuple(dict.fromkeys((*parsing.SPECIAL, *map(tokenizer.decode, ([bos], [eos])))))
         self._device, self._dtype = network.lm_head.weight.device, network.lm_head.weight.dtype
         self.engine = make_engine(engine, network)
+        self._views: Any = make_views(engine, self.mode, self._device, self._dtype)
         self.capabilities = Capabilities(phases=_PHASES, block=self.engine.block)
         self.info = ModelInfo(
             name="deepseek_ocr",
@@ -65,8 +67,10 @@ class DeepseekOcr:
             dtype=str(self._dtype).removeprefix("torch."),
             mode=mode,
             engine=engine,
+            note=self._views.note,
             details={
                 **self.engine.details,
+                "preprocess": self._views.how,
                 "layers": text.num_hidden_layers,
                 "hidden_size": text.hidden_size,
                 "routed_experts": text.n_routed_experts,
@@ -109,9 +113,7 @@ class DeepseekOcr:
         """
         self._check_open()
         network = self.network
-        views = [preprocessing.page_views(image, self.mode) for image in images]
-        overviews, crops = self._pixels(views)
-        grids = [page.grid for page in views]
+        overviews, crops, grids = self._views(images, self.mode)
 
         @torch.inference_mode()
         def encode() -> list[torch.Tensor]:
@@ -166,7 +168,7 @@ class DeepseekOcr:
 
     def close(self) -> None:
         """Free the weights; the model cannot run afterwards."""
-        self.network = None
+        self.network = self._views = None
         self.engine.close()
         gc.collect()  # the modules refer to one another in circles
         if self._device.type == "cuda":
@@ -174,10 +176,8 @@ class DeepseekOcr:
 
     def preprocess(self, images: Sequence[Image], infer: InferSettings) -> Inputs:
         """A batch of images and its prompts as tensors on the device."""
-        views = [preprocessing.page_views(image, self.mode) for image in images]
-        overviews, crops = self._pixels(views)
+        overviews, crops, grids = self._views(images, self.mode)
         before, after = self._prompt_ids(infer)
-        grids = tuple(page.grid for page in views)
         counts = (preprocessing.image_tokens(grid, self.mode) for grid in grids)
         batch = generation.pad_prompts(
             [[*before, *[self._image_token] * count, *after] for count in counts], self._device
@@ -187,15 +187,6 @@ class DeepseekOcr:
     def _check_open(self) -> None:
         if self.network is None:
             raise ModelError("the model was closed")
-
-    def _pixels(self, views: Sequence[preprocessing.PageViews]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Overviews and crops on the device."""
-        tiles = [tile for page in views if page.crops is not None for tile in page.crops]
-        return self._upload([page.overview for page in views]), self._upload(tiles) if tiles else None
-
-    def _upload(self, pixels: Sequence[torch.Tensor]) -> torch.Tensor:
-        # As bytes and in memory order: half the traffic, and the CPU rearranges nothing.
-        return preprocessing.normalize([view.to(self._device) for view in pixels], self._dtype)
 
     def _prompt_ids(self, infer: InferSettings) -> tuple[list[int], list[int]]:
         """The token ids before and after the image's."""

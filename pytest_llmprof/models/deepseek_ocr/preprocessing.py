@@ -23,7 +23,8 @@ CropGrid = tuple[int, int]
 TILE = 640
 """Side of a crop, in pixels."""
 _PATCH, _DOWNSAMPLE = 16, 4
-_GREY = (127, 127, 127)
+GREY = 127
+"""Each channel of the padding, as a byte."""
 _GRIDS = sorted(
     ((columns, rows) for columns in range(1, 10) for rows in range(1, 10) if 2 <= columns * rows <= 9),
     key=lambda grid: grid[0] * grid[1],
@@ -61,6 +62,46 @@ class PageViews:
     crops: torch.Tensor | None
     """uint8 [columns * rows, 3, 640, 640], row by row; None where there are none."""
     grid: CropGrid
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a resized image lies on square tiles: the global view is one, crops are several."""
+
+    size: tuple[int, int]
+    """Width and height that the image is resized to."""
+    side: int
+    """Side of a tile, in pixels."""
+    columns: int = 1
+    rows: int = 1
+    corner: tuple[int, int] = (0, 0)
+    """Left and top of the image on the tiles; the rest is grey."""
+
+    @property
+    def tiles(self) -> int:
+        """How many tiles there are."""
+        return self.columns * self.rows
+
+
+def overview_placement(size: tuple[int, int], mode: Mode) -> Placement:
+    """Where `page_views` puts an image of *size* (width, height) in its global view."""
+    width, height = size
+    side = mode.size
+    if not mode.pad or width == height:
+        return Placement((side, side), side)
+    if min(width, height) * side < max(width, height):  # as in `_pad`: the short side keeps one pixel
+        middle = (side - 1) // 2
+        wide = width > height
+        return Placement((side, 1) if wide else (1, side), side, corner=(0, middle) if wide else (middle, 0))
+    # As PIL.ImageOps.pad computes it.
+    fitted = (side, round(height / width * side)) if width > height else (round(width / height * side), side)
+    return Placement(fitted, side, corner=(round((side - fitted[0]) * 0.5), round((side - fitted[1]) * 0.5)))
+
+
+def crop_placement(grid: CropGrid) -> Placement:
+    """Where it puts an image on its crops."""
+    columns, rows = grid
+    return Placement((columns * TILE, rows * TILE), TILE, columns, rows)
 
 
 def crop_grid(size: tuple[int, int], mode: Mode) -> CropGrid:
@@ -123,10 +164,10 @@ def _pad(image: Image, size: int) -> Image:
 
     width, height = image.size
     if min(width, height) * size >= max(width, height):
-        return ImageOps.pad(image, (size, size), color=_GREY)
+        return ImageOps.pad(image, (size, size), color=(GREY, GREY, GREY))
     # The short side would round to nothing, which Pillow refuses: keep one pixel.
     strip = image.resize((size, 1) if width > height else (1, size))
-    canvas = images.new("RGB", (size, size), _GREY)
+    canvas = images.new("RGB", (size, size), (GREY, GREY, GREY))
     canvas.paste(strip, (0, (size - 1) // 2) if width > height else ((size - 1) // 2, 0))
     return canvas
 

@@ -1,0 +1,47 @@
+"""The Triton kernel of the views on a CPU, in Triton's interpreter. It is a program of its own, because the interpreter
+must be chosen before Triton is imported. Prints "equal" or "differs" for each case as JSON, for `test_model_views.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pytest_llmprof.models.deepseek_ocr import resize_kernel, views
+from pytest_llmprof.models.deepseek_ocr.preprocessing import Mode, Placement
+from pytest_llmprof.models.deepseek_ocr.resize import resize
+
+CPU = torch.device("cpu")
+resize_kernel.BLOCK = 16  # several programs a row
+views._TRIED = ((9, 7), (7, 9))  # the interpreter is slow for each program
+
+
+def noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def main() -> None:
+    found = {}
+    for mode in (Mode(24, pad=True), Mode(20, pad=False)):
+        ours, theirs = views.DeviceViews(mode, CPU, torch.bfloat16), views.PillowViews(CPU, torch.bfloat16)
+        found["how"] = ours.how
+        for size in ((1, 1), (30, 1), (21, 32), (24, 7), (20, 20)):
+            equal = torch.equal(ours([noise(*size)], mode).overviews, theirs([noise(*size)], mode).overviews)
+            found[f"{size} {mode.size}"] = "equal" if equal else "differs"
+    # Crops of 640 pixels would take minutes, so tiles of 8.
+    source = torch.from_numpy(np.array(noise(25, 30)))
+    place, tiles = Placement((24, 16), 8, 3, 2), torch.zeros((6, 3, 8, 8), dtype=torch.bfloat16)
+    ours._resize(source, place, tiles)
+    whole = ours._values[resize(source, place.size, ours._order).long()]
+    wanted = whole.reshape(3, 2, 8, 3, 8).permute(1, 3, 0, 2, 4).reshape(6, 3, 8, 8)
+    found["tiles"] = "equal" if torch.equal(tiles, wanted) else "differs"
+    print(json.dumps(found))
+
+
+main()
