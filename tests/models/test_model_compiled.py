@@ -29,7 +29,7 @@ def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Any, Any]]:
         compiled = load(settings, InferSettings(engine="compiled"))
     except EngineUnavailable as error:
         pytest.skip(str(error))
-    yield load(settings, InferSettings()), compiled
+    yield load(settings, InferSettings(engine="reference")), compiled
     compiled.close()
 
 
@@ -147,7 +147,7 @@ def test_crops_of_several_pages() -> None:
 @pytest.fixture(scope="module")
 def crops_of() -> Any:
     """The tiny model in mode gundam, its prefill with nothing compiled, and how many views each part was given."""
-    model = load(replace(SETTINGS, mode="gundam"), InferSettings())
+    model = load(replace(SETTINGS, mode="gundam"), InferSettings(engine="reference"))
     shapes: dict[Any, list[int]] = {}
 
     class Noted(graphs.Graphs):
@@ -194,7 +194,7 @@ def test_bfloat16_agrees_with_the_reference(phases: Record) -> None:
     """Rounding differs, so answers part somewhere; at the start they agree. Prints the share of equal tokens."""
     settings = replace(SETTINGS, device="cuda", dtype="bfloat16")
     infer = replace(INFER, max_new_tokens=64)
-    reference = load(settings, infer)
+    reference = load(settings, replace(infer, engine="reference"))
     compiled = load(settings, replace(infer, engine="compiled"))
     models, shares = (reference, compiled), []
     for number in range(1, 7):

@@ -249,7 +249,7 @@ def test_scores_are_as_near_to_float32_as_eager_bfloat16(
     """
     if seed:
         monkeypatch.setattr(prefill, "Prefill", lambda model, graphs, compiled: Prefill(model, graphs, compiled=False))
-    model = load(replace(FULL, seed=seed), InferSettings())
+    model = load(replace(FULL, seed=seed), InferSettings(engine="reference"))
     infer = InferSettings(max_new_tokens=POSITIONS + 1)
     forced = torch.randint(10, 120_000, (POSITIONS,), generator=torch.Generator().manual_seed(seed)).to(CUDA)
     image = blocks_image(seed, (1000, 1414))

@@ -116,3 +116,17 @@ def test_a_chosen_engine_that_cannot_run_says_that_auto_chose_it(bench, monkeypa
     clean(result)
     text = "infer.engine=fast (auto: a guess): infer=fast needs an NVIDIA GPU; on cpu use infer=reference"
     result.stdout.fnmatch_lines([f"SKIPPED*{text}"])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("keys", "engine"), [((), "fast"), (("infer.batch_size=2",), "compiled"), (("model.device=cpu",), "reference")]
+)
+def test_the_default_on_a_gpu(bench, keys, engine):
+    """On a machine that has what every engine needs."""
+    bench.test()
+    bench.passed("measure.warmup=1", *keys, args=STAGE)
+    found = metrics(bench)
+    assert found["model"]["engine"] == found["fingerprint"]["engine"] == engine
+    assert found["model"]["note"] is None
+    assert found["model"]["details"]["preprocess"] == ("Pillow" if engine == "reference" else "Triton")

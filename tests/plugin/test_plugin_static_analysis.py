@@ -211,7 +211,8 @@ def test_on_a_gpu_of_the_table(bench, dtype):
     name = torch.cuda.get_device_name(0)
     row = find_gpu(name)
     bench.test()
-    bench.passed(*RANDOM, "model.device=cuda", f"model.dtype={dtype}", "measure.warmup=1", args=STAGE)
+    keys = ("infer=reference", "model.device=cuda", f"model.dtype={dtype}", "measure.warmup=1")
+    bench.passed(*RANDOM, *keys, args=STAGE)
     found = metrics(bench)
     block = found["static_analysis"]
     assert block["card"] == name

@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    model = load(ModelSettings(path=str(options.model), mode="tiny"), InferSettings())
+    model = load(ModelSettings(path=str(options.model), mode="tiny"), InferSettings(engine="reference"))
     metrics = evaluate(model, samples(options.data, options.pages), batch=options.batch)
     if options.json:
         options.json.write_text(json.dumps(metrics, indent=1, ensure_ascii=False), encoding="utf-8")
