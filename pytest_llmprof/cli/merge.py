@@ -24,8 +24,8 @@ from pytest_llmprof.compare.saved import MACHINE, by_machine, machine_name, plac
 from pytest_llmprof.compare.store import Store, check_name
 from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.records.baseline import SavedRun
-from pytest_llmprof.records.files import decode_record, read_bytes, read_json, write_json
-from pytest_llmprof.records.run import SCHEMA, MergedRun, RunRecord, TestRecord
+from pytest_llmprof.records.files import read_json, write_json
+from pytest_llmprof.records.run import MergedRun, RunRecord, TestRecord
 from pytest_llmprof.report.page import PAGE, write_page
 from pytest_llmprof.report.run_summary import SUMMARY, write_summary
 from pytest_llmprof.text.escape import one_line
@@ -154,7 +154,7 @@ def _read(run: Path, allow_missing: bool) -> _Part:
     path = run / "run.json"
     if not path.is_file():
         raise ArtifactError(f"{run} is no run directory: there is no run.json in it")
-    record = decode_record(read_bytes(path), RunRecord, SCHEMA, path)
+    record = RunRecord.read(run)
     if record.alive():
         raise ArtifactError(f"{run} goes on (process {record.process.pid}): wait for its end")  # type: ignore[union-attr]
     if record.status != "complete" and not allow_missing:

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pytest_llmprof.cli import clusters
 from pytest_llmprof.cli.merge import merge
@@ -22,7 +21,7 @@ from pytest_llmprof.cli.processes import NOT_MEASURED, cause, ended, ignore_sign
 from pytest_llmprof.cli.shard_job import JOB, RUN, run_shard
 from pytest_llmprof.cli.sides import say
 from pytest_llmprof.errors import ArtifactError, ConfigError, LlmprofError
-from pytest_llmprof.records import run, submission
+from pytest_llmprof.records import submission
 from pytest_llmprof.records.files import decode_record, read_bytes, write_json, write_text
 from pytest_llmprof.records.run import RunRecord
 from pytest_llmprof.records.submission import ShardJob, Submission
@@ -391,15 +390,10 @@ class _Submitted:
 
 
 def _attempt(path: Path) -> _Attempt:
+    """The attempt in *path*, as far as its files are there (yet)."""
+    job, run = path / JOB, path / RUN
     return _Attempt(
         path,
-        _read(path / JOB, ShardJob, submission.SCHEMA),
-        _read(path / RUN / "run.json", RunRecord, run.SCHEMA),
+        decode_record(read_bytes(job), ShardJob, submission.SCHEMA, job) if job.exists() else None,
+        RunRecord.read(run) if (run / "run.json").exists() else None,
     )
-
-
-def _read(path: Path, kind: type[Any], schema: int) -> Any:
-    """The record at *path*; None where it is not there (yet)."""
-    if not path.exists():
-        return None
-    return decode_record(read_bytes(path), kind, schema, path)

@@ -162,8 +162,7 @@ def read_seconds(places: Iterable[Path]) -> dict[str, float]:
 
 def saved_run(directory: Path) -> SavedRun:
     """Read a run directory. Raises `ArtifactError` with one line where a file is missing, broken or newer."""
-    path = directory / "run.json"
-    record = decode_record(read_bytes(path), RunRecord, run.SCHEMA, path)
+    record = RunRecord.read(directory)
     saved = SavedRun(
         key="",
         source=str(directory),

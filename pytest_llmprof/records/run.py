@@ -9,6 +9,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from pytest_llmprof.records.catalogue import Declaration
+from pytest_llmprof.records.files import decode_record, read_bytes
 
 SCHEMA = 1
 """Version of run.json."""
@@ -113,6 +114,12 @@ class RunRecord(Struct, kw_only=True):
     tests: list[TestRecord]
     merged: list[MergedRun] = []
     """The runs that this one was joined of; else empty."""
+
+    @classmethod
+    def read(cls, run_dir: Path) -> RunRecord:
+        """Read run.json of a run. Raises `ArtifactError` with one line where it is missing, broken or newer."""
+        path = run_dir / "run.json"
+        return decode_record(read_bytes(path), cls, SCHEMA, path)
 
     def alive(self) -> bool | None:
         """Whether the run goes on: False where it has ended or was killed, None where this cannot be known here."""

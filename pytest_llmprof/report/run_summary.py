@@ -12,7 +12,6 @@ from pytest_llmprof.compare.headline import headline
 from pytest_llmprof.compare.result import COMPARISON, SCHEMA, Comparison
 from pytest_llmprof.compare.table import comparison_section
 from pytest_llmprof.errors import ArtifactError
-from pytest_llmprof.records import run as run_record
 from pytest_llmprof.records.catalogue import Declaration
 from pytest_llmprof.records.environment import Environment
 from pytest_llmprof.records.files import decode_record, read_bytes, write_text
@@ -63,8 +62,7 @@ def write_summary(run_dir: Path, *, not_compared: str = "") -> None:
     *not_compared* says why the run has no comparison with the baseline that was asked for. Raises `ArtifactError`
     where run.json or comparison.json cannot be read, or summary.md cannot be written.
     """
-    path = run_dir / "run.json"
-    run = decode_record(read_bytes(path), RunRecord, run_record.SCHEMA, path)
+    run = RunRecord.read(run_dir)
     path = run_dir / COMPARISON
     comparison = decode_record(read_bytes(path), Comparison, SCHEMA, path) if path.exists() else None
     tests = [_read(run_dir, test, run.metrics) for test in run.tests]

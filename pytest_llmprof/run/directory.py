@@ -15,8 +15,8 @@ from tempfile import TemporaryDirectory
 
 from pytest_llmprof.config.paths import why_unusable
 from pytest_llmprof.errors import ArtifactError
-from pytest_llmprof.records.files import decode_record, read_bytes, write_json, write_text
-from pytest_llmprof.records.run import SCHEMA, RunRecord, TestRecord
+from pytest_llmprof.records.files import write_json, write_text
+from pytest_llmprof.records.run import RunRecord, TestRecord
 from pytest_llmprof.text.names import unique_names
 
 _BASE = "llmprof-runs"
@@ -175,7 +175,7 @@ def _link(source: Path, target: Path) -> None:
 def _record(path: Path) -> RunRecord | None:
     """run.json of *path*; None where it holds no run that can be read."""
     try:
-        return decode_record(read_bytes(path / "run.json"), RunRecord, SCHEMA, path / "run.json")
+        return RunRecord.read(path)
     except ArtifactError:
         return None
 

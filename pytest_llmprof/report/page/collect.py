@@ -10,7 +10,6 @@ from msgspec import Raw
 
 from pytest_llmprof.compare.result import Comparison
 from pytest_llmprof.errors import ArtifactError
-from pytest_llmprof.records import run as run_record
 from pytest_llmprof.records.catalogue import Declaration
 from pytest_llmprof.records.files import decode_record, read_bytes
 from pytest_llmprof.records.metrics import Metrics, Sample
@@ -54,11 +53,9 @@ def collect(
     """Read the run in *run_dir*; *comparison* is its comparison with a baseline.
 
     *base* is how the page links to the run directory; *before* is the baseline's run directory, for the answers that
-    differ. Raises `ArtifactError` where run.json cannot be read; a test
-    whose files cannot be read says so in its place.
+    differ. Raises `ArtifactError` where run.json cannot be read; a test whose files cannot be read says so.
     """
-    path = run_dir / "run.json"
-    run = decode_record(read_bytes(path), RunRecord, run_record.SCHEMA, path)
+    run = RunRecord.read(run_dir)
     columns = [_column(metric) for metric in run.metrics]
     with_report = _with_report(run.tests)
     rows: list[Row] = []
@@ -145,9 +142,7 @@ def _changed(run: RunRecord, answers: Mapping[int, Sequence[Answer]], before: Pa
     """The answers of the run in *before* to pages whose answer is another in this run."""
     if before is None:
         return {}
-    path = before / "run.json"
-    old = decode_record(read_bytes(path), RunRecord, run_record.SCHEMA, path)
-    places = {(test.id, test.stage): test.dir for test in old.tests}
+    places = {(test.id, test.stage): test.dir for test in RunRecord.read(before).tests}
     found: dict[int, list[Answer]] = {}
     for index, new in answers.items():
         record = run.tests[index]
