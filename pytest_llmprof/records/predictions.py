@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from msgspec import Struct
 
 SCHEMA = 1
@@ -60,3 +62,8 @@ class Prediction(Struct, frozen=True, kw_only=True):
     """Whether the answer ended in a loop."""
     scores: dict[str, float | None] = {}
     """This page's values of the metrics that plugins declare with a `score`."""
+
+
+def gallery_infos(stage_dir: Path) -> list[Path]:
+    """The info.json of each page of the galleries in a stage directory. A `save_dir` outside of it is not seen."""
+    return sorted((*stage_dir.glob("pages/*/info.json"), *stage_dir.glob("*/pages/*/info.json")))

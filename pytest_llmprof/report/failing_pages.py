@@ -12,6 +12,7 @@ from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.records.catalogue import Declaration
 from pytest_llmprof.records.files import NOT_JSON, read_bytes
 from pytest_llmprof.records.metrics import Metrics
+from pytest_llmprof.records.predictions import gallery_infos
 from pytest_llmprof.text.numbers import number
 
 _WORST = 5
@@ -70,7 +71,7 @@ class _Entry:
 
     directory: Path
     info: Mapping[str, object]
-    """Its info.json: the page's line of predictions.jsonl without its texts."""
+    """Its info.json, which has all of the page's line of predictions.jsonl."""
 
     def value(self, name: str) -> float | None:
         scores = self.info.get("scores")
@@ -79,8 +80,8 @@ class _Entry:
 
 
 def _gallery(stage_dir: Path) -> Iterator[tuple[str, _Entry]]:
-    """The galleries' pages by name; a `save_dir` outside the stage directory is not seen."""
-    for path in sorted((*stage_dir.glob("pages/*/info.json"), *stage_dir.glob("*/pages/*/info.json"))):
+    """The galleries' pages by name."""
+    for path in gallery_infos(stage_dir):
         try:
             info = msgspec.json.decode(read_bytes(path), type=dict[str, object])
         except (ArtifactError, *NOT_JSON):

@@ -18,6 +18,11 @@ def number(value: float | None) -> str:
     return f"{value:.{digits}f}"
 
 
+def significant(value: float | None) -> float | None:
+    """*value* with five digits, what a chart needs; None for None."""
+    return None if value is None else float(f"{value:.5g}")
+
+
 def change(ratio: float, unit: str = " %") -> str:
     """A ratio as a change: "+2.1 %"."""
     return "over 100 x" if ratio >= 100 else f"{100 * (ratio - 1):+.1f}{unit}"

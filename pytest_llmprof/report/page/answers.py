@@ -10,8 +10,9 @@ from msgspec import Struct
 
 from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.records.files import NOT_JSON, read_bytes
-from pytest_llmprof.records.predictions import Prediction
+from pytest_llmprof.records.predictions import Prediction, gallery_infos
 from pytest_llmprof.text.escape import one_line, shorten, visible
+from pytest_llmprof.text.numbers import significant
 
 LONGEST = 20_000
 """Characters of a text that the page has; the whole text is in the file that it comes from."""
@@ -95,7 +96,7 @@ def _of_predictions(stage_dir: Path) -> Iterator[Answer]:
 
 
 def _of_gallery(stage_dir: Path) -> Iterator[tuple[_Info, Path]]:
-    for path in sorted((*stage_dir.glob("pages/*/info.json"), *stage_dir.glob("*/pages/*/info.json"))):
+    for path in gallery_infos(stage_dir):
         try:
             yield msgspec.json.decode(read_bytes(path), type=_Info), path.parent
         except (ArtifactError, *NOT_JSON):
@@ -112,11 +113,11 @@ def _answer(info: Prediction) -> Answer:
         boxes=[(one_line(box.label, 80), *box.box, one_line(box.text, _BOX_TEXT)) for box in info.boxes[:_MOST_BOXES]],
         tokens=info.tokens,
         finish=info.finish_reason,
-        total=_short(info.total_ms),
-        cer=_short(info.cer),
-        wer=_short(info.wer),
-        iou=_short(info.box_iou),
-        repetition=_short(info.repetition),
+        total=significant(info.total_ms),
+        cer=significant(info.cer),
+        wer=significant(info.wer),
+        iou=significant(info.box_iou),
+        repetition=significant(info.repetition),
         runaway=info.runaway,
         cut=len(info.text_raw) if len(info.text_raw) > LONGEST else 0,
     )
@@ -124,7 +125,3 @@ def _answer(info: Prediction) -> Answer:
 
 def _text(text: str | None) -> str | None:
     return None if text is None else visible(shorten(text, LONGEST))
-
-
-def _short(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.5g}")

@@ -35,7 +35,7 @@ from pytest_llmprof.report.page.repeat import repeat_command
 from pytest_llmprof.report.page.stage_files import ReportParts, csv_tables, read_report
 from pytest_llmprof.report.sections import phase_share
 from pytest_llmprof.text.escape import one_line, visible
-from pytest_llmprof.text.numbers import count
+from pytest_llmprof.text.numbers import count, significant
 
 REPORTS = 400
 """Tests whose report.md is in the page: more would take too long to read. Failed tests come first."""
@@ -66,7 +66,7 @@ def collect(
         data = TestData(repeat=repeat_command(run.argv, visible(record.id)))
         row = Row(visible(record.id), record.stage, record.outcome, [], record.dir, record.kind)
         row.error = record.error and visible(record.error)
-        row.seconds = _short(record.seconds)
+        row.seconds = significant(record.seconds)
         try:
             records = _records(run_dir, record)
             report = _report(run_dir, record) if index in with_report else ReportParts()
@@ -186,14 +186,9 @@ def _report(run_dir: Path, test: TestRecord) -> ReportParts:
     return read_report(run_dir / test.dir, test.dir) if test.dir else ReportParts()
 
 
-def _short(value: float | None) -> float | None:
-    """*value* with five digits: what a chart needs."""
-    return None if value is None else float(f"{value:.5g}")
-
-
 def _fill_row(row: Row, metrics: Metrics, columns: Sequence[Column]) -> None:
     values = {**metrics.figures, **(metrics.quality or {})}
-    row.values = [_short(values.get(column.name)) for column in columns]
+    row.values = [significant(values.get(column.name)) for column in columns]
     row.kind = row.kind or metrics.kind
     row.failed_gates = [gate.name for gate in metrics.gates if gate.outcome == "failed"]
     row.engine = metrics.model.engine if metrics.model else None
@@ -219,7 +214,7 @@ def _fill(data: TestData, records: StageRecords, catalogue: Sequence[Declaration
     ]
     data.quality_note = _quality_note(metrics)
     data.gates = [GateRow(gate.outcome, visible(gate.text)) for gate in metrics.gates]
-    data.round_seconds = [_short(one) or 0.0 for one in metrics.round_seconds]
+    data.round_seconds = [significant(one) or 0.0 for one in metrics.round_seconds]
     data.contended = [host.contended for host in metrics.round_host]
     data.environment = [(name, visible(value)) for name, value in environment_rows(records.environment)]
     data.batch = metrics.batch_size > 1
@@ -230,9 +225,9 @@ def _fill(data: TestData, records: StageRecords, catalogue: Sequence[Declaration
 def _metric_row(metric: Declaration, value: float | None, metrics: Metrics) -> MetricRow:
     spread = metrics.spread.get(metric.name)
     if spread is None:
-        return MetricRow(metric.title, _short(value))
+        return MetricRow(metric.title, significant(value))
     p99 = spread.p99 if isinstance(spread.p99, float) else None
-    ends = map(_short, (value, spread.iqr, spread.min, spread.max, spread.p90, p99))
+    ends = map(significant, (value, spread.iqr, spread.min, spread.max, spread.p90, p99))
     return MetricRow(metric.title, *ends)
 
 
@@ -248,9 +243,9 @@ def _phases(metrics: Metrics, catalogue: Sequence[Declaration]) -> Iterator[Phas
             name,
             name in _PARTS,
             value,
-            _short(spread.iqr) if spread else None,
-            _short(phase_share(metrics, name)),
-            _short(peak.allocated_bytes / 2**30) if peak else None,
+            significant(spread.iqr) if spread else None,
+            significant(phase_share(metrics, name)),
+            significant(peak.allocated_bytes / 2**30) if peak else None,
         )
 
 
@@ -271,12 +266,12 @@ def _samples(samples: Sequence[Sample]) -> tuple[list[str], Samples]:
     columns = Samples(
         page=[numbers[sample.page] for sample in samples],
         round=[sample.round for sample in samples],
-        total=[_short(sample.total_ms) for sample in samples],
-        ttft=[_short(sample.ttft_ms) for sample in samples],
-        tpot=[_short(sample.tpot_ms) for sample in samples],
+        total=[significant(sample.total_ms) for sample in samples],
+        ttft=[significant(sample.ttft_ms) for sample in samples],
+        tpot=[significant(sample.tpot_ms) for sample in samples],
         tokens=[sample.tokens for sample in samples],
-        other=[_short(sample.other_ms) for sample in samples],
-        phases={name: [_short(sample.phases.get(name)) for sample in samples] for name in phases},
+        other=[significant(sample.other_ms) for sample in samples],
+        phases={name: [significant(sample.phases.get(name)) for sample in samples] for name in phases},
     )
     return [one_line(page) for page in numbers], columns
 
