@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from pytest_llmprof.cli.options import Subparsers
+from pytest_llmprof.cli.options import Subparsers, pytest_arguments
 from pytest_llmprof.errors import ConfigError
 from pytest_llmprof.records.checks import SCHEMA, Check, MachineReport, not_checked, ok, problem
 from pytest_llmprof.records.files import decode_record, encode_json, read_bytes
@@ -60,8 +60,7 @@ def _pytest_arguments(options: argparse.Namespace) -> list[str]:
     for option in _DIRECTORIES:
         value = getattr(options, _name(option))
         given += [] if value is None else [f"{option}={value}"]
-    rest = options.arguments
-    return [*given, *(rest[1:] if rest[:1] == ["--"] else rest)]
+    return [*given, *pytest_arguments(options.arguments)]
 
 
 def _name(option: str) -> str:

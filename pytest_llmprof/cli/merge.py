@@ -68,9 +68,7 @@ def _run(options: argparse.Namespace) -> int:
     record, notices = merge(runs, options.out, allow_missing=options.allow_missing)
     for notice in notices:
         say(f"note: {notice}")
-    outcomes = Counter(test.outcome for test in record.tests)
-    told = ", ".join(f"{number} {outcome}" for outcome, number in outcomes.most_common())
-    print(f"{count(len(record.merged), 'run')}, {count(len(record.tests), 'test')}{f': {told}' if told else ''}")
+    print(f"{count(len(record.merged), 'run')}, {outcomes(record)}")
     print(f"run directory: {one_line(str(options.out), 4096)}")
     if options.save is not None:
         if record.status != "complete":
@@ -79,6 +77,13 @@ def _run(options: argparse.Namespace) -> int:
         for part in by_machine(saved_run(options.out)):
             print(f"saved as {options.save}: {one_line(str(store.save(part, options.save)), 4096)}")
     return 0
+
+
+def outcomes(run: RunRecord) -> str:
+    """"3 tests: 2 passed, 1 failed"."""
+    numbers = Counter(test.outcome for test in run.tests)
+    told = ", ".join(f"{number} {outcome}" for outcome, number in numbers.most_common())
+    return f"{count(len(run.tests), 'test')}{f': {told}' if told else ''}"
 
 
 class _BenchmarkFile(msgspec.Struct):

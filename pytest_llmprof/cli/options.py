@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,11 @@ from pytest_llmprof.errors import ConfigError
 
 Subparsers = Any
 """What `add_subparsers` gives; argparse has no public name for it."""
+
+
+def pytest_arguments(given: Sequence[str]) -> list[str]:
+    """What argparse left for pytest (REMAINDER), without the "--" that may stand before it."""
+    return list(given[1:] if given[:1] == ["--"] else given)
 
 
 def add_store(parser: argparse.ArgumentParser) -> None:

@@ -9,14 +9,13 @@ import re
 import shlex
 import shutil
 import time
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_llmprof.cli import clusters
-from pytest_llmprof.cli.merge import merge
-from pytest_llmprof.cli.options import Subparsers
+from pytest_llmprof.cli.merge import merge, outcomes
+from pytest_llmprof.cli.options import Subparsers, pytest_arguments
 from pytest_llmprof.cli.processes import NOT_MEASURED, cause, ended, ignore_signals, interruptible, lines_of
 from pytest_llmprof.cli.shard_job import JOB, RUN, run_shard
 from pytest_llmprof.cli.sides import say
@@ -153,7 +152,7 @@ def _slurm_options(options: argparse.Namespace, cluster: str | None = None) -> d
 
 
 def _pytest_arguments(given: Sequence[str]) -> list[str]:
-    arguments = list(given[1:] if given[:1] == ["--"] else given)
+    arguments = pytest_arguments(given)
     for one in arguments:
         name = one.partition("=")[0]
         if name in _OWN:
@@ -318,9 +317,7 @@ class _Submitted:
             say(f"{self._name(shard)}: did not complete: {self._why(shard, state)}")
             return
         assert attempt.run is not None
-        outcomes = Counter(test.outcome for test in attempt.run.tests)
-        told = ", ".join(f"{number} {outcome}" for outcome, number in outcomes.most_common())
-        say(f"{self._name(shard)}: {count(len(attempt.run.tests), 'test')}{f': {told}' if told else ''}")
+        say(f"{self._name(shard)}: {outcomes(attempt.run)}")
 
     def _why(self, shard: int, state: str) -> str:
         """Why the shard has no whole run, and where to read more."""
@@ -381,9 +378,7 @@ class _Submitted:
         record, notices = merge(runs, self._out)
         for notice in notices:
             say(f"note: {notice}")
-        outcomes = Counter(test.outcome for test in record.tests)
-        told = ", ".join(f"{number} {outcome}" for outcome, number in outcomes.most_common())
-        print(f"{count(len(runs), 'shard')}, {count(len(record.tests), 'test')}{f': {told}' if told else ''}")
+        print(f"{count(len(runs), 'shard')}, {outcomes(record)}")
         run, place = (one_line(os.path.relpath(path), 4096) for path in (self._out, self._place))
         print(f"run directory: {run} (jobs and shards: {place})")
         return max(self._codes())
