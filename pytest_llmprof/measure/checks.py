@@ -20,6 +20,8 @@ from pytest_llmprof.records.checks import Check, not_checked, ok, problem, warni
 from pytest_llmprof.records.environment import Gpu
 
 ROOT = Path("/")
+COUNTERS_ADVICE = "run as root or with CAP_SYS_ADMIN, or load the driver with NVreg_RestrictProfilingToAdminUsers=0"
+"""What helps where the GPU's performance counters may not be read."""
 _CUDA_WHEELS = "pip install torch --index-url https://download.pytorch.org/whl/cu126 (or another CUDA of your driver's)"
 _LITTLE_SPACE, _NO_SPACE = 2 * 2**30, 100 * 2**20
 """Bytes free. A page's profile takes some 10 MB, its raw trace some 100 MB in the temporary directory; an nsys report
@@ -200,7 +202,7 @@ def counters(root: Path = ROOT) -> Check:
     return warning(
         name,
         "for administrators only: Nsight Compute cannot read them as this user",
-        "run as root or with CAP_SYS_ADMIN, or load the driver with NVreg_RestrictProfilingToAdminUsers=0",
+        COUNTERS_ADVICE,
     )
 
 

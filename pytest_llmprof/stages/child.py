@@ -23,7 +23,7 @@ import msgspec
 from pytest_llmprof.errors import ArtifactError, LlmprofError, StageError
 from pytest_llmprof.records.files import decode, read_bytes, write_json, write_text
 from pytest_llmprof.records.stage import StageRecords
-from pytest_llmprof.stages.tools import Tool, tail
+from pytest_llmprof.stages.tools import Tool, last_line, signal_group, tail
 from pytest_llmprof.text.secrets import may_be_secret
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class Ended:
 
         Its own outcome comes before the exit code, which a tool passes on.
         """
-        outcome, last = self.outcome, f"last line: {_last(self.output)}"
+        outcome, last = self.outcome, f"last line: {last_line(self.output)}"
         if outcome is not None and outcome.outcome == "skipped":
             raise ChildSkipped(str(outcome.error))
         if outcome is None:
@@ -228,18 +228,11 @@ class Child:
         _end_group(process, mark)
         text = self._output()
         limit = f"{self.timeout_s:g} s ({self.key})"
-        raise ToolFailed(f"the test under {tool} did not end in {limit}; last line: {_last(text)}", tail(text))
+        raise ToolFailed(f"the test under {tool} did not end in {limit}; last line: {last_line(text)}", tail(text))
 
 
 def _code(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-
-
-def _last(text: str) -> str:
-    """The tool's last error line, else the last line."""
-    lines = [line.strip() for line in tail(text).split("\n") if line.strip(" =-\t")]
-    errors = [line for line in lines if line.startswith(("==ERROR==", "ERROR:"))]
-    return (errors or lines or ["none, nothing was written"])[-1][:300]
 
 
 def _end_group(process: subprocess.Popen[bytes], mark: str) -> None:
@@ -247,11 +240,11 @@ def _end_group(process: subprocess.Popen[bytes], mark: str) -> None:
     import psutil
 
     if process.poll() is None:
-        _signal_group(process.pid, signal.SIGTERM)
+        signal_group(process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):  # SIGKILL follows
             process.wait(_GRACE_S)
     psutil.wait_procs(_marked(mark), timeout=1.0)
-    _signal_group(process.pid, signal.SIGKILL)
+    signal_group(process.pid, signal.SIGKILL)
     family = _marked(mark)
     for one in family:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -271,8 +264,3 @@ def _marked(mark: str) -> list[psutil.Process]:
             if one.environ().get(_MARK) == mark:
                 found.append(one)
     return found
-
-
-def _signal_group(group: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):  # all of it has ended
-        os.killpg(group, number)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -93,16 +95,31 @@ class Tool:
 def run_program(
     command: Sequence[str], env: Mapping[str, str], timeout_s: float
 ) -> subprocess.CompletedProcess[str]:
-    """Run a short command of a tool and return what it printed. Raises what `subprocess.run` raises."""
-    return subprocess.run(
+    """Run a short command of a tool and return what it printed. It leaves no process behind.
+
+    Raises what `subprocess.run` raises.
+    """
+    with subprocess.Popen(
         command,
-        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         encoding="utf-8",
         errors="replace",
-        timeout=timeout_s,
-        check=False,
         env={**os.environ, **env},
-    )
+        start_new_session=True,
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=timeout_s)
+        finally:
+            signal_group(process.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def signal_group(group: int, number: signal.Signals) -> None:
+    """Send a signal to all processes of a group."""
+    with suppress(ProcessLookupError):  # all of it has ended
+        os.killpg(group, number)
 
 
 def _numbers(path: Path) -> list[int]:
@@ -177,3 +194,10 @@ def tail(text: str, lines: int = 60) -> str:
     """The last *lines* of a log, each as a terminal would show it: what follows its last carriage return."""
     kept = [line.rstrip("\r").rpartition("\r")[2] for line in text.rstrip("\n").split("\n")]
     return "\n".join(kept[-lines:])
+
+
+def last_line(text: str) -> str:
+    """The tool's last error line, else the last line."""
+    lines = [line.strip() for line in tail(text).split("\n") if line.strip(" =-\t")]
+    errors = [line for line in lines if line.startswith(("==ERROR==", "ERROR:"))]
+    return (errors or lines or ["none, nothing was written"])[-1][:300]

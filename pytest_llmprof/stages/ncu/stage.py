@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_llmprof.errors import ArtifactError, StageError
+from pytest_llmprof.measure.checks import COUNTERS_ADVICE
 from pytest_llmprof.measure.phases import DOMAIN, STEP, SUB_PHASES
 from pytest_llmprof.records.checks import Check
 from pytest_llmprof.records.files import read_bytes, write_text
@@ -34,7 +35,6 @@ NCU = Program(
 _NAME = NCU.name
 NO_COUNTERS = "ERR_NVGPUCTRPERM"
 """What ncu prints where it may not read the GPU's performance counters."""
-COUNTERS_ADVICE = "run as root or with CAP_SYS_ADMIN, or load the driver with NVreg_RestrictProfilingToAdminUsers=0"
 _PHASES = {"vision": ("vision", *SUB_PHASES), STEP: ("decode",)}
 """Range -> the phases of its kernels, where these are not just the phase of its name."""
 

@@ -6,16 +6,16 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from pytest_llmprof.errors import ArtifactError, StageError
+from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.measure.phases import DOMAIN
 from pytest_llmprof.records.checks import Check, not_checked, ok, problem, warning
 from pytest_llmprof.stages.base import CheckContext
 from pytest_llmprof.stages.nsys.stage import NSYS, exports_in, importer_advice, nsys_command
-from pytest_llmprof.stages.probe import run_probe
-from pytest_llmprof.stages.tools import Tool, find_tool, range_of
+from pytest_llmprof.stages.probe import RECORDING, find_program, run_probe, unrecorded_nvtx
+from pytest_llmprof.stages.tools import Tool, last_line, range_of
 from pytest_llmprof.text.escape import one_line
 
-_PROGRAM, _RECORDING, _SAMPLES = "Program", "Recording", "CPU samples"
+_SAMPLES = "CPU samples"
 _PARANOID = Path("/proc/sys/kernel/perf_event_paranoid")
 _MOST_FOR_SAMPLES = 2
 
@@ -23,14 +23,11 @@ _MOST_FOR_SAMPLES = 2
 def checks(context: CheckContext) -> Iterator[Check]:
     """Find nsys, record one NVTX range and a kernel with it, and read the report back."""
     options = context.settings.current.options
-    try:
-        tool = find_tool(NSYS, options.path, options.env)
-    except StageError as error:
-        yield problem(_PROGRAM, str(error), "install Nsight Systems, or leave this stage out")
-        return
-    yield ok(_PROGRAM, f"{NSYS.title} {tool.version}, {tool.path}")
-    yield _recording(context, tool)
-    yield _samples(options.args)
+    program, tool = find_program(NSYS, options.path, options.env)
+    yield program
+    if tool is not None:
+        yield _recording(context, tool)
+        yield _samples(options.args)
 
 
 def _recording(context: CheckContext, tool: Tool) -> Check:
@@ -40,9 +37,8 @@ def _recording(context: CheckContext, tool: Tool) -> Check:
         command = nsys_command(tool, options, directory, cuda=cuda)
         env = {**options.env, "NSYS_NVTX_PROFILER_REGISTER_ONLY": "0"}
         probe = run_probe(command, env, range_of(options.capture), options.occurrences, context.device)
-        if probe.nvtx is not None and not probe.nvtx.records:
-            found = f"nvtx {probe.nvtx.version} records nothing under nsys {tool.version}, and reports no error"
-            return problem(_RECORDING, found, "pip install nvtx==0.2.11, or use a newer nsys (pipeline.nsys.path)")
+        if unrecorded := unrecorded_nvtx(probe, tool):
+            return unrecorded
         return _read_back(exports_in(directory), probe.code, probe.output, tool, cuda=cuda)
 
 
@@ -50,18 +46,18 @@ def _read_back(paths: list[Path], code: int, output: str, tool: Tool, *, cuda: b
     from pytest_llmprof.stages.nsys.export import read_reports
 
     if not paths:
-        last = one_line((output.strip().splitlines() or ["nothing"])[-1])
-        return problem(_RECORDING, f"no report (exit code {code}); last line: {last}", importer_advice(tool))
+        found = f"no report (exit code {code}); last line: {one_line(last_line(output))}"
+        return problem(RECORDING, found, importer_advice(tool))
     try:
         report = read_reports(paths, DOMAIN)
     except ArtifactError as error:
-        return problem(_RECORDING, f"its export cannot be read: {error}", "use another version (pipeline.nsys.path)")
+        return problem(RECORDING, f"its export cannot be read: {error}", "use another version (pipeline.nsys.path)")
     if not report.ranges:
-        return problem(_RECORDING, "the report holds no NVTX range", "use a newer nsys (pipeline.nsys.path)")
+        return problem(RECORDING, "the report holds no NVTX range", "use a newer nsys (pipeline.nsys.path)")
     if cuda and not report.kernels:
         mend = "use a newer nsys (pipeline.nsys.path), and end other profilers"
-        return problem(_RECORDING, "the report holds no CUDA kernel: its CUPTI may be too old for this driver", mend)
-    return ok(_RECORDING, "NVTX ranges and CUDA kernels" if cuda else "NVTX ranges (without a GPU, phases alone)")
+        return problem(RECORDING, "the report holds no CUDA kernel: its CUPTI may be too old for this driver", mend)
+    return ok(RECORDING, "NVTX ranges and CUDA kernels" if cuda else "NVTX ranges (without a GPU, phases alone)")
 
 
 def _samples(arguments: tuple[str, ...]) -> Check:
