@@ -365,7 +365,7 @@ def _pages(metrics: Metrics, stage_dir: Path) -> dict[str, SavedPage]:
 
 
 def _add_config(saved: SavedRun, digest: str | None, path: Path) -> None:
-    if digest is None or digest in saved.configs or len(saved.configs) >= _CONFIGS or not path.exists():
+    if digest is None or digest in saved.configs or len(saved.configs) >= _CONFIGS:
         return
     config = read_config(path)
     if config is not None:
@@ -373,14 +373,16 @@ def _add_config(saved: SavedRun, digest: str | None, path: Path) -> None:
 
 
 def read_config(path: Path) -> dict[str, Any] | None:
-    """A config.yaml, flat ("infer.engine"); None where there is none that can be read: then only the names of changed
-    keys are lost."""
+    """A config.yaml, flat ("infer.engine"); None where it is missing or no YAML: then only the names of changed keys
+    are lost. Raises `ArtifactError` where it cannot be read."""
+    if not path.exists():
+        return None
     import yaml  # type: ignore[import-untyped]
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        content = yaml.load(path.read_bytes(), Loader=loader)
-    except (OSError, yaml.YAMLError, RecursionError, ValueError):
+        content = yaml.load(read_bytes(path), Loader=loader)
+    except (yaml.YAMLError, RecursionError, ValueError):
         return None
     return dict(_flat(content, "")) if isinstance(content, dict) else {}
 

@@ -236,6 +236,16 @@ def test_a_link_is_not_followed(tmp_path):
     assert "is a link" in refused(runs, tmp_path / "out")
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "directory"])
+def test_a_configuration_that_cannot_be_read(tmp_path, make):
+    """Reading a pipe would wait for a writer."""
+    runs = shards(tmp_path)
+    path = runs[1] / "config.yaml"
+    path.unlink(missing_ok=True)
+    make(path)
+    assert refused(runs, tmp_path / "out").startswith(f"cannot read {path}: ")
+
+
 def test_a_test_whose_files_were_not_copied(tmp_path):
     runs = shards(tmp_path)
     (runs[1] / read(runs[1]).tests[0].dir / "metrics.json").unlink()
