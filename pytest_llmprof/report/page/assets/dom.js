@@ -83,10 +83,6 @@ function unreadable(error) {
   );
 }
 
-function hasBlock(name) {
-  return document.getElementById(`data-${name}`) !== null;
-}
-
 /** The value of a colour of page.css, for what is drawn on a canvas. */
 function colour(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();

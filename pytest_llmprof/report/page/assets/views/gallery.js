@@ -2,7 +2,7 @@
 
 const ROW_HEIGHT = 34;
 const ORDERS = {
-  worst: ["Worst first", (answer) => -answer.place],
+  worst: ["Worst first", (answer) => answer.place],
   page: ["By name", (answer) => answer.page],
   slow: ["Slowest first", (answer) => -(answer.total ?? 0)],
 };
@@ -40,7 +40,7 @@ views.gallery = {
     largeBlock(`answers-${index}`)
       .then((answers) => {
         if (left.now) return;
-        answers.forEach((answer, at) => (answer.place = -at));
+        answers.forEach((answer, at) => (answer.place = at));
         state.answers = answers;
         state.list = pageList(side, answers, (answer) => select(answer));
         select(answers.find((answer) => answer.page === page) || state.list.items()[0]);
