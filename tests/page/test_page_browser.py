@@ -139,6 +139,7 @@ def test_gallery_boxes_show_and_hide(open_page, gallery_file):
 
 def test_gallery_shows_what_differs(open_page, gallery_file):
     page = open_page(gallery_file, "/gallery/0/bad")
+    expect(page.locator(".page-detail")).to_contain_text(" · tokens 12 · ")
     assert texts(page, ".diff del") == ["7"]
     assert texts(page, ".diff ins") == ["1", "more"]
     page.goto(page.url.replace("bad", "page-0007"))

@@ -168,7 +168,7 @@ function pageDetail(answer, index) {
     ["WER", answer.wer, percent],
     ["box IoU", answer.iou, number],
     ["repeated", answer.repetition, percent],
-    ["tokens", answer.tokens, number],
+    ["tokens", answer.tokens, (value) => value.toLocaleString("en-US")],
     ["time", answer.total, (value) => `${number(value)} ms`],
   ].filter(([, value]) => value !== null && value !== undefined);
   const ended = { eos: "ended by itself", length: "reached the longest length" }[answer.finish];
