@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import os
 import shlex
 import shutil
@@ -191,18 +192,32 @@ def _allowed(arguments: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _out(given: Path | None) -> Path:
+    """The directory of all runs, made and empty. Jobs that start in the same second get one each ("…-2")."""
     stamp = datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
-    path = Path(os.path.abspath(given or Path(_RUNS) / f"ab-{stamp}"))
+    path = wanted = Path(os.path.abspath(given or Path(_RUNS) / f"ab-{stamp}"))
+    others = (wanted.with_name(f"{wanted.name}-{number}") for number in itertools.count(2))
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while not given and not _made(path):
+            path = next(others)
+        path.mkdir(exist_ok=True)
         if any(path.iterdir()):
-            raise ArtifactError(f"{'--out ' if given else ''}{path} is not empty: name a new directory")
+            raise ArtifactError(f"--out {path} is not empty: name a new directory")
         ignore = path.parent / ".gitignore"
         if not given and not ignore.exists():
             write_text(ignore, "# Made by pytest-llmprof: runs are not for version control.\n*\n")
     except OSError as error:
         raise ArtifactError(f"cannot make {path}: {error.strerror}; name another directory with --out") from error
     return path
+
+
+def _made(path: Path) -> bool:
+    """Make a directory; False where there is something already."""
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 def _rules(given: Sequence[str], margin: str, metrics: Sequence[Declaration] | None) -> tuple[Rule, ...]:

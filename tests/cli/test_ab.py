@@ -1,5 +1,6 @@
 """`llmprof ab`: with processes that write a run at once, and with the real pytest."""
 
+import datetime
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_llmprof.cli import ab as ab_module
 from pytest_llmprof.cli import main
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -88,6 +90,18 @@ def test_the_table_shows_what_the_machine_can_see(ab):
     assert len(list(directory.glob("[ab]/*/run.json"))) == 12
     assert json.loads((directory / "comparison.json").read_text())["job"]["pairs"] == 6
     assert main(["compare", str(directory / "a"), str(directory / "b"), "--fail-on", "tpot_ms:2%"]) == 1
+
+
+def test_jobs_of_one_second_get_a_directory_each(stub, monkeypatch):
+    class Now(datetime.datetime):
+        @classmethod
+        def now(cls):
+            return cls(2026, 11, 29, 1, 2, 3)
+
+    monkeypatch.setattr(ab_module.datetime, "datetime", Now)
+    found = [ab_module._out(None).name for _ in range(3)]
+    assert found == ["ab-2026-11-29T01-02-03", "ab-2026-11-29T01-02-03-2", "ab-2026-11-29T01-02-03-3"]
+    assert Path("llmprof-runs/.gitignore").is_file()
 
 
 def test_markdown(ab):
@@ -328,6 +342,7 @@ sys.meta_path.insert(0, Finder)
 
 _HEAVY = """
 import sys
+from pytest_llmprof.cli import ab as ab_module
 from pytest_llmprof.cli import main
 code = main(sys.argv[1:])
 print("heavy:", sorted({"torch", "transformers", "pytest", "hydra", "omegaconf"} & set(sys.modules)))
