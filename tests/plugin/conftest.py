@@ -5,38 +5,18 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 pytest.register_assert_rewrite("plugin_bench")
 
-from plugin_bench import Bench  # noqa: E402
+from plugin_bench import Bench, warm_up  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
 def warm() -> None:
-    """Import here what runs need: pytester forgets what an inner run imported, and torch cannot start twice."""
-    import xdist.plugin  # noqa: F401
-    from PIL import Image
-
-    from pytest_llmprof.config.compose import Composer, ConfigSources
-    from pytest_llmprof.config.registry import Registry
-    from pytest_llmprof.config.schema import InferSettings, ModelSettings
-    from pytest_llmprof.datasets import builtin
-    from pytest_llmprof.measure.phases import PhaseRecorder
-    from pytest_llmprof.models.deepseek_ocr import plugin
-    from pytest_llmprof.report import write_report  # noqa: F401
-    from pytest_llmprof.run.runner import Runner  # noqa: F401
-    from pytest_llmprof.stages import packaged_stages
-    from pytest_llmprof.stages.runner import PagesWorkload  # noqa: F401
-    from pytest_llmprof.stages.torch_profiler.kineto import read_trace  # noqa: F401
-
-    Composer(ConfigSources(Path(), Path()), Registry.of([plugin()], packaged_stages(), builtin())).show()
-    infer = InferSettings(max_new_tokens=2)
-    model = plugin().load(ModelSettings(mode="tiny", weights="random", size="tiny"), infer)
-    list(model.generate([Image.new("RGB", (64, 64))], infer, PhaseRecorder("cpu")))
-    model.close()
+    """Import here what runs need."""
+    warm_up()
 
 
 @pytest.fixture

@@ -33,6 +33,30 @@ def test_output(llmprof_output, llmprof_stage):
 """Writes what `llmprof_output` holds; loads no model."""
 
 
+def warm_up() -> None:
+    """Import here what runs need: pytester forgets what an inner run imported, and torch cannot start twice."""
+    import xdist.plugin  # noqa: F401
+    from PIL import Image
+
+    from pytest_llmprof.config.compose import Composer, ConfigSources
+    from pytest_llmprof.config.registry import Registry
+    from pytest_llmprof.config.schema import InferSettings, ModelSettings
+    from pytest_llmprof.datasets import builtin
+    from pytest_llmprof.measure.phases import PhaseRecorder
+    from pytest_llmprof.models.deepseek_ocr import plugin
+    from pytest_llmprof.report import write_report  # noqa: F401
+    from pytest_llmprof.run.runner import Runner  # noqa: F401
+    from pytest_llmprof.stages import packaged_stages
+    from pytest_llmprof.stages.runner import PagesWorkload  # noqa: F401
+    from pytest_llmprof.stages.torch_profiler.kineto import read_trace  # noqa: F401
+
+    Composer(ConfigSources(Path(), Path()), Registry.of([plugin()], packaged_stages(), builtin())).show()
+    infer = InferSettings(max_new_tokens=2)
+    model = plugin().load(ModelSettings(mode="tiny", weights="random", size="tiny"), infer)
+    list(model.generate([Image.new("RGB", (64, 64))], infer, PhaseRecorder("cpu")))
+    model.close()
+
+
 class Bench:
     """A directory with tests, an ini file and the plugin's options."""
 
