@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from pytest_llmprof.errors import ModelError, nearest
+from pytest_llmprof.measure.collector import paused_garbage_collector
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +20,8 @@ def check_choice(key: str, value: str, allowed: Collection[str]) -> None:
 
 def pick_device(name: str) -> torch.device:
     """Return the device that *name* (auto, cpu, cuda or cuda:N) means here. Raises `ModelError`."""
-    import torch
+    with paused_garbage_collector():
+        import torch
 
     present = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":

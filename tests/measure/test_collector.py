@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
+import importlib
+import subprocess
+import sys
 import weakref
 from collections.abc import Iterator
 
 import pytest
 
-from pytest_llmprof.measure.collector import frozen_garbage_collector
+from pytest_llmprof.measure.collector import frozen_garbage_collector, paused_garbage_collector
 
 
 class Circle:
@@ -72,3 +75,40 @@ def test_what_python_froze_itself_does_not_count(monkeypatch: pytest.MonkeyPatch
     del model
     gc.collect()
     assert found() is None
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_paused_it_collects_nothing_and_is_then_as_before(enabled: bool) -> None:
+    was = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with paused_garbage_collector():
+            assert not gc.isenabled()
+        assert gc.isenabled() is enabled
+        with pytest.raises(ImportError), paused_garbage_collector():
+            importlib.import_module("no_such_library")
+        assert gc.isenabled() is enabled
+    finally:
+        (gc.enable if was else gc.disable)()
+
+
+IMPORTS = """
+import gc, sys
+seen = {}
+def note(phase, info):
+    for name in ("torch", "transformers", "transformers.modeling_utils"):
+        module = sys.modules.get(name)
+        if phase == "start" and module is not None and getattr(module.__spec__, "_initializing", False):
+            seen[name] = seen.get(name, 0) + 1
+gc.callbacks.append(note)
+from pytest_llmprof.config.schema import InferSettings, ModelSettings
+from pytest_llmprof.models.deepseek_ocr import plugin
+model = plugin().load(ModelSettings(weights="random", size="tiny", mode="tiny", device="cpu"), InferSettings())
+assert gc.isenabled() and "transformers.modeling_utils" in sys.modules
+print(seen)
+"""
+
+
+def test_nothing_is_collected_while_a_model_imports_its_libraries() -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True)
+    assert done.stdout == "{}\n"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llmprof.config.schema import AUTO
 from pytest_llmprof.errors import ModelError
+from pytest_llmprof.measure.collector import paused_garbage_collector
 from pytest_llmprof.models.deepseek_ocr import ENGINES, MODES
 from pytest_llmprof.models.deepseek_ocr.checkpoint import Checkpoint, digest, open_checkpoint, resolve
 from pytest_llmprof.models.deepseek_ocr.engines import check_engine, choose_engine
@@ -39,8 +40,13 @@ def load(settings: ModelSettings, infer: InferSettings) -> DeepseekOcr:
     dtype = pick_dtype(settings.dtype, device)
     check_engine(engine, device, dtype, infer.batch_size)
 
-    from pytest_llmprof.models.deepseek_ocr.model import DeepseekOcr
-    from pytest_llmprof.models.deepseek_ocr.random_weights import random_config, random_model
+    with paused_garbage_collector():
+        import transformers
+
+        from pytest_llmprof.models.deepseek_ocr.model import DeepseekOcr
+        from pytest_llmprof.models.deepseek_ocr.random_weights import random_config, random_model
+
+        _ = transformers.UnlimitedOcrForConditionalGeneration  # it imports the module of a name that is asked for
 
     if settings.weights == "random":
         config = random_config(settings.size)
