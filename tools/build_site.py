@@ -64,7 +64,7 @@ def gather(directory: Path) -> None:
             if not file.is_file():
                 raise SystemExit(f"{page.relative_to(ROOT)} links to {file}, which is no file")
             files[file] = None
-    for file in files:
+    for file in [*files, *(ROOT / style for style in settings().get("extra_css", ()))]:
         copy = directory / file.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy)

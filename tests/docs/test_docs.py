@@ -161,6 +161,22 @@ def test_legacy_table():
     assert table == REGISTRY.legacy_keys
 
 
+def test_before_and_after_a_migration_are_the_same(tmp_path):
+    text = (ROOT / "docs" / "migration.md").read_text(encoding="utf-8")
+    found = []
+    for number, (language, body) in enumerate(_FENCE.findall(text)):
+        if language == "yaml":
+            (tmp_path / str(number)).mkdir()
+            (tmp_path / str(number) / "config.yaml").write_text(body, encoding="utf-8")
+            found.append(composer(tmp_path, config_dir=tmp_path / str(number)).session())
+        elif language == "bash" and "--llmprof-show-config" not in body:
+            found += [composer(tmp_path, *re.findall(r"--llmprof-override (\S+)", line)).session()
+                      for line in body.splitlines()]
+    assert len(found) == 4
+    assert all(one.pipeline == found[0].pipeline for one in found)
+    assert found[0].pipeline != composer(tmp_path).session().pipeline
+
+
 def test_quoting_table(tmp_path):
     checked = 0
     for cells in rows(section(CONFIGURATION, "Overrides and their quoting"), 2):
