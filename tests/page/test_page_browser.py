@@ -189,6 +189,24 @@ def test_timeline_zooms_finds_and_sums(open_page, tmp_path):
     page.get_by_placeholder("Highlight names").fill("gemm")
 
 
+@pytest.mark.parametrize(("scheme", "ink"), [("light", "#ffffff"), ("dark", "#000000")])
+def test_a_label_of_the_timeline_stands_out_from_its_colour(open_page, tmp_path, scheme, ink):
+    run = write_run(tmp_path, tests=1)
+    write_timeline(run / "test_pages/test_pages-mode0/one_stage", 100)
+    page = open_page(write_page(run), "/test/0", color_scheme=scheme)  # the blue of decode differs between the two
+    inks = page.locator(".timeline canvas").evaluate(
+        """element => {
+            const context = element.getContext('2d');
+            const real = context.fillText.bind(context);
+            const inks = {};
+            context.fillText = (text, ...place) => { inks[text] = context.fillStyle; real(text, ...place); };
+            element.dispatchEvent(new KeyboardEvent('keydown', { key: '0' }));
+            return new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(inks))));
+        }"""
+    )
+    assert inks["decode"] == ink
+
+
 def test_timeline_draws_60_000_kernels_fast(open_page, tmp_path):
     run = write_run(tmp_path, tests=1)
     write_timeline(run / "test_pages/test_pages-mode0/one_stage", 60_000)

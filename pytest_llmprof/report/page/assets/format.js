@@ -86,3 +86,11 @@ function outcomeBadge(outcome) {
   const [sign, kind] = OUTCOMES[outcome] || ["?", "quiet"];
   return h("span", { class: `badge ${kind}` }, h("span", { "aria-hidden": "true" }, sign), ` ${outcome}`);
 }
+
+/** Black or white, whichever is read more easily on *hex* (WCAG's relative luminance; both are alike at 0.179). */
+function inkOn(hex) {
+  const [red, green, blue] = [1, 3, 5]
+    .map((at) => parseInt(hex.slice(at, at + 2), 16) / 255)
+    .map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.179 ? "#fff" : "#000";
+}

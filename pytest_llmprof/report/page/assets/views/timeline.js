@@ -242,7 +242,7 @@ class TimelineView {
         const begin = Math.max(from, LEFT);
         const room = Math.min(to, this.width) - begin - 8;
         if (room > 26) {
-          context.fillStyle = "#000";
+          context.fillStyle = inkOn(paints[this.paint(lane, lane.label[at])]);
           context.fillText(
             this.fitted(context, this.timeline.names[lane.label[at]] ?? "", room),
             begin + 4,
