@@ -1,7 +1,7 @@
 """Record processes that `replay.py` makes gates of: the harness's own measured rounds, without and with a known delay.
 
     python benchmarks/gates/record.py OUT [--device cuda] [--minutes 9] [--engine fast] [--processes 64]
-        [--levels 0,1] [--rounds 20]
+        [--levels 0,1] [--rounds 20] [--duet]
 
 Each process is new: it loads the model, warms up and runs `clean_rounds`, the measured loop of every test. Its rounds
 go in turn through the levels (no delay, and shares of this process's own decode step), 0 1 2 5, 5 2 1 0, ... A gate
@@ -16,6 +16,10 @@ then measured one after the other while the others wait, as loading takes longer
 GPU's memory processes of `fast` differed more (SD 0.89 %, not 0.74 %); the default is one. Compiler caches on
 the disk are shared, as on any machine; a first process fills them and is not recorded.
 
+With `--duet` (on a CPU) two processes run at the same time, each on its own half of the processors, as in
+`llmprof ab --duet`: the first of a pair on the first half, the second on the other. So ABBA over their order in the file
+changes the halves of A and B from pair to pair.
+
 OUT/<engine>.jsonl gets a line as each process ends, so an interrupted call loses nothing; a further call adds to it.
 `gzip -9nc OUT/fast.jsonl > benchmarks/gates/pools/h100_fast.jsonl.gz` makes a pool of it.
 """
@@ -28,6 +32,7 @@ import math
 import os
 import select
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -50,6 +55,7 @@ from pytest_llmprof.config.schema import Settings
 from pytest_llmprof.datasets import builtin, load_pages
 from pytest_llmprof.datasets.base import Page
 from pytest_llmprof.errors import ConfigError
+from pytest_llmprof.measure.duet import VARIABLE as DUET
 from pytest_llmprof.measure.environment import environment
 from pytest_llmprof.measure.figures import figures_of
 from pytest_llmprof.measure.memory import PeakMemory, PhasePeaks
@@ -115,7 +121,7 @@ def shares(text: str) -> tuple[float, ...]:
     return levels
 
 
-def configuration(work: Work) -> tuple[Settings, tuple[Page, ...]]:
+def configuration(work: Work, *, duet: bool = False) -> tuple[Settings, tuple[Page, ...]]:
     """The settings and the pages that a test with these overrides has."""
     models, stages, datasets = packaged_models(), packaged_stages(), builtin()
     sources = ConfigSources(ROOT, ROOT, cli_overrides=work.overrides, stages=(STAGE,))
@@ -123,15 +129,21 @@ def configuration(work: Work) -> tuple[Settings, tuple[Page, ...]]:
         settings = Composer(sources, Registry.of(models, stages, datasets)).for_test((), "", "gates", STAGE)
     except ConfigError as error:
         raise SystemExit(f"record.py: {error}") from None
-    rounds = len(work.levels) * work.repeats
+    rounds = len(schedule(len(work.levels), work.repeats, 0 if duet else None))
     settings = replace(settings, measure=replace(settings.measure, rounds=rounds, warmup=1))
     plugin = next(plugin for plugin in datasets if plugin.name == settings.dataset.name)
     return settings, tuple(load_pages(plugin, settings.dataset))
 
 
-def schedule(levels: int, repeats: int) -> list[int]:
-    """The level of each round: 0 1 2, 2 1 0, ... A steady drift within the process adds as much to each."""
+def schedule(levels: int, repeats: int, place: int | None = None) -> list[int]:
+    """The level of each round: 0 1 2, 2 1 0, ... A steady drift within the process adds as much to each.
+
+    In a duet, where *place* is 0 or 1, one of the two has no delay in each round, as in a gate; in one turn neither has.
+    """
     there = list(range(levels))
+    if place is not None:
+        both = [(0, 0), *(pair for level in there[1:] for pair in ((0, level), (level, 0)))]
+        there = [pair[place] for pair in both]
     return [level for repeat in range(repeats) for level in (there if repeat % 2 == 0 else reversed(there))]
 
 
@@ -201,7 +213,7 @@ class DelayedGraphs:
 class DelayedPages(PagesWorkload):
     """The pages of a test; each round has the delay of its level."""
 
-    def __init__(self, model: Any, pages: tuple[Page, ...], settings: Settings, work: Work) -> None:
+    def __init__(self, model: Any, pages: tuple[Page, ...], settings: Settings, work: Work, place: int | None) -> None:
         def failed(page: Page, _batch: int, _size: int, text: str) -> NoReturn:
             raise RuntimeError(f"page {page.name}: {text}")
 
@@ -210,7 +222,7 @@ class DelayedPages(PagesWorkload):
             on_answer=lambda *_: None, on_failure=failed, progress=lambda *_: None,
         )  # fmt: skip
         self.work = work
-        self.levels = schedule(len(work.levels), work.repeats)
+        self.levels = schedule(len(work.levels), work.repeats, place)
         self.at: list[float] = []
         """When each measured round began, seconds of the epoch."""
         self.step_ms = math.nan
@@ -322,8 +334,10 @@ class DelayedPages(PagesWorkload):
 # -- one process
 
 
-def process(work: Work, settings: Settings, pages: tuple[Page, ...], pipe: Pipe, *, cold: bool) -> None:
-    """Load and warm up, say so, wait for the turn, measure, send what was measured."""
+def process(
+    work: Work, settings: Settings, pages: tuple[Page, ...], pipe: Pipe, *, cold: bool, place: int | None = None
+) -> None:
+    """Load and warm up, say so, wait for the turn, measure, send what was measured. *place*: 0 or 1 of a duet."""
     begin = time.perf_counter()
     if settings.model.device != "cpu" and getattr(torch.cuda, "_is_in_bad_fork", lambda: False)():
         raise RuntimeError("CUDA was used before the fork")
@@ -332,7 +346,7 @@ def process(work: Work, settings: Settings, pages: tuple[Page, ...], pipe: Pipe,
     plugin = next(plugin for plugin in packaged_models() if plugin.name == settings.model.name)
     loaded = plugin.load(settings.model, settings.infer)
     load_s = time.perf_counter() - begin
-    workload = DelayedPages(loaded, pages, settings, work)
+    workload = DelayedPages(loaded, pages, settings, work, place)
     if workload.device != "cpu":  # compiles and captures; on a CPU there is nothing to make before the turn
         PagesWorkload.warmup(workload, 1, SpinningRecorder(workload.device, domain=WARMUP_DOMAIN))
     pipe.send({"ready": True, "load_s": load_s, "prepare_s": time.perf_counter() - begin})
@@ -441,8 +455,13 @@ class Pipe:
 class Child:
     """One process, forked; with *fresh* it then starts a new interpreter."""
 
-    def __init__(self, recorder: Recorder, others: list[Child], *, cold: bool) -> None:
-        """*others* are alive; it keeps none of their pipes open, so that each sees where the parent closes its own."""
+    def __init__(
+        self, recorder: Recorder, others: list[Child], *, cold: bool, beside: socket.socket | None = None
+    ) -> None:
+        """*others* are alive; it keeps none of their pipes open, so that each sees where the parent closes its own.
+
+        With *beside*, its end of the socket to the other process of a duet, it keeps to its half of the processors.
+        """
         (down_read, down_write), (up_read, up_write) = os.pipe(), os.pipe()
         self.pipe = Pipe(up_read, down_write)
         sys.stdout.flush()
@@ -450,6 +469,10 @@ class Child:
         if self.pid == 0:
             for end in (down_write, up_read, *(end for other in others for end in other.pipe.ends)):
                 os.close(end)
+            if beside is not None:
+                recorder.place = len(others)
+                os.environ[DUET] = f"{beside.fileno()},{recorder.place}"
+                torch.set_num_threads(len(os.sched_getaffinity(0)) // 2)
             recorder.become(Pipe(down_read, up_write), cold=cold)
         os.close(down_read)
         os.close(up_write)
@@ -480,13 +503,23 @@ class Child:
         os.close(self.pipe.read)
 
 
+def halves() -> tuple[set[int], set[int]]:
+    """The processors that this process may use, in two halves."""
+    usable = sorted(os.sched_getaffinity(0))
+    return set(usable[: len(usable) // 2]), set(usable[len(usable) // 2 :])
+
+
 class Recorder:
     """Records the processes of one engine."""
 
-    def __init__(self, out: Path, device: str, engine: str, work: Work, ahead: int, *, fresh: bool) -> None:
+    def __init__(
+        self, out: Path, device: str, engine: str, work: Work, ahead: int, *, fresh: bool, duet: bool = False
+    ) -> None:
         self.out, self.device, self.engine, self.work = out, device, engine, work
-        self.ahead, self.fresh = ahead, fresh
-        self.settings, self.pages = configuration(work)
+        self.ahead, self.fresh, self.duet = 2 if duet else ahead, fresh, duet
+        self.place: int | None = None
+        """In the child of a duet: whether it is the first or the second."""
+        self.settings, self.pages = configuration(work, duet=duet)
         self.file, self.log = out / f"{engine}.jsonl", out / f"{engine}.log"
         self.count = 0
         self.prepare_s, self.measure_s = 0.0, 0.0
@@ -541,11 +574,15 @@ class Recorder:
         return "TPOT with a delay of " + ", ".join(f"{share:.0%}: {median(seen) - 1:+.2%}" for share, seen in found)
 
     def _batch(self, size: int, deadline: float, *, cold: bool) -> None:
-        """Prepare *size* processes at once, then measure them one by one."""
+        """Prepare *size* processes at once, then measure them one by one; a duet's two at the same time."""
         children: list[Child] = []
+        ends: list[socket.socket | None] = list(socket.socketpair()) if self.duet else [None] * size
         try:
-            for _ in range(size):
-                children.append(Child(self, children, cold=cold))
+            for end in ends:
+                children.append(Child(self, children, cold=cold, beside=end))
+            for end in ends:
+                if end is not None:
+                    end.close()
             self._measure(children, deadline, cold=cold)
         finally:
             for child in children:
@@ -566,6 +603,9 @@ class Recorder:
         self.prepare_s = min(time.monotonic() - begin, WARM_S) if cold else time.monotonic() - begin
         if 0 < len(ready) < len(children):  # a GPU that takes one process at a time, or that is full
             self.ahead = len(ready)
+        if self.duet:
+            self._measure_both(ready, deadline)
+            return
         for child, facts in ready:
             if time.monotonic() > deadline:
                 say(f"{self.engine}: out of time")
@@ -583,6 +623,22 @@ class Recorder:
                 say(f"{self.engine}: a first process, not recorded: prepared in {facts['prepare_s']:.1f} s")
             else:
                 self._keep(found, message)
+
+    def _measure_both(self, ready: list[tuple[Child, dict[str, Any]]], deadline: float) -> None:
+        """Measure the two of a duet. Neither is kept without the other."""
+        begin = time.monotonic()
+        if len(ready) < 2 or begin > deadline:
+            return
+        try:
+            for child, _ in ready:
+                child.pipe.send({"go": True})
+            messages = [child.ask(min(MEASURE_S, deadline - begin + 15)) for child, _ in ready]
+        except (RuntimeError, BrokenPipeError) as error:
+            self._failed(error, cold=False)
+            return
+        self.measure_s = (time.monotonic() - begin) / 2
+        for (_, facts), message in zip(ready, messages, strict=True):
+            self._keep(message["record"] | {"prepare_s": round(facts["prepare_s"], 2)}, message)
 
     def _failed(self, error: Exception, *, cold: bool) -> None:
         say(f"{self.engine}: a process failed: {error}")
@@ -618,6 +674,7 @@ class Recorder:
             "delay": "kernel" if work.on_device else "host",
             "overrides": work.overrides,
             "ahead": self.ahead,
+            "duet": self.duet,
             "forked": not self.fresh,
             "import_s": round(IMPORT_S, 1),
             "model": message["model"],
@@ -633,7 +690,7 @@ def level_median(rounds: list[Any], level: int) -> float:
 def guarded(recorder: Recorder, pipe: Pipe, *, cold: bool) -> int:
     """One process, its error sent as a message."""
     try:
-        process(recorder.work, recorder.settings, recorder.pages, pipe, cold=cold)
+        process(recorder.work, recorder.settings, recorder.pages, pipe, cold=cold, place=recorder.place)
     except BaseException as error:  # noqa: BLE001 - the parent says what went wrong; the log has the traceback
         traceback.print_exc()
         sys.stderr.flush()
@@ -657,6 +714,7 @@ def main() -> None:
     parser.add_argument("--levels", type=shares, help="delays in percent of a decode step: 0,1,2,5; the first is 0")
     parser.add_argument("--rounds", type=int, help="rounds of a process at each level")
     parser.add_argument("--ahead", type=int, default=1, help="processes prepared at once (default: 1)")
+    parser.add_argument("--duet", action="store_true", help="two processes at a time, each on half of the processors")
     parser.add_argument("--fresh", action="store_true", help="start a new interpreter for each process: no fork server")
     parser.add_argument("--override", action="append", default=[], help="a further key, such as model.size=tiny")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -664,6 +722,8 @@ def main() -> None:
     known = WORK[options.device]
     if unknown := set(options.engine or ()) - set(known):
         parser.error(f"no engine {', '.join(sorted(unknown))} on {options.device}; there are {', '.join(known)}")
+    if options.duet and (options.device != "cpu" or options.fresh or options.ahead != 1 or not halves()[0]):
+        parser.error("--duet is for two or more processors of a CPU, without --fresh and --ahead")
     options.out.mkdir(parents=True, exist_ok=True)
     out = options.out.resolve()
     if options.child:
@@ -680,7 +740,7 @@ def main() -> None:
     fresh, counts = options.fresh, {}
     for engine, work in chosen.items():
         work = replace(work, overrides=(*work.overrides, *options.override))
-        recorder = Recorder(out, options.device, engine, work, options.ahead, fresh=fresh)
+        recorder = Recorder(out, options.device, engine, work, options.ahead, fresh=fresh, duet=options.duet)
         passed += work.share
         recorder.run(options.processes or work.processes, BEGUN + 60 * options.minutes * passed / whole)
         fresh, counts[engine] = recorder.fresh, recorder.count

@@ -47,6 +47,9 @@ class Process:
     """Begin of its rounds, seconds of the epoch."""
     values: tuple[float, ...]
     """The metric at each level."""
+    beside: tuple[float, ...]
+    """The metric without a delay, as the other side of a gate has it: in a duet while the process beside it had each
+    level, else that of level 0."""
     injected: tuple[float | None, ...]
     """Each level's delay as a share of the step, by the clock that set it; None where that was not kept."""
     seconds: float
@@ -86,7 +89,7 @@ def read_pool(path: Path, metric: str = "tpot_ms", rounds: int | None = None) ->
     """The pool in *path*; of each process and level the first *rounds* rounds, by default all."""
     text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     head: dict[str, Any] = {}
-    sessions: list[list[Process]] = []
+    sessions: list[list[dict[str, Any]]] = []
     for line in text.splitlines():
         found = json.loads(line)
         if "session" in found:
@@ -95,29 +98,48 @@ def read_pool(path: Path, metric: str = "tpot_ms", rounds: int | None = None) ->
             head = found
             sessions.append([])
         else:
-            sessions[-1].append(_process(found, head, metric, rounds))
+            sessions[-1].append(found)
     if max(map(len, sessions), default=0) < BLOCK:
         raise SystemExit(f"{path} has no session of {BLOCK} processes")
-    return Pool(path.name.split(".")[0], head, tuple(head["levels"]), tuple(map(tuple, sessions)))
+    processes = [
+        tuple(
+            _process(one, session[number ^ 1] if head.get("duet") else None, head, metric, rounds)
+            for number, one in enumerate(session)
+        )
+        for session in sessions
+    ]
+    return Pool(path.name.split(".")[0], head, tuple(head["levels"]), tuple(processes))
 
 
-def _process(found: dict[str, Any], head: dict[str, Any], metric: str, rounds: int | None) -> Process:
-    values, spent = [], 0.0
-    for level in range(len(head["levels"])):
-        samples = list(_samples(found["rounds"], level, rounds))
-        value = figures_of(samples, [])[metric]
-        if value is None:
+def _process(
+    found: dict[str, Any], other: dict[str, Any] | None, head: dict[str, Any], metric: str, rounds: int | None
+) -> Process:
+    """What was recorded of a process; *other* ran at the same time."""
+
+    def value(samples: Sequence[Sample]) -> float:
+        measured = figures_of(samples, [])[metric]
+        if measured is None:
             raise SystemExit(f"a recording has no {metric}: name the pools that have one")
-        values.append(value)
-        if level == 0:
-            spent = sum(sample.total_ms for sample in samples) / 1e3
+        return measured
+
+    recorded, levels = found["rounds"], range(len(head["levels"]))
+    others = [which for which, _, _ in other["rounds"]] if other else [0] * len(recorded)
+    at = {level: list(_samples(recorded, others, (level, 0), rounds)) for level in levels}
+    values = tuple(value(at[level]) for level in levels)
+    if other is None:
+        beside = values[:1] * len(values)
+    else:
+        beside = tuple(value(list(_samples(recorded, others, (0, level), rounds))) for level in levels)
+    spent = sum(sample.total_ms for sample in at[0]) / 1e3
     seconds = head["import_s"] + found["prepare_s"] + spent
-    return Process(found["at"], tuple(values), tuple(found["injected"]), seconds)
+    return Process(found["at"], values, beside, tuple(found["injected"]), seconds)
 
 
-def _samples(recorded: Sequence[Any], level: int, rounds: int | None) -> Iterator[Sample]:
-    """The samples of one level as the harness had them."""
-    of_level = [pages for which, _, pages in recorded if which == level]
+def _samples(
+    recorded: Sequence[Any], others: Sequence[int], levels: tuple[int, int], rounds: int | None
+) -> Iterator[Sample]:
+    """The samples, as the harness had them, of the rounds in which this process and the other one had *levels*."""
+    of_level = [pages for (which, _, pages), other in zip(recorded, others, strict=True) if (which, other) == levels]
     for number, pages in enumerate(of_level[:rounds]):
         for page, (tpot, ttft, decode) in enumerate(pages):
             phases = {} if decode is None else {"decode": decode}
@@ -161,7 +183,10 @@ def gates(pool: Pool, level: int, number: int, seed: int, plan: Plan | None = No
         for start in range(0, len(drawn), 2):
             pair = drawn[start : start + 2]
             sides = order(2 * plan.max_pairs)[start : start + 2]
-            values = {side: one.values[level if side == slow else 0] for side, one in zip(sides, pair, strict=True)}
+            values = {
+                side: one.values[level] if side == slow else one.beside[level]
+                for side, one in zip(sides, pair, strict=True)
+            }
             decision.add(values["A" if slow == "B" else "B"], values[slow])
             if decision.done:
                 break

@@ -18,6 +18,7 @@ from pytest_llmprof.datasets.base import Page
 from pytest_llmprof.errors import LlmprofError, PageError, StageError
 from pytest_llmprof.measure.collector import frozen_garbage_collector
 from pytest_llmprof.measure.compiles import CompileWatch, complaint
+from pytest_llmprof.measure.duet import Duet
 from pytest_llmprof.measure.energy import EnergyMeter
 from pytest_llmprof.measure.gpu import GpuReader
 from pytest_llmprof.measure.host import HostMeter
@@ -56,7 +57,10 @@ def clean_rounds(context: StageContext) -> None:
         meter = EnergyMeter(reader.energy_mj) if energy.reason is None else None
         host = HostMeter()
         wanted, index = measure.rounds, 0
+        duet = Duet.from_environment()
         while index < wanted:
+            if duet is not None:
+                duet.round(index)
             if meter is not None:
                 meter.begin()
             host.begin()
