@@ -17,8 +17,8 @@ GPU's memory processes of `fast` differed more (SD 0.89 %, not 0.74 %); the defa
 the disk are shared, as on any machine; a first process fills them and is not recorded.
 
 With `--duet` (on a CPU) two processes run at the same time, each on its own half of the processors, as in
-`llmprof ab --duet`: the first of a pair on the first half, the second on the other. So ABBA over their order in the file
-changes the halves of A and B from pair to pair.
+`llmprof ab --duet`: the first of a pair begins on the first half, the second on the other. So ABBA over their order in
+the file changes the halves of A and B from pair to pair.
 
 OUT/<engine>.jsonl gets a line as each process ends, so an interrupted call loses nothing; a further call adds to it.
 `gzip -9nc OUT/fast.jsonl > benchmarks/gates/pools/h100_fast.jsonl.gz` makes a pool of it.
@@ -56,6 +56,7 @@ from pytest_llmprof.datasets import builtin, load_pages
 from pytest_llmprof.datasets.base import Page
 from pytest_llmprof.errors import ConfigError
 from pytest_llmprof.measure.duet import VARIABLE as DUET
+from pytest_llmprof.measure.duet import Duet
 from pytest_llmprof.measure.environment import environment
 from pytest_llmprof.measure.figures import figures_of
 from pytest_llmprof.measure.memory import PeakMemory, PhasePeaks
@@ -138,7 +139,8 @@ def configuration(work: Work, *, duet: bool = False) -> tuple[Settings, tuple[Pa
 def schedule(levels: int, repeats: int, place: int | None = None) -> list[int]:
     """The level of each round: 0 1 2, 2 1 0, ... A steady drift within the process adds as much to each.
 
-    In a duet, where *place* is 0 or 1, one of the two has no delay in each round, as in a gate; in one turn neither has.
+    In a duet, where *place* is 0 or 1, one of the two has no delay in each round, as in a gate; in one round of a turn
+    neither has.
     """
     there = list(range(levels))
     if place is not None:
@@ -360,13 +362,17 @@ def process(
 
     context = StageContext(
         settings=settings, out_dir=Path(), workload=workload, recorder=recorder, progress=lambda *_: None,
-        result=StageResult(),
+        result=StageResult(), duet=Duet.from_environment(os.environ),
     )  # fmt: skip
+    if context.duet is not None:
+        context.duet.greet()
     clean_rounds(context)
     if workload.disturbed:
         raise RuntimeError(workload.disturbed[0])
     result = context.result
-    place = environment(workload.device, ROOT, before=result.gpu_before, after=result.gpu_after)
+    place = environment(
+        workload.device, ROOT, before=result.gpu_before, after=result.gpu_after, duet=context.duet is not None
+    )
     pipe.send(
         {
             "environment": msgspec.to_builtins(place),
@@ -456,11 +462,11 @@ class Child:
     """One process, forked; with *fresh* it then starts a new interpreter."""
 
     def __init__(
-        self, recorder: Recorder, others: list[Child], *, cold: bool, beside: socket.socket | None = None
+        self, recorder: Recorder, others: list[Child], *, cold: bool, ends: tuple[socket.socket, ...] = ()
     ) -> None:
         """*others* are alive; it keeps none of their pipes open, so that each sees where the parent closes its own.
 
-        With *beside*, its end of the socket to the other process of a duet, it keeps to its half of the processors.
+        With *ends*, the two of a socket, it is in a duet: the first child has the first, and closes the other.
         """
         (down_read, down_write), (up_read, up_write) = os.pipe(), os.pipe()
         self.pipe = Pipe(up_read, down_write)
@@ -469,9 +475,10 @@ class Child:
         if self.pid == 0:
             for end in (down_write, up_read, *(end for other in others for end in other.pipe.ends)):
                 os.close(end)
-            if beside is not None:
+            if ends:
                 recorder.place = len(others)
-                os.environ[DUET] = f"{beside.fileno()},{recorder.place}"
+                ends[1 - recorder.place].close()
+                os.environ[DUET] = f"{ends[recorder.place].detach()},{recorder.place}"
                 torch.set_num_threads(len(os.sched_getaffinity(0)) // 2)
             recorder.become(Pipe(down_read, up_write), cold=cold)
         os.close(down_read)
@@ -501,12 +508,6 @@ class Child:
                 os.kill(self.pid, signal.SIGKILL)
             time.sleep(0.01)
         os.close(self.pipe.read)
-
-
-def halves() -> tuple[set[int], set[int]]:
-    """The processors that this process may use, in two halves."""
-    usable = sorted(os.sched_getaffinity(0))
-    return set(usable[: len(usable) // 2]), set(usable[len(usable) // 2 :])
 
 
 class Recorder:
@@ -576,13 +577,12 @@ class Recorder:
     def _batch(self, size: int, deadline: float, *, cold: bool) -> None:
         """Prepare *size* processes at once, then measure them one by one; a duet's two at the same time."""
         children: list[Child] = []
-        ends: list[socket.socket | None] = list(socket.socketpair()) if self.duet else [None] * size
+        ends = socket.socketpair() if self.duet else ()
         try:
+            for _ in range(2 if self.duet else size):
+                children.append(Child(self, children, cold=cold, ends=ends))
             for end in ends:
-                children.append(Child(self, children, cold=cold, beside=end))
-            for end in ends:
-                if end is not None:
-                    end.close()
+                end.close()
             self._measure(children, deadline, cold=cold)
         finally:
             for child in children:
@@ -722,7 +722,8 @@ def main() -> None:
     known = WORK[options.device]
     if unknown := set(options.engine or ()) - set(known):
         parser.error(f"no engine {', '.join(sorted(unknown))} on {options.device}; there are {', '.join(known)}")
-    if options.duet and (options.device != "cpu" or options.fresh or options.ahead != 1 or not halves()[0]):
+    alone = options.device != "cpu" or options.fresh or options.ahead != 1 or len(os.sched_getaffinity(0)) < 2
+    if options.duet and alone:
         parser.error("--duet is for two or more processors of a CPU, without --fresh and --ahead")
     options.out.mkdir(parents=True, exist_ok=True)
     out = options.out.resolve()
@@ -736,6 +737,8 @@ def main() -> None:
         engine: replace(work, levels=options.levels or work.levels, repeats=options.rounds or work.repeats)
         for engine, work in chosen.items()
     }
+    if options.duet and any(work.repeats % 2 for work in chosen.values()):
+        parser.error("--duet needs an even number of --rounds: each level is measured on both halves of the processors")
     passed, whole = 0, sum(work.share for work in chosen.values())
     fresh, counts = options.fresh, {}
     for engine, work in chosen.items():

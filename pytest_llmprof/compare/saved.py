@@ -268,6 +268,7 @@ def saved_test(records: StageRecords, stage_dir: Path) -> SavedTest:
         kind=metrics.kind,
         problem=problem,
         doubts=_doubts(metrics, records.environment),
+        duet=records.environment is not None and records.environment.duet,
         rounds=metrics.rounds,
         figures=dict(metrics.figures),
         quality=dict(metrics.quality or {}),

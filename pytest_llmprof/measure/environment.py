@@ -43,12 +43,14 @@ def environment(
     before: Gpu | None = None,
     after: Gpu | None = None,
     reason: str | None = None,
+    duet: bool = False,
 ) -> Environment:
     """Describe this process and machine for environment.json.
 
     *device* is the device that the model runs on ("cuda:0", "cpu"); None leaves the GPU out. *rootdir* is the
     directory whose git commit is recorded (default: the current one). *before* and *after* are the GPU around
-    the measured rounds, *reason* why a part of it is missing; without *before* it is read now.
+    the measured rounds, *reason* why a part of it is missing; without *before* it is read now. *duet*: whether another
+    process measured beside this one.
     """
     gpu = before
     if device is None:
@@ -68,6 +70,7 @@ def environment(
         gpu_after=after,
         gpu_throttled_ms=throttled_between(before, after),
         workers=this_worker(os.environ),
+        duet=duet,
     )
 
 

@@ -22,6 +22,10 @@ CONTENDED_LOAD = 1.5
 class HostMeter:
     """What a round got of the host's processors."""
 
+    def __init__(self, processors: int | None = None) -> None:
+        """*processors*: those for this process and what is meant to run beside it; by default all that it may use."""
+        self._processors = processors or usable_processors()
+
     def begin(self) -> None:
         """Begin a round."""
         self._waited, self._cpu, self._wall = _waited_ns(), time.process_time(), time.perf_counter()
@@ -37,7 +41,7 @@ class HostMeter:
         if longest is not None and waited is not None:
             contended = waited > CONTENDED and longest > LEAST_WAIT_NS
         else:
-            contended = load is not None and load > CONTENDED_LOAD * usable_processors()
+            contended = load is not None and load > CONTENDED_LOAD * self._processors
         return RoundHost(load=load, cpu_share=cpu / wall, waited_share=waited, contended=contended)
 
 

@@ -10,7 +10,8 @@ from pytest_llmprof.measure.visible_gpus import VARIABLE
 from pytest_llmprof.records.environment import Workers
 
 _COUNT, _ON_GPU = "LLMPROF_WORKERS", "LLMPROF_WORKERS_ON_GPU"
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+"""Variables by which a user chooses torch's threads on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,14 @@ class WorkerShare:
         if self.gpu is not None:
             found[VARIABLE] = self.gpu
         if self.threads is not None:
-            found[_THREADS[0]] = str(self.threads)
+            found[THREADS[0]] = str(self.threads)
         return found
 
 
 def shares(count: int, gpus: Sequence[str], processors: int, environ: Mapping[str, str]) -> list[WorkerShare]:
     """The shares of *count* workers: the *gpus* in turn, and of the *processors* equal parts, of which each gets one
     at least. Threads that *environ* has chosen stay."""
-    chosen = any(name in environ for name in _THREADS)
+    chosen = any(name in environ for name in THREADS)
     found = []
     for index in range(count):
         place = index % len(gpus) if gpus else 0

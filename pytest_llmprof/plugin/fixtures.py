@@ -118,6 +118,7 @@ class LlmProf:
             rootdir=shared.config.rootpath,
             profiler_ran_before=session.profiler_ran,
             timed=session.timed,
+            duet=shared.duet,
         )
         try:
             result = work(runner)

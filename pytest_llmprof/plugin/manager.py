@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from pytest_llmprof.errors import ArtifactError, LlmprofError
+from pytest_llmprof.errors import ArtifactError, ConfigError, LlmprofError
+from pytest_llmprof.measure.duet import Duet
 from pytest_llmprof.measure.openmp import host_is_busy, shorten_waits
 from pytest_llmprof.plugin import options
 from pytest_llmprof.plugin.items import (
@@ -30,10 +31,10 @@ from pytest_llmprof.plugin.items import (
 from pytest_llmprof.plugin.remote import CHANNEL, Away, check_paths, may_be_apart
 from pytest_llmprof.plugin.results import Results, failure, judge, one_line, uninterrupted
 from pytest_llmprof.plugin.shards import Shards
-from pytest_llmprof.plugin.shared import SHARED, SharedState
+from pytest_llmprof.plugin.shared import DUET, SHARED, SharedState
 from pytest_llmprof.plugin.terminal import clean, columns, gate_lines, header, relative, summary
 from pytest_llmprof.plugin.workers import CHANNEL as GROUPS
-from pytest_llmprof.plugin.workers import WorkerHooks, auto_workers, check_spread, send_groups, take_share
+from pytest_llmprof.plugin.workers import WorkerHooks, auto_workers, check_alone, check_spread, send_groups, take_share
 from pytest_llmprof.text.escape import encodable, visible
 
 pytest_plugins = ("pytest_llmprof.plugin.fixtures",)
@@ -59,9 +60,18 @@ def _choose_waits(config: pytest.Config) -> None:
         shorten_waits(os.environ, sys.modules, host_is_busy)
 
 
+def _say_hello(config: pytest.Config) -> None:
+    """Connect to the process that measures beside this one, where there is one, once for a session."""
+    if DUET not in config.stash:
+        with options.usage_errors():
+            config.stash[DUET] = Duet.from_environment(os.environ)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
-    """Before a conftest can import torch: its threads' way to wait, in sessions that configure this plugin."""
+    """Before a conftest can import torch: its threads' way to wait, in sessions that configure this plugin. And the
+    hello of a duet, for which the process beside this one waits."""
+    _say_hello(early_config)
     if options.configured_early(early_config):
         _choose_waits(early_config)
 
@@ -94,6 +104,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 def pytest_configure(config: pytest.Config) -> None:
     for line in options.MARKERS:
         config.addinivalue_line("markers", line)
+    _say_hello(config)
     shared = config.stash[SHARED] = SharedState(config)
     manager = Manager(shared)
     config.pluginmanager.register(manager, "llmprof-manager")
@@ -111,6 +122,7 @@ def pytest_configure(config: pytest.Config) -> None:
         with options.usage_errors():
             options.check_ini(config)
             manager.shards.check()
+            manager.greet_other()
             if options.configured(config, ini=shared.controller):
                 manager.check()
 
@@ -139,6 +151,16 @@ class Manager:
         self._config.pluginmanager.register(self.workers, "llmprof-workers")
         if self.workers.note is not None:
             self._results.warnings.append(self.workers.note)
+
+    def greet_other(self) -> None:
+        """In a duet: wait for the hello of the process beside this one. Raises `ConfigError` where none comes."""
+        if self._shared.duet is not None:
+            if self._shared.controller:
+                raise ConfigError(
+                    "--duet measures in one process on each side, and workers of pytest-xdist are more: leave -n and "
+                    "--tx out"
+                )
+            self._shared.duet.greet()
 
     # -- the session's configuration --------------------------------------------------------------------
 
@@ -189,6 +211,9 @@ class Manager:
                 self._refuse(ours, self._config_error)
             else:  # all tests, whatever the shard, so that they have the same directories in each
                 prepare_items(ours, self._shared.session, self._refuse)
+                if self._shared.duet is not None:
+                    with options.usage_errors():
+                        check_alone(ours)
         self.shards.select(items)
 
     def _refuse(self, items: Sequence[pytest.Item], text: str) -> None:

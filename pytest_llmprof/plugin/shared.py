@@ -17,6 +17,7 @@ from pytest_llmprof.plugin.remote import CHANNEL, Away, Home
 from pytest_llmprof.plugin.terminal import Progress
 
 if TYPE_CHECKING:
+    from pytest_llmprof.measure.duet import Duet
     from pytest_llmprof.run.session import Session
 
 
@@ -37,6 +38,8 @@ class SharedState:
         """Whether an option or an ini value configures it."""
         self.progress = Progress(config)
         self.baselines = Baselines(config)
+        self.duet: Duet | None = config.stash[DUET]
+        """The connection to the process that measures beside this one."""
 
     @cached_property
     def from_controller(self) -> Mapping[str, Any]:
@@ -118,6 +121,8 @@ class SharedState:
 
 SHARED = pytest.StashKey[SharedState]()
 """Where `config.stash` holds it."""
+DUET: pytest.StashKey[Duet | None] = pytest.StashKey()
+"""Where it holds the connection of a duet, which is there before the rest."""
 
 
 def _flat(results: Iterable[Iterable[Any] | None]) -> list[Any]:

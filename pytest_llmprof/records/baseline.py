@@ -58,6 +58,8 @@ class SavedTest(Struct, kw_only=True):
     """Why it was not measured, one line; null where it was."""
     doubts: list[str] = []
     """Why its times cannot be trusted: the GPU was shared or throttled."""
+    duet: bool = False
+    """Whether another process measured beside it, as in environment.json."""
     rounds: int = 0
     seconds: float | None = None
     """Wall time of the test, as in run.json."""

@@ -99,6 +99,9 @@ class Environment(Struct, frozen=True, kw_only=True):
     workers: Workers | None = None
     """Null in a run without workers, and in a worker on another machine than its controller."""
 
+    duet: bool = False
+    """Whether another process measured at the same time on the other half of the processors (`llmprof ab --duet`)."""
+
     def other_workers(self, device: str) -> int:
         """How many other workers may have disturbed a model on *device*: those on its GPU, on a CPU those on the host.
 

@@ -30,6 +30,7 @@ from pytest_llmprof.stages.failures import Failure
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from pytest_llmprof.measure.duet import Duet
     from pytest_llmprof.outputs import Outputs
 
 
@@ -111,6 +112,8 @@ class Runner:
     profiler_ran_before: bool = False
     timed: bool = True
     """Whether times mean anything here; under a tool they don't, and are null."""
+    duet: Duet | None = None
+    """The connection to the process that measures beside this one."""
     records: StageRecords | None = None
     """What was measured, once it is."""
 
@@ -251,10 +254,14 @@ class Runner:
             progress=self.progress,
             result=result,
             more_rounds=more_rounds,
+            test_id=self.test_id,
+            duet=self.duet,
         )
         try:
             self.stage.run(context)
         except Exception as error:  # noqa: BLE001 - raised again once what was measured is written
+            if self.duet is not None:
+                self.duet.leave()
             return context.result, error
         if workload.disturbed:
             more = f" (and {len(workload.disturbed) - 1} more like it)" if len(workload.disturbed) > 1 else ""
@@ -342,7 +349,12 @@ class Runner:
         if error is not None and not workload.disturbed:
             metrics.errors.append(ErrorRecord(None, error_line(error)))
         place = environment(
-            workload.device, self.rootdir, before=result.gpu_before, after=result.gpu_after, reason=result.gpu_reason
+            workload.device,
+            self.rootdir,
+            before=result.gpu_before,
+            after=result.gpu_after,
+            reason=result.gpu_reason,
+            duet=self.duet is not None,
         )
         metrics.fingerprint.card = place.gpu.name if place.gpu is not None else None
         metrics.fingerprint.versions = place.versions

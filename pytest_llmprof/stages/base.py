@@ -22,6 +22,7 @@ from pytest_llmprof.report.sections import Section
 from pytest_llmprof.stages.tool_block import ToolBlock
 
 if TYPE_CHECKING:
+    from pytest_llmprof.measure.duet import Duet
     from pytest_llmprof.measure.phases import PhaseRecorder
     from pytest_llmprof.models.base import LoadedModel
     from pytest_llmprof.stages.child import Child
@@ -126,6 +127,10 @@ class StageContext(_Context):
     """What the stage fills in as it goes, so that what was measured is kept where it fails later."""
     more_rounds: Callable[[], int] = lambda: 0
     """Called after the rounds so far: how many more the test's gates need (0 mostly)."""
+    test_id: str = ""
+    """pytest's node id."""
+    duet: Duet | None = None
+    """The connection to the process that measures beside this one."""
 
     @property
     def stage(self) -> StageSettings:

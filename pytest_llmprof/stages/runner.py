@@ -18,7 +18,6 @@ from pytest_llmprof.datasets.base import Page
 from pytest_llmprof.errors import LlmprofError, PageError, StageError
 from pytest_llmprof.measure.collector import frozen_garbage_collector
 from pytest_llmprof.measure.compiles import CompileWatch, complaint
-from pytest_llmprof.measure.duet import Duet
 from pytest_llmprof.measure.energy import EnergyMeter
 from pytest_llmprof.measure.gpu import GpuReader
 from pytest_llmprof.measure.host import HostMeter
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
 
 def clean_rounds(context: StageContext) -> None:
     """Warm up, then run `measure.rounds` measured passes without a profiler, and those that unclear gates need.
+    In a duet the number is even, and gates get no more.
 
     The GPU is read before the first pass and after the last, its energy counter around each, while the device is idle
     and the clock is stopped.
@@ -55,12 +55,14 @@ def clean_rounds(context: StageContext) -> None:
         result.gpu_before, result.gpu_reason = reader.gpu(), reader.reason
         energy.reason = _why_no_energy(result.gpu_before, result.gpu_reason)
         meter = EnergyMeter(reader.energy_mj) if energy.reason is None else None
-        host = HostMeter()
+        duet = context.duet
+        host = HostMeter(None if duet is None else duet.processors)
         wanted, index = measure.rounds, 0
-        duet = Duet.from_environment()
+        if duet is not None:
+            wanted += wanted % 2  # as many on each half of the processors
         while index < wanted:
             if duet is not None:
-                duet.round(index)
+                duet.begin_round(context.test_id, index + 1, wanted)
             if meter is not None:
                 meter.begin()
             host.begin()
@@ -76,7 +78,7 @@ def clean_rounds(context: StageContext) -> None:
             result.samples += samples
             if samples:
                 result.round_seconds.append(seconds)
-            if index == wanted:
+            if index == wanted and duet is None:  # the process beside this one would not measure them
                 wanted += context.more_rounds()
     if energy.rounds and (late := _why_no_energy(result.gpu_after, None)) is not None:
         energy.reason, energy.rounds = late, []

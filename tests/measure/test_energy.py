@@ -138,6 +138,7 @@ def clean_rounds(monkeypatch, *readings):
         recorder=lambda domain: PhaseRecorder("cpu", domain=domain),
         progress=lambda *_: None,
         more_rounds=lambda: 0,
+        duet=None,
     )
     runner.clean_rounds(context)
     return context.result, log
