@@ -28,7 +28,7 @@ ORDER = (
 """Each room imports only rooms before it."""
 LAYERS = 10
 """At most so many rooms on the longest way down through imports."""
-EDGES = 73
+EDGES = 74
 """At most so many pairs (room, room that it imports)."""
 REGISTRY = "stages/__init__.py"
 """The one file outside a stage's own folder that names the stage."""

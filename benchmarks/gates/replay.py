@@ -6,7 +6,8 @@ A pool is a file of `record.py`, by default each of benchmarks/gates/pools/. Eac
 session of it, none twice: blocks of four that ran one after the other, so that what the machine did meanwhile stays in
 their differences. A block is ABBA or BAAB in the product's order, and a coin says which side the delay is on. Side A
 has its processes' rounds without a delay, side B those with it; both are what `metrics.json` would have.
-`SequentialDecision` decides with its default plan. A pool too small for all of a gate's pairs ends it as unclear.
+`SequentialDecision` decides with the plan of `llmprof ab`, for a pool of duets (`record.py --duet`) with that of
+`llmprof ab --duet`. A pool too small for all of a gate's pairs ends it as unclear.
 
 Prints false alarms, found, missed and unclear gates with 95 % Clopper-Pearson intervals, the median number of pairs
 and the median time to a verdict: imports, loading and warm-up of each process, and its rounds at one level. "Measured"
@@ -29,7 +30,7 @@ from typing import Any
 import numpy as np
 from simulate import shown
 
-from pytest_llmprof.compare.sequential import Plan, SequentialDecision, order
+from pytest_llmprof.compare.sequential import DUET_PLAN, Plan, SequentialDecision, order
 from pytest_llmprof.compare.verdicts import Verdict
 from pytest_llmprof.measure.figures import figures_of
 from pytest_llmprof.records.metrics import Sample
@@ -99,6 +100,8 @@ def read_pool(path: Path, metric: str = "tpot_ms", rounds: int | None = None) ->
             sessions.append([])
         else:
             sessions[-1].append(found)
+    if head.get("duet"):  # an interrupted one may lack its second process
+        sessions = [session[: len(session) // 2 * 2] for session in sessions]
     if max(map(len, sessions), default=0) < BLOCK:
         raise SystemExit(f"{path} has no session of {BLOCK} processes")
     processes = [
@@ -160,9 +163,12 @@ class Outcome:
         return sum(self.verdicts[verdict] for verdict in verdicts)
 
 
-def draw(random: np.random.Generator, session: Sequence[Process], blocks: int) -> list[Process]:
-    """The processes of one gate in its order of time: up to *blocks* blocks of neighbours, none twice."""
-    first = int(random.integers(BLOCK)) if len(session) >= 2 * BLOCK else 0
+def draw(random: np.random.Generator, session: Sequence[Process], blocks: int, together: int = 1) -> list[Process]:
+    """The processes of one gate in its order of time: up to *blocks* blocks of neighbours, none twice.
+
+    *together* ran at the same time and stay so: 2 in a duet.
+    """
+    first = together * int(random.integers(BLOCK // together)) if len(session) >= 2 * BLOCK else 0
     starts = np.arange(first, len(session) - BLOCK + 1, BLOCK)
     chosen = random.permutation(starts)[:blocks].tolist()
     return [session[start + place] for start in chosen for place in range(BLOCK)]
@@ -170,14 +176,15 @@ def draw(random: np.random.Generator, session: Sequence[Process], blocks: int) -
 
 def gates(pool: Pool, level: int, number: int, seed: int, plan: Plan | None = None) -> Outcome:
     """Run *number* gates, side B at *level*; 0 is A/A."""
-    plan = plan or Plan()
+    duet = bool(pool.head.get("duet"))
+    plan = plan or (DUET_PLAN if duet else Plan())
     random = np.random.default_rng([seed, level])
     weights = np.array([len(session) // BLOCK for session in pool.sessions], dtype=float)
     verdicts: Counter[Verdict] = Counter()
     looked, seconds = [], []
     for _ in range(number):
         session = pool.sessions[random.choice(len(weights), p=weights / weights.sum())]
-        drawn = draw(random, session, plan.max_pairs * 2 // BLOCK)
+        drawn = draw(random, session, plan.max_pairs * 2 // BLOCK, 2 if duet else 1)
         slow = "B" if random.random() < 0.5 else "A"
         decision = SequentialDecision(plan)
         for start in range(0, len(drawn), 2):
@@ -191,9 +198,10 @@ def gates(pool: Pool, level: int, number: int, seed: int, plan: Plan | None = No
             if decision.done:
                 break
         verdicts[decision.verdict] += 1
-        used = drawn[: 2 * len(decision.before)]
-        looked.append(len(decision.before))
-        seconds.append(sum(process.seconds for process in used))
+        pairs = [drawn[start : start + 2] for start in range(0, 2 * len(decision.before), 2)]
+        looked.append(len(pairs))
+        took = max if duet else sum
+        seconds.append(sum(took(process.seconds for process in pair) for pair in pairs))
     return Outcome(verdicts, median(looked), median(seconds))
 
 

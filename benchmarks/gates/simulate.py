@@ -6,7 +6,7 @@ Each simulated gate draws its own processes, in the order ABBA BAAB, slows those
 asks `SequentialDecision` with its default plan, as `llmprof ab` does. The tables after the first hold runs against
 saved ones, as `llmprof compare` does, on a machine that is as fast as it was then. `noise_h100.json` has rounds of
 real processes on an H100; the other cases are made to be difficult: drift, two host speeds, bimodal clocks, outliers,
-heavy tails.
+heavy tails. Those of a duet (`llmprof ab --duet`) share the machine's drift in each pair, and have the plan of one.
 
 Prints false alarms, missed and unclear gates with 95 % Clopper-Pearson intervals, and the median number of pairs.
 """
@@ -28,7 +28,7 @@ from scipy.special import betaincinv
 
 from pytest_llmprof.compare.compare import STEADY_SD
 from pytest_llmprof.compare.intervals import assumed, unpaired
-from pytest_llmprof.compare.sequential import ALPHA, BETA, Plan, SequentialDecision, order
+from pytest_llmprof.compare.sequential import ALPHA, BETA, DUET_PLAN, Plan, SequentialDecision, order
 from pytest_llmprof.compare.verdicts import DEFAULT_MARGIN, Verdict, decide
 
 NOISE = Path(__file__).with_name("noise_h100.json")
@@ -103,6 +103,31 @@ def heavy_tails(share: float) -> Source:
     return lambda random, gates, processes: np.exp(np.clip(share * random.standard_t(2, (gates, processes)), -1, 1))
 
 
+def duet(share: float, own: Source) -> Source:
+    """Pairs that run at the same time on a host whose speed differs by *share* from pair to pair; *own* is what the two
+    of a pair do not have in common."""
+
+    def draw(random: np.random.Generator, gates: int, processes: int) -> Values:
+        host = random.normal(0, share, (gates, processes // 2)).repeat(2, axis=1)
+        return own(random, gates, processes) * np.exp(host)
+
+    return draw
+
+
+def disturbed(source: Source, often: float, share: float) -> Source:
+    """*source* where in some pairs one of the two, by chance, is slower by *share*."""
+
+    def draw(random: np.random.Generator, gates: int, processes: int) -> Values:
+        hit = random.random((gates, processes // 2)) < often
+        second = random.random((gates, processes // 2)) < 0.5
+        slow = np.stack([hit & ~second, hit & second], axis=2).reshape(gates, processes)
+        return source(random, gates, processes) * (1 + share * slow)
+
+    return draw
+
+
+RATIO = 2**-0.5
+"""The noise of a pair's ratio is that of two processes."""
 FAST = recorded("fast")
 AGAIN = recorded("fast", rounds_again=True)
 CASES: dict[str, tuple[Source, tuple[float, ...]]] = {
@@ -122,6 +147,14 @@ CASES: dict[str, tuple[Source, tuple[float, ...]]] = {
     "eager, two speeds": (two_speeds(wandering(normal(0.02), 0.05), 0.35, 0.8), (0, 0.05)),
     "ttft of fast": (recorded("fast", TTFT), (0, 0.05, 0.2)),
 }
+DUETS: dict[str, tuple[Source, tuple[float, ...]]] = {
+    "duet 2 %": (duet(0.07, normal(0.02 * RATIO)), (0, 0.02, 0.05)),
+    "duet, heavy tails": (duet(0.07, heavy_tails(0.01 * RATIO)), (0, 0.02, 0.05)),
+    "duet, 1 in 20 disturbed": (duet(0.07, disturbed(normal(0.02 * RATIO), 0.05, 0.1)), (0, 0.02, 0.05)),
+    "duet, always disturbed": (duet(0.07, disturbed(normal(0.003), 1.0, 0.1)), (0, 0.05)),
+    "duet, two speeds 5 %": (duet(0.07, two_speeds(normal(0.002), 0.05, 0.5)), (0, 0.05)),
+}
+"""Noise of pairs that run at the same time: SD 7 % in common, the ratio's own is 2 %."""
 
 
 @dataclass(frozen=True)
@@ -212,16 +245,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gates", type=int, default=1000, help="gates of each row (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--case", action="append", choices=sorted(CASES), help="only this one; may be repeated")
+    parser.add_argument("--case", action="append", choices=sorted(CASES | DUETS), help="only this one; may be repeated")
     options = parser.parse_args()
     begun = time.perf_counter()
     plan = Plan()
-    print(f"{options.gates} gates a row, seed {options.seed}, {plan}\n")
+    print(f"{options.gates} gates a row, seed {options.seed}, {plan}; of duets {DUET_PLAN}\n")
     print(HEAD.format("Noise", " Median pairs |", "--:|"))
-    for case in options.case or CASES:
-        source, slowdowns = CASES[case]
+    for case in options.case or CASES | DUETS:
+        source, slowdowns = (CASES | DUETS)[case]
+        own = DUET_PLAN if case in DUETS else plan
         for slowdown in slowdowns:
-            print(line(case, slowdown, gates(source, slowdown, options.gates, plan, options.seed), options.gates))
+            print(line(case, slowdown, gates(source, slowdown, options.gates, own, options.seed), options.gates))
     for case in () if options.case else BASELINE_CASES:
         print(f"\n{case}, against saved runs\n\n{HEAD.format('Processes', '', '')}")
         for sides in SIDES:

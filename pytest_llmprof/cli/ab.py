@@ -9,16 +9,17 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pytest_llmprof.cli.duet import check_machine, for_duet, measure_both
 from pytest_llmprof.cli.options import Subparsers, add_margin, margin_of
-from pytest_llmprof.cli.processes import NOT_MEASURED, ProcessFailed, ignore_signals, interruptible
+from pytest_llmprof.cli.processes import NOT_MEASURED, ProcessFailed, Side, ignore_signals, interruptible
 from pytest_llmprof.cli.sides import Request, Wish, prepared, say
-from pytest_llmprof.compare.alternate import Alternation
+from pytest_llmprof.compare.alternate import Alternation, Measure
 from pytest_llmprof.compare.compare import Terms
 from pytest_llmprof.compare.rules import Rule, parse_rules
-from pytest_llmprof.compare.sequential import Plan
+from pytest_llmprof.compare.sequential import DUET_PLAN, Plan
 from pytest_llmprof.compare.table import FORMATS, render
 from pytest_llmprof.errors import ArtifactError, ConfigError
 from pytest_llmprof.records.catalogue import BUILTIN, Declaration
@@ -27,7 +28,10 @@ from pytest_llmprof.text.escape import one_line
 
 _RUNS = "llmprof-runs"
 _OWN = frozenset(
-    ("--a", "--b", "--a-ref", "--b-ref", "--a-python", "--b-python", "--install", "--minutes", "--margin", "--metric")
+    (
+        *("--a", "--b", "--a-ref", "--b-ref", "--a-python", "--b-python", "--install"),
+        *("--duet", "--minutes", "--margin", "--metric"),
+    )
 )
 """Options that pytest surely does not have."""
 _EPILOG = """\
@@ -62,6 +66,12 @@ def add(commands: Subparsers) -> None:
         help="install each revision into its own environment, even if this one has all that it needs",
     )
     parser.add_argument(
+        "--duet",
+        action="store_true",
+        help="on a CPU: run both sides at the same time, each on half of the processors, so that a machine whose speed "
+        "changes slows both alike",
+    )
+    parser.add_argument(
         "--minutes",
         default="20",
         metavar="NUMBER",
@@ -88,27 +98,38 @@ def add(commands: Subparsers) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    terms = Terms(margin=margin_of(options), force=options.force, plan=Plan())
+    terms = Terms(margin=margin_of(options), force=options.force, plan=DUET_PLAN if options.duet else Plan())
     seconds = 60 * _minutes(options.minutes)
     wishes = (_wish(options, "A"), _wish(options, "B"))
     arguments = _pytest_arguments(options.arguments)
     _rules(options.metric, options.margin, None)
     _check_install(options.install, wishes)
+    if options.duet:
+        check_machine(os.environ)
     request = Request(wishes, arguments, options.install, _out(options.out))
     with interruptible():
         try:
             with prepared(request) as sides:
                 loop = Alternation(
-                    measure=lambda side, number, patience: sides[side].measure(request.out, number, patience),
+                    measure=_measure_with(sides, request.out, duet=options.duet),
                     rules=lambda metrics: _rules(options.metric, options.margin, metrics),
                     seconds=seconds,
                     terms=terms,
+                    duet=options.duet,
                     progress=say,
                 )
                 return _measure(loop, request, options)
         except KeyboardInterrupt as error:
             say(f"ERROR: interrupted by {error}: no pair was measured")
             return NOT_MEASURED
+
+
+def _measure_with(sides: Mapping[str, Side], out: Path, *, duet: bool) -> Measure:
+    """How the job runs its processes."""
+    if duet:
+        halved = {letter: for_duet(side) for letter, side in sides.items()}
+        return lambda letters, number, patience: measure_both([halved[one] for one in letters], out, number, patience)
+    return lambda letter, number, patience: [sides[letter].measure(out, number, patience)]
 
 
 def _measure(loop: Alternation, request: Request, options: argparse.Namespace) -> int:

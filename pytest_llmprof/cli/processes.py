@@ -1,4 +1,4 @@
-"""The pytest processes of `llmprof ab`: started one after the other, ended with all that they started."""
+"""The pytest processes of `llmprof ab`: how one is started, read, and ended with all that it started."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,18 +56,28 @@ class Side:
 
         Raises `ProcessFailed` where it did not end well, `OutOfTime` where it took too long.
         """
-        directory = out / self.letter.lower() / f"{number:02d}"
+        command, log = self.command(out, number)
+        code = run_logged(command, log, cwd=self.cwd, environment=self.environment, seconds=seconds)
+        return self.read(out, number, code)
+
+    def command(self, out: Path, number: int) -> tuple[list[str], Path]:
+        """The command of process *number*, and the file of what it prints, which is made."""
+        directory = self._directory(out, number)
         log = directory.with_suffix(".log")
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
             log.touch()
         except OSError as error:
             raise ProcessFailed(f"cannot write {log}: {error.strerror}", NOT_MEASURED) from error
-        command = [self.python, "-m", "pytest", *self.arguments, f"--llmprof-run-dir={directory}"]
-        code = run_logged(command, log, cwd=self.cwd, environment=self.environment, seconds=seconds)
-        return self._read(directory, log, number, code)
+        return [self.python, "-m", "pytest", *self.arguments, f"--llmprof-run-dir={directory}"], log
 
-    def _read(self, directory: Path, log: Path, number: int, code: int) -> SavedRun:
+    def _directory(self, out: Path, number: int) -> Path:
+        return out / self.letter.lower() / f"{number:02d}"
+
+    def read(self, out: Path, number: int, code: int) -> SavedRun:
+        """What process *number* measured, which ended with *code*. Raises `ProcessFailed` where it did not end well."""
+        directory = self._directory(out, number)
+        log = directory.with_suffix(".log")
         where, seen, lines = f"{self.letter}, process {number}", f"(log: {log})", lines_of(log)
         if code in _REFUSED:
             raise ProcessFailed(f"{where}: {_REFUSED[code]}{cause(lines) if code != 5 else ''} {seen}", BAD_INPUT)
@@ -111,9 +122,28 @@ def run_logged(
 
     Raises `OutOfTime` after *seconds*, `ProcessFailed` where it cannot be started.
     """
+    process: subprocess.Popen[bytes] | None = None
+    try:
+        with uninterrupted():
+            process = start(command, log, cwd=cwd, environment=environment)
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        raise OutOfTime from None
+    finally:
+        if process is not None:
+            end_groups(process)
+
+
+def start(
+    command: Sequence[str], log: Path, *, cwd: Path, environment: Mapping[str, str], sockets: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """Start *command* in a group of its own, with its output in *log*; it inherits *sockets* and no other open file.
+
+    Raises `ProcessFailed` where it cannot be started.
+    """
     with log.open("wb") as output:
         try:
-            process = subprocess.Popen(
+            return subprocess.Popen(
                 command,
                 cwd=cwd,
                 env=dict(environment),
@@ -121,25 +151,29 @@ def run_logged(
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C reaches this process alone, which ends the other
+                pass_fds=sockets,
             )
         except OSError as error:
             raise ProcessFailed(f"{command[0]} cannot be run: {error.strerror}", BAD_INPUT) from error
-        try:
-            return process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            raise OutOfTime from None
-        finally:
-            _end_group(process)
 
 
-def _end_group(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
+def end_groups(*processes: subprocess.Popen[bytes]) -> None:
+    """End each process and all of its group: SIGTERM, then SIGKILL."""
+    alive = [process for process in processes if process.poll() is None]
+    for process in alive:
         _signal_group(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):  # SIGKILL follows
-            process.wait(GRACE_S)
-    _signal_group(process.pid, signal.SIGKILL)  # also workers that outlived it
-    with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may hold a killed process
-        process.wait(GRACE_S)
+    _wait(alive)
+    for process in processes:
+        _signal_group(process.pid, signal.SIGKILL)  # also workers that outlived it
+    _wait(processes)
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    deadline = time.monotonic() + GRACE_S
+    for process in processes:
+        # SIGKILL follows; and a driver may hold a killed process.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(deadline - time.monotonic(), 0.0))
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:
@@ -164,6 +198,22 @@ def interruptible() -> Iterator[None]:
     finally:
         for one, handler in known.items():
             signal.signal(one, handler)
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold an interrupt back to the end of the block: a process that starts in it must be known to what ends it."""
+    known = {one: signal.getsignal(one) for one in _SIGNALS}
+    came: list[int] = []
+    for one in _SIGNALS:
+        signal.signal(one, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        for one, handler in known.items():
+            signal.signal(one, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def ignore_signals() -> None:

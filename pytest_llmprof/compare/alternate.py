@@ -1,4 +1,4 @@
-"""An A/B job: processes of both sides in turns, until every gated metric is decided or the time is up.
+"""An A/B job: processes of both sides in turns, or side by side, until every gated metric is decided or the time is up.
 
 Pairs come in the order ABBA BAAB (`sequential.order`); who runs a process is up to the caller.
 """
@@ -24,9 +24,9 @@ from pytest_llmprof.text.numbers import count, duration
 
 _NAMED = 3
 """Gated rows that a line of progress shows one by one; it counts more."""
-Measure = Callable[[str, int, float], SavedRun]
-"""Runs one process: its side ("A" or "B"), its number in the job from 1, the seconds it may take. Gives what it
-measured; raises `OutOfTime` where it took too long."""
+Measure = Callable[[str, int, float], Sequence[SavedRun]]
+"""Runs a process, or two at the same time: the sides ("A", or "BA"), the number of the first in the job, from 1, the
+seconds that they may take. Gives what each measured; raises `OutOfTime` where it took too long."""
 
 
 class OutOfTime(Exception):
@@ -43,6 +43,8 @@ class Alternation:
     seconds: float
     """What all processes together may take."""
     terms: Terms = field(default_factory=Terms)
+    duet: bool = False
+    """Whether both processes of a pair run at the same time."""
     progress: Callable[[str], None] = lambda line: None
     clock: Callable[[], float] = time.monotonic
     before: list[SavedRun] = field(default_factory=list)
@@ -100,6 +102,7 @@ class Alternation:
             pairs=len(self.before),
             most=self._plan.max_pairs,
             contended=sum(map(_contended, self.before, self.after)),
+            duet=self.duet,
             order=self.sides,
             seconds=round(self._end - self._begin, 1),
             stopped=stopped,
@@ -110,9 +113,11 @@ class Alternation:
         pair = len(self.before)
         begin = self.clock()
         runs: dict[str, SavedRun] = {}
-        for place, side in enumerate(order(2 * pair + 2)[-2:]):
-            runs[side] = self.measure(side, 2 * pair + place + 1, self._patience())
-            self.sides += side
+        pair_order = order(2 * pair + 2)[-2:]
+        for sides in [pair_order] if self.duet else pair_order:
+            measured = self.measure(sides, len(self.sides) + 1, self._patience())
+            runs.update(zip(sides, measured, strict=True))
+            self.sides += sides
         self.before.append(runs["A"])
         self.after.append(runs["B"])
         self._pair_seconds.append(self.clock() - begin)

@@ -46,7 +46,8 @@ class Row(Struct, kw_only=True):
     level: float | None = None
     """Its confidence (0..1)."""
     control: float | None = None
-    """What the machine can see, from the A/A control of an A/B job: 0.008 for 0.8 %; null without one."""
+    """What the machine can see, from the A/A control of an A/B job (of a duet: from the ratios): 0.008 for 0.8 %; null
+    without one."""
     verdict: Verdict
     limit: str | None = None
     """What a gate allows, as it was written; null without one."""
@@ -91,8 +92,11 @@ class Job(Struct, kw_only=True):
     """Pairs of the last planned look."""
     contended: int
     """Pairs in which other work kept the processors from a process. They count: what that does, the control shows."""
+    duet: bool = False
+    """Whether the processes of a pair ran side by side, at the same time."""
     order: str
-    """The sides of the processes in their order, "ABBABAAB"."""
+    """The sides of the processes in their order, "ABBABAAB". In a duet the first of a pair begins on the first half of
+    the processors."""
     seconds: float
     stopped: str
     """Why it stopped."""

@@ -179,7 +179,8 @@ def _job_lines(comparison: Comparison) -> list[str]:
     more = " ..." if len(job.order) > 8 else ""
     gated = Counter(row.verdict for row in comparison.rows if row.limit is not None)
     verdicts = ", ".join(f"{gated[verdict]} {verdict}" for verdict in Verdict if verdict in gated)
-    line = f"{count(job.pairs, 'pair')} ({blocks}{more}) in {duration(job.seconds)}; stopped: {one_line(job.stopped)}"
+    how = f"{count(job.pairs, 'pair')}{' side by side (duet)' if job.duet else ''} ({blocks}{more})"
+    line = f"{how} in {duration(job.seconds)}; stopped: {one_line(job.stopped)}"
     if job.contended:
         line += f"; the host was contended in {count(job.contended, 'pair')}"
     return [line, f"gated: {verdicts or 'nothing'}; exit code {comparison.exit_code}"]

@@ -1,6 +1,36 @@
-"""The helpers of tests/compare make run directories."""
+"""What several tests of the commands need. The helpers of tests/compare make run directories."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "compare"))
+import pytest
+
+from pytest_llmprof.cli import main
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPOSITORY / "tests" / "compare"))
+
+
+@pytest.fixture
+def stub(tmp_path, monkeypatch):
+    """Paths of an interpreter that measures nothing but is fast; the current directory is a new one."""
+    path = tmp_path / "stub"
+    path.write_text(f'#!/bin/sh\nexec {sys.executable} {Path(__file__).with_name("stub_python.py")} "$@"\n')
+    path.chmod(0o755)
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    return str(path)
+
+
+@pytest.fixture
+def ab(stub, capfd):
+    """Run the command with the stub on both sides; gives code, stdout and stderr."""
+
+    def run(*arguments):
+        code = main(["ab", f"--a-python={stub}", f"--b-python={stub}", *arguments])
+        shown = capfd.readouterr()
+        return code, shown.out, shown.err
+
+    return run

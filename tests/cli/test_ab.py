@@ -13,33 +13,6 @@ import pytest
 from pytest_llmprof.cli import ab as ab_module
 from pytest_llmprof.cli import main
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def stub(tmp_path, monkeypatch):
-    """Paths of an interpreter that measures nothing but is fast; the current directory is a new one."""
-    path = tmp_path / "stub"
-    path.write_text(f'#!/bin/sh\nexec {sys.executable} {Path(__file__).with_name("stub_python.py")} "$@"\n')
-    path.chmod(0o755)
-    work = tmp_path / "work"
-    work.mkdir()
-    monkeypatch.chdir(work)
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    return str(path)
-
-
-@pytest.fixture
-def ab(stub, capfd):
-    """Run the command with the stub on both sides; gives code, stdout and stderr."""
-
-    def run(*arguments):
-        code = main(["ab", f"--a-python={stub}", f"--b-python={stub}", *arguments])
-        shown = capfd.readouterr()
-        return code, shown.out, shown.err
-
-    return run
-
 
 def git(*arguments):
     identity = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
@@ -334,7 +307,7 @@ class Finder:
 sys.meta_path.insert(0, Finder)
 """
     )
-    monkeypatch.setenv("PYTHONPATH", f"{hook}:{REPOSITORY}")
+    monkeypatch.setenv("PYTHONPATH", f"{hook}:{os.environ['PYTHONPATH']}")
     code, _, err = ab("--a-ref", "HEAD")
     assert code == 4
     assert err.endswith("work/model/__init__.py, not from the work tree\n")
@@ -344,6 +317,7 @@ _HEAVY = """
 import sys
 from pytest_llmprof.cli import ab as ab_module
 from pytest_llmprof.cli import main
+
 code = main(sys.argv[1:])
 print("heavy:", sorted({"torch", "transformers", "pytest", "hydra", "omegaconf"} & set(sys.modules)))
 sys.exit(code)

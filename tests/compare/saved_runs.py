@@ -69,6 +69,7 @@ def write_run(
     kernels: str | None = None,
     gpu: str | None = H100.gpu,
     shard: Shard | None = None,
+    duet: bool = False,
     **changes: Any,
 ) -> Path:
     """A run directory as the plugin writes it; *tests* is their number, or their numbers. *changes* are of run.json."""
@@ -111,7 +112,7 @@ def write_run(
             fingerprint=Fingerprint("NVIDIA H100", "cuda:0", "model-1", "pages-1", "config-1"),
         )
         write_json(folder / "metrics.json", metrics)
-        write_json(folder / "environment.json", Environment(host=Host(cpu="Xeon", cores=16), gpu=read))
+        write_json(folder / "environment.json", Environment(host=Host(cpu="Xeon", cores=16), gpu=read, duet=duet))
         (folder / "config.yaml").write_text("infer:\n  engine: fast\n", encoding="utf-8")
         lines = [
             msgspec.json.encode(

@@ -7,7 +7,7 @@ from saved_runs import DECLARATIONS, noisy, saved_run, saved_test
 from pytest_llmprof.compare.alternate import Alternation, OutOfTime
 from pytest_llmprof.compare.compare import Terms
 from pytest_llmprof.compare.rules import parse_rules
-from pytest_llmprof.compare.sequential import Plan
+from pytest_llmprof.compare.sequential import DUET_PLAN, Plan
 from pytest_llmprof.compare.table import render
 from pytest_llmprof.compare.verdicts import Verdict
 from pytest_llmprof.errors import ArtifactError
@@ -32,7 +32,7 @@ class Machine:
             self.now += patience
             raise OutOfTime
         self.now += self.seconds
-        return self.run(side, next(self.values[side]), number)
+        return [self.run(side, next(self.values[side]), number)]
 
     def run(self, side, value, number):
         return saved_run(saved_test(figures={"tpot_ms": value, "tokens": 256.0}), key=f"{side}{number}")
@@ -42,7 +42,7 @@ class Machine:
             measure=self.measure,
             rules=lambda metrics: parse_rules(rules, metrics),
             seconds=seconds,
-            terms=Terms(plan=Plan(), **terms),
+            terms=Terms(**{"plan": Plan(), **terms}),
             progress=self.lines.append,
             clock=lambda: self.now,
         )
@@ -131,6 +131,42 @@ def test_a_process_that_began_in_time_may_be_a_bit_slower_than_the_others():
     loop.run()
     assert len(machine.order) == 12
     assert machine.patience[-1] == 20  # a pair's time, though only 15 s were left
+
+
+def test_in_a_duet_both_of_a_pair_run_at_once_and_their_order_changes():
+    asked = []
+
+    def measure(sides, number, patience):
+        asked.append((sides, number))
+        machine.now += machine.seconds
+        return [machine.run(side, next(machine.values[side]), number + place) for place, side in enumerate(sides)]
+
+    speed = noisy(0.5, 0.07, 24, 1)  # that of the machine, in each pair
+    own = noisy(1.0, 0.005, 24, 2)
+    machine = Machine(speed, [1.05 * one * noise for one, noise in zip(speed, own, strict=True)])
+    loop = machine.loop(plan=DUET_PLAN)
+    loop.measure, loop.duet = measure, True
+    found = loop.result(loop.run())
+    row = row_of(found)
+    assert (row.verdict, row.how) == (Verdict.SLOWER, "10 pairs")
+    assert row.control == pytest.approx((row.high / row.low) ** 0.5 - 1, rel=1e-6)  # nothing but the ratios
+    assert asked[:5] == [("AB", 1), ("BA", 3), ("BA", 5), ("AB", 7), ("AB", 9)]
+    assert (found.job.duet, found.job.order, found.job.seconds) == (True, "ABBABAABABBABAABABBA", 100.0)
+
+
+def test_a_duet_that_takes_too_long_leaves_no_half_pair():
+    machine = Machine()
+
+    def measure(sides, number, patience):
+        if number > 3:
+            raise OutOfTime
+        machine.now += machine.seconds
+        return [machine.run(side, 1.0, number + place) for place, side in enumerate(sides)]
+
+    loop = machine.loop()
+    loop.measure, loop.duet = measure, True
+    found = loop.result(loop.run())
+    assert (found.job.pairs, found.job.order) == (2, "ABBA")
 
 
 def test_other_work_is_found_after_the_first_pair():

@@ -6,7 +6,7 @@ import random
 import pytest
 from saved_runs import noisy
 
-from pytest_llmprof.compare.sequential import Plan, SequentialDecision, control_differences, order
+from pytest_llmprof.compare.sequential import DUET_PLAN, Plan, SequentialDecision, control_differences, order
 from pytest_llmprof.compare.verdicts import Verdict
 
 
@@ -47,6 +47,21 @@ def test_verdicts(slowdown, verdict):
 def test_a_rate_is_slower_where_it_is_lower():
     decision = run(noisy(100, 0.002, 24, 1), noisy(95, 0.002, 24, 2), better="higher")
     assert decision.verdict == Verdict.SLOWER
+
+
+def test_in_a_duet_only_what_differs_within_pairs_is_noise():
+    speed, own = noisy(1, 0.07, 24, 1), noisy(1.05, 0.01, 24, 2)
+    values = speed, [one * change for one, change in zip(speed, own, strict=True)]
+    assert run(*values).verdict == Verdict.UNCLEAR
+    decision = run(*values, DUET_PLAN)
+    assert (decision.verdict, decision.looked) == (Verdict.SLOWER, 10)
+    assert decision.control == decision.interval
+
+
+def test_in_a_duet_two_kinds_of_pairs_are_not_one_with_outliers():
+    """8 of 10 pairs are 10 % slower, 2 are 10 % faster: trimming would leave these two out."""
+    values = [1.0] * 10, [*noisy(1.1, 0.002, 5), 0.9, 0.9, *noisy(1.1, 0.002, 3)]
+    assert run(*values, DUET_PLAN).verdict == Verdict.UNCLEAR
 
 
 def test_noise_is_unclear_to_the_end():

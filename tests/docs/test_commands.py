@@ -59,6 +59,8 @@ ELSEWHERE = {
             "tests/compare/test_replay.py::test_a_process_is_recorded",
         "python benchmarks/gates/record.py OUT --levels 0,5 --rounds 16 --minutes 10":
             "tests/compare/test_replay.py::test_a_process_is_recorded",
+        "python benchmarks/gates/record.py OUT --duet --levels 0,2,5 --rounds 8":
+            "tests/compare/test_replay.py::test_a_duet_is_recorded",
     },
     "engines.md": {
         "pytest benchmarks --llmprof-override infer=compiled": "tests/models/test_model_compiled.py::test_pages",
