@@ -108,7 +108,7 @@ def test_the_triton_kernel_in_the_interpreter() -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
     assert found.pop("how") == "Triton"
-    assert len(found) == 11
+    assert len(found) == 12
     assert set(found.values()) == {"equal"}, found
 
 

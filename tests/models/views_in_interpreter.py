@@ -15,7 +15,7 @@ from PIL import Image
 
 from pytest_llmprof.models.deepseek_ocr import resize_kernel, views
 from pytest_llmprof.models.deepseek_ocr.preprocessing import Mode, Placement
-from pytest_llmprof.models.deepseek_ocr.resize import resize
+from pytest_llmprof.models.deepseek_ocr.resize import horizontal_first, resize, vertical_first
 
 CPU = torch.device("cpu")
 resize_kernel.BLOCK = 16  # several programs a row
@@ -37,10 +37,11 @@ def main() -> None:
     # Crops of 640 pixels would take minutes, so tiles of 8.
     source = torch.from_numpy(np.array(noise(25, 30)))
     place, tiles = Placement((24, 16), 8, 3, 2), torch.zeros((6, 3, 8, 8), dtype=torch.bfloat16)
-    ours._resize(source, place, tiles)
-    whole = ours._values[resize(source, place.size, ours._order).long()]
-    wanted = whole.reshape(3, 2, 8, 3, 8).permute(1, 3, 0, 2, 4).reshape(6, 3, 8, 8)
-    found["tiles"] = "equal" if torch.equal(tiles, wanted) else "differs"
+    for order in (horizontal_first, vertical_first):
+        ours._resize(source, place, tiles, order)
+        whole = ours._values[resize(source, place.size, order).long()]
+        wanted = whole.reshape(3, 2, 8, 3, 8).permute(1, 3, 0, 2, 4).reshape(6, 3, 8, 8)
+        found[f"tiles, {order.__name__}"] = "equal" if torch.equal(tiles, wanted) else "differs"
     print(json.dumps(found))
 
 

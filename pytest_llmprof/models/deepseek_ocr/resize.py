@@ -91,8 +91,14 @@ def _pass(pixels: Tensor, axis: int, table: Tensor) -> Tensor:
     return result
 
 
-def _horizontal_first(before: Size, after: Size) -> bool:
+def horizontal_first(before: Size, after: Size) -> bool:
+    """What Pillow did for long."""
     return False
+
+
+def vertical_first(before: Size, after: Size) -> bool:
+    """No version of Pillow does so for all sizes."""
+    return True
 
 
 def _tall_vertically_first(before: Size, after: Size) -> bool:
@@ -106,7 +112,7 @@ def _larger_step_first(before: Size, after: Size) -> bool:
 ORDERS: Mapping[str, Order] = {
     "13.0": _larger_step_first,
     "12.2": _tall_vertically_first,
-    "10.1": _horizontal_first,
+    "10.1": horizontal_first,
 }
 """Orders of the passes, by a version of Pillow that has each; not every version was looked at."""
 _PROBES: tuple[tuple[Size, Size], ...] = (
