@@ -51,7 +51,7 @@ def warm_up() -> None:
     from pytest_llmprof.stages.torch_profiler.kineto import read_trace  # noqa: F401
 
     Composer(ConfigSources(Path(), Path()), Registry.of([plugin()], packaged_stages(), builtin())).show()
-    infer = InferSettings(max_new_tokens=2)
+    infer = InferSettings(max_new_tokens=2, engine="reference")
     model = plugin().load(ModelSettings(mode="tiny", weights="random", size="tiny"), infer)
     list(model.generate([Image.new("RGB", (64, 64))], infer, PhaseRecorder("cpu")))
     model.close()
