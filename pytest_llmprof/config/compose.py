@@ -43,7 +43,7 @@ from pytest_llmprof.config.provenance import (
 )
 from pytest_llmprof.config.registry import Registry
 from pytest_llmprof.config.render import PLACEHOLDERS, escaped, per_test, plain, to_yaml
-from pytest_llmprof.config.schema import InferSettings, ModelSettings, Settings
+from pytest_llmprof.config.schema import InferSettings, MeasureSettings, ModelSettings, Settings
 from pytest_llmprof.config.tree import (
     MISSING_VALUE,
     build,
@@ -136,7 +136,7 @@ class Composer:
         self._compositions: dict[tuple[tuple[str, ...], str], Composition] = {}
         self._by_presets: dict[int, tuple[Mapping[str, Any], list[Assignment]]] = {}
         self._built: dict[tuple[str, str], Any] = {}
-        self._engines: dict[tuple[ModelSettings, InferSettings], InferSettings] = {}
+        self._engines: dict[tuple[ModelSettings, InferSettings, MeasureSettings], InferSettings] = {}
         self._legacy_used: dict[str, None] = {}
 
     # -- what the plugin asks for
@@ -395,13 +395,14 @@ class Composer:
         for name, spec in self.registry.stages.items():
             checker.stage(spec, stage_settings(spec, getattr(values.pipeline, name)))
         model = checker.model(values.model, values.infer)
-        if (model, values.infer) not in self._engines:
-            self._engines[model, values.infer] = checker.engine(model, values.infer)
+        given = model, values.infer, values.measure
+        if given not in self._engines:
+            self._engines[given] = checker.engine(*given)
         checked = replace(
             values,
             stages=checker.stages(values.stages),
             model=model,
-            infer=self._engines[model, values.infer],
+            infer=self._engines[given],
             dataset=checker.dataset(values.dataset),
         )
         return checked, content

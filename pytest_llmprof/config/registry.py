@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
-from pytest_llmprof.config.schema import InferSettings, ModelSettings
+from pytest_llmprof.config.schema import InferSettings, MeasureSettings, ModelSettings
 from pytest_llmprof.errors import ConfigError
 
 _NAME = re.compile(r"[A-Za-z_]\w*")
@@ -58,7 +58,7 @@ class ModelSpec(DatasetSpec, Protocol):
     @property
     def engines(self) -> tuple[str, ...]: ...
     @property
-    def choose_engine(self) -> Callable[[ModelSettings, InferSettings], tuple[str, str]] | None: ...
+    def choose_engine(self) -> Callable[[ModelSettings, InferSettings, MeasureSettings], tuple[str, str]] | None: ...
     @property
     def extra(self) -> type | None: ...
     @property

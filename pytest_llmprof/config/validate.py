@@ -11,7 +11,14 @@ from pytest_llmprof.config.convert import Mismatch
 from pytest_llmprof.config.paths import absolute, is_hub_id, is_local, why_unusable
 from pytest_llmprof.config.registry import Registry, StageSpec
 from pytest_llmprof.config.render import PLACEHOLDERS
-from pytest_llmprof.config.schema import AUTO, DatasetSettings, InferSettings, ModelSettings, StageSettings
+from pytest_llmprof.config.schema import (
+    AUTO,
+    DatasetSettings,
+    InferSettings,
+    MeasureSettings,
+    ModelSettings,
+    StageSettings,
+)
 from pytest_llmprof.config.tree import MISSING_VALUE
 from pytest_llmprof.errors import ConfigError, nearest
 from pytest_llmprof.text.escape import one_line, shorten
@@ -94,7 +101,7 @@ class Checker:
             )
         return replace(model, path=str(path))
 
-    def engine(self, model: ModelSettings, infer: InferSettings) -> InferSettings:
+    def engine(self, model: ModelSettings, infer: InferSettings, measure: MeasureSettings) -> InferSettings:
         """*infer* with the engine that `auto` stands for here, and why it is that one."""
         plugin = self.registry.models[model.name]
         if infer.engine != AUTO or AUTO in plugin.engines:
@@ -102,7 +109,7 @@ class Checker:
         if plugin.choose_engine is None:
             name, reason = plugin.engines[0], f"the {'first' if plugin.engines[1:] else 'only'} engine of {model.name}"
         else:
-            name, reason = plugin.choose_engine(model, infer)
+            name, reason = plugin.choose_engine(model, infer, measure)
             if name not in plugin.engines:
                 raise ConfigError(
                     f"infer.engine=auto: the plugin of the model {model.name} chose {show_value(name)}, which is none "

@@ -20,7 +20,7 @@ from pytest_llmprof.records.predictions import Box
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from pytest_llmprof.config.schema import InferSettings, ModelSettings
+    from pytest_llmprof.config.schema import InferSettings, MeasureSettings, ModelSettings
 
 __all__ = [
     "Box",
@@ -182,7 +182,7 @@ class ModelPlugin:
     """Allowed values of `model.mode`."""
     engines: tuple[str, ...] = ("reference",)
     """Allowed values of `infer.engine`, beside `auto`."""
-    choose_engine: Callable[[ModelSettings, InferSettings], tuple[str, str]] | None = None
+    choose_engine: Callable[[ModelSettings, InferSettings, MeasureSettings], tuple[str, str]] | None = None
     """For `infer.engine=auto`: the fastest of `engines` that can run, and why it is that one, in a few words. It is
     called while tests are collected, so it should not import torch. None = the first of `engines`."""
     extra: type | None = None

@@ -11,7 +11,7 @@ import yaml
 
 from pytest_llmprof.config.frozen import FrozenComposer, freeze
 from pytest_llmprof.config.registry import Registry
-from pytest_llmprof.config.schema import AUTO, InferSettings, ModelSettings
+from pytest_llmprof.config.schema import AUTO, InferSettings, MeasureSettings, ModelSettings
 from pytest_llmprof.datasets import builtin
 from pytest_llmprof.errors import ConfigError
 from pytest_llmprof.models.base import ModelPlugin
@@ -20,8 +20,10 @@ from pytest_llmprof.run.model_cache import model_key
 from pytest_llmprof.stages import packaged_stages
 
 
-def by_batch(model: ModelSettings, infer: InferSettings) -> tuple[str, str]:
+def by_batch(model: ModelSettings, infer: InferSettings, measure: MeasureSettings) -> tuple[str, str]:
     """As on a GPU."""
+    if not measure.warmup:
+        return "reference", "no warm-up"
     return ("fast", "one page\nat a time") if infer.batch_size == 1 else ("compiled", "several pages")
 
 
@@ -42,6 +44,7 @@ def test_each_test_gets_the_engine_of_its_own_settings(bench, chooses):
     assert (one.engine, one.engine_reason) == ("fast", "one page at a time")
     assert (four.engine, four.engine_reason) == ("compiled", "several pages")
     assert bench.composer().session().infer.engine == "fast"
+    assert bench.settings(mark=("measure.warmup=0",)).infer.engine_shown == "reference (auto: no warm-up)"
     named = bench.settings("infer=compiled").infer
     assert (named.engine, named.engine_reason) == ("compiled", None)
 
@@ -66,7 +69,7 @@ def test_what_is_shown_and_saved_has_the_engine_and_why(bench, chooses):
 
 def test_auto_is_chosen_once_for_equal_settings(bench, chooses):
     asked = []
-    chooses(lambda model, infer: asked.append(infer) or ("reference", "asked"))
+    chooses(lambda model, infer, measure: asked.append(infer) or ("reference", "asked"))
     composer = bench.composer("pipeline.torch_profiler.output.prediction.save_dir=/out/${llmprof.test}")
     for test in "abc":
         assert composer.for_test((), "", test, "torch_profiler").infer.engine == "reference"
@@ -87,7 +90,7 @@ def test_a_child_gets_the_engine(bench, chooses, tmp_path: Path):
     chooses()
     settings = bench.settings()
     freeze(settings, {}, tmp_path / "frozen.yaml")
-    chooses(lambda model, infer: pytest.fail("it was chosen again"))
+    chooses(lambda *_: pytest.fail("it was chosen again"))
     sources = bench.composer().sources
     assert FrozenComposer(sources, bench.registry, tmp_path / "frozen.yaml").session().infer.engine == "fast"
 

@@ -12,10 +12,14 @@ import pytest
 from pytest_llmprof.config.schema import InferSettings, ModelSettings
 from pytest_llmprof.measure.visible_gpus import VisibleGpus
 from pytest_llmprof.models.deepseek_ocr import engines
-from pytest_llmprof.models.deepseek_ocr.engines import choose_engine, old_triton
+from pytest_llmprof.models.deepseek_ocr.engines import old_triton
 from pytest_llmprof.models.deepseek_ocr.loader import EMBEDDED, load
 
 RANDOM = ModelSettings(weights="random")
+
+
+def choose_engine(model: ModelSettings, infer: InferSettings, warmup: int = 1) -> tuple[str, str]:
+    return engines.choose_engine(model, infer, warmup)
 
 
 def gpu(*capability: int) -> Callable[[str | None], VisibleGpus]:
@@ -74,6 +78,11 @@ def test_by_the_settings(
 def test_by_the_machine(machine: Callable[..., None], lacks: dict[str, Any], chosen: tuple[str, str]) -> None:
     machine(**lacks)
     assert choose_engine(RANDOM, InferSettings()) == chosen
+
+
+def test_without_a_warm_up_nothing_can_be_compiled(machine: object) -> None:
+    reason = "compiled and fast compile in the warm-up, measure.warmup=0"
+    assert choose_engine(RANDOM, InferSettings(), 0) == ("reference", reason)
 
 
 def test_without_a_compiler(machine: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def gpu_machine(bench, monkeypatch):
 
 def test_tests_are_collected_without_torch(gpu_machine):
     gpu_machine.test()
-    result = gpu_machine.run_apart(args=[*STAGE, "--collect-only"])
+    result = gpu_machine.run_apart("measure.warmup=1", args=[*STAGE, "--collect-only"])
     assert result.ret == 0, result.stderr.str()
     result.stdout.fnmatch_lines(["llmprof: *; engine fast (auto: a GPU, bfloat16, one page at a time); *"])
 
@@ -90,7 +90,7 @@ def test_tests_are_collected_without_torch(gpu_machine):
 @pytest.mark.parametrize("workers", [[], ["-n2", "--llmprof-share-gpu"]], ids=["alone", "workers"])
 def test_each_test_has_its_own_engine_also_in_workers(gpu_machine, workers):
     gpu_machine.test(MARKED)
-    result = gpu_machine.run_apart(args=[*STAGE, "-rA", *workers])
+    result = gpu_machine.run_apart("measure.warmup=1", args=[*STAGE, "-rA", *workers])
     result.assert_outcomes(passed=3)
     result.stdout.fnmatch_lines_random(
         [
@@ -102,14 +102,14 @@ def test_each_test_has_its_own_engine_also_in_workers(gpu_machine, workers):
 
 
 def test_show_config_on_a_gpu(gpu_machine):
-    result = gpu_machine.run_apart(args=["--llmprof-show-config"])
+    result = gpu_machine.run_apart("measure.warmup=1", args=["--llmprof-show-config"])
     result.stdout.fnmatch_lines(["  engine: fast  # auto: a GPU, bfloat16, one page at a time"])
 
 
 def test_a_chosen_engine_that_cannot_run_says_that_auto_chose_it(bench, monkeypatch):
     from pytest_llmprof.models.deepseek_ocr import engines
 
-    monkeypatch.setattr(engines, "choose_engine", lambda model, infer: ("fast", "a guess"))
+    monkeypatch.setattr(engines, "choose_engine", lambda *_: ("fast", "a guess"))
     bench.test(PAGES)
     result = bench.run("model.device=cpu", args=[*STAGE, "-rs"])
     result.assert_outcomes(skipped=1)

@@ -30,7 +30,7 @@ from pytest_llmprof.models.base import ModelPlugin
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pytest_llmprof.config.schema import InferSettings, ModelSettings
+    from pytest_llmprof.config.schema import InferSettings, MeasureSettings, ModelSettings
     from pytest_llmprof.models.base import LoadedModel
     from pytest_llmprof.records.checks import Check
 
@@ -54,10 +54,10 @@ def _checks(model: ModelSettings, infer: InferSettings) -> Iterable[Check]:
     return checks(model, infer)
 
 
-def _choose_engine(model: ModelSettings, infer: InferSettings) -> tuple[str, str]:
+def _choose_engine(model: ModelSettings, infer: InferSettings, measure: MeasureSettings) -> tuple[str, str]:
     from pytest_llmprof.models.deepseek_ocr.engines import choose_engine
 
-    return choose_engine(model, infer)
+    return choose_engine(model, infer, measure.warmup)
 
 
 def plugin() -> ModelPlugin:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmprof.config.schema import AUTO
+from pytest_llmprof.config.schema import AUTO, MeasureSettings
 from pytest_llmprof.errors import ModelError
 from pytest_llmprof.measure.collector import paused_garbage_collector
 from pytest_llmprof.models.deepseek_ocr import ENGINES, MODES
@@ -35,7 +35,7 @@ def load(settings: ModelSettings, infer: InferSettings) -> DeepseekOcr:
     check_choice("model.weights", settings.weights, _WEIGHTS)
     check_choice("model.mode", settings.mode, MODES)
     check_choice("infer.engine", infer.engine, (AUTO, *ENGINES))
-    engine = choose_engine(settings, infer)[0] if infer.engine == AUTO else infer.engine
+    engine = choose_engine(settings, infer, MeasureSettings.warmup)[0] if infer.engine == AUTO else infer.engine
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)
     check_engine(engine, device, dtype, infer.batch_size)

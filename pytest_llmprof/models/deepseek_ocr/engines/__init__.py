@@ -88,8 +88,8 @@ def check_engine(name: str, device: torch.device, dtype: torch.dtype, batch_size
         check_supported(device, dtype, batch_size)
 
 
-def choose_engine(model: ModelSettings, infer: InferSettings) -> tuple[str, str]:
-    """The fastest engine that can run with these settings here, and why it is that one.
+def choose_engine(model: ModelSettings, infer: InferSettings, warmup: int) -> tuple[str, str]:
+    """The fastest engine that can run with these settings here, after *warmup* passes, and why it is that one.
 
     torch is not imported. So this goes by what is installed, by the driver's list of GPUs and by the checkpoint's
     config.json; one that is not here yet is taken to be DeepSeek-OCR's.
@@ -99,6 +99,8 @@ def choose_engine(model: ModelSettings, infer: InferSettings) -> tuple[str, str]
     gpus = _gpus(os.environ.get(VARIABLE))
     if model.device == "auto" and not gpus.entries:
         return "reference", "no GPU is found"
+    if not warmup:
+        return "reference", "compiled and fast compile in the warm-up, measure.warmup=0"
     language = _language_config(model)
     if reason := _why_no_compiler(gpus) or _why_other_layers(language):
         return "reference", f"compiled and fast need {reason}"
