@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,10 @@ def gpu(*capability: int) -> Callable[[str | None], VisibleGpus]:
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
     """A machine on which every engine runs; called with names of `engines`, it lacks something."""
     (tmp_path / "Python.h").touch()
-    monkeypatch.delenv("CC", raising=False)
+    for name in ("CC", "CPATH", "C_INCLUDE_PATH"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(engines.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(engines.sysconfig, "get_path", lambda name, scheme: str(tmp_path))
     monkeypatch.setattr(engines.shutil, "which", lambda name: f"/usr/bin/{name}")
 
     def change(**found: Any) -> None:
@@ -90,11 +92,22 @@ def test_without_a_compiler(machine: object, monkeypatch: pytest.MonkeyPatch, tm
     header.unlink()
     reason = f"compiled and fast need Python's headers, and {header} is missing"
     assert choose_engine(RANDOM, InferSettings()) == ("reference", reason)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "Python.h").touch()
+    monkeypatch.setenv("CPATH", os.pathsep.join(["/nowhere", str(tmp_path / "own")]))
+    assert choose_engine(RANDOM, InferSettings())[0] == "fast"
     monkeypatch.setattr(engines.shutil, "which", lambda name: None)
     reason = "compiled and fast need a C compiler, and none is found (gcc, clang)"
     assert choose_engine(RANDOM, InferSettings()) == ("reference", reason)
     monkeypatch.setenv("CC", "/opt/cc")
     assert choose_engine(RANDOM, InferSettings())[1].endswith("none is found (/opt/cc)")
+
+
+def test_headers_of_debians_own_python(machine: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folders = {"posix_local": "/usr/local/nowhere", "posix_prefix": str(tmp_path)}
+    monkeypatch.setattr(engines.sysconfig, "get_default_scheme", lambda: "posix_local")
+    monkeypatch.setattr(engines.sysconfig, "get_path", lambda name, scheme: folders[scheme])
+    assert choose_engine(RANDOM, InferSettings())[0] == "fast"
 
 
 def checkpoint(directory: Path, **language: Any) -> ModelSettings:

@@ -138,8 +138,13 @@ def _why_no_compiler(gpus: VisibleGpus) -> str:
     compilers = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]  # where Triton looks for one
     if not any(map(shutil.which, compilers)):
         return f"a C compiler, and none is found ({', '.join(compilers)})"
-    header = Path(sysconfig.get_path("include"), "Python.h")
-    return "" if header.exists() else f"Python's headers, and {header} is missing"
+    # As Triton looks for them: the scheme of Debian's own Python names a place where they are not.
+    scheme = sysconfig.get_default_scheme()
+    folder = sysconfig.get_path("include", "posix_prefix" if scheme == "posix_local" else scheme)
+    named = os.pathsep.join(os.environ.get(name, "") for name in ("CPATH", "C_INCLUDE_PATH"))  # the compiler's own
+    if any(Path(place, "Python.h").exists() for place in (folder, *named.split(os.pathsep)) if place):
+        return ""
+    return f"Python's headers, and {Path(folder, 'Python.h')} is missing"
 
 
 def _triton() -> str:
