@@ -69,14 +69,17 @@ def measure_both(sides: Sequence[Side], out: Path, number: int, seconds: float) 
             end.close()
         end_groups(*processes)
     found: dict[int, SavedRun] = {}
-    failures: list[ProcessFailed] = []
+    caused_by_other: list[ProcessFailed] = []
     for place in ended:
         try:
             found[place] = sides[place].read(out, number + place, processes[place].returncode)
         except ProcessFailed as error:
-            failures.append(error)
-    if failures:
-        raise next((error for error in failures if OTHER not in str(error)), failures[0])
+            if OTHER not in str(error):
+                raise
+            text = str(error).replace(OTHER, f"side {sides[1 - place].letter}")
+            caused_by_other.append(ProcessFailed(text, error.code, error.tail))
+    if caused_by_other:
+        raise caused_by_other[0]
     runs = [found[place] for place in range(len(sides))]
     for place, run in enumerate(runs):
         if not any(test.duet for test in run.tests):

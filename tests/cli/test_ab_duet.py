@@ -204,7 +204,7 @@ def test_a_side_that_is_older_than_this_is_told_at_once(real, stub):
     with pytest.raises(ProcessFailed) as found:
         measure_both(real(_FIRST, old, stub), Path("runs"), 1, 300)
     assert found.value.code == 4
-    assert "ended without a hello: it failed, or its pytest-llmprof is older than --duet" in str(found.value)
+    assert ": side B ended without a hello: it failed, or its pytest-llmprof is older than --duet" in str(found.value)
 
 
 @pytest.mark.slow
