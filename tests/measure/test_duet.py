@@ -7,12 +7,16 @@ import socket
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 from pytest_llmprof.errors import ConfigError, StageError
 from pytest_llmprof.measure import duet as duet_module
 from pytest_llmprof.measure.duet import VARIABLE, Duet, halves
+from pytest_llmprof.measure.phases import PhaseRecorder
+from pytest_llmprof.stages.base import StageResult
+from pytest_llmprof.stages.runner import clean_rounds
 
 TEST = "test_x.py::test_pages[direct_inference]"
 
@@ -165,6 +169,29 @@ def test_it_comes_from_the_environment_once_and_no_child_has_it(kept):
 def test_a_variable_without_a_socket_is_refused(text, kept):
     with pytest.raises(ConfigError, match=f"^{VARIABLE}={text} names no open socket"):
         Duet.from_environment({VARIABLE: text})
+
+
+@pytest.mark.parametrize(("rounds", "measured"), [(1, 2), (4, 4), (5, 6)])
+def test_the_measured_loop_has_an_even_number_of_rounds_and_gates_get_no_more(rounds, measured):
+    log = []
+    context = SimpleNamespace(
+        settings=SimpleNamespace(measure=SimpleNamespace(rounds=rounds, warmup=1)),
+        workload=SimpleNamespace(
+            device="cpu",
+            warmup=lambda passes, recorder: log.append("warm-up"),
+            round=lambda index, recorder: (log.append(index) or [f"sample {index}"], 1.0),
+        ),
+        result=StageResult(),
+        recorder=lambda domain: PhaseRecorder("cpu", domain=domain),
+        progress=lambda *_: None,
+        more_rounds=lambda: 3,
+        test_id=TEST,
+        duet=SimpleNamespace(processors=4, begin_round=lambda *begun: log.append(begun)),
+    )
+    clean_rounds(context)
+    expected = [step for number in range(measured) for step in ((TEST, number + 1, measured), number)]
+    assert log == ["warm-up", *expected]
+    assert len(context.result.round_seconds) == measured
 
 
 def test_all_threads_of_a_process_change_their_processors():

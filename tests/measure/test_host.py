@@ -118,9 +118,10 @@ def test_a_turn_of_the_scheduler_makes_no_short_round_contended(clocks):
         assert (found.waited_share, found.contended) == (1.0, contended)
 
 
-def test_where_the_kernel_counts_no_waiting_the_load_decides(clocks):
-    meter = HostMeter()
-    for load, contended in ((3.0, False), (3.01, True)):
+@pytest.mark.parametrize(("processors", "most"), [(None, 3.0), (8, 12.0)])  # all of both processes of a duet
+def test_where_the_kernel_counts_no_waiting_the_load_decides(clocks, processors, most):
+    meter = HostMeter(processors)
+    for load, contended in ((most, False), (most + 0.01, True)):
         clocks.load = (load, 9.0, 9.0)
         meter.begin()
         clocks.wall += 1.0
