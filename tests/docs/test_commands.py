@@ -47,6 +47,8 @@ ELSEWHERE = {
             "tests/plugin/test_plugin_sweeps.py::test_one_of_each_sweep_runs_and_the_command_line_beats_it",
     },
     "ci.md": {
+        'cat llmprof-runs/latest/summary.md >> "$GITHUB_STEP_SUMMARY"':
+            "tests/ci/test_workflows.py::test_the_summary_goes_to_the_job",
         "llmprof init --model /models/DeepSeek-OCR": "tests/cli/test_init.py::test_a_model_of_its_own",
     },
     "comparing.md": {
@@ -97,6 +99,7 @@ NOT_HERE = {
             "a GPU: its numbers are of one; tests/plugin/test_plugin_sweeps.py runs this sweep at its smallest",
     },
     "ci.md": {
+        "pip install pytest-github-actions-annotate-failures": "it changes the environment; the extra test has it",
         'pytest --dist=loadgroup -o testpaths=benchmarks --llmprof-stage=torch_profiler --tx '
         '"ssh=gpu1//python=/srv/venv/bin/python//chdir=/srv/project//env:CUDA_VISIBLE_DEVICES=0" --tx '
         '"ssh=gpu1//python=/srv/venv/bin/python//chdir=/srv/project//env:CUDA_VISIBLE_DEVICES=1" --tx '
@@ -144,15 +147,26 @@ FIRST = {
 }
 """What must have run before a command: the text around it says so."""
 
-GATED = {"--fail-on": (0, 1, 3), "--llmprof-compare": (0, 1), "--stage=torch_profiler,nsys": (0, 1), "ab": (0, 1, 3)}
-"""Exit codes of a command that holds something against a limit: what it finds is not known. All others end with 0."""
+CODES = {
+    "--fail-on": (0, 1, 3),
+    "--llmprof-compare": (0, 1),
+    "--llmprof-stage=torch_profiler,nsys": (0, 1),
+    "llmprof ab": (0, 1, 3),
+    "infer.max_new_token=3": (4,),
+}
+"""Exit codes by a part of the command: what one finds that holds something against a limit is not known, and a
+misspelled key is an error. All others end with 0."""
 
 
 def commands(document: Path) -> Iterator[str]:
-    """The commands in a document's bash blocks, one line each and without comments."""
-    for block in re.findall(r"^```bash\n(.*?)^```$", document.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+    """The commands in a document's blocks, one line each and without comments: all lines in bash, those after `$` in
+    text, and the steps of a workflow."""
+    text = document.read_text(encoding="utf-8")
+    for language, block in re.findall(r"^```(bash|text|yaml)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        begin = {"bash": "", "text": r"\$ ", "yaml": r"\s*- run: "}[language]
         for line in re.sub(r"\\\n\s*", "", block).splitlines():
-            if command := re.sub(r"\s+#\s.*$", "", line).strip():
+            command = re.sub(r"\s+#\s.*$", "", line).strip() if re.match(begin, line) else ""
+            if command := re.sub(f"^{begin.removeprefix(chr(92) + 's*')}", "", command):
                 yield command
 
 
@@ -254,8 +268,7 @@ def run(workplace, pytester, monkeypatch, tmp_path) -> Callable[[str], int]:
 
 def allowed(command: str) -> tuple[int, ...]:
     """The exit codes that are as the document says."""
-    words = shlex.split(command)
-    return next((codes for option, codes in GATED.items() if option in command or option in words[:2]), (0,))
+    return next((codes for part, codes in CODES.items() if part in command), (0,))
 
 
 @pytest.mark.slow
@@ -267,3 +280,6 @@ def test_commands(name, run, workplace, capfd):
         code = run(command)
         shown = capfd.readouterr()
         assert code in allowed(command), f"{command}\n{shown.out[-3000:]}\n{shown.err[-3000:]}"
+        if code == 4:  # the document shows the message
+            (message,) = [line for line in shown.err.splitlines() if line.startswith("ERROR: ")]
+            assert f"\n$ {command}\n{message}\n" in (ROOT / "docs" / name).read_text(encoding="utf-8")
