@@ -263,8 +263,13 @@ def _tag(image: Image, number: int) -> Any:
 def _deep_to_rgb(image: Image) -> Image:
     """Scale samples of more than 8 bits: `convert("RGB")` would clip them at 255."""
     import numpy as np
-    from PIL import Image
+    from PIL import Image, __version__
 
+    if image.format == "FITS" and int(__version__.partition(".")[0]) < 13:
+        raise PageError(
+            f"FITS with more than 8 bits needs Pillow 13, this is {__version__}, which mixes up their bytes: "
+            "install a newer Pillow, or convert it to PNG"
+        )
     samples: Any = np.asarray(image)
     if image.mode == "L":
         samples = samples.view(np.int8)
