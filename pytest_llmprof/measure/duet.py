@@ -52,7 +52,7 @@ class Duet:
             number, place = map(int, text.split(","))
             os.set_inheritable(number, False)
             return cls(socket.socket(fileno=number), place)
-        except (ValueError, OSError) as error:
+        except (ValueError, OverflowError, OSError) as error:
             raise ConfigError(f"{VARIABLE}={text} names no open socket: `llmprof ab --duet` sets it") from error
 
     def greet(self, patience: float = HELLO_S) -> None:

@@ -165,7 +165,7 @@ def test_it_comes_from_the_environment_once_and_no_child_has_it(kept):
     assert (duet.processors, other.recv(100)) == (4, b'"hello, this is a duet"\n')
 
 
-@pytest.mark.parametrize("text", ["", "x", "7", "987654,0"])
+@pytest.mark.parametrize("text", ["", "x", "7", "987654,0", "9" * 20 + ",0"])
 def test_a_variable_without_a_socket_is_refused(text, kept):
     with pytest.raises(ConfigError, match=f"^{VARIABLE}={text} names no open socket"):
         Duet.from_environment({VARIABLE: text})
