@@ -197,7 +197,7 @@ def test_no_config(copy: Path) -> None:
     assert "config.json is missing" in refusal(copy)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "\x00\x01"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "\x00\x01", "[" * 200_000])
 def test_broken_config(copy: Path, text: str) -> None:
     (copy / "config.json").write_text(text)
     refusal(copy)

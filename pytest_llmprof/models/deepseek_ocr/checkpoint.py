@@ -227,7 +227,7 @@ def _json(file: Path) -> dict[str, Any]:
         raise ModelError(f"{file} is missing; a checkpoint directory holds config.json and *.safetensors")
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
         raise ModelError(f"{file} holds no JSON object")
