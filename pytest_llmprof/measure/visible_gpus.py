@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
-_NUMBER = re.compile(r"\+?\d+")
+_NUMBER = re.compile(r"\+?[0-9]{1,18}")
 _GPU_LINE = re.compile(r"^GPU \d+: .*\(UUID: (GPU-[^)\s]+)\)")
 _MIG_LINE = re.compile(r"^\s+MIG .*\(UUID: (MIG-[^)\s]+)\)")
 _SMI_SECONDS = 30.0
@@ -94,14 +94,12 @@ def _listed(value: str, gpus: Sequence[DriverGpu]) -> list[str]:
 
 def driver_gpus() -> tuple[Sequence[DriverGpu], str]:
     """All GPUs of this machine by the driver's own list, and how it was asked; none where it cannot be asked."""
-    with suppress(ImportError):
+    try:
         import pynvml
 
-        try:
-            return _of_nvml(pynvml), "the driver (NVML)"
-        except pynvml.NVMLError:
-            pass  # nvidia-smi asks the same library, but may find it elsewhere
-    return _of_smi(), "nvidia-smi -L"
+        return _of_nvml(pynvml), "the driver (NVML)"
+    except Exception:  # noqa: BLE001 - none, a broken or old one, or no driver; collecting tests must not fail by that
+        return _of_smi(), "nvidia-smi -L"  # it asks the same library, but may find it elsewhere
 
 
 def _of_nvml(nvml: Any) -> list[DriverGpu]:
@@ -160,13 +158,22 @@ def read_smi_list(text: str) -> list[DriverGpu]:
 
 def torch_has_cuda() -> bool:
     """Whether the installed torch was built for CUDA. It is not imported for that."""
-    if (torch := sys.modules.get("torch")) is not None:
-        return bool(torch.version.cuda)
-    found = importlib.util.find_spec("torch")
-    if found is None or found.origin is None:
+    if (version := sys.modules.get("torch.version")) is not None:
+        return bool(version.cuda)
+    file = package_file("torch")
+    if file is None:
         return False
     try:
-        text = Path(found.origin).with_name("version.py").read_text(encoding="utf-8")
-    except OSError:
+        text = file.with_name("version.py").read_text(encoding="utf-8")
+    except (OSError, ValueError):
         return True  # a torch of another make: the model finds out
     return re.search(r"^cuda\b[^=\n]*=\s*['\"]", text, re.MULTILINE) is not None
+
+
+def package_file(name: str) -> Path | None:
+    """The first file of the package *name*, which is not imported for that; None where it is not installed."""
+    try:
+        found = importlib.util.find_spec(name)
+    except ValueError:  # a stand-in without a file is in its place
+        return None
+    return None if found is None or found.origin is None else Path(found.origin)

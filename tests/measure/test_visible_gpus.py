@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -37,6 +39,8 @@ def found(value: str | None, gpus=THREE) -> tuple[str, ...]:
         ("", ()),
         ("-1", ()),
         ("NoDevFiles", ()),
+        ("9" * 5000, ()),
+        ("\u0660", ()),  # a digit, but not of C
         ("0,-1,1", ("0",)),
         ("0,9,1", ("0",)),
         ("0,0", ()),
@@ -101,6 +105,27 @@ def test_nvml_is_asked_first(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "raise RuntimeError('no driver')",
+        "def",
+        "unrelated = 1",
+        "import warnings; warnings.warn('deprecated', FutureWarning)",  # an error under `pytest -W error`
+        "nvmlInit = nvmlShutdown = lambda: None; nvmlDeviceGetCount = lambda: 1; nvmlDeviceGetHandleByIndex = id",
+    ],
+)
+def test_a_broken_or_old_nvml_is_as_none(monkeypatch, tmp_path, text):
+    (tmp_path / "pynvml.py").write_text(text)
+    monkeypatch.delitem(sys.modules, "pynvml", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PATH", "")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert driver_gpus() == ([], "nvidia-smi -L")
+    sys.modules.pop("pynvml", None)
+
+
+@pytest.mark.parametrize(
     ("line", "known"),
     [("cuda: Optional[str] = '12.8'", True), ("cuda = '13.0'", True), ("cuda: Optional[str] = None", False)],
 )
@@ -109,9 +134,22 @@ def test_whether_torch_is_built_for_cuda(monkeypatch, tmp_path, line, known):
     (tmp_path / "torch" / "__init__.py").write_text("raise AssertionError('imported')\n")
     (tmp_path / "torch" / "version.py").write_text(f"__version__ = '2.9'\n{line}\nhip: Optional[str] = None\n")
     monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.delitem(sys.modules, "torch.version", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     assert torch_has_cuda() is known
     assert "torch" not in sys.modules
+
+
+def test_a_torch_that_cannot_be_read_or_is_a_stand_in(monkeypatch, tmp_path):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").touch()
+    (tmp_path / "torch" / "version.py").write_bytes(b"\xff")
+    for name in ("torch", "torch.version"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert torch_has_cuda()  # the model finds out
+    monkeypatch.setitem(sys.modules, "torch", ModuleType("torch"))
+    assert not torch_has_cuda()
 
 
 def test_this_torch():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -139,7 +141,7 @@ def test_by_the_checkpoint(machine: object, tmp_path: Path, language: dict[str, 
     assert choose_engine(checkpoint(tmp_path, **language), InferSettings()) == chosen
 
 
-@pytest.mark.parametrize("text", [None, "", "[1]", "{", '{"language_config": 3}'])
+@pytest.mark.parametrize("text", [None, "", "[1]", "{", '{"language_config": 3}', "[" * 200_000])
 def test_a_config_that_cannot_be_read_is_left_to_the_loader(machine: object, tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "config.json").write_text(text)
@@ -162,7 +164,11 @@ def test_a_checkpoint_of_the_hub(machine: object, tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("version", "old"), [("3.4.0", True), ("3.5.0", False), ("3.10.1+git1", False), ("4.0", False)]
+    ("version", "old"),
+    [
+        *(("3.4.0", True), ("3.5.0", False), ("3.10.1+git1", False), ("4.0", False)),
+        *(("3.4rc1", True), ("3.5rc1", False), ("3.6+git1", False), ("3", True), ("4", False), ("unknown", False)),
+    ],
 )
 def test_old_triton(version: str, old: bool) -> None:
     assert old_triton(version) is old
@@ -171,6 +177,22 @@ def test_old_triton(version: str, old: bool) -> None:
 def test_the_installed_triton_is_read_as_it_names_itself() -> None:
     triton = pytest.importorskip("triton")
     assert engines._triton() == triton.__version__
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [(b"__version__ = '3.5rc1'", "3.5rc1"), (b"\xff\xfe", "3.5"), (b"", "3.5"), (None, "")],
+)
+def test_a_triton_of_another_make(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: bytes | None, version: str
+) -> None:
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    if text is None:
+        monkeypatch.setitem(sys.modules, "triton", ModuleType("triton"))  # a stand-in without a file
+    else:
+        (tmp_path / "triton.py").write_bytes(text)
+        monkeypatch.syspath_prepend(tmp_path)
+    assert engines._triton() == version
 
 
 def test_the_loader_takes_auto_too() -> None:

@@ -119,6 +119,14 @@ def test_refused_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
         check_supported(CUDA, torch.bfloat16, 1)
 
 
+def test_refused_with_a_broken_triton(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "triton.py").write_text("raise RuntimeError('no libtriton')")
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(EngineUnavailable, match="it cannot be imported: RuntimeError: no libtriton; use infer=ref"):
+        check_supported(CUDA, torch.bfloat16, 1)
+
+
 def test_without_a_gpu_that_is_said_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
     with pytest.raises(EngineUnavailable, match="infer=fast needs an NVIDIA GPU; on cpu use infer=reference"):

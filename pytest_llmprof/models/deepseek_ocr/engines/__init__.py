@@ -7,7 +7,6 @@ preset `conf/infer/<name>.yaml`.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -19,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pytest_llmprof.measure.visible_gpus import VARIABLE, VisibleGpus, torch_has_cuda, visible_gpus
+from pytest_llmprof.measure.visible_gpus import VARIABLE, VisibleGpus, package_file, torch_has_cuda, visible_gpus
 
 if TYPE_CHECKING:
     import torch
@@ -118,7 +117,8 @@ def choose_engine(model: ModelSettings, infer: InferSettings, warmup: int) -> tu
 
 def old_triton(version: str) -> bool:
     """Whether *version* of Triton is too old for `fast`."""
-    return tuple(map(int, version.split(".")[:2])) < FAST_TRITON
+    numbers = re.match(r"(\d+)(?:\.(\d+))?", version)  # of "3.5rc1", "3.6+git1", "4"
+    return numbers is not None and (int(numbers[1]), int(numbers[2] or 0)) < FAST_TRITON
 
 
 @cache
@@ -149,10 +149,10 @@ def _why_no_compiler(gpus: VisibleGpus) -> str:
 
 def _triton() -> str:
     """The version of the Triton that is installed; empty where none is. It is not imported for that."""
-    found = importlib.util.find_spec("triton")
-    if found is None or found.origin is None:
+    file = package_file("triton")
+    if file is None:
         return ""
-    text = Path(found.origin).read_text(encoding="utf-8")
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
     version = re.search(r"^__version__\s*=\s*['\"](\d+\.\d+[^'\"]*)", text, re.MULTILINE)
     return version[1] if version else _dotted(FAST_TRITON)  # of another make: the engine finds out
 
@@ -171,7 +171,7 @@ def _language_config(model: ModelSettings) -> Mapping[str, Any]:
             return {}
         config = json.loads(Path(file).read_text(encoding="utf-8"))
         language = config.get("language_config") or config.get("text_config")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return {}  # what is wrong is said where the model is loaded
     return language if isinstance(language, Mapping) else {}
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_llmprof.errors import EngineUnavailable, ModelError
+from pytest_llmprof.errors import EngineUnavailable, ModelError, error_line
 from pytest_llmprof.models.deepseek_ocr.engines import FAST_DTYPES, FAST_TRITON, old_triton
 from pytest_llmprof.models.deepseek_ocr.engines.graphs import require_compiler
 from pytest_llmprof.models.deepseek_ocr.engines.prefill import Cache, StaticCacheEngine, cache_places
@@ -40,7 +40,11 @@ def check_supported(device: torch.device, dtype: torch.dtype, batch_size: int) -
         import triton
     except ImportError:
         raise EngineUnavailable("infer=fast needs Triton, which is not installed; use infer=reference") from None
-    version = triton.__version__
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with it
+        raise EngineUnavailable(
+            f"infer=fast needs Triton, and it cannot be imported: {error_line(error)}; use infer=reference"
+        ) from None
+    version = getattr(triton, "__version__", "of no version")
     if old_triton(version):
         needed = ".".join(map(str, FAST_TRITON))
         raise EngineUnavailable(f"infer=fast needs Triton {needed} or newer, not {version}; use infer=compiled")
