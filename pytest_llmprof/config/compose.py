@@ -366,16 +366,20 @@ class Composer:
         `infer.engine=auto` has become an engine in it.
         """
         written = {**composition.written, "llmprof": {"test": test, "stage": stage}}
-        values, content = self._checked_values(composition, written)
+        values, content, checker = self._with_engine(composition, written)
         if values.infer.engine_reason is not None and may_name(written, "engine"):
             chosen = values.infer
-            values, content = self._checked_values(composition, put(written, ("infer", "engine"), chosen.engine))
+            values, content, _ = self._with_engine(composition, put(written, ("infer", "engine"), chosen.engine))
             values = replace(values, infer=replace(values.infer, engine_reason=chosen.engine_reason))
-        return values, content
+        for name, spec in self.registry.stages.items():
+            checker.stage(spec, stage_settings(spec, getattr(values.pipeline, name)))
+        stages, dataset = checker.stages(values.stages), checker.dataset(values.dataset)
+        return replace(values, stages=stages, dataset=dataset), content
 
-    def _checked_values(
+    def _with_engine(
         self, composition: Composition, written: Mapping[str, Any]
-    ) -> tuple[Any, Mapping[str, Any]]:
+    ) -> tuple[Any, Mapping[str, Any], Checker]:
+        """*written*, resolved, with a checked model and its engine; what checks the rest, which may name the engine."""
         from omegaconf.errors import OmegaConfBaseException
 
         try:
@@ -392,20 +396,11 @@ class Composer:
             values = build(self.root, content, self._built)
         except Mismatch as error:
             checker.mismatch(error)
-        for name, spec in self.registry.stages.items():
-            checker.stage(spec, stage_settings(spec, getattr(values.pipeline, name)))
         model = checker.model(values.model, values.infer)
         given = model, values.infer, values.measure
         if given not in self._engines:
             self._engines[given] = checker.engine(*given)
-        checked = replace(
-            values,
-            stages=checker.stages(values.stages),
-            model=model,
-            infer=self._engines[given],
-            dataset=checker.dataset(values.dataset),
-        )
-        return checked, content
+        return replace(values, model=model, infer=self._engines[given]), content, checker
 
     def _saved(self, composition: Composition, values: Any, content: Mapping[str, Any]) -> tuple[str, str]:
         """The configuration as YAML to be saved, without the test and its stage, and its digest.

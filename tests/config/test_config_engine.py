@@ -84,6 +84,9 @@ def test_other_keys_that_name_the_engine_get_it(bench, chooses):
     assert settings.pipeline["torch_profiler"].output.prediction.save_dir == "/out/fast/mod/test_a"
     assert settings.infer.engine_reason == "one page at a time"
     assert bench.settings("infer.prompt='with ${.engine}'").infer.prompt == "with fast"
+    (bench.start / "fast").mkdir()
+    (bench.start / "fast" / "page.png").touch()
+    assert bench.settings("dataset.root='${infer.engine}'").dataset.root == str(bench.start / "fast")
 
 
 def test_a_child_gets_the_engine(bench, chooses, tmp_path: Path):
