@@ -33,7 +33,8 @@ def check_machine(environ: Mapping[str, str]) -> None:
     half = usable_processors() // 2
     for name in THREADS:
         chosen = environ.get(name, "")
-        if chosen.isdecimal() and int(chosen) > half:
+        first = chosen.partition(",")[0].strip()  # OpenMP takes a list, for nested threads
+        if chosen and not (first.isascii() and first.isdecimal() and 0 < int(first[:9]) <= half):
             raise ConfigError(f"--duet: {name}={chosen}, but each side has {half} of the processors: leave it out")
 
 

@@ -17,6 +17,7 @@ from pytest_llmprof.compare.saved import saved_run
 from pytest_llmprof.errors import ArtifactError, LlmprofError
 from pytest_llmprof.records.baseline import SavedRun
 from pytest_llmprof.text.escape import one_line
+from pytest_llmprof.text.numbers import exit_code
 
 GRACE_S = 20.0
 """Between SIGTERM, on which a run is written as interrupted, and SIGKILL."""
@@ -101,7 +102,7 @@ class Side:
 
 def ended(code: int) -> str:
     """How a process ended, by its exit code; negative for a signal."""
-    return f"ended with signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return f"ended with {exit_code(code)}"
 
 
 def cause(lines: Sequence[str]) -> str:
@@ -184,14 +185,14 @@ def _signal_group(group: int, number: signal.Signals) -> None:
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
     """In the block the first SIGINT, SIGTERM or SIGHUP raises `KeyboardInterrupt`; those after it are ignored, so that
-    processes end and files are written."""
-    known = {one: signal.getsignal(one) for one in _SIGNALS}
+    processes end and files are written. One that was ignored before, as SIGHUP is under nohup, stays so."""
+    known = {one: signal.getsignal(one) for one in _SIGNALS if signal.getsignal(one) != signal.SIG_IGN}
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         ignore_signals()
         raise KeyboardInterrupt(signal.Signals(number).name)
 
-    for one in _SIGNALS:
+    for one in known:
         signal.signal(one, interrupt)
     try:
         yield
@@ -203,9 +204,9 @@ def interruptible() -> Iterator[None]:
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
     """Hold an interrupt back to the end of the block: a process that starts in it must be known to what ends it."""
-    known = {one: signal.getsignal(one) for one in _SIGNALS}
+    known = {one: signal.getsignal(one) for one in _SIGNALS if signal.getsignal(one) != signal.SIG_IGN}
     came: list[int] = []
-    for one in _SIGNALS:
+    for one in known:
         signal.signal(one, lambda number, frame: came.append(number))
     try:
         yield

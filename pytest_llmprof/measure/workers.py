@@ -38,7 +38,7 @@ class WorkerShare:
 def shares(count: int, gpus: Sequence[str], processors: int, environ: Mapping[str, str]) -> list[WorkerShare]:
     """The shares of *count* workers: the *gpus* in turn, and of the *processors* equal parts, of which each gets one
     at least. Threads that *environ* has chosen stay."""
-    chosen = any(name in environ for name in THREADS)
+    chosen = any(environ.get(name) for name in THREADS)
     found = []
     for index in range(count):
         place = index % len(gpus) if gpus else 0

@@ -24,6 +24,7 @@ from pytest_llmprof.errors import ArtifactError, LlmprofError, StageError
 from pytest_llmprof.records.files import decode, read_bytes, write_json, write_text
 from pytest_llmprof.records.stage import StageRecords
 from pytest_llmprof.stages.tools import Tool, last_line, signal_group, tail
+from pytest_llmprof.text.numbers import exit_code
 from pytest_llmprof.text.secrets import may_be_secret
 
 if TYPE_CHECKING:
@@ -109,12 +110,12 @@ class Ended:
         if outcome is not None and outcome.outcome == "skipped":
             raise ChildSkipped(str(outcome.error))
         if outcome is None:
-            code = _code(self.code)
+            code = exit_code(self.code)
             problem = f"the test did not run under {tool}: it ended with {code} before a test had ended; {last}"
         elif outcome.outcome != "passed":
             problem = f"the test failed in its child under {tool}: {outcome.error}"
         elif self.code:
-            problem = f"{tool} ended with {_code(self.code)} although the test passed under it; {last}"
+            problem = f"{tool} ended with {exit_code(self.code)} although the test passed under it; {last}"
         elif outcome.measured:
             return
         else:
@@ -229,10 +230,6 @@ class Child:
         text = self._output()
         limit = f"{self.timeout_s:g} s ({self.key})"
         raise ToolFailed(f"the test under {tool} did not end in {limit}; last line: {last_line(text)}", tail(text))
-
-
-def _code(code: int) -> str:
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
 def _end_group(process: subprocess.Popen[bytes], mark: str) -> None:

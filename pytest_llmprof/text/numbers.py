@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 NOT_APPLICABLE = "n/a"
 
 
@@ -49,3 +51,10 @@ def duration(seconds: float) -> str:
 def count(amount: int, thing: str, plural: str | None = None) -> str:
     """"1 page", "2 pages"."""
     return f"{amount:,} {thing if amount == 1 else plural or thing + 's'}"
+
+
+def exit_code(code: int) -> str:
+    """The exit code of a process as words; a negative one is that of a signal. Real-time signals have no name."""
+    if code >= 0:
+        return f"exit code {code}"
+    return f"signal {signal.Signals(-code).name if -code in set(signal.Signals) else -code}"

@@ -102,7 +102,10 @@ def test_two_sides_of_an_older_version_are_refused(ab):
     [
         (lambda patch: patch.setattr(duet_module, "usable_processors", lambda: 1), "--duet needs 2 processors"),
         (lambda patch: patch.delattr(os, "sched_setaffinity"), "--duet: this system cannot keep a process"),
-        (lambda patch: patch.setenv("OMP_NUM_THREADS", "999"), "--duet: OMP_NUM_THREADS=999, but each side has"),
+        *(
+            (lambda patch, text=text: patch.setenv("OMP_NUM_THREADS", text), f"--duet: OMP_NUM_THREADS={text}, but ")
+            for text in ("999", "999,1", "0", "all")
+        ),
     ],
 )
 def test_a_machine_that_has_no_halves_is_refused(ab, monkeypatch, change, why):
@@ -126,6 +129,7 @@ def test_threads_are_those_of_half_the_processors(monkeypatch):
     assert threads() == {"OMP_NUM_THREADS": "6", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
     chosen = {"MKL_NUM_THREADS": "2", "OMP_WAIT_POLICY": "ACTIVE"}
     assert threads(**chosen) == chosen
+    assert threads(OMP_NUM_THREADS="")["OMP_NUM_THREADS"] == "6"  # empty is as not chosen
 
 
 _REAL = """
