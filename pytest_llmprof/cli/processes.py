@@ -80,7 +80,8 @@ class Side:
         directory = self._directory(out, number)
         log = directory.with_suffix(".log")
         where, seen, lines = f"{self.letter}, process {number}", f"(log: {log})", lines_of(log)
-        if code in _REFUSED:
+        interrupted = code == 2 and (directory / "run.json").exists()  # pytest has one code for that and for collection
+        if code in _REFUSED and not interrupted:
             raise ProcessFailed(f"{where}: {_REFUSED[code]}{cause(lines) if code != 5 else ''} {seen}", BAD_INPUT)
         try:
             run = saved_run(directory)
@@ -89,7 +90,7 @@ class Side:
             raise ProcessFailed(f"{where}: {what} {seen}", NOT_MEASURED, lines[-_TAIL_LINES:]) from error
         failed = [test for test in run.tests if test.problem]
         if code != 0 or run.status != "complete":
-            what = ended(code) if code else f"its run is {run.status}"
+            what = f"its run is {run.status}" if code == 0 or interrupted else ended(code)
             if code == 1 and failed:
                 what = f"{one_line(failed[0].id, 120)} failed: {one_line(failed[0].problem or '', 200)}"
             raise ProcessFailed(f"{where}: {what} {seen}", NOT_MEASURED, lines[-_TAIL_LINES:])

@@ -2,10 +2,11 @@
 
 import os
 import signal
+import sys
 
 import pytest
 
-from pytest_llmprof.cli.processes import ended, interruptible, uninterrupted
+from pytest_llmprof.cli.processes import ProcessFailed, Side, ended, interruptible, uninterrupted
 
 
 @pytest.mark.parametrize(
@@ -31,3 +32,19 @@ def test_what_was_ignored_before_stays_so():
 def test_what_was_not_ignored_interrupts():
     with pytest.raises(KeyboardInterrupt, match="SIGHUP"), interruptible(), uninterrupted():
         os.kill(os.getpid(), signal.SIGHUP)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "code"),
+    [
+        ("    raise KeyboardInterrupt\n", "A, process 1: its run is interrupted", 3),
+        ("    llmprof.measure(\n", "A, process 1: its tests could not be collected: ", 4),
+    ],
+)
+def test_an_interrupted_process_is_none_with_bad_tests(tmp_path, text, line, code):
+    """pytest has one exit code for both."""
+    (tmp_path / "test_it.py").write_text(f"def test_it(llmprof):\n{text}")
+    arguments = ("test_it.py", "-p", "no:cacheprovider", "--llmprof-stage=direct_inference")
+    with pytest.raises(ProcessFailed) as found:
+        Side("A", "A", sys.executable, tmp_path, os.environ, arguments).measure(tmp_path / "runs", 1, 60)
+    assert (str(found.value)[: len(line)], found.value.code) == (line, code)
