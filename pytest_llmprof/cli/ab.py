@@ -24,7 +24,7 @@ from pytest_llmprof.compare.table import FORMATS, render
 from pytest_llmprof.errors import ArtifactError, ConfigError
 from pytest_llmprof.records.catalogue import BUILTIN, Declaration
 from pytest_llmprof.records.files import write_text
-from pytest_llmprof.text.escape import one_line
+from pytest_llmprof.text.escape import one_line, shorten
 
 _RUNS = "llmprof-runs"
 _OWN = frozenset(
@@ -153,7 +153,7 @@ def _measure(loop: Alternation, request: Request, options: argparse.Namespace) -
             raise ArtifactError(f"cannot write {request.out}/comparison.json: {error.strerror}") from error
         say(f"all runs are in {request.out}")
     if failed:
-        say(f"ERROR: {stopped}\n" + "".join(f"    {line}\n" for line in failed.tail))
+        say(f"ERROR: {stopped}\n" + "".join(f"    {shorten(line, 1000)}\n" for line in failed.tail))
         return failed.code
     if result is None:
         say(f"ERROR: {stopped}: no pair was measured")

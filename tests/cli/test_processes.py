@@ -48,3 +48,8 @@ def test_an_interrupted_process_is_none_with_bad_tests(tmp_path, text, line, cod
     with pytest.raises(ProcessFailed) as found:
         Side("A", "A", sys.executable, tmp_path, os.environ, arguments).measure(tmp_path / "runs", 1, 60)
     assert (str(found.value)[: len(line)], found.value.code) == (line, code)
+
+
+def test_a_long_line_of_a_log_is_shown_in_part(ab):
+    _, _, err = ab("--a", f"tpot=1 end=9 say={'x' * 5000}", "--b", "tpot=1")
+    assert [len(line) for line in err.splitlines() if line.startswith("    x")] == [1004]
