@@ -6,6 +6,7 @@ it. What a user would replace (`BEFORE`, a path of their own) is replaced. pytes
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -266,6 +267,10 @@ def run(workplace, pytester, monkeypatch, tmp_path) -> Callable[[str], int]:
     return one
 
 
+LONG = ("ci.md", "configuration.md", "quickstart.md")
+"""Documents whose commands take half a minute each."""
+
+
 def allowed(command: str) -> tuple[int, ...]:
     """The exit codes that are as the document says."""
     return next((codes for part, codes in CODES.items() if part in command), (0,))
@@ -274,6 +279,8 @@ def allowed(command: str) -> tuple[int, ...]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, found in HERE.items() if found])
 def test_commands(name, run, workplace, capfd):
+    if name in LONG and os.environ.get("LLMPROF_CI") != "long":
+        pytest.skip("takes half a minute: LLMPROF_CI=long runs it")
     for command in HERE[name]:
         for before in FIRST.get(command, ()):
             assert run(before) == 0, before

@@ -29,7 +29,7 @@ def check(ended, where):
 def test_at_any_operation_on_files(faults, moments):
     whole = faults.run({})
     assert whole.code == 0, whole.text
-    for at in some(whole.moments, 8):
+    for at in some(whole.moments, 5):
         ended = faults.run({"errno": errno.ENOSPC, "at": at, "for": moments})
         check(ended, at)
         # What fails for a moment may succeed later: run.json is written again, a directory is there already. The last

@@ -19,9 +19,10 @@ SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
 def test_at_any_operation_on_files(faults, number):
     whole = faults.run({})
     assert whole.code == 0, whole.text
-    for at in some(whole.moments, 7):
+    for at in some(whole.moments, 4):
         ended = faults.kill(number, at=at)
-        expected = (-number,) if number == signal.SIGKILL else (-number, 2)
+        # pytest's own code is 130 where it is interrupted before the session begins.
+        expected = (-number,) if number == signal.SIGKILL else (-number, 2, 130)
         assert ended.code in expected, (at, ended.code, ended.text)
         assert ended.runs or at < 16
 
@@ -31,7 +32,7 @@ def test_at_any_line_of_the_begin_and_the_end_of_a_session(faults, number):
     """Between config.yaml and run.json, while benchmark.json is made, and everywhere else."""
     whole = faults.run({"lines": True})
     assert whole.code == 0, whole.text
-    for at in some(whole.moments, 8, 120):
+    for at in some(whole.moments, 5, 120):
         ended = faults.kill(number, at=at, lines=True)
         # Before the session begins, and after it has ended, pytest itself handles SIGINT, and nobody SIGTERM.
         # A busy host adds lines (its warnings): a moment that only the first run had did not come, and hit nothing.
