@@ -83,11 +83,20 @@ def test_held_out_pages_are_the_same_each_time() -> None:
     assert samples(None, 8, seed=1)[0].page.free != pages[0].page.free
 
 
-def test_answers_are_the_models(reader: Any) -> None:
+def test_answers_are_the_models(reader: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[list[int]] = []
+    text = reader.text
+
+    def recorded(row: list[int]) -> str:
+        rows.append(row)
+        return text(row)
+
+    monkeypatch.setattr(reader, "text", recorded)
     images = [sample.image for sample in samples(None, 4)][:3]
     found = list(answers(reader, images, "free", most=5, batch=2))
+    assert found == [(text(row), row[-1] == EOS) for row in rows]
     assert len(found) == 3
-    assert all(len(encode(text)) == 5 or ended for text, ended in found)
+    assert all(len(row) == 5 or row[-1] == EOS for row in rows)
 
 
 @pytest.mark.parametrize("wrong", [False, True])
