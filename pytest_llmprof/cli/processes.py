@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import subprocess
 import time
@@ -15,6 +14,7 @@ from types import FrameType
 from pytest_llmprof.compare.alternate import OutOfTime
 from pytest_llmprof.compare.saved import saved_run
 from pytest_llmprof.errors import ArtifactError, LlmprofError
+from pytest_llmprof.measure.signals import held_back, signal_group
 from pytest_llmprof.records.baseline import SavedRun
 from pytest_llmprof.text.escape import one_line
 from pytest_llmprof.text.numbers import exit_code
@@ -163,10 +163,10 @@ def end_groups(*processes: subprocess.Popen[bytes]) -> None:
     """End each process and all of its group: SIGTERM, then SIGKILL."""
     alive = [process for process in processes if process.poll() is None]
     for process in alive:
-        _signal_group(process.pid, signal.SIGTERM)
+        signal_group(process.pid, signal.SIGTERM)
     _wait(alive)
     for process in processes:
-        _signal_group(process.pid, signal.SIGKILL)  # also workers that outlived it
+        signal_group(process.pid, signal.SIGKILL)  # also workers that outlived it
     _wait(processes)
 
 
@@ -176,11 +176,6 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> None:
         # SIGKILL follows; and a driver may hold a killed process.
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(max(deadline - time.monotonic(), 0.0))
-
-
-def _signal_group(group: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(group, number)
 
 
 @contextlib.contextmanager
@@ -202,20 +197,9 @@ def interruptible() -> Iterator[None]:
             signal.signal(one, handler)
 
 
-@contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
+def uninterrupted() -> contextlib.AbstractContextManager[None]:
     """Hold an interrupt back to the end of the block: a process that starts in it must be known to what ends it."""
-    known = {one: signal.getsignal(one) for one in _SIGNALS if signal.getsignal(one) != signal.SIG_IGN}
-    came: list[int] = []
-    for one in known:
-        signal.signal(one, lambda number, frame: came.append(number))
-    try:
-        yield
-    finally:
-        for one, handler in known.items():
-            signal.signal(one, handler)
-        if came:
-            signal.raise_signal(came[0])
+    return held_back(*_SIGNALS)
 
 
 def ignore_signals() -> None:

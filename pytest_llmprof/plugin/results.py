@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
 from pytest_llmprof.errors import ArtifactError, LlmprofError, text_of
+from pytest_llmprof.measure.signals import held_back
 from pytest_llmprof.text.escape import visible
 
 if TYPE_CHECKING:
@@ -219,22 +220,9 @@ class Results:
             log.trouble = log.trouble or str(error)
 
 
-@contextmanager
-def uninterrupted() -> Iterator[None]:
+def uninterrupted() -> AbstractContextManager[None]:
     """Hold SIGINT and SIGTERM back until the block has ended."""
-    held: list[int] = []
-    handlers = {}
-    try:
-        if threading.current_thread() is threading.main_thread():  # no other gets them
-            for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) is not None:  # None: not Python's
-                    handlers[number] = signal.signal(number, lambda number, frame: held.append(number))
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        if held:
-            signal.raise_signal(held[0])
+    return held_back(signal.SIGINT, signal.SIGTERM)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:

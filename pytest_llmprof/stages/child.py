@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pytest_llmprof.errors import ArtifactError, LlmprofError, StageError
+from pytest_llmprof.measure.signals import signal_group
 from pytest_llmprof.records.files import decode, read_bytes, write_json, write_text
 from pytest_llmprof.records.stage import StageRecords
-from pytest_llmprof.stages.tools import Tool, last_line, signal_group, tail
+from pytest_llmprof.stages.tools import Tool, last_line, tail
 from pytest_llmprof.text.numbers import exit_code
 from pytest_llmprof.text.secrets import may_be_secret
 

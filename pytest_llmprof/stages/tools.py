@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +18,7 @@ from msgspec import Meta
 from pytest_llmprof.config.schema import Seconds
 from pytest_llmprof.errors import StageError
 from pytest_llmprof.measure.phases import ROUND
+from pytest_llmprof.measure.signals import signal_group
 from pytest_llmprof.stages.tool_block import ToolInfo
 
 if TYPE_CHECKING:
@@ -114,12 +114,6 @@ def run_program(
         finally:
             signal_group(process.pid, signal.SIGKILL)
     return subprocess.CompletedProcess(command, process.returncode, out, err)
-
-
-def signal_group(group: int, number: signal.Signals) -> None:
-    """Send a signal to all processes of a group."""
-    with suppress(ProcessLookupError):  # all of it has ended
-        os.killpg(group, number)
 
 
 def _numbers(path: Path) -> list[int]:
