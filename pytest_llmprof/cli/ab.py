@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import itertools
 import os
 import shlex
 import shutil
@@ -25,6 +24,7 @@ from pytest_llmprof.errors import ArtifactError, ConfigError
 from pytest_llmprof.records.catalogue import BUILTIN, Declaration
 from pytest_llmprof.records.files import write_text
 from pytest_llmprof.text.escape import one_line, shorten
+from pytest_llmprof.text.names import numbered
 
 _RUNS = "llmprof-runs"
 _OWN = frozenset(
@@ -215,12 +215,11 @@ def _allowed(arguments: tuple[str, ...]) -> tuple[str, ...]:
 def _out(given: Path | None) -> Path:
     """The directory of all runs, made and empty. Jobs that start in the same second get one each ("…-2")."""
     stamp = datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
-    path = wanted = Path(os.path.abspath(given or Path(_RUNS) / f"ab-{stamp}"))
-    others = (wanted.with_name(f"{wanted.name}-{number}") for number in itertools.count(2))
+    path = Path(os.path.abspath(given or Path(_RUNS) / f"ab-{stamp}"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        while not given and not _made(path):
-            path = next(others)
+        if not given:
+            path = next(filter(_made, numbered(path)))
         path.mkdir(exist_ok=True)
         if any(path.iterdir()):
             raise ArtifactError(f"--out {path} is not empty: name a new directory")

@@ -6,10 +6,9 @@ import datetime
 import errno
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,7 +16,7 @@ from pytest_llmprof.config.paths import why_unusable
 from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.records.files import write_json, write_text
 from pytest_llmprof.records.run import RunRecord, TestRecord
-from pytest_llmprof.text.names import unique_names
+from pytest_llmprof.text.names import numbered, unique_names
 
 _BASE = "llmprof-runs"
 _OWN_FILES = ("config.yaml", "benchmark.json", "summary.md", "index.html")
@@ -81,7 +80,7 @@ def choose_run_dir(explicit: Path | None, rootdir: Path) -> Path:
     if why := why_unusable(base):
         raise ArtifactError(f"cannot make the run directory {base}: {why}; name another with --llmprof-run-dir")
     stamp = datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
-    return next(path for path in _numbered(base / stamp) if not os.path.lexists(path))
+    return next(path for path in numbered(base / stamp) if not os.path.lexists(path))
 
 
 def _how_it_goes(path: Path) -> str:
@@ -93,12 +92,6 @@ def _how_it_goes(path: Path) -> str:
     return f"{'that was killed ' if killed else ''}(run.json): name a new directory or remove that one"
 
 
-def _numbered(path: Path) -> Iterator[Path]:
-    """*path*, then the names to try where it is taken: "path-2", "path-3", ..."""
-    yield path
-    yield from (path.with_name(f"{path.name}-{number}") for number in count(2))
-
-
 def begin_run_dir(wanted: Path, config_yaml: str, record: RunRecord, *, explicit: bool) -> Path:
     """Make the run directory with its run.json, which is *record*, and its config.yaml. Returns the directory.
 
@@ -106,7 +99,7 @@ def begin_run_dir(wanted: Path, config_yaml: str, record: RunRecord, *, explicit
     processes of a session share it. Where it is taken the next name is tried, but *explicit*, named by the user, raises
     `ArtifactError`, as does one that cannot be made.
     """
-    for path in _numbered(wanted):
+    for path in numbered(wanted):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if _claim(path, config_yaml, record):
@@ -128,7 +121,7 @@ def begin_run_dir(wanted: Path, config_yaml: str, record: RunRecord, *, explicit
 
 def begun_run_dir(wanted: Path, session: str, *, explicit: bool) -> Path | None:
     """The directory that a process of *session* has made for *wanted*; None where there is none yet."""
-    for path in [wanted] if explicit else _numbered(wanted):
+    for path in [wanted] if explicit else numbered(wanted):
         if not path.exists():
             break
         if _belongs_to(session, path):

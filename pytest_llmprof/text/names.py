@@ -1,17 +1,25 @@
-"""Safe file names made of test ids and page names."""
+"""Names of files: safe ones made of test ids and page names, and numbered ones."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import count
+from pathlib import Path
 
 _MOST_BYTES = 200
 """Longest name made here. File systems take 255 bytes; the rest is for temporary names and suffixes."""
 _UNSAFE = re.compile(r"[^\w.\-+=@,\[\]]+")
 # Device names of Windows, where a run directory may be copied to.
 _RESERVED = re.compile(r"(?i)^(con|prn|aux|nul|com\d|lpt\d)(\..*)?$")
+
+
+def numbered(path: Path) -> Iterator[Path]:
+    """*path*, then the names to try where it is taken: "path-2", "path-3", ..."""
+    yield path
+    yield from (path.with_name(f"{path.name}-{number}") for number in count(2))
 
 
 def unique_names(names: Iterable[str] | Mapping[str, str], taken: Iterable[str] = ()) -> dict[str, str]:
