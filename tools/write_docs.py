@@ -13,11 +13,10 @@ import json
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import msgspec
 import yaml
@@ -26,20 +25,8 @@ from pytest_llmprof.compare.result import Comparison
 from pytest_llmprof.config.compose import Composer, ConfigSources
 from pytest_llmprof.config.convert import describe
 from pytest_llmprof.config.registry import Registry, StageSpec
-from pytest_llmprof.config.schema import (
-    AUTO,
-    NO_KEY,
-    DatasetSettings,
-    GateSettings,
-    InferSettings,
-    MeasureSettings,
-    ModelSettings,
-    OutputExtra,
-    PredictionSettings,
-    StageSettings,
-    VisualizationSettings,
-)
-from pytest_llmprof.config.tree import TestBlock, is_block
+from pytest_llmprof.config.schema import AUTO, OutputExtra, PredictionSettings, StageSettings, VisualizationSettings
+from pytest_llmprof.config.tree import BLOCKS, TestBlock, is_block, keys_below
 from pytest_llmprof.datasets import builtin
 from pytest_llmprof.models import packaged_models
 from pytest_llmprof.records.catalogue import BUILTIN, Catalogue, Metric
@@ -117,14 +104,7 @@ def keys_tables() -> dict[str, str]:
     sources = ConfigSources(invocation_dir=DOCS, rootdir=DOCS, cli_overrides=(), config_dir=None)
     values = yaml.safe_load(Composer(sources, registry).show())
     values["infer"]["engine"] = AUTO  # shown as the engine that it becomes on this machine
-    blocks = {
-        "model": ModelSettings,
-        "infer": InferSettings,
-        "measure": MeasureSettings,
-        "gate": GateSettings,
-        "dataset": DatasetSettings,
-    }
-    tables = {name: _table(_keys(name, block), values) for name, block in blocks.items()}
+    tables = {name: _table(_keys(name, block), values) for name, block in BLOCKS.items()}
     for stage in registry.stages.values():
         if rows := list(_stage_keys(stage)):
             tables[f"pipeline.{stage.name}"] = _table(rows, values)
@@ -137,15 +117,12 @@ Key = tuple[str, str, str]
 
 def _keys(prefix: str, block: type) -> Iterator[Key]:
     """The keys of a dataclass and of those below it."""
-    hints = get_type_hints(block, include_extras=True)
-    for one in fields(block):
-        if one.metadata == NO_KEY:
-            continue
-        path = f"{prefix}.{one.name}"
-        if is_block(hints[one.name]):
-            yield from _keys(path, hints[one.name])
+    for name, child in keys_below(block).items():
+        path = f"{prefix}.{name}"
+        if is_block(child):
+            yield from _keys(path, child)
         else:
-            yield path, describe(hints[one.name]), _meanings(block)[one.name]
+            yield path, describe(child), _meanings(block)[name]
 
 
 def _stage_keys(stage: StageSpec) -> Iterator[Key]:

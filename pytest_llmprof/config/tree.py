@@ -48,6 +48,16 @@ class TestBlock:
     """Its stage, likewise."""
 
 
+BLOCKS: Mapping[str, type] = {
+    "model": ModelSettings,
+    "infer": InferSettings,
+    "measure": MeasureSettings,
+    "gate": GateSettings,
+    "dataset": DatasetSettings,
+}
+"""The blocks of keys that no plugin adds to."""
+
+
 def _made(name: str, keys: Mapping[str, tuple[Any, Any]]) -> type:
     """A frozen dataclass of *keys*: name -> (type, default)."""
     defaults = {key: field(default_factory=partial(_same, value)) for key, (_, value) in keys.items()}
@@ -78,19 +88,11 @@ def root_block(registry: Registry, stages: tuple[str, ...] = ()) -> type:
         keys: dict[str, tuple[Any, Any]] = {"enable": (bool, StageSettings().enable)}
         if stage.options is not None:
             defaults = stage.options()
-            keys |= {key: (hint, getattr(defaults, key)) for key, hint in _children(stage.options).items()}
+            keys |= {key: (hint, getattr(defaults, key)) for key, hint in keys_below(stage.options).items()}
         return _made("Stage", keys | ({"output": (output, output())} if stage.output else {}))
 
     pipeline = _nested("Pipeline", {name: stage_block(stage) for name, stage in registry.stages.items()})
-    blocks = {
-        "model": ModelSettings,
-        "infer": InferSettings,
-        "measure": MeasureSettings,
-        "gate": GateSettings,
-        "dataset": DatasetSettings,
-        "pipeline": pipeline,
-        "llmprof": TestBlock,
-    }
+    blocks = {**BLOCKS, "pipeline": pipeline, "llmprof": TestBlock}
     return _made("Root", {"stages": (_Stages, stages), **{key: (block, block()) for key, block in blocks.items()}})
 
 
@@ -111,7 +113,7 @@ def is_block(node: Any) -> bool:
 
 
 @cache
-def _children(block: type) -> Mapping[str, Any]:
+def keys_below(block: type) -> Mapping[str, Any]:
     """The nodes below *block*, by name."""
     hints = get_type_hints(block, include_extras=True)
     return {one.name: hints[one.name] for one in fields(block) if one.metadata != NO_KEY}
@@ -124,9 +126,9 @@ def find(root: Any, path: str) -> Any:
         if not is_block(node):
             origin = get_origin(bare(node))
             return node if isinstance(origin, type) and issubclass(origin, Mapping) else None
-        if part not in _children(node):
+        if part not in keys_below(node):
             return None
-        node = _children(node)[part]
+        node = keys_below(node)[part]
     return node
 
 
@@ -135,13 +137,13 @@ def known_paths(node: Any, prefix: str = "") -> Iterator[str]:
     if prefix:
         yield prefix
     if is_block(node):
-        for name, child in _children(node).items():
+        for name, child in keys_below(node).items():
             yield from known_paths(child, f"{prefix}.{name}" if prefix else name)
 
 
 def output_stage(root: Any) -> str:
     """The stage whose outputs most people set: the first default one that has an output block; "" for none."""
-    names = (*root().stages, *_children(_children(root)["pipeline"]))
+    names = (*root().stages, *keys_below(keys_below(root)["pipeline"]))
     return next((name for name in names if find(root, f"pipeline.{name}.output") is not None), "")
 
 
@@ -165,7 +167,7 @@ def unknown(root: Any, path: str, registry: Registry) -> tuple[str, str]:
         parent = ".".join(parts[:depth])
         if not is_block(node):
             return "unknown key", f"{parent} is {describe(bare(node))}, with no keys below it: set it whole"
-        children = _children(node)
+        children = keys_below(node)
         if part in children:
             node = children[part]
             continue
@@ -204,7 +206,7 @@ def with_defaults(block: Any, value: Mapping[Any, Any], default: Any = None) -> 
     """*value* as plain data with the defaults of the keys that it lacks, so that other values can name them."""
     default = block() if default is None else default
     found = dict(value)
-    for name, child in _children(block).items():
+    for name, child in keys_below(block).items():
         if is_block(child):
             found[name] = with_defaults(child, value.get(name) or {}, getattr(default, name))
         elif name not in found:
@@ -230,7 +232,7 @@ def build(block: Any, value: Mapping[str, Any], built: dict[tuple[str, str], Any
     `Mismatch` with the full path, also for a value of ``???``, which is one that must be set.
     """
     found: dict[str, Any] = {}
-    for name, child in _children(block).items():
+    for name, child in keys_below(block).items():
         path = f"{prefix}.{name}" if prefix else name
         given = value.get(name, {} if is_block(child) else MISSING_VALUE)
         if is_block(child):
