@@ -65,8 +65,8 @@ function overviewComparison() {
 
 /** A test's name, with its stage where the run has several. */
 function nameWithStage(data, row) {
-  const several = data.rows.some((other) => other.stage !== row.stage);
-  return `${testName(row).name}${several ? ` ${row.stage}` : ""}`;
+  data.severalStages ??= data.rows.some((other) => other.stage !== row.stage); // once: there may be thousands of rows
+  return `${testName(row).name}${data.severalStages ? ` ${row.stage}` : ""}`;
 }
 
 function testLink(data, index) {
