@@ -1,5 +1,6 @@
 """What several tests of the commands need. The helpers of tests/compare make run directories."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -32,5 +33,28 @@ def ab(stub, capfd):
         code = main(["ab", f"--a-python={stub}", f"--b-python={stub}", *arguments])
         shown = capfd.readouterr()
         return code, shown.out, shown.err
+
+    return run
+
+
+@pytest.fixture
+def command():
+    """Gives the words that run the command in a process of its own."""
+    code = "import sys; from pytest_llmprof.cli import main; sys.exit(main())"
+    return lambda *arguments: [sys.executable, "-c", code, "ab", *arguments]
+
+
+@pytest.fixture
+def interrupted(command):
+    """Run the command in a process of its own until it shows a line, send a signal; gives code, stdout and stderr."""
+
+    def run(*arguments, after, number):
+        process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for line in process.stderr:
+            if line.startswith(after):
+                break
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+        return process.returncode, out, err
 
     return run

@@ -315,9 +315,7 @@ sys.meta_path.insert(0, Finder)
 
 _HEAVY = """
 import sys
-from pytest_llmprof.cli import ab as ab_module
 from pytest_llmprof.cli import main
-
 code = main(sys.argv[1:])
 print("heavy:", sorted({"torch", "transformers", "pytest", "hydra", "omegaconf"} & set(sys.modules)))
 sys.exit(code)
@@ -337,13 +335,8 @@ def test_wait(llmprof, llmprof_config):
 """
 
 
-def command(*arguments):
-    code = "import sys; from pytest_llmprof.cli import main; sys.exit(main())"
-    return [sys.executable, "-c", code, "ab", *arguments]
-
-
 @pytest.mark.slow
-def test_the_real_pytest_with_two_overrides(stub):
+def test_the_real_pytest_with_two_overrides(stub, command):
     Path("test_it.py").write_text(_REAL)
     done = subprocess.run(
         command("--a", "measure.rounds=5", "--b", "measure.rounds=6", "--metric=total_ms:5%", "test_it.py"),
@@ -358,7 +351,7 @@ def test_the_real_pytest_with_two_overrides(stub):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_real_pytest_with_two_revisions_is_interrupted(repository, number):
+def test_the_real_pytest_with_two_revisions_is_interrupted(repository, interrupted, number):
     """Each side imports the package of its own revision; what was measured is shown, no work tree stays."""
     Path("test_it.py").write_text("import pace\nimport time\ndef test_wait(llmprof):\n    llmprof.measure(pace.wait)\n")
     Path("pace").mkdir()
@@ -367,18 +360,9 @@ def test_the_real_pytest_with_two_revisions_is_interrupted(repository, number):
         git("add", ".")
         git("commit", "-q", "-m", tag)
         git("tag", tag)
-    process = subprocess.Popen(
-        command("--a-ref", "quick", "--b-ref", "slow", "--format", "json", "test_it.py"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    for line in process.stderr:
-        if line.startswith("pair 1 of"):
-            break
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 3, err
+    arguments = ("--a-ref", "quick", "--b-ref", "slow", "--format", "json", "test_it.py")
+    code, out, err = interrupted(*arguments, after="pair 1 of", number=number)
+    assert code == 3, err
     found = json.loads(out)
     row = row_of(found, "total_ms")
     assert row["before"] == pytest.approx(20, abs=8)

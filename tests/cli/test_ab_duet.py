@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -212,22 +211,12 @@ def test_a_side_that_is_older_than_this_is_told_at_once(real, stub):
 
 
 @pytest.mark.slow
-def test_the_command_with_the_real_pytest_is_interrupted(stub):
+def test_the_command_with_the_real_pytest_is_interrupted(stub, interrupted):
     """Two pairs are shown, and nothing of either side is left."""
     Path("test_it.py").write_text(_REAL.replace("os.environ['SIDE']", "0"))
-    code = "import sys; from pytest_llmprof.cli import main; sys.exit(main())"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, "ab", "--duet", "--format=json", "--out=runs", *_FIRST],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    for line in process.stderr:
-        if line.startswith("pair 2 of"):
-            break
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 3, err
+    arguments = ("--duet", "--format=json", "--out=runs", *_FIRST)
+    code, out, err = interrupted(*arguments, after="pair 2 of", number=signal.SIGINT)
+    assert code == 3, err
     job = json.loads(out)["job"]
     assert (job["pairs"], job["duet"], job["order"], job["stopped"]) == (2, True, "ABBA", "interrupted by SIGINT")
     assert not _running(f"{os.getcwd()}/runs")

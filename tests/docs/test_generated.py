@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
+import write_docs
+
 ROOT = Path(__file__).parents[2]
-
-
-def write_docs():
-    spec = importlib.util.spec_from_file_location("write_docs", ROOT / "tools" / "write_docs.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_schemas_and_the_table_of_metrics_are_those_of_the_code():
     old = [
         path.relative_to(ROOT)
-        for path, text in write_docs().documents().items()
+        for path, text in write_docs.documents().items()
         if not path.exists() or path.read_text(encoding="utf-8") != text
     ]
     assert old == [], "run python tools/write_docs.py"
 
 
 def test_every_metric_has_a_definition():
-    assert [metric.name for metric in write_docs().catalogue() if not metric.description or not metric.label] == []
+    assert [metric.name for metric in write_docs.catalogue() if not metric.description or not metric.label] == []

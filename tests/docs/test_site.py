@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 
+import build_site
 import pytest
 from test_docs import _FENCE, ROOT, rows, slug, ticked
 
 SOURCES = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "pytest_llmprof").rglob("*.py")))
-
-
-def build_site():
-    spec = importlib.util.spec_from_file_location("build_site", ROOT / "tools" / "build_site.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-PAGES = [ROOT / page for page in build_site().pages()]
+PAGES = [ROOT / page for page in build_site.pages()]
 ALL = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
 
 
@@ -57,12 +48,11 @@ def test_headings_have_anchors_of_their_own(page):
 
 
 def test_a_link_to_nothing_is_refused(monkeypatch, tmp_path):
-    site = build_site()
     (tmp_path / "a.md").write_text("[b](b.md)")
-    monkeypatch.setattr(site, "ROOT", tmp_path)
-    monkeypatch.setattr(site, "pages", lambda: ["a.md"])
+    monkeypatch.setattr(build_site, "ROOT", tmp_path)
+    monkeypatch.setattr(build_site, "pages", lambda: ["a.md"])
     with pytest.raises(SystemExit, match=r"a\.md links to .*b\.md, which is no file"):
-        site.gather(tmp_path / "out")
+        build_site.gather(tmp_path / "out")
 
 
 def test_messages_in_troubleshooting_are_those_of_the_code():
@@ -78,9 +68,8 @@ def test_messages_in_troubleshooting_are_those_of_the_code():
 
 def test_the_site_builds_and_loads_nothing_from_elsewhere():
     pytest.importorskip("zensical")
-    site = build_site()
-    assert site.main() == 0
-    html = ROOT / site.settings()["site_dir"]
+    assert build_site.main() == 0
+    html = ROOT / build_site.settings()["site_dir"]
     built = sorted(html.rglob("*.html"))
     assert len(built) >= len(PAGES)
     for file in built:

@@ -1,4 +1,4 @@
-"""The tool's modules on the path: it is a folder of scripts, not a package. All tests use Pillow's own font."""
+"""The tools' modules on the path: they are folders of scripts, no packages. All tests use Pillow's own font."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools" / "train_tiny_reader"))
+TOOLS = Path(__file__).parents[2] / "tools"
+sys.path[:0] = [str(TOOLS), str(TOOLS / "train_tiny_reader")]
 
 
 @pytest.fixture(scope="module", autouse=True)

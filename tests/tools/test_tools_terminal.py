@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import sys
 from html import unescape
@@ -21,12 +20,11 @@ def words(svg: str) -> str:
 def test_what_is_on_the_screen_is_in_the_picture(tmp_path, monkeypatch):
     pytest.importorskip("pyte")
     pytest.importorskip("rich")
-    spec = importlib.util.spec_from_file_location("record_terminal", ROOT / "tools" / "record_terminal.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    import record_terminal
+
     code = "print('gone', end='\\r'); print('\\x1b[32mstays & <is> shown\\x1b[0m'); raise SystemExit(3)"
     monkeypatch.setattr(sys, "argv", ["record", str(tmp_path / "a.svg"), sys.executable, "-c", code])
-    assert module.main() == 3
+    assert record_terminal.main() == 3
     svg = (tmp_path / "a.svg").read_text(encoding="utf-8")
     assert "stays & <is> shown" in words(svg)
     assert "gone" not in words(svg).rpartition("SystemExit")[2]
