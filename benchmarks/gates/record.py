@@ -16,9 +16,9 @@ then measured one after the other while the others wait, as loading takes longer
 GPU's memory processes of `fast` differed more (SD 0.89 %, not 0.74 %); the default is one. Compiler caches on
 the disk are shared, as on any machine; a first process fills them and is not recorded.
 
-With `--duet` (on a CPU) two processes run at the same time, each on its own half of the processors, as in
-`llmprof ab --duet`: the first of a pair begins on the first half, the second on the other. So ABBA over their order in
-the file changes the halves of A and B from pair to pair.
+With `--duet` two processes measure beside each other, as in `llmprof ab --duet`: on a CPU at the same time, each on its
+own half of the processors, on a GPU in turns, round by round. The first of a pair begins on the first half, or is the
+first to measure. So ABBA over their order in the file changes that of A and B from pair to pair.
 
 OUT/<engine>.jsonl gets a line as each process ends, so an interrupted call loses nothing; a further call adds to it.
 `gzip -9nc OUT/fast.jsonl > benchmarks/gates/pools/h100_fast.jsonl.gz` makes a pool of it.
@@ -224,6 +224,7 @@ class DelayedPages(PagesWorkload):
             on_answer=lambda *_: None, on_failure=failed, progress=lambda *_: None,
         )  # fmt: skip
         self.work = work
+        self.duet: Duet | None = None
         self.levels = schedule(len(work.levels), work.repeats, place)
         self.at: list[float] = []
         """When each measured round began, seconds of the epoch."""
@@ -240,7 +241,16 @@ class DelayedPages(PagesWorkload):
             self.graphs = model.engine.graphs = DelayedGraphs(model.engine.graphs, torch.device(self.device))
 
     def warmup(self, passes: int, recorder: PhaseRecorder) -> None:
-        """Warm up and find the delays; run each level with a graph of its own once."""
+        """Warm up and find the delays; run each level with a graph of its own once. On a GPU the other process of a
+        duet waits meanwhile."""
+        if self.duet is not None and self.device != "cpu":
+            self.duet.begin_round("the warm-up", 1, 1, self.device)
+            self._warmup_alone(passes, recorder)
+            self.duet.end_round()
+        else:
+            self._warmup_alone(passes, recorder)
+
+    def _warmup_alone(self, passes: int, recorder: PhaseRecorder) -> None:
         super().warmup(passes, recorder)
         plain = SpinningRecorder(self.device, domain=WARMUP_DOMAIN)
         rounds = [super(DelayedPages, self).round(-1, plain)[0] for _ in range(CALIBRATION_ROUNDS)]
@@ -355,6 +365,9 @@ def process(
     if pipe.receive(math.inf) is None:
         return
     measure_begin, moment = time.perf_counter(), time.time()
+    duet = workload.duet = Duet.from_environment(os.environ)
+    if duet is not None:
+        duet.greet()
 
     def recorder(domain: str) -> PhaseRecorder:
         peaks = PhasePeaks(PeakMemory(workload.device)) if domain == WARMUP_DOMAIN else None
@@ -362,16 +375,14 @@ def process(
 
     context = StageContext(
         settings=settings, out_dir=Path(), workload=workload, recorder=recorder, progress=lambda *_: None,
-        result=StageResult(), duet=Duet.from_environment(os.environ),
+        result=StageResult(), duet=duet,
     )  # fmt: skip
-    if context.duet is not None:
-        context.duet.greet()
     clean_rounds(context)
     if workload.disturbed:
         raise RuntimeError(workload.disturbed[0])
     result = context.result
     place = environment(
-        workload.device, ROOT, before=result.gpu_before, after=result.gpu_after, duet=context.duet is not None
+        workload.device, ROOT, before=result.gpu_before, after=result.gpu_after, duet=duet is not None
     )
     pipe.send(
         {
@@ -604,7 +615,7 @@ class Recorder:
         if 0 < len(ready) < len(children):  # a GPU that takes one process at a time, or that is full
             self.ahead = len(ready)
         if self.duet:
-            self._measure_both(ready, deadline)
+            self._measure_both(ready, deadline, cold=cold)
             return
         for child, facts in ready:
             if time.monotonic() > deadline:
@@ -624,8 +635,8 @@ class Recorder:
             else:
                 self._keep(found, message)
 
-    def _measure_both(self, ready: list[tuple[Child, dict[str, Any]]], deadline: float) -> None:
-        """Measure the two of a duet. Neither is kept without the other."""
+    def _measure_both(self, ready: list[tuple[Child, dict[str, Any]]], deadline: float, *, cold: bool) -> None:
+        """Measure the two of a duet. Neither is kept without the other, or where they are the first ones."""
         begin = time.monotonic()
         if len(ready) < 2 or begin > deadline:
             return
@@ -634,9 +645,12 @@ class Recorder:
                 child.pipe.send({"go": True})
             messages = [child.ask(min(MEASURE_S, deadline - begin + 15)) for child, _ in ready]
         except (RuntimeError, BrokenPipeError) as error:
-            self._failed(error, cold=False)
+            self._failed(error, cold=cold)
             return
         self.measure_s = (time.monotonic() - begin) / 2
+        if cold:
+            say(f"{self.engine}: a first pair, not recorded: prepared in {self.prepare_s:.1f} s")
+            return
         for (_, facts), message in zip(ready, messages, strict=True):
             self._keep(message["record"] | {"prepare_s": round(facts["prepare_s"], 2)}, message)
 
@@ -714,7 +728,7 @@ def main() -> None:
     parser.add_argument("--levels", type=shares, help="delays in percent of a decode step: 0,1,2,5; the first is 0")
     parser.add_argument("--rounds", type=int, help="rounds of a process at each level")
     parser.add_argument("--ahead", type=int, default=1, help="processes prepared at once (default: 1)")
-    parser.add_argument("--duet", action="store_true", help="two processes at a time, each on half of the processors")
+    parser.add_argument("--duet", action="store_true", help="two processes beside each other (see above)")
     parser.add_argument("--fresh", action="store_true", help="start a new interpreter for each process: no fork server")
     parser.add_argument("--override", action="append", default=[], help="a further key, such as model.size=tiny")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -722,9 +736,9 @@ def main() -> None:
     known = WORK[options.device]
     if unknown := set(options.engine or ()) - set(known):
         parser.error(f"no engine {', '.join(sorted(unknown))} on {options.device}; there are {', '.join(known)}")
-    alone = options.device != "cpu" or options.fresh or options.ahead != 1 or len(os.sched_getaffinity(0)) < 2
+    alone = options.fresh or options.ahead != 1 or len(os.sched_getaffinity(0)) < 2
     if options.duet and alone:
-        parser.error("--duet is for two or more processors of a CPU, without --fresh and --ahead")
+        parser.error("--duet needs two or more processors, and goes without --fresh and --ahead")
     options.out.mkdir(parents=True, exist_ok=True)
     out = options.out.resolve()
     if options.child:

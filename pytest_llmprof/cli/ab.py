@@ -68,8 +68,8 @@ def add(commands: Subparsers) -> None:
     parser.add_argument(
         "--duet",
         action="store_true",
-        help="on a CPU: run both sides at the same time, each on half of the processors, so that a machine whose speed "
-        "changes slows both alike",
+        help="run both sides beside each other, so that a machine whose speed changes slows both alike: on a CPU at "
+        "the same time, each on half of the processors, on a GPU in turns, round by round",
     )
     parser.add_argument(
         "--minutes",

@@ -1,4 +1,4 @@
-"""`llmprof ab --duet`: the processes of a pair at the same time, each on its half of the processors."""
+"""`llmprof ab --duet`: the processes of a pair beside each other. `measure/duet.py` keeps their rounds together."""
 
 from __future__ import annotations
 

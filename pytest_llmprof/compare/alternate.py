@@ -1,4 +1,4 @@
-"""An A/B job: processes of both sides in turns, or side by side, until every gated metric is decided or the time is up.
+"""An A/B job: processes of both sides in turns, or beside each other, until each gated metric is decided or time is up.
 
 Pairs come in the order ABBA BAAB (`sequential.order`); who runs a process is up to the caller.
 """

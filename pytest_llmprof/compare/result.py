@@ -93,10 +93,10 @@ class Job(Struct, kw_only=True):
     contended: int
     """Pairs in which other work kept the processors from a process. They count: what that does, the control shows."""
     duet: bool = False
-    """Whether the processes of a pair ran side by side, at the same time."""
+    """Whether the processes of a pair measured beside each other: on a CPU at once, on a GPU round by round."""
     order: str
     """The sides of the processes in their order, "ABBABAAB". In a duet the first of a pair begins on the first half of
-    the processors."""
+    the processors, or on a GPU with the first round."""
     seconds: float
     stopped: str
     """Why it stopped."""

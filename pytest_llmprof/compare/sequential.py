@@ -7,7 +7,7 @@ confidence interval (Jennison & Turnbull 1989, J. R. Stat. Soc. B 51:305), valid
 
 Two processes of one side, of neighbouring pairs, differ by noise alone: an A/A control inside the A/B job. A change
 must show against the larger of both errors, that of the A/B and that of the A/A differences: where a machine drifts,
-pairs may agree by chance. Where both sides run at the same time (a duet) the error of A/B alone counts.
+pairs may agree by chance. Where both sides measure beside each other (a duet) the error of A/B alone counts.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Plan:
 
 
 DUET_PLAN = Plan(first=10, control=False)
-"""Where both sides of a pair run at the same time. Without a control more pairs must agree: 6 of two kinds are all
+"""Where both sides of a pair measure beside each other. Without a control more pairs must agree: 6 of two kinds are all
 of one kind in 3 % of cases, 10 in 0.2 %."""
 _CHANGE_POWER = 1.5
 """Spends early on changes: a large one is found at the first looks."""

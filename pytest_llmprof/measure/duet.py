@@ -1,7 +1,8 @@
-"""Two processes that measure at the same time: each round of one begins with the same round of the other.
+"""Two processes that measure beside each other: on a CPU each round of both at the same time, on a GPU in turns.
 
 What slows a shared machine for a while then slows both, and their ratio stays. The idea and the name are those of Bulej
-et al. 2020, "Duet Benchmarking: Improving Measurement Accuracy in the Cloud", ICPE '20 (arXiv 2001.05811).
+et al. 2020, "Duet Benchmarking: Improving Measurement Accuracy in the Cloud", ICPE '20 (arXiv 2001.05811). A GPU cannot
+be halved like the processors of a CPU. There one process waits while the other measures a round.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ class Duet:
         """Those of both processes."""
         self._halves = halves(usable)
         self._connection, self._place = connection, place
+        self._awaited: str | None = None
+        """What the other process waits for: the end of this one's round."""
+        self._last: str | None = None
+        """The end of the last round, where both meet: until then one would disturb the other by what it does next."""
         self._broken: str | None = None
         self._kept = b""
         self._say(_HELLO)
@@ -69,24 +74,54 @@ class Duet:
         if self._broken is not None:
             raise ConfigError(self._broken)
 
-    def begin_round(self, test: str, number: int, rounds: int) -> None:
-        """Begin round *number* (from 1) of *rounds* when the other process does, on the half of the processors that is
-        this one's turn.
+    def begin_round(self, test: str, number: int, rounds: int, device: str) -> None:
+        """Begin round *number* (from 1) of *rounds* on *device*, "cpu" or a GPU, when the other process has come to it.
 
-        The halves change with each round, as one may be faster than the other for minutes. Raises `StageError` where
-        the other process has ended, failed or has come to something else, and from then on.
+        On a CPU both begin at once, each on one half of the processors. The halves change with each round, as one may
+        be faster than the other for minutes. On a GPU one measures its round while the other waits; the one that is
+        first changes with each round. Raises `StageError` where the other process has ended, failed or has come to
+        something else, and from then on.
         """
+        at_once = device == "cpu"
+        point = f"round {number} of {rounds} of {test}{'' if at_once else ' on a GPU'}"
+        turn = (self._place + number - 1) % 2
+        self._meet(point, f"{OTHER} ended or failed before {point}")
+        if at_once:
+            self._keep_to(self._halves[turn])
+            return
+        end = f"the end of {point}"
+        if turn == 0:
+            self._awaited = end
+        else:
+            self._expect(end, f"{OTHER} ended or failed in {point}")
+        self._last = f"{end} by both" if number == rounds else None
+
+    def end_round(self) -> None:
+        """End the round that `begin_round` began: on a GPU the other process may begin, and after the last round both
+        go on together. Raises `StageError` as `begin_round` does."""
+        if self._awaited is not None:
+            self._say(self._awaited)
+            self._awaited = None
+        if self._last is not None:
+            last, self._last = self._last, None
+            self._meet(last, f"{OTHER} ended or failed before {last}")
+
+    def _meet(self, point: str, ended: str) -> None:
+        """Say that this process has come to *point*, and wait until the other one has."""
         if self._broken is None:
-            point = f"round {number} of {rounds} of {test}"
             self._say(point)
+        self._expect(point, ended)
+
+    def _expect(self, point: str, ended: str) -> None:
+        """Wait until the other process says *point*. Raises `StageError` where it ends (*ended*) or says another."""
+        if self._broken is None:
             heard = self._hear(None)
             if heard is None:
-                self._leave(f"{OTHER} ended or failed before {point}")
+                self._leave(ended)
             elif heard != _line(point):
                 self._leave(f"{OTHER} came to {_shown(heard)}, this one to {point}: both must run the same rounds")
         if self._broken is not None:
             raise StageError(self._broken)
-        self._keep_to(self._halves[(self._place + number - 1) % 2])
 
     def leave(self) -> None:
         """Let the other process know that this one goes no further."""

@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from msgspec.structs import replace
+
 from pytest_llmprof.measure.visible_gpus import VARIABLE
 from pytest_llmprof.records.environment import Gpu
 
@@ -45,9 +47,13 @@ def read_gpu(device: str) -> tuple[Gpu | None, str | None]:
 
 
 class GpuReader:
-    """One GPU, its driver kept at hand for several readings. On a CPU it reads nothing."""
+    """One GPU, its driver kept at hand for several readings. On a CPU it reads nothing.
 
-    def __init__(self, device: str) -> None:
+    *beside*: processes on the GPU that are known to be idle while this one measures, and so do not disturb it.
+    """
+
+    def __init__(self, device: str, *, beside: int = 0) -> None:
+        self._beside = beside
         self.reason: str | None = None
         """Why the GPU or a part of it is missing."""
         self._name: str | None = None
@@ -95,7 +101,10 @@ class GpuReader:
             return None
         if self._handle is None:
             return Gpu(name=self._name, uuid=self._uuid)
-        return nvml_gpu(self._nvml, self._handle, self._name, self._uuid, self._instance)
+        found = nvml_gpu(self._nvml, self._handle, self._name, self._uuid, self._instance)
+        if self._beside and found.other_processes:
+            return replace(found, other_processes=max(found.other_processes - self._beside, 0))
+        return found
 
     def energy_mj(self) -> int | None:
         """The energy counter; None where the GPU or the driver has none."""

@@ -34,7 +34,7 @@ from pytest_llmprof.plugin.shards import Shards
 from pytest_llmprof.plugin.shared import DUET, SHARED, SharedState
 from pytest_llmprof.plugin.terminal import clean, columns, gate_lines, header, relative, summary
 from pytest_llmprof.plugin.workers import CHANNEL as GROUPS
-from pytest_llmprof.plugin.workers import WorkerHooks, auto_workers, check_alone, check_spread, send_groups, take_share
+from pytest_llmprof.plugin.workers import WorkerHooks, auto_workers, check_spread, send_groups, take_share
 from pytest_llmprof.text.escape import encodable, visible
 
 pytest_plugins = ("pytest_llmprof.plugin.fixtures",)
@@ -211,9 +211,6 @@ class Manager:
                 self._refuse(ours, self._config_error)
             else:  # all tests, whatever the shard, so that they have the same directories in each
                 prepare_items(ours, self._shared.session, self._refuse)
-                if self._shared.duet is not None:
-                    with options.usage_errors():
-                        check_alone(ours)
         self.shards.select(items)
 
     def _refuse(self, items: Sequence[pytest.Item], text: str) -> None:

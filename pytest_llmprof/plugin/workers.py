@@ -139,21 +139,6 @@ def check_spread(shared: SharedState) -> None:
         )
 
 
-def check_alone(items: Sequence[pytest.Item]) -> None:
-    """In a duet. Raises `ConfigError` where the model of a test runs on a GPU, which both processes would share."""
-    from pytest_llmprof.measure.visible_gpus import on_gpu, visible_gpus
-
-    gpus = visible_gpus(os.environ)
-    for item in items:
-        settings = item.stash[ITEM].settings
-        if settings is not None and on_gpu(settings.model.device, gpus):
-            where = f"model.device={settings.model.device}{settings.where('model.device')}"
-            raise ConfigError(
-                f"{where} is a GPU in {item.nodeid}: the processes of --duet would disturb each other on it; measure "
-                "them in turns, without --duet, or write model.device=cpu"
-            )
-
-
 def take_share(shared: SharedState) -> None:
     """In a worker of a session that does not configure us, once a test of ours is found: take this worker's share.
 

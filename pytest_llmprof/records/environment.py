@@ -100,7 +100,8 @@ class Environment(Struct, frozen=True, kw_only=True):
     """Null in a run without workers, and in a worker on another machine than its controller."""
 
     duet: bool = False
-    """Whether another process measured at the same time on the other half of the processors (`llmprof ab --duet`)."""
+    """Whether another process measured beside this one (`llmprof ab --duet`): on a CPU at the same time, on the other
+    half of the processors, on a GPU in turns, round by round. `Gpu.other_processes` does not count it."""
 
     def other_workers(self, device: str) -> int:
         """How many other workers may have disturbed a model on *device*: those on its GPU, on a CPU those on the host.

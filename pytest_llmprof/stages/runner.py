@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 def clean_rounds(context: StageContext) -> None:
     """Warm up, then run `measure.rounds` measured passes without a profiler, and those that unclear gates need.
-    In a duet the number is even, and gates get no more.
+    In a duet the number is even, and gates get no more rounds.
 
     The GPU is read before the first pass and after the last, its energy counter around each, while the device is idle
     and the clock is stopped.
@@ -51,18 +51,18 @@ def clean_rounds(context: StageContext) -> None:
     workload.warmup(measure.warmup, context.recorder(WARMUP_DOMAIN))
     recorder = context.recorder(DOMAIN)
     energy = result.energy
-    with frozen_garbage_collector(), GpuReader(workload.device) as reader:
+    duet = context.duet
+    with frozen_garbage_collector(), GpuReader(workload.device, beside=0 if duet is None else 1) as reader:
         result.gpu_before, result.gpu_reason = reader.gpu(), reader.reason
         energy.reason = _why_no_energy(result.gpu_before, result.gpu_reason)
         meter = EnergyMeter(reader.energy_mj) if energy.reason is None else None
-        duet = context.duet
         host = HostMeter(None if duet is None else duet.processors)
         wanted, index = measure.rounds, 0
         if duet is not None:
-            wanted += wanted % 2  # as many on each half of the processors
+            wanted += wanted % 2  # as many on each half of the processors, or in each order of turns
         while index < wanted:
             if duet is not None:
-                duet.begin_round(context.test_id, index + 1, wanted)
+                duet.begin_round(context.test_id, index + 1, wanted, workload.device)
             if meter is not None:
                 meter.begin()
             host.begin()
@@ -75,6 +75,8 @@ def clean_rounds(context: StageContext) -> None:
             if meter is not None:
                 energy.rounds.append(meter.end(seconds))
                 energy.update_s = meter.update_s
+            if duet is not None:
+                duet.end_round()
             result.samples += samples
             if samples:
                 result.round_seconds.append(seconds)

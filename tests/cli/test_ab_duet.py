@@ -184,12 +184,6 @@ def test_the_real_pytest_changes_halves_with_each_round(real):
             f" round 1 of 2 of {_TEST_IDS[1]}",
         ),
         ((*_FIRST, "-n2"), (*_FIRST, "-n2"), 4, "workers of pytest-xdist are more: leave -n and --tx out"),
-        (
-            (*_FIRST, "--llmprof-override=model.device=cuda"),
-            _FIRST,
-            4,
-            f"model.device=cuda, set on the command line is a GPU in {_TEST_IDS[0]}: the processes of --duet would",
-        ),
         ((*_FIRST, "--llmprof-override=measure.round=3"), _FIRST, 4, "did you mean 'measure.rounds'"),
     ],
 )

@@ -119,6 +119,8 @@ NOT_HERE = {
         "--llmprof-override measure.rounds=5 --llmprof-override "
         "pipeline.direct_inference.output.prediction.enable=true": "a GPU: its numbers are of one",
         "GATES_MINUTES=9 .ci/gpu OUT gates": "a GPU",
+        "python benchmarks/gates/record.py OUT --duet --levels 0,1 --rounds 16 --device cuda --engine fast "
+        "--minutes 12": "a GPU",
     },
     "nsight.md": {
         "pytest benchmarks --llmprof-stage=torch_profiler,nsys,ncu": "a GPU, for ncu; tests/stages has ncu's output",

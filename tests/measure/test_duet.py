@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -84,7 +85,7 @@ def test_rounds_begin_together_and_the_halves_change(ends, kept):
     for number, expected in ((1, [[0, 1], [2, 3]]), (2, [[2, 3], [0, 1]]), (3, [[0, 1], [2, 3]])):
 
         def begin(end, number=number):
-            end.begin_round(TEST, number, 3)
+            end.begin_round(TEST, number, 3, "cpu")
             return kept[threading.get_ident()]
 
         assert at_once(lambda: begin(first), lambda: begin(second)) == expected
@@ -94,12 +95,70 @@ def test_a_round_waits_for_the_other(ends):
     first, second = ends
     at_once(first.greet, second.greet)
     done = threading.Event()
-    waiting = threading.Thread(target=lambda: (first.begin_round(TEST, 1, 2), done.set()))
+    waiting = threading.Thread(target=lambda: (first.begin_round(TEST, 1, 2, "cpu"), done.set()))
     waiting.start()
     assert not done.wait(0.2)
-    second.begin_round(TEST, 1, 2)
+    second.begin_round(TEST, 1, 2, "cpu")
     assert done.wait(10)
     waiting.join()
+
+
+def test_on_a_gpu_rounds_are_in_turns_and_the_first_changes(ends, kept):
+    first, second = ends
+    log = []
+
+    def measure(end, name):
+        end.greet()
+        for number in (1, 2, 3, 4):
+            end.begin_round(TEST, number, 4, "cuda:0")
+            log.append((name, number, "begins"))
+            time.sleep(0.02)
+            log.append((name, number, "ends"))
+            end.end_round()
+        log.append((name, "goes on"))
+
+    assert at_once(lambda: measure(first, "a"), lambda: measure(second, "b")) == [None, None]
+    order = [("a", 1), ("b", 1), ("b", 2), ("a", 2), ("a", 3), ("b", 3), ("b", 4), ("a", 4)]
+    assert log[:-2] == [(*one, event) for one in order for event in ("begins", "ends")]
+    assert sorted(log[-2:]) == [("a", "goes on"), ("b", "goes on")]  # none before the other's last round has ended
+    assert kept == {}  # each may use all processors
+
+
+def test_a_failed_turn_is_an_error_of_the_one_that_waits_for_it(ends):
+    first, second = ends
+    at_once(first.greet, second.greet)
+
+    def fail():
+        first.begin_round(TEST, 1, 4, "cuda:0")
+        first.leave()
+
+    mine, other = at_once(fail, lambda: second.begin_round(TEST, 1, 4, "cuda:0"))
+    assert mine is None
+    assert str(other) == f"the process beside this one ended or failed in round 1 of 4 of {TEST} on a GPU"
+
+
+def test_after_the_last_turn_none_goes_on_alone(ends):
+    first, second = ends
+    at_once(first.greet, second.greet)
+
+    def fail():
+        second.begin_round(TEST, 1, 1, "cuda:0")
+        second.leave()
+
+    def measure():
+        first.begin_round(TEST, 1, 1, "cuda:0")
+        first.end_round()
+
+    mine, other = at_once(measure, fail)
+    assert "ended or failed before the end of round 1 of 1" in str(mine)
+    assert other is None
+
+
+def test_a_gpu_beside_a_cpu_is_named(ends):
+    first, second = ends
+    at_once(first.greet, second.greet)
+    mine, _ = at_once(lambda: first.begin_round(TEST, 1, 2, "cuda:0"), lambda: second.begin_round(TEST, 1, 2, "cpu"))
+    assert f"came to round 1 of 2 of {TEST}, this one to round 1 of 2 of {TEST} on a GPU" in str(mine)
 
 
 @pytest.mark.parametrize(
@@ -113,11 +172,11 @@ def test_a_round_waits_for_the_other(ends):
 def test_other_rounds_are_an_error_of_both_that_names_both(ends, theirs, text):
     first, second = ends
     at_once(first.greet, second.greet)
-    mine, other = at_once(lambda: first.begin_round(TEST, 1, 4), lambda: second.begin_round(*theirs))
+    mine, other = at_once(lambda: first.begin_round(TEST, 1, 4, "cpu"), lambda: second.begin_round(*theirs, "cpu"))
     assert text in str(mine)
     assert f"came to round 1 of 4 of {TEST}, this one to round {theirs[1]} of {theirs[2]} of {theirs[0]}" in str(other)
     with pytest.raises(StageError, match="both must run the same rounds"):  # and of all rounds after that
-        first.begin_round(TEST, 2, 4)
+        first.begin_round(TEST, 2, 4, "cpu")
 
 
 def test_the_end_of_the_other_is_an_error_at_once(ends):
@@ -125,9 +184,9 @@ def test_the_end_of_the_other_is_an_error_at_once(ends):
     at_once(first.greet, second.greet)
     second.leave()
     with pytest.raises(StageError, match=r"^the process beside this one ended or failed before round 1 of 4"):
-        first.begin_round(TEST, 1, 4)
+        first.begin_round(TEST, 1, 4, "cpu")
     with pytest.raises(StageError, match="left its duet, as a test before this one failed"):
-        second.begin_round(TEST, 1, 4)
+        second.begin_round(TEST, 1, 4, "cpu")
 
 
 def test_what_the_other_said_before_it_ended_counts(ends):
@@ -135,7 +194,7 @@ def test_what_the_other_said_before_it_ended_counts(ends):
     at_once(first.greet, second.greet)
     second._say(f"round 1 of 4 of {TEST}")
     second.leave()
-    first.begin_round(TEST, 1, 4)
+    first.begin_round(TEST, 1, 4, "cpu")
 
 
 def test_an_older_version_says_no_hello(kept):
@@ -186,10 +245,12 @@ def test_the_measured_loop_has_an_even_number_of_rounds_and_gates_get_no_more(ro
         progress=lambda *_: None,
         more_rounds=lambda: 3,
         test_id=TEST,
-        duet=SimpleNamespace(processors=4, begin_round=lambda *begun: log.append(begun)),
+        duet=SimpleNamespace(
+            processors=4, begin_round=lambda *begun: log.append(begun), end_round=lambda: log.append("end")
+        ),
     )
     clean_rounds(context)
-    expected = [step for number in range(measured) for step in ((TEST, number + 1, measured), number)]
+    expected = [step for number in range(measured) for step in ((TEST, number + 1, measured, "cpu"), number, "end")]
     assert log == ["warm-up", *expected]
     assert len(context.result.round_seconds) == measured
 
@@ -204,12 +265,12 @@ from pytest_llmprof.measure.duet import Duet, halves
 mine, other = socket.socketpair()
 duet = Duet(mine, 1)
 stop = threading.Event()
-thread = threading.Thread(target=stop.wait)
+thread = threading.Thread(target=stop.wait, daemon=True)
 thread.start()
 both = halves(os.sched_getaffinity(0))
 for number in (1, 2):
     other.sendall(f'"round {number} of 2 of test"\\n'.encode())
-    duet.begin_round("test", number, 2)
+    duet.begin_round("test", number, 2, "cpu")
     for one in (0, thread.native_id):
         assert os.sched_getaffinity(one) == both[number % 2], (number, one)
 stop.set()

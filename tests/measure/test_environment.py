@@ -235,6 +235,13 @@ def test_a_reader_keeps_the_driver_at_hand(monkeypatch: pytest.MonkeyPatch) -> N
         assert gpu is not None
         assert gpu.driver == "580.65"
     assert calls == ["nvmlInit", "nvmlShutdown"]
+    monkeypatch.setattr(gpu_module, "others", lambda pids: 2)
+    for beside in (0, 1, 3):
+        with GpuReader("cuda:0", beside=beside) as others:
+            found = others.gpu()
+            assert found is not None
+            assert found.other_processes == max(2 - beside, 0)
+    calls.clear()
     assert reader.energy_mj() is None
     nvml.nvmlDeviceGetTotalEnergyConsumption = nvml._call("energy", 0, lacking=True)  # type: ignore[attr-defined]
     with GpuReader("cuda:0") as reader:
