@@ -21,8 +21,10 @@ FOUND = {
     "h100_fast_ahead_8": {0.02: 0.95, 0.05: 0.99},
     "h100_reference": {},
     "h200_fast": {},  # two speeds, 3.5 % apart
+    "h200_fast_duet": {0.01: 0.9},
     "cpu": {0.1: 0.9},
     "cpu_16_rounds": {},
+    "cpu_duet": {0.05: 0.95},
 }
 """The share of slowdowns that is found at least, by pool and delay."""
 GATES = 400
