@@ -16,22 +16,28 @@ def test_how_a_process_ended(code, text):
     assert ended(code) == f"ended with {text}"
 
 
-def test_what_was_ignored_before_stays_so():
+@pytest.fixture
+def hangup():
+    """SIGHUP, whose handler is put back: tests may be run under nohup, which ignores it."""
+    before = signal.getsignal(signal.SIGHUP)
+    yield signal.SIGHUP
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_what_was_ignored_before_stays_so(hangup):
     """As SIGHUP under nohup, and SIGINT of a background job of a shell script."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with interruptible():
-            with uninterrupted():
-                os.kill(os.getpid(), signal.SIGHUP)
-            os.kill(os.getpid(), signal.SIGHUP)
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    signal.signal(hangup, signal.SIG_IGN)
+    with interruptible():
+        with uninterrupted():
+            os.kill(os.getpid(), hangup)
+        os.kill(os.getpid(), hangup)
+    assert signal.getsignal(hangup) == signal.SIG_IGN
 
 
-def test_what_was_not_ignored_interrupts():
+def test_what_was_not_ignored_interrupts(hangup):
+    signal.signal(hangup, signal.SIG_DFL)
     with pytest.raises(KeyboardInterrupt, match="SIGHUP"), interruptible(), uninterrupted():
-        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), hangup)
 
 
 @pytest.mark.parametrize(

@@ -103,8 +103,8 @@ def clean_rounds(monkeypatch, *readings):
         reason = None
         energy_mj = staticmethod(int)
 
-        def __init__(self, device):
-            assert device == "cuda:0"
+        def __init__(self, device, beside):
+            assert (device, beside) == ("cuda:0", 0)
 
         def gpu(self):
             log.append("gpu")
