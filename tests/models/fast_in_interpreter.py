@@ -94,18 +94,18 @@ def main() -> None:
     config.text_config.num_experts_per_tok = 3
     config.text_config.vocab_size = 333
     grouped = random_model(config, 1, CPU, torch.float32)
-    reading = replace(INFER, no_repeat_ngram_size=35, max_new_tokens=20)
+    reading = replace(INFER, no_repeat_ngram_size=35, max_new_tokens=14)
     page = embedded_dataset("sample_pages").load(DatasetSettings())[0].load()
     print(
         json.dumps(
             {
                 "pages": pages(SETTINGS, INFER, [blocks_image(1)]),
-                "no ban": pages(SETTINGS, replace(INFER, no_repeat_ngram_size=0, max_new_tokens=12), [blocks_image(1)]),
+                "no ban": pages(SETTINGS, replace(INFER, no_repeat_ngram_size=0, max_new_tokens=8), [blocks_image(1)]),
                 "reader": pages(replace(SETTINGS, weights="embedded"), reading, [page]),
-                "long": prompts(tiny, 500, limits),
-                "ends": prompts(tiny, 60, replace(limits, max_new_tokens=26), ends_with=12),
-                "grouped": prompts(grouped, 40, limits),
-                "not a number": prompts(tiny, 20, limits, broken=True),
+                "long": prompts(tiny, 500, replace(limits, max_new_tokens=5)),
+                "ends": prompts(tiny, 60, replace(limits, max_new_tokens=15), ends_with=8),
+                "grouped": prompts(grouped, 40, replace(limits, max_new_tokens=6)),
+                "not a number": prompts(tiny, 20, replace(limits, max_new_tokens=3), broken=True),
                 "positions": prompts(tiny, 60, replace(limits, positions=65)),
                 "too long": prompts(tiny, 60, replace(limits, positions=60)),
             }
