@@ -3,9 +3,11 @@ chosen before Triton is imported. Prints each case's results as JSON for `test_m
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +21,7 @@ from pytest_llmprof.config.schema import DatasetSettings, InferSettings, ModelSe
 from pytest_llmprof.datasets.embedded import embedded_dataset
 from pytest_llmprof.errors import LlmprofError
 from pytest_llmprof.models.deepseek_ocr import generation
+from pytest_llmprof.models.deepseek_ocr.engines.batch_step import BatchStep
 from pytest_llmprof.models.deepseek_ocr.engines.fast import FastEngine, TritonStep
 from pytest_llmprof.models.deepseek_ocr.engines.reference import ReferenceEngine
 from pytest_llmprof.models.deepseek_ocr.loader import load
@@ -37,32 +40,51 @@ class Coarse(TritonStep):
     SPLITS, PLACES, WINDOWS = 2, 64, 512
 
 
+class CoarseBatch(BatchStep):
+    PROJECT = WIDEN = HEAD = (512, 4)
+    JOIN = EXPERTS = NARROW = (256, 4)
+    SPLITS, PLACES, WINDOWS = 2, 64, 512
+
+
 def answer(generate: Any, *given: Any) -> Any:
     try:
-        return [[token.id, token.finish] for token in generate(*given)]
+        return [[token.row, token.id, token.finish] for token in generate(*given)]
     except LlmprofError as error:
         return str(error)
 
 
+def rows_of(answer: list[list[Any]]) -> list[list[int]]:
+    """The tokens of each row."""
+    rows = 1 + max(row for row, _, _ in answer)
+    return [[token for row, token, _ in answer if row == which] for which in range(rows)]
+
+
 def pages(settings: ModelSettings, infer: InferSettings, images: list[Any]) -> dict[str, Any]:
-    """Each image's answer from both engines, and the phases that they opened."""
+    """The answer to each batch of images from both engines, and the phases that they opened."""
     found: dict[str, Any] = {}
+    batches = [images[first : first + infer.batch_size] for first in range(0, len(images), infer.batch_size)]
     for engine in ("reference", "fast"):
         model = load(settings, replace(infer, engine=engine))
         record = Record()
-        found[engine] = [answer(model.generate, [image], infer, record) for image in images]
+        found[engine] = [answer(model.generate, batch, infer, record) for batch in batches]
         found[f"{engine} phases"] = record.events
         model.close()
     return found
 
 
 def prompts(
-    model: Any, length: int, limits: generation.Limits, ends_with: int | None = None, broken: bool = False
+    model: Any,
+    lengths: Sequence[int],
+    limits: generation.Limits,
+    ends_with: int | None = None,
+    broken: bool = False,
 ) -> dict[str, Any]:
-    """Answers to a prompt of random embeddings. With *ends_with* the end token is the reference's token there."""
+    """Answers to prompts of random embeddings. With *ends_with* the end token is the reference's token there, of the
+    last row."""
     generator = torch.Generator().manual_seed(5)
-    batch = generation.pad_prompts([torch.randint(3, 900, (length,), generator=generator).tolist()], CPU)
-    embeddings = torch.randn(1, length, model.config.text_config.hidden_size, generator=generator)
+    ids = [torch.randint(3, 900, (length,), generator=generator).tolist() for length in lengths]
+    batch = generation.pad_prompts(ids, CPU)
+    embeddings = torch.randn(len(ids), max(lengths), model.config.text_config.hidden_size, generator=generator)
 
     def run(engine: Any) -> Any:
         engine.prefill.embeddings = lambda inputs, phases: embeddings
@@ -75,18 +97,18 @@ def prompts(
         ReferenceEngine(model)
         reference = eager()
         if ends_with is not None:
-            limits = replace(limits, eos=reference[ends_with][0])
+            limits = replace(limits, eos=rows_of(reference)[-1][ends_with])
             reference = eager()
         fast = FastEngine(model)
         if broken:
-            fast.step.norm = torch.full_like(fast.step.norm, torch.nan)
+            fast.step.model.norm = torch.full_like(fast.step.model.norm, torch.nan)
         return {"reference": reference, "fast": run(fast)}
 
 
 def main() -> None:
     from pytest_llmprof.models.deepseek_ocr.engines import fast
 
-    fast.TritonStep = Coarse  # type: ignore[misc]
+    fast.TritonStep, fast.BatchStep = Coarse, CoarseBatch  # type: ignore[misc]
     limits = generation.Limits(12, 8192, None, 1, 3)
     tiny = random_model(random_config("tiny"), 0, CPU, torch.float32)
     config = random_config("tiny")
@@ -94,6 +116,11 @@ def main() -> None:
     config.text_config.num_experts_per_tok = 3
     config.text_config.vocab_size = 333
     grouped = random_model(config, 1, CPU, torch.float32)
+    config = copy.deepcopy(config)
+    config.text_config.num_hidden_layers = 2  # one of each kind
+    shallow = random_model(config, 2, CPU, torch.float32)
+    three = replace(INFER, batch_size=3, no_repeat_ngram_size=2, max_new_tokens=4)
+    sizes = enumerate([(500, 400), (700, 1300), (1400, 700)], 1)  # no crops, and as many tokens as two grids need
     reading = replace(INFER, no_repeat_ngram_size=35, max_new_tokens=14)
     page = embedded_dataset("sample_pages").load(DatasetSettings())[0].load()
     print(
@@ -102,12 +129,16 @@ def main() -> None:
                 "pages": pages(SETTINGS, INFER, [blocks_image(1)]),
                 "no ban": pages(SETTINGS, replace(INFER, no_repeat_ngram_size=0, max_new_tokens=8), [blocks_image(1)]),
                 "reader": pages(replace(SETTINGS, weights="embedded"), reading, [page]),
-                "long": prompts(tiny, 500, replace(limits, max_new_tokens=5)),
-                "ends": prompts(tiny, 60, replace(limits, max_new_tokens=15), ends_with=8),
-                "grouped": prompts(grouped, 40, replace(limits, max_new_tokens=6)),
-                "not a number": prompts(tiny, 20, replace(limits, max_new_tokens=3), broken=True),
-                "positions": prompts(tiny, 60, replace(limits, positions=65)),
-                "too long": prompts(tiny, 60, replace(limits, positions=60)),
+                "long": prompts(tiny, [500], replace(limits, max_new_tokens=5)),
+                "ends": prompts(tiny, [60], replace(limits, max_new_tokens=15), ends_with=8),
+                "grouped": prompts(grouped, [40], replace(limits, max_new_tokens=6)),
+                "not a number": prompts(tiny, [20], replace(limits, max_new_tokens=3), broken=True),
+                "two": prompts(shallow, [60, 41], replace(limits, max_new_tokens=9), ends_with=4),
+                "three": pages(replace(SETTINGS, mode="gundam"), three, [blocks_image(n, size) for n, size in sizes]),
+                "eight": prompts(shallow, [9, 33, 2, 40, 33, 17, 40, 5], replace(limits, max_new_tokens=4)),
+                "not a number in a batch": prompts(shallow, [20, 12], replace(limits, max_new_tokens=2), broken=True),
+                "positions": prompts(tiny, [60], replace(limits, positions=65)),
+                "too long": prompts(tiny, [60], replace(limits, positions=60)),
             }
         )
     )

@@ -27,7 +27,9 @@ from pytest_llmprof.measure.collector import frozen_garbage_collector
 from pytest_llmprof.models.base import NoPhases
 from pytest_llmprof.models.deepseek_ocr import vision
 from pytest_llmprof.models.deepseek_ocr.engines import prefill
+from pytest_llmprof.models.deepseek_ocr.engines.batch_step import BatchStep
 from pytest_llmprof.models.deepseek_ocr.engines.fast import FastEngine, TritonStep, check_supported
+from pytest_llmprof.models.deepseek_ocr.engines.kernel_step import KernelStep
 from pytest_llmprof.models.deepseek_ocr.engines.prefill import Cache, Prefill, cache_places
 from pytest_llmprof.models.deepseek_ocr.generation import EagerDecoder, Limits, pad_prompts
 from pytest_llmprof.models.deepseek_ocr.loader import load
@@ -64,6 +66,9 @@ def cases() -> Any:
         ("long", "more places than the smallest cache has"),
         ("ends", "an end token amid a block"),
         ("grouped", "two heads to a key head, three experts a token, odd sizes"),
+        ("two", "rows of different lengths, one of which ends amid a block"),
+        ("three", "pages of different sizes, whose answers would repeat a token"),
+        ("eight", "as many rows as there may be"),
     ],
 )
 def test_tokens_are_the_references(cases: Any, case: str, what: str) -> None:
@@ -76,22 +81,26 @@ def test_tokens_are_the_references(cases: Any, case: str, what: str) -> None:
 @pytest.mark.slow
 def test_the_ban_and_the_end_were_needed(cases: Any) -> None:
     """Without the ban the answer is another one; the end lies within a block, and nothing follows it."""
-    free, banned = ([token for token, _ in cases[case]["fast"][0]] for case in ("no ban", "pages"))
+    free, banned = ([token for _, token, _ in cases[case]["fast"][0]] for case in ("no ban", "pages"))
     assert free != banned[: len(free)]
     triples = list(zip(banned, banned[1:], banned[2:], strict=False))
     assert len(set(triples)) == len(triples)
-    assert cases["ends"]["fast"][-1][1] == "eos"
+    assert cases["ends"]["fast"][-1][2] == "eos"
     assert 1 < len(cases["ends"]["fast"]) < 15
     assert (len(cases["ends"]["fast"]) - 1) % FastEngine.block
-    assert len({token for token, _ in cases["reader"]["fast"][0]}) > 10
+    ends = {row: finish for row, _, finish in cases["two"]["fast"] if finish}
+    assert ends == {0: "length", 1: "eos"}
+    assert [row for row, *_ in cases["two"]["fast"]][-1] == 0  # it goes on alone
+    assert len({token for _, token, _ in cases["reader"]["fast"][0]}) > 10
 
 
 @pytest.mark.slow
 def test_what_goes_wrong_is_said(cases: Any) -> None:
-    assert "scores of token 2 are not numbers" in cases["not a number"]["fast"]
+    for case in ("not a number", "not a number in a batch"):
+        assert "scores of token 2 are not numbers" in cases[case]["fast"]
     assert cases["too long"]["fast"] == "the prompt has 60 tokens; the model has 60 positions"
     # 65 positions: the answer ends where they do.
-    assert [finish for _, finish in cases["positions"]["fast"]] == [None] * 4 + ["length"]
+    assert [finish for *_, finish in cases["positions"]["fast"]] == [None] * 4 + ["length"]
     assert cases["positions"]["fast"] == cases["positions"]["reference"]
 
 
@@ -100,7 +109,7 @@ def test_what_goes_wrong_is_said(cases: Any) -> None:
     [
         (CPU, torch.float32, 1, EngineUnavailable, "infer=fast needs an NVIDIA GPU; on cpu use infer=reference"),
         (CUDA, torch.float32, 1, ModelError, "infer=fast runs in bfloat16 or float16; for model.dtype=float32 use "),
-        (CUDA, torch.bfloat16, 4, ModelError, "one page at a time; for infer.batch_size=4 use infer=compiled"),
+        (CUDA, torch.bfloat16, 9, ModelError, "8 pages at a time; for infer.batch_size=9 use infer=compiled"),
     ],
 )
 def test_refused_before_anything_is_loaded(
@@ -139,12 +148,20 @@ def test_refused_with_an_old_triton(monkeypatch: pytest.MonkeyPatch) -> None:
         check_supported(CUDA, torch.bfloat16, 1)
 
 
-class Recorded(TritonStep):
+class Recorded(KernelStep):
     """Notes the launches instead of making them."""
 
     def launch(self, kernel: Any, grid: Any, warps: int, *values: Any, **constants: Any) -> None:
         self.seen: list[tuple[Any, int, tuple[Any, ...], dict[str, Any]]]
-        self.seen.append((kernel, warps, values, {**constants, "PDL": self.dependent}))
+        self.seen.append((kernel, warps, values, {**constants, "PDL": self.model.dependent}))
+
+
+class RecordedStep(Recorded, TritonStep):
+    """Of one row."""
+
+
+class RecordedBatch(Recorded, BatchStep):
+    """Of several."""
 
 
 def compiled(kernel: Any, warps: int, values: tuple[Any, ...], constants: dict[str, Any], capability: int) -> bytes:
@@ -169,26 +186,28 @@ def compiled(kernel: Any, warps: int, values: tuple[Any, ...], constants: dict[s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", [80, 90])
-def test_kernels_compile_for_a_card_that_is_not_here(capability: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("capability, rows", [(80, 1), (90, 1), (80, 8), (90, 2), (90, 8)])
+def test_kernels_compile_for_a_card_that_is_not_here(capability: int, rows: int, tmp_path: Path) -> None:
     """At full size, for Ampere and for Hopper: the interpreter does not see what the compiler refuses. No registers
     are spilled, and on Hopper weights are asked for before the wait."""
     triton = pytest.importorskip("triton")
     from transformers import AutoModelForImageTextToText
 
-    from pytest_llmprof.models.deepseek_ocr.engines import kernels
+    from pytest_llmprof.models.deepseek_ocr.engines import batch_kernels, kernels
 
     with torch.device("meta"), torch.inference_mode():
         model = AutoModelForImageTextToText.from_config(random_config("full"), dtype=torch.bfloat16)
-        step = Recorded(model)
-        step.seen, step.dependent = [], capability >= 90
-        step(Cache(model, 1, 512), 35)
-    assert len(step.seen) == 74
+        one = RecordedStep(model)
+        step: RecordedStep | RecordedBatch = one if rows == 1 else RecordedBatch(one.model, rows)
+        step.seen, step.model.dependent = [], capability >= 90
+        step(Cache(model, rows, 512), 35)
+    assert len(step.seen) == (74 if rows == 1 else 87)
     programs = {}
     for kernel, warps, values, constants in step.seen:
         kinds = tuple(getattr(value, "dtype", type(value)) for value in values)
         programs[kernel.__name__, warps, kinds, tuple(sorted(constants.items()))] = kernel, warps, values, constants
-    assert {name for name, *_ in programs} == set(kernels.__all__)
+    names = set(kernels.__all__) if rows == 1 else {"begin", "attend", *batch_kernels.__all__}
+    assert {name for name, *_ in programs} == names
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     for number, (kernel, warps, values, constants) in enumerate(programs.values()):
         cubin = tmp_path / f"{number}.cubin"
@@ -333,7 +352,7 @@ def test_memory_repeats_and_what_goes_wrong(emptied: None) -> None:
     with frozen_garbage_collector():
         assert [token.id for token in model.generate([blocks_image(1)], infer, Record())] == first
 
-    norm = model.engine.step.norm
+    norm = model.engine.step.model.norm
     kept = norm.clone()
     norm.fill_(torch.nan)
     with pytest.raises(ModelError, match="scores of token 1 are not numbers"):

@@ -84,7 +84,7 @@ def test_checks_of_an_own_stage_that_fail(bench, look, body, found):
     ("overrides", "name", "found"),
     [
         (["model.device=cuda"], "Device", "torch sees no CUDA GPU"),
-        (["infer=fast", "infer.batch_size=2"], "Engine", "infer=fast"),
+        (["infer=fast", "infer.batch_size=9"], "Engine", "infer=fast"),
         (["model=deepseek_ocr", "model.path=empty"], "Model", "config.json is missing"),
         (["model=deepseek_ocr", "model.path=no/such"], "Model", "not in the cache"),
     ],

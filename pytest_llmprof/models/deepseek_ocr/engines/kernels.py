@@ -145,16 +145,24 @@ def _chosen(scores, slot, EXPERTS: tl.constexpr, POWER: tl.constexpr):
 
 @triton.jit
 def begin(
-    embedding, last, ids, length, stream, banned,
-    HIDDEN: tl.constexpr, POWER: tl.constexpr, NGRAM: tl.constexpr, SPAN: tl.constexpr, PDL: tl.constexpr,
+    embedding, last, ids, length, stream, banned, places,
+    HIDDEN: tl.constexpr, POWER: tl.constexpr, NGRAM: tl.constexpr, SPAN: tl.constexpr,
+    STRIDE: tl.constexpr, VOCABULARY: tl.constexpr, BATCH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Start the stream with the last token; mark the tokens that would repeat an n-gram.
 
     Program 0 copies the embedding; each other program checks SPAN places of *ids* [places], of which *length* are
-    filled. banned[token] is the place that the token may not fill, so nothing has to be reset between steps.
+    filled. banned[token] is the place that the token may not fill, so nothing has to be reset between steps. With more
+    rows than one (BATCH) the second number of a program is its row; rows of *stream* are STRIDE apart.
     """
     _wait(PDL)
     _release(PDL)
+    if BATCH > 1:
+        batch_row = tl.program_id(1)
+        last += batch_row
+        ids += batch_row * places
+        stream += batch_row * STRIDE
+        banned += batch_row * VOCABULARY
     program = tl.program_id(0)
     if program == 0:
         at = tl.arange(0, POWER)
@@ -203,12 +211,16 @@ def _places(keys, values, place, end, SIZE: tl.constexpr):
 
 @triton.jit
 def attend(
-    qkv, cosines, sines, keys, values, length, parts, peaks, sums, tickets, out, places, scale,
+    qkv, cosines, sines, keys, values, length, starts, ended, parts, peaks, sums, tickets, out,
+    places, positions, scale,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, SIZE: tl.constexpr,
-    SPLITS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+    SPLITS: tl.constexpr, BLOCK: tl.constexpr, BATCH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Attention of one head to one split of the cache in each program [HEADS, SPLITS]. The program of a head that ends
-    last blends the head's splits into out[HEADS, SIZE].
+    """Attention of one head to one split of the cache in each program [HEADS, SPLITS, BATCH]. The program of a head
+    that ends last blends the head's splits into out[BATCH, HEADS, SIZE].
+
+    Of several rows each begins at *starts* [BATCH], behind its padding, and stays at the last of *positions*. One that
+    has *ended* [BATCH] attends to its new key alone.
 
     The new key is rotated and stored in *keys* [KV_HEADS, places, SIZE], its value in *values*, at place length - 1.
     The last split starts with them, so that they need not be read back. A split keeps what flash decoding keeps: the
@@ -219,13 +231,29 @@ def attend(
     kv_head = head // (HEADS // KV_HEADS)
     half, size = tl.arange(0, SIZE // 2), tl.arange(0, SIZE)
     at = tl.load(length, cache_modifier=".cg") - 1
-    cosine = tl.load(cosines + at * (SIZE // 2) + half)
-    sine = tl.load(sines + at * (SIZE // 2) + half)
+    if BATCH > 1:
+        row = tl.program_id(2)
+        start = tl.where(tl.load(ended + row, cache_modifier=".cg"), at, tl.load(starts + row))
+        position = tl.minimum(at - start, positions - 1)
+        qkv += row * (HEADS + 2 * KV_HEADS) * SIZE
+        keys += row.to(tl.int64) * KV_HEADS * places * SIZE
+        values += row.to(tl.int64) * KV_HEADS * places * SIZE
+        parts += row * HEADS * SPLITS * SIZE
+        peaks += row * HEADS * SPLITS
+        sums += row * HEADS * SPLITS
+        tickets += row * HEADS
+        out += row * HEADS * SIZE
+    else:
+        start = 0
+        position = at
+    cosine = tl.load(cosines + position * (SIZE // 2) + half)
+    sine = tl.load(sines + position * (SIZE // 2) + half)
     keys += kv_head * places * SIZE
     values += kv_head * places * SIZE
-    span = tl.cdiv(at, SPLITS)
-    end = tl.minimum((split + 1) * span, at)
-    place = split * span + tl.arange(0, BLOCK)
+    span = tl.cdiv(at - start, SPLITS)
+    first_place = start + split * span
+    end = tl.minimum(first_place + span, at)
+    place = first_place + tl.arange(0, BLOCK)
     old1, old2, old = _places(keys, values, place, end, SIZE)
     _wait(PDL)
     query = qkv + head * SIZE + half
@@ -245,7 +273,7 @@ def attend(
     peak = tl.where(newest, (tl.sum(query1 * key1, 0) + tl.sum(query2 * key2, 0)) * scale, float("-inf"))
     total = tl.where(newest, 1.0, 0.0)
     blend = tl.where(newest, value, 0.0)
-    for _ in range(split * span, end, BLOCK):
+    for _ in range(first_place, end, BLOCK):
         score = (tl.sum(old1 * query1[None, :], 1) + tl.sum(old2 * query2[None, :], 1)) * scale
         score = tl.where(place < end, score, float("-inf"))
         higher = tl.maximum(peak, tl.max(score, 0))

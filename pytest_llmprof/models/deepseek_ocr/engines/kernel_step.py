@@ -1,0 +1,101 @@
+"""What the decode steps of `fast` share: a model's weights as its kernels read them, and how kernels are launched."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pytest_llmprof.errors import ModelError
+from pytest_llmprof.models.deepseek_ocr.engines.step import check_layers, weights_of
+
+if TYPE_CHECKING:
+    from pytest_llmprof.models.deepseek_ocr.engines.prefill import Cache
+
+BLOCK = 256
+"""Columns that a program multiplies at once: a warp's 32 threads take 8 each, 16 bytes of bfloat16."""
+
+
+class KernelModel:
+    """The language model's sizes and weights. Weights are not copied."""
+
+    def __init__(self, model: Any) -> None:
+        """Take transformers' *model*. Raises `ModelError` for layers of another kind."""
+        text, language = model.config.text_config, model.model.language_model
+        check_layers(text)
+        size = language.layers[0].self_attn.head_dim
+        if size != power_of_two(size):
+            raise ModelError(f"infer=fast needs heads whose size is a power of two, not {size}: use infer=compiled")
+        self.text, self.size, self.eps = text, size, text.rms_norm_eps
+        self.embedding, self.head = language.embed_tokens.weight, model.lm_head.weight
+        self.norm = language.norm.weight
+        """[hidden]: weights of the last norm."""
+        self.layers = weights_of(language.layers)
+        self.device = device = self.head.device
+        self.dependent = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+        """Whether a kernel may start before the previous one has ended (PDL)."""
+        places = torch.arange(text.max_position_embeddings, device=device)
+        rotary = language.rotary_emb(torch.empty(0, device=device), places[None])
+        self.cosines, self.sines = (table[0, :, : size // 2].contiguous() for table in rotary)  # equal halves
+
+
+class KernelStep:
+    """Launches the kernels of a decode step."""
+
+    SPLITS, PLACES = 16, 32
+    """`attend`: parts of the cache, one program each, and the places that a program reads together."""
+    WINDOWS = 256
+    """`begin`: places at which a program looks for repeated n-grams."""
+
+    rows = 1
+
+    def __init__(self, model: KernelModel) -> None:
+        from pytest_llmprof.models.deepseek_ocr.engines import kernels
+
+        self.model = model
+        self.kernels: Any = kernels
+
+    def begin_step(self, cache: Cache, ngram: int, stream: torch.Tensor, banned: torch.Tensor) -> None:
+        """Launch `begin`. The first part of each row of *stream* is the row's."""
+        hidden = self.model.text.hidden_size
+        windows = -(-cache.places // self.WINDOWS) if ngram else 0
+        self.launch(
+            self.kernels.begin, (1 + windows, self.rows), 4,
+            self.model.embedding, cache.last, cache.ids, cache.length, stream, banned, cache.places,
+            HIDDEN=hidden, POWER=power_of_two(hidden), NGRAM=max(ngram, 1), SPAN=self.WINDOWS,
+            STRIDE=stream.stride(0), VOCABULARY=self.model.text.vocab_size, BATCH=self.rows,
+        )  # fmt: skip
+
+    def attend(
+        self, cache: Cache, keys: torch.Tensor, values: torch.Tensor, qkv: torch.Tensor, *between: torch.Tensor
+    ) -> None:
+        """Launch `attend` with what lies *between* its programs: the parts, their peaks and sums, the tickets, and the
+        blend, which it writes."""
+        model, text = self.model, self.model.text
+        self.launch(
+            self.kernels.attend, (text.num_attention_heads, self.SPLITS, self.rows), 2,
+            qkv, model.cosines, model.sines, keys, values, cache.length, cache.starts, cache.ended,
+            *between, cache.places, len(model.cosines), model.size**-0.5,
+            HEADS=text.num_attention_heads, KV_HEADS=text.num_key_value_heads, SIZE=model.size,
+            SPLITS=self.SPLITS, BLOCK=self.PLACES, BATCH=self.rows,
+        )  # fmt: skip
+
+    def launch_rows(
+        self, kernel: Any, counts: list[int], tuned: tuple[int, int], *values: Any, beside: int = 1, **constants: Any
+    ) -> None:
+        """Launch programs for each of *counts* rows of a matrix, *beside* times; *tuned*: rows a program, warps."""
+        rows, warps = tuned
+        grid = (sum(-(-count // rows) for count in counts), beside)
+        self.launch(kernel, grid, warps, *values, ROWS=rows, **constants)
+
+    def launch(self, kernel: Any, grid: tuple[int, ...], warps: int, *values: Any, **constants: Any) -> None:
+        """Launch one kernel; all of a step's launches come through here."""
+        launch = {"enable_fp_fusion": True}  # the default of Triton until 3.10
+        if self.model.dependent:
+            launch["launch_pdl"] = True
+        kernel[grid](*values, PDL=self.model.dependent, num_warps=warps, **constants, **launch)
+
+
+def power_of_two(count: int) -> int:
+    """The lowest power of two that is at least *count*."""
+    return 1 << (count - 1).bit_length()
