@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pytest_llmprof.cli.duet import check_machine, for_duet, measure_both
 from pytest_llmprof.cli.options import Subparsers, add_margin, margin_of
-from pytest_llmprof.cli.processes import NOT_MEASURED, ProcessFailed, Side, ignore_signals, interruptible
+from pytest_llmprof.cli.processes import NOT_MEASURED, ProcessFailed, Side, ignore_signals
 from pytest_llmprof.cli.sides import Request, Wish, prepared, say
 from pytest_llmprof.compare.alternate import Alternation, Measure
 from pytest_llmprof.compare.compare import Terms
@@ -107,21 +107,20 @@ def _run(options: argparse.Namespace) -> int:
     if options.duet:
         check_machine(os.environ)
     request = Request(wishes, arguments, options.install, _out(options.out))
-    with interruptible():
-        try:
-            with prepared(request) as sides:
-                loop = Alternation(
-                    measure=_measure_with(sides, request.out, duet=options.duet),
-                    rules=lambda metrics: _rules(options.metric, options.margin, metrics),
-                    seconds=seconds,
-                    terms=terms,
-                    duet=options.duet,
-                    progress=say,
-                )
-                return _measure(loop, request, options)
-        except KeyboardInterrupt as error:
-            say(f"ERROR: interrupted by {error}: no pair was measured")
-            return NOT_MEASURED
+    try:
+        with prepared(request) as sides:
+            loop = Alternation(
+                measure=_measure_with(sides, request.out, duet=options.duet),
+                rules=lambda metrics: _rules(options.metric, options.margin, metrics),
+                seconds=seconds,
+                terms=terms,
+                duet=options.duet,
+                progress=say,
+            )
+            return _measure(loop, request, options)
+    except KeyboardInterrupt as error:
+        say(f"ERROR: interrupted by {error}: no pair was measured")
+        return NOT_MEASURED
 
 
 def _measure_with(sides: Mapping[str, Side], out: Path, *, duet: bool) -> Measure:

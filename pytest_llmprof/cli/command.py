@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from pytest_llmprof.cli import ab, compare, doctor, init, merge, report, runs, submit, trend
-from pytest_llmprof.errors import LlmprofError, error_line
+from pytest_llmprof.cli.processes import interruptible
+from pytest_llmprof.errors import LlmprofError, error_line, nearest
 from pytest_llmprof.text.escape import visible
 
 BAD_INPUT = 4
+_INVALID_CHOICE = re.compile(r"invalid choice: '(?P<given>[^']*)' \(choose from (?P<allowed>.*)\)")
+"""What argparse says of a word that is none of those allowed."""
 INTERRUPTED = 130
 """As a shell has it."""
 COMMANDS = (compare, ab, merge, submit, runs, trend, report, init, doctor)
@@ -23,6 +27,8 @@ COMMANDS = (compare, ab, merge, submit, runs, trend, report, init, doctor)
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Argparse's own code, 2, would look like pytest's interrupted."""
+        if wrong := _INVALID_CHOICE.search(message):
+            message += nearest(wrong["given"], re.findall(r"[\w-]+", wrong["allowed"]))
         self.exit(BAD_INPUT, f"ERROR: {visible(message)} (see {self.prog} --help)\n")
 
 
@@ -39,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{getattr(options, 'hint', '')}")
     try:
-        code: int = options.command(options)
+        with interruptible():
+            code: int = options.command(options)
         sys.stdout.flush()
     except LlmprofError as error:
         print(f"ERROR: {visible(error_line(error))}", file=sys.stderr)

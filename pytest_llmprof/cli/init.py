@@ -32,7 +32,7 @@ def add(commands: Subparsers) -> None:
         epilog="Files that exist are kept, and named. On an error nothing is written.",
     )
     parser.add_argument(
-        "directory", nargs="?", type=Path, default=Path(), metavar="DIR", help="the project (default: here)"
+        "directory", nargs="?", type=_directory, default=Path(), metavar="DIR", help="the project (default: here)"
     )
     parser.add_argument("--dry-run", action="store_true", help="show what would be written, and write nothing")
     parser.add_argument(
@@ -42,6 +42,12 @@ def add(commands: Subparsers) -> None:
         "preset is written (default: the embedded model)",
     )
     parser.set_defaults(command=_run)
+
+
+def _directory(text: str) -> Path:
+    if not text:  # of a variable that is not set; it would be the current directory
+        raise argparse.ArgumentTypeError("an empty name; give . for the current directory")
+    return Path(text)
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -181,7 +182,13 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
     """In the block the first SIGINT, SIGTERM or SIGHUP raises `KeyboardInterrupt`; those after it are ignored, so that
-    processes end and files are written. One that was ignored before, as SIGHUP is under nohup, stays so."""
+    processes end and files are written. One that was ignored before, as SIGHUP is under nohup, stays so.
+
+    In another thread than the first, which alone may handle signals, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     known = {one: signal.getsignal(one) for one in _SIGNALS if signal.getsignal(one) != signal.SIG_IGN}
 
     def interrupt(number: int, frame: FrameType | None) -> None:

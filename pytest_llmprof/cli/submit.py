@@ -16,7 +16,7 @@ from pathlib import Path
 from pytest_llmprof.cli import clusters
 from pytest_llmprof.cli.merge import merge, outcomes
 from pytest_llmprof.cli.options import Subparsers, pytest_arguments
-from pytest_llmprof.cli.processes import NOT_MEASURED, cause, ended, ignore_signals, interruptible, lines_of
+from pytest_llmprof.cli.processes import NOT_MEASURED, cause, ended, ignore_signals, lines_of
 from pytest_llmprof.cli.shard_job import JOB, RUN, run_shard
 from pytest_llmprof.cli.sides import say
 from pytest_llmprof.errors import ArtifactError, ConfigError, LlmprofError
@@ -74,8 +74,7 @@ def add(commands: Subparsers) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     job = _resumed(options) if options.resume else _new(options)
-    with interruptible():
-        return job.run()
+    return job.run()
 
 
 # -- what was asked for ----------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from pytest_llmprof.errors import error_line
 from pytest_llmprof.measure.visible_gpus import VARIABLE
 from pytest_llmprof.records.environment import Gpu
 
@@ -74,6 +75,8 @@ class GpuReader:
             import pynvml
         except ImportError:
             return "nvidia-ml-py is not installed (pip install 'pytest-llmprof[gpu]')"
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with it
+            return f"nvidia-ml-py cannot be imported: {error_line(error)}"
         try:
             pynvml.nvmlInit()
         except pynvml.NVMLError as error:

@@ -1,6 +1,8 @@
 """The command `llmprof`, in this process and in one of its own."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,7 +12,7 @@ import pytest
 from msgspec import structs
 from saved_runs import noisy, saved_run, saved_test, write_run
 
-from pytest_llmprof.cli import main
+from pytest_llmprof.cli import main, merge
 from pytest_llmprof.cli.command import COMMANDS
 from pytest_llmprof.compare.store import Store
 from pytest_llmprof.records.environment import Git
@@ -164,6 +166,36 @@ def test_a_wrong_command_line_has_code_4(capsys, arguments):
         main(arguments)
     assert found.value.code == 4
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"), [(("doctr",), "'doctor'"), (("compare", "a", "b", "--format", "jsn"), "'json'")]
+)
+def test_a_wrong_word_names_the_nearest(capsys, arguments, meant):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert f" (did you mean {meant}?) (see llmprof" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_command_that_is_interrupted_cleans_up(capsys, monkeypatch, number):
+    before, cleaned = signal.getsignal(number), []
+
+    def joined(_):
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        finally:
+            cleaned.append(True)
+
+    monkeypatch.setattr(merge, "_run", joined)
+    try:
+        signal.signal(number, signal.SIG_DFL)  # under nohup SIGHUP would stay ignored
+        assert run(capsys, "merge", "a", "b", "-o", "c") == (130, "", "ERROR: interrupted\n")
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
+    assert cleaned == [True]
 
 
 _COUNT = """

@@ -168,6 +168,14 @@ def test_bad_input_is_one_line(project, capsys, arguments, why):
     assert tree(project) == before
 
 
+def test_an_empty_name_is_not_the_current_directory(project, capsys):
+    """As of a variable of the shell that is not set."""
+    with pytest.raises(SystemExit):
+        main(["init", ""])
+    assert "argument DIR: an empty name; give . for the current directory" in capsys.readouterr().err
+    assert tree(project) == {}
+
+
 @pytest.mark.parametrize(
     "text",
     [

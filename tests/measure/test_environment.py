@@ -139,7 +139,7 @@ def test_what_a_gpu_does_not_tell_is_none() -> None:
     assert gpu.sm_clock_mhz == 1_500
 
 
-def test_the_gpu_is_found_by_its_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_is_found_by_its_uuid(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     nvml = _Nvml([])
     asked: list[str] = []
 
@@ -171,6 +171,10 @@ def test_the_gpu_is_found_by_its_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpu is not None
     assert reason is not None
     assert "nvidia-ml-py is not installed" in reason
+    monkeypatch.delitem(sys.modules, "pynvml")
+    (tmp_path / "pynvml.py").write_text("raise OSError('no libnvidia-ml')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert read_gpu("cuda:0") == (Gpu("H100", "GPU-3"), "nvidia-ml-py cannot be imported: OSError: no libnvidia-ml")
 
 
 @pytest.mark.parametrize(
