@@ -12,6 +12,7 @@ import pytest
 
 from pytest_llmprof.cli import ab as ab_module
 from pytest_llmprof.cli import main
+from pytest_llmprof.compare.sequential import Plan
 
 
 def git(*arguments):
@@ -336,17 +337,16 @@ def test_wait(llmprof, llmprof_config):
 
 
 @pytest.mark.slow
-def test_the_real_pytest_with_two_overrides(stub, command):
+def test_the_real_pytest_with_two_overrides(stub, capfd, monkeypatch):
+    """Two pairs: the least 12 processes of a job would take a minute."""
+    monkeypatch.setattr(ab_module, "Plan", lambda: Plan(first=2, max_pairs=2))
     Path("test_it.py").write_text(_REAL)
-    done = subprocess.run(
-        command("--a", "measure.rounds=5", "--b", "measure.rounds=6", "--metric=total_ms:5%", "test_it.py"),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1, done.stderr
-    line = next(line for line in done.stdout.splitlines() if line.startswith("  Total a page"))
+    code = main(["ab", "--a", "measure.rounds=5", "--b", "measure.rounds=6", "--metric=total_ms:5%", "test_it.py"])
+    out, err = capfd.readouterr()
+    assert code == 1, err
+    line = next(line for line in out.splitlines() if line.startswith("  Total a page"))
     assert "slower   FAILED, limit 5%" in line
-    assert "the configurations differ: measure.rounds 5 → 6" in done.stdout
+    assert "the configurations differ: measure.rounds 5 → 6" in out
 
 
 @pytest.mark.slow
