@@ -206,7 +206,7 @@ def test_kernels_compile_for_a_card_that_is_not_here(capability: int, rows: int,
     for kernel, warps, values, constants in step.seen:
         kinds = tuple(getattr(value, "dtype", type(value)) for value in values)
         programs[kernel.__name__, warps, kinds, tuple(sorted(constants.items()))] = kernel, warps, values, constants
-    names = set(kernels.__all__) if rows == 1 else {"begin", "attend", *batch_kernels.__all__}
+    names = set(kernels.__all__) if rows == 1 else {"begin", "attend", "choose", *batch_kernels.__all__}
     assert {name for name, *_ in programs} == names
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     for number, (kernel, warps, values, constants) in enumerate(programs.values()):

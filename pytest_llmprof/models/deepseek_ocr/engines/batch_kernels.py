@@ -21,6 +21,7 @@ import triton.language as tl
 
 from pytest_llmprof.models.deepseek_ocr.engines.kernels import (
     _dot,
+    _gained,
     _gated,
     _matrix,
     _release,
@@ -28,7 +29,7 @@ from pytest_llmprof.models.deepseek_ocr.engines.kernels import (
     _wait,
 )
 
-__all__ = ["choose", "experts", "gather", "head", "narrow", "product", "widen"]
+__all__ = ["experts", "gather", "head", "narrow", "product", "widen"]
 """The kernels of a decode step that those of one row do not have."""
 
 
@@ -118,17 +119,6 @@ def _route(
     tl.store(order + place, expert, mask=used > 0)
     tl.store(members + place, bits, mask=used > 0)
     tl.store(members + expert, 0, mask=(expert >= tl.sum(used, 0)) & (expert < LISTED))
-
-
-@triton.jit
-def _gained(vector, gains, eps, HIDDEN: tl.constexpr, BLOCK: tl.constexpr):
-    """A row of the stream times the norm's weights (tiles), and the factor that makes it a norm."""
-    tiles = ()
-    squares = tl.zeros([BLOCK], tl.float32)
-    for number in tl.static_range((HIDDEN + BLOCK - 1) // BLOCK):
-        squares += vector[number] * vector[number]
-        tiles = tiles + (vector[number] * gains[number],)  # noqa: RUF005
-    return tiles, tl.rsqrt(tl.sum(squares, 0) / HIDDEN + eps)
 
 
 @triton.jit
@@ -273,30 +263,3 @@ def head(
     best = every * tl.num_programs(0) + tl.program_id(0)
     tl.store(peaks + best, peak, mask=every < BATCH)
     tl.store(tokens + best, token, mask=every < BATCH)
-
-
-@triton.jit
-def choose(
-    peaks, tokens, ids, length, last, ended, eos, pad, ticket, places,
-    COUNT: tl.constexpr, POWER: tl.constexpr, BATCH: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """Choose each row's token as `kernels.choose` does; the row that ends last lets *length* grow by one."""
-    _release(PDL)
-    row = tl.program_id(0)
-    at = tl.arange(0, POWER)
-    _wait(PDL)
-    peak = tl.load(peaks + row * COUNT + at, mask=at < COUNT, other=float("-inf"))
-    token = tl.load(tokens + row * COUNT + at, mask=at < COUNT, other=2147483647)
-    highest = tl.max(peak, 0)
-    chosen = tl.min(tl.where(peak == highest, token, 2147483647), 0).to(tl.int64)
-    over = tl.load(ended + row)
-    chosen = tl.where(over, tl.load(pad), chosen)
-    chosen = tl.where(highest == float("inf"), -1, chosen)
-    filled = tl.load(length)
-    tl.store(last + row, chosen)
-    tl.store(ids + row * places + filled, chosen)
-    tl.store(ended + row, over | (chosen == tl.load(eos)))
-    tl.debug_barrier()
-    if tl.atomic_add(ticket, 1, sem="acq_rel") == BATCH - 1:
-        tl.store(length, filled + 1)
-        tl.store(ticket, 0)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from pytest_llmprof.models.deepseek_ocr.engines.kernel_step import BLOCK, KernelModel, KernelStep, power_of_two
-from pytest_llmprof.models.deepseek_ocr.engines.step import Sparse
 
 if TYPE_CHECKING:
     from pytest_llmprof.models.deepseek_ocr.engines.prefill import Cache
@@ -22,12 +21,11 @@ class BatchStep(KernelStep):
 
     def __init__(self, model: KernelModel, rows: int) -> None:
         """Take memory for what lies between the kernels of a step."""
-        super().__init__(model)
+        super().__init__(model, rows)
         from pytest_llmprof.models.deepseek_ocr.engines import batch_kernels
 
         self._batch_kernels = batch_kernels
-        text, size, device, layers = model.text, model.size, model.device, len(model.layers)
-        self.rows = rows
+        text, device, layers = model.text, model.device, len(model.layers)
 
         def floats(*shape: int) -> torch.Tensor:
             return torch.zeros((rows, *shape), device=device)
@@ -36,18 +34,13 @@ class BatchStep(KernelStep):
             return torch.zeros(shape, dtype=torch.int32, device=device)
 
         hidden, vocabulary = text.hidden_size, text.vocab_size
-        heads, top, inner = text.num_attention_heads, text.num_experts_per_tok, text.moe_intermediate_size
+        top, inner = text.num_experts_per_tok, text.moe_intermediate_size
         # `narrow`: the columns of a dense matrix that a program takes, as many as an expert's.
         self._span = inner
         dense = max(mlp[-1].shape[1] for _, mlp in model.layers)
         self._stream = floats(1 + top + -(-dense // self._span), hidden)
         self._normed, self._inner = floats(hidden), floats(dense)
-        self._qkv, self._blend = floats((heads + 2 * text.num_key_value_heads) * size), floats(heads * size)
-        self._parts, self._peaks, self._sums = floats(heads * self.SPLITS * size), *(
-            floats(heads * self.SPLITS) for _ in range(2)
-        )
-        self._tickets = integers(rows, heads)
-        self._router_ticket, self._last_ticket = integers(1), integers(1)
+        self._router_ticket = integers(1)
         # Of each layer, as `narrow` reads them before its wait.
         experts = text.n_routed_experts
         self._scores, self._shares = (torch.zeros((layers, rows, experts), device=device) for _ in range(2))
@@ -58,14 +51,9 @@ class BatchStep(KernelStep):
         self._routed = torch.zeros((self._listed, rows, inner), device=device)
         self.scores = floats(vocabulary)
         """[rows, vocabulary]: the last step's scores before the ban."""
-        self._banned = torch.full((rows, vocabulary), -1, dtype=torch.int32, device=device)
         blocks = -(-vocabulary // self.HEAD[0])
         self._best = floats(blocks)
         self._tokens = torch.zeros_like(self._best, dtype=torch.int32)
-
-    def begin(self) -> None:
-        """Reset the n-gram ban for new answers."""
-        self._banned.fill_(-1)
 
     def __call__(self, cache: Cache, ngram: int) -> None:
         """Advance *cache* by one token a row."""
@@ -75,7 +63,7 @@ class BatchStep(KernelStep):
         batch = {"BATCH": rows, "BLOCK": BLOCK}
         shape = {**batch, "HIDDEN": hidden, "STRIDE": stride}
         together = {"BATCH_POWER": power_of_two(rows)}
-        self.begin_step(cache, ngram, self._stream, self._banned)
+        self.begin_step(cache, ngram, self._stream)
         norms = [attention.norm for attention, _ in model.layers[1:]] + [model.norm]
 
         def gather(norm: torch.Tensor, slots: int, dense: int) -> None:
@@ -87,23 +75,18 @@ class BatchStep(KernelStep):
 
         gather(model.layers[0][0].norm, 0, 0)
         for layer, ((attention, mlp), (keys, values)) in enumerate(zip(model.layers, cache.stored, strict=True)):
-            qkv = attention.qkv.shape[0]
+            qkv = len(attention.qkv)
             self.launch_rows(
                 kernels.product, [qkv], self.PROJECT,
-                self._normed, attention.qkv, self._qkv, N=qkv, K=hidden, STRIDE=qkv, ADD=False, **batch,
+                self._normed, attention.qkv, self.qkv, N=qkv, K=hidden, STRIDE=qkv, ADD=False, **batch,
             )  # fmt: skip
-            self.attend(
-                cache, keys, values, self._qkv, self._parts, self._peaks, self._sums, self._tickets, self._blend
-            )
+            self.attend(cache, keys, values)
             self.launch_rows(
                 kernels.product, [hidden], self.JOIN,
-                self._blend, attention.out, self._stream,
-                N=hidden, K=self._blend.shape[1], STRIDE=stride, ADD=True, **batch,
+                self.blend, attention.out, self._stream,
+                N=hidden, K=self.blend.shape[-1], STRIDE=stride, ADD=True, **batch,
             )  # fmt: skip
-            if isinstance(mlp, Sparse):
-                gate_up, down, router, routed, chosen = mlp.shared_gate_up, mlp.shared_down, mlp.router, experts, top
-            else:
-                gate_up, down, router, routed, chosen = mlp.gate_up, mlp.down, mlp.gate_up, 0, 0
+            gate_up, down, router, routed, chosen = self.mlp_of(mlp)
             slots, shares = self._slots[layer], self._shares[layer]
             order, members = self._order[layer], self._members[layer]
             dense, listed = down.shape[1], self._listed if chosen else 0
@@ -129,12 +112,7 @@ class BatchStep(KernelStep):
             gather(norms[layer], chosen, spans)
         self.launch_rows(
             kernels.head, [text.vocab_size], self.HEAD,
-            self._normed, model.head, self._banned, cache.length, self.scores, self._best, self._tokens,
+            self._normed, model.head, self.banned, cache.length, self.scores, self._best, self._tokens,
             VOCABULARY=text.vocab_size, HIDDEN=hidden, **together, **batch,
         )  # fmt: skip
-        self.launch(
-            kernels.choose, (rows,), 8,
-            self._best, self._tokens, cache.ids, cache.length, cache.last, cache.ended, cache.eos, cache.pad,
-            self._last_ticket, cache.places,
-            COUNT=self._best.shape[1], POWER=power_of_two(self._best.shape[1]), BATCH=rows,
-        )  # fmt: skip
+        self.choose(cache, 8, self._best, self._tokens)

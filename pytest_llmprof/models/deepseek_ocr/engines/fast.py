@@ -19,7 +19,6 @@ from pytest_llmprof.models.deepseek_ocr.engines.batch_step import BatchStep
 from pytest_llmprof.models.deepseek_ocr.engines.graphs import require_compiler
 from pytest_llmprof.models.deepseek_ocr.engines.kernel_step import BLOCK, KernelModel, KernelStep, power_of_two
 from pytest_llmprof.models.deepseek_ocr.engines.prefill import Cache, StaticCacheEngine, cache_places
-from pytest_llmprof.models.deepseek_ocr.engines.step import Sparse
 
 if TYPE_CHECKING:
     from pytest_llmprof.models.base import Phases, Token
@@ -129,34 +128,26 @@ class TritonStep(KernelStep):
 
     def __init__(self, model: Any) -> None:
         """Take the weights of transformers' *model*. Raises `ModelError` for layers of another kind."""
-        super().__init__(KernelModel(model))
-        text, size, device = self.model.text, self.model.size, self.model.device
+        super().__init__(KernelModel(model), rows=1)
+        text, device = self.model.text, self.model.device
 
         def floats(*shape: int) -> torch.Tensor:
             return torch.zeros(shape, device=device)
 
-        heads, slots, inner = text.num_attention_heads, text.num_experts_per_tok, text.moe_intermediate_size
+        slots, inner = text.num_experts_per_tok, text.moe_intermediate_size
         # `narrow`: experts, or as many columns of the dense matrix, that a program takes.
         self._each = 2 if slots % 2 == 0 else 1
         self._span = self._each * inner
         dense = max(mlp[-1].shape[1] for _, mlp in self.model.layers)
         self._stream = floats(1 + slots // self._each + -(-dense // self._span), text.hidden_size)
-        self._qkv, self._blend = floats((heads + 2 * text.num_key_value_heads) * size), floats(heads * size)
-        self._parts, self._peaks, self._sums = floats(heads * self.SPLITS * size), *floats(2, heads * self.SPLITS)
-        self._tickets = torch.zeros(heads, dtype=torch.int32, device=device)
         # A row for each layer: it is read before a wait, when a shared row could still hold another layer's scores.
         self._routes = floats(len(self.model.layers), text.n_routed_experts)
         self._routed, self._inner = floats(slots * inner), floats(dense)
         self.scores = floats(text.vocab_size)
         """[vocabulary]: the last step's scores before the ban."""
-        self._banned = torch.full((text.vocab_size,), -1, dtype=torch.int32, device=device)
         processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
         self._best = floats(min(processors * self.PROGRAMS, -(-text.vocab_size // self.HEAD[0])))
         self._tokens = torch.zeros_like(self._best, dtype=torch.int32)
-
-    def begin(self) -> None:
-        """Reset the n-gram ban for a new answer."""
-        self._banned.fill_(-1)
 
     def __call__(self, cache: Cache, ngram: int) -> None:
         """Advance *cache* by one token."""
@@ -166,23 +157,19 @@ class TritonStep(KernelStep):
         shape = {"HIDDEN": hidden, "BLOCK": BLOCK}
         choice = {"EXPERTS": experts, "POWER": power_of_two(experts), "INNER": inner}
         parts = 1
-        self.begin_step(cache, ngram, self._stream, self._banned)
+        self.begin_step(cache, ngram, self._stream)
         for (attention, mlp), (keys, values), routes in zip(model.layers, cache.stored, self._routes, strict=True):
+            qkv = len(attention.qkv)
             self.launch_rows(
-                kernels.project, [len(self._qkv)], self.PROJECT,
-                self._stream, attention.norm, attention.qkv, self._qkv, eps, N=len(self._qkv), PARTS=parts, **shape,
+                kernels.project, [qkv], self.PROJECT,
+                self._stream, attention.norm, attention.qkv, self.qkv, eps, N=qkv, PARTS=parts, **shape,
             )  # fmt: skip
-            self.attend(
-                cache, keys, values, self._qkv, self._parts, self._peaks, self._sums, self._tickets, self._blend
-            )
+            self.attend(cache, keys, values)
             self.launch_rows(
                 kernels.join, [hidden], self.JOIN,
-                self._blend, attention.out, self._stream, K=len(self._blend), PARTS=parts, **shape,
+                self.blend, attention.out, self._stream, K=self.blend.shape[-1], PARTS=parts, **shape,
             )  # fmt: skip
-            if isinstance(mlp, Sparse):
-                gate_up, down, router, routed, chosen = mlp.shared_gate_up, mlp.shared_down, mlp.router, experts, slots
-            else:
-                gate_up, down, router, routed, chosen = mlp.gate_up, mlp.down, mlp.gate_up, 0, 0
+            gate_up, down, router, routed, chosen = self.mlp_of(mlp)
             dense = down.shape[1]
             self.launch_rows(
                 kernels.widen, [routed, dense], self.WIDEN,
@@ -202,12 +189,8 @@ class TritonStep(KernelStep):
             )  # fmt: skip
         self.launch(
             kernels.head, (len(self._best),), self.HEAD[1],
-            self._stream, model.norm, model.head, self._banned, cache.length,
+            self._stream, model.norm, model.head, self.banned, cache.length,
             self.scores, self._best, self._tokens, eps,
             VOCABULARY=text.vocab_size, PARTS=parts, ROWS=self.HEAD[0], **shape,
         )  # fmt: skip
-        self.launch(
-            kernels.choose, (1,), 4,
-            self._best, self._tokens, cache.ids, cache.length, cache.last, cache.ended, cache.eos, cache.pad,
-            COUNT=len(self._best), POWER=power_of_two(len(self._best)),
-        )  # fmt: skip
+        self.choose(cache, 4, self._best, self._tokens)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_llmprof.errors import ModelError
-from pytest_llmprof.models.deepseek_ocr.engines.step import check_layers, weights_of
+from pytest_llmprof.models.deepseek_ocr.engines.step import Dense, Sparse, check_layers, weights_of
 
 if TYPE_CHECKING:
     from pytest_llmprof.models.deepseek_ocr.engines.prefill import Cache
@@ -47,38 +47,72 @@ class KernelStep:
     WINDOWS = 256
     """`begin`: places at which a program looks for repeated n-grams."""
 
-    rows = 1
-
-    def __init__(self, model: KernelModel) -> None:
+    def __init__(self, model: KernelModel, rows: int) -> None:
+        """Take memory for what lies between those kernels that steps of one row and of several *rows* share."""
         from pytest_llmprof.models.deepseek_ocr.engines import kernels
 
-        self.model = model
+        self.model, self.rows = model, rows
         self.kernels: Any = kernels
+        text, size, device = model.text, model.size, model.device
+        heads, kv_heads, splits = text.num_attention_heads, text.num_key_value_heads, self.SPLITS
 
-    def begin_step(self, cache: Cache, ngram: int, stream: torch.Tensor, banned: torch.Tensor) -> None:
+        def floats(*shape: int) -> torch.Tensor:
+            return torch.zeros((rows, *shape), device=device)
+
+        self.qkv = floats((heads + 2 * kv_heads) * size)
+        """[rows, queries, keys and values]: what `attend` reads."""
+        self.blend = floats(heads * size)
+        """[rows, heads * head size]: what `attend` writes."""
+        self._parts, self._peaks, self._sums = floats(heads, splits, size), floats(heads, splits), floats(heads, splits)
+        self._tickets = torch.zeros((rows, heads), dtype=torch.int32, device=device)
+        self._last_ticket = torch.zeros(1, dtype=torch.int32, device=device)
+        self.banned = torch.full((rows, text.vocab_size), -1, dtype=torch.int32, device=device)
+        """[rows, vocabulary]: the place that a token may not fill."""
+
+    def begin(self) -> None:
+        """Reset the n-gram ban for new answers."""
+        self.banned.fill_(-1)
+
+    def begin_step(self, cache: Cache, ngram: int, stream: torch.Tensor) -> None:
         """Launch `begin`. The first part of each row of *stream* is the row's."""
         hidden = self.model.text.hidden_size
         windows = -(-cache.places // self.WINDOWS) if ngram else 0
         self.launch(
             self.kernels.begin, (1 + windows, self.rows), 4,
-            self.model.embedding, cache.last, cache.ids, cache.length, stream, banned, cache.places,
+            self.model.embedding, cache.last, cache.ids, cache.length, stream, self.banned, cache.places,
             HIDDEN=hidden, POWER=power_of_two(hidden), NGRAM=max(ngram, 1), SPAN=self.WINDOWS,
             STRIDE=stream.stride(0), VOCABULARY=self.model.text.vocab_size, BATCH=self.rows,
         )  # fmt: skip
 
-    def attend(
-        self, cache: Cache, keys: torch.Tensor, values: torch.Tensor, qkv: torch.Tensor, *between: torch.Tensor
-    ) -> None:
-        """Launch `attend` with what lies *between* its programs: the parts, their peaks and sums, the tickets, and the
-        blend, which it writes."""
+    def attend(self, cache: Cache, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Launch `attend`, from `qkv` to `blend`, with the *keys* and *values* of a layer."""
         model, text = self.model, self.model.text
         self.launch(
             self.kernels.attend, (text.num_attention_heads, self.SPLITS, self.rows), 2,
-            qkv, model.cosines, model.sines, keys, values, cache.length, cache.starts, cache.ended,
-            *between, cache.places, len(model.cosines), model.size**-0.5,
+            self.qkv, model.cosines, model.sines, keys, values, cache.length, cache.starts, cache.ended,
+            self._parts, self._peaks, self._sums, self._tickets, self.blend,
+            cache.places, len(model.cosines), model.size**-0.5,
             HEADS=text.num_attention_heads, KV_HEADS=text.num_key_value_heads, SIZE=model.size,
             SPLITS=self.SPLITS, BLOCK=self.PLACES, BATCH=self.rows,
         )  # fmt: skip
+
+    def choose(self, cache: Cache, warps: int, best: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Launch `choose` with the *best* scores of `head`'s programs and their *tokens*, [rows, programs] each."""
+        self.launch(
+            self.kernels.choose, (self.rows,), warps,
+            best, tokens, cache.ids, cache.length, cache.last, cache.ended, cache.eos, cache.pad,
+            self._last_ticket, cache.places,
+            COUNT=best.shape[-1], POWER=power_of_two(best.shape[-1]), BATCH=self.rows,
+        )  # fmt: skip
+
+    def mlp_of(self, mlp: Dense | Sparse) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int, int]:
+        """What a layer's kernels read: gate and up, down (of the shared experts, where there are any), the router, the
+        number of routed experts and how many of them a token has; 0 of both, and any matrix as router, without one."""
+        if isinstance(mlp, Sparse):
+            text = self.model.text
+            experts, top = text.n_routed_experts, text.num_experts_per_tok
+            return mlp.shared_gate_up, mlp.shared_down, mlp.router, experts, top
+        return mlp.gate_up, mlp.down, mlp.gate_up, 0, 0
 
     def launch_rows(
         self, kernel: Any, counts: list[int], tuned: tuple[int, int], *values: Any, beside: int = 1, **constants: Any

@@ -99,16 +99,24 @@ def _stream(stream, at, live, PARTS: tl.constexpr, HIDDEN: tl.constexpr):
 
 
 @triton.jit
-def _normed(stream, norm, eps, PARTS: tl.constexpr, HIDDEN: tl.constexpr, BLOCK: tl.constexpr):
-    """The stream times the *norm*'s weights (tiles), and the factor that makes it a norm."""
+def _gained(vector, norm, eps, HIDDEN: tl.constexpr, BLOCK: tl.constexpr):
+    """A *vector* times the *norm*'s weights (tiles), and the factor that makes it a norm."""
     tiles = ()
     squares = tl.zeros([BLOCK], tl.float32)
     for number in tl.static_range((HIDDEN + BLOCK - 1) // BLOCK):
-        at = number * BLOCK + tl.arange(0, BLOCK)
-        values = _stream(stream, at, at < HIDDEN, PARTS, HIDDEN)
-        squares += values * values
-        tiles = tiles + (values * norm[number],)  # noqa: RUF005
+        squares += vector[number] * vector[number]
+        tiles = tiles + (vector[number] * norm[number],)  # noqa: RUF005
     return tiles, tl.rsqrt(tl.sum(squares, 0) / HIDDEN + eps)
+
+
+@triton.jit
+def _normed(stream, norm, eps, PARTS: tl.constexpr, HIDDEN: tl.constexpr, BLOCK: tl.constexpr):
+    """The stream times the *norm*'s weights (tiles), and the factor that makes it a norm."""
+    tiles = ()
+    for number in tl.static_range((HIDDEN + BLOCK - 1) // BLOCK):
+        at = number * BLOCK + tl.arange(0, BLOCK)
+        tiles = tiles + (_stream(stream, at, at < HIDDEN, PARTS, HIDDEN),)  # noqa: RUF005
+    return _gained(tiles, norm, eps, HIDDEN, BLOCK)
 
 
 @triton.jit
@@ -432,15 +440,23 @@ def head(
 
 @triton.jit
 def choose(
-    peaks, tokens, ids, length, last, ended, eos, pad,
-    COUNT: tl.constexpr, POWER: tl.constexpr, PDL: tl.constexpr,
+    peaks, tokens, ids, length, last, ended, eos, pad, ticket, places,
+    COUNT: tl.constexpr, POWER: tl.constexpr, BATCH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Choose the token of the highest of COUNT peaks, the lowest among equals: written to *last* and, at *length*, to
     *ids*; then *length* grows by one.
 
-    It is -1 where a score was NaN, and *pad* where the answer has ended.
+    It is -1 where a score was NaN, and *pad* where the answer has ended. Of several rows (BATCH) each has a program,
+    and the one that ends last lets *length* grow.
     """
     _release(PDL)
+    if BATCH > 1:
+        row = tl.program_id(0)
+        peaks += row * COUNT
+        tokens += row * COUNT
+        ids += row * places
+        last += row
+        ended += row
     at = tl.arange(0, POWER)
     _wait(PDL)
     peak = tl.load(peaks + at, mask=at < COUNT, other=float("-inf"))
@@ -453,5 +469,11 @@ def choose(
     filled = tl.load(length)
     tl.store(last, chosen)
     tl.store(ids + filled, chosen)
-    tl.store(length, filled + 1)
+    if BATCH == 1:
+        tl.store(length, filled + 1)
     tl.store(ended, over | (chosen == tl.load(eos)))
+    if BATCH > 1:
+        tl.debug_barrier()
+        if tl.atomic_add(ticket, 1, sem="acq_rel") == BATCH - 1:
+            tl.store(length, filled + 1)
+            tl.store(ticket, 0)
