@@ -73,8 +73,7 @@ def add(commands: Subparsers) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    job = _resumed(options) if options.resume else _new(options)
-    return job.run()
+    return (_resumed(options) if options.resume else _new(options)).run()
 
 
 # -- what was asked for ----------------------------------------------------------------------------------------------

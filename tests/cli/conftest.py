@@ -1,5 +1,6 @@
 """What several tests of the commands need. The helpers of tests/compare make run directories."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,15 @@ def ab(stub, capfd):
         return code, shown.out, shown.err
 
     return run
+
+
+@pytest.fixture
+def handlers():
+    """Those of signals are put back: tests may be run under nohup, which ignores SIGHUP."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

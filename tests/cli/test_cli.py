@@ -178,8 +178,8 @@ def test_a_wrong_word_names_the_nearest(capsys, arguments, meant):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_command_that_is_interrupted_cleans_up(capsys, monkeypatch, number):
-    before, cleaned = signal.getsignal(number), []
+def test_a_command_that_is_interrupted_cleans_up(capsys, monkeypatch, handlers, number):
+    cleaned = []
 
     def joined(_):
         try:
@@ -189,12 +189,9 @@ def test_a_command_that_is_interrupted_cleans_up(capsys, monkeypatch, number):
             cleaned.append(True)
 
     monkeypatch.setattr(merge, "_run", joined)
-    try:
-        signal.signal(number, signal.SIG_DFL)  # under nohup SIGHUP would stay ignored
-        assert run(capsys, "merge", "a", "b", "-o", "c") == (130, "", "ERROR: interrupted\n")
-        assert signal.getsignal(number) == signal.SIG_DFL
-    finally:
-        signal.signal(number, before)
+    signal.signal(number, signal.SIG_DFL)  # under nohup SIGHUP would stay ignored
+    assert run(capsys, "merge", "a", "b", "-o", "c") == (130, "", "ERROR: interrupted\n")
+    assert signal.getsignal(number) == signal.SIG_DFL
     assert cleaned == [True]
 
 

@@ -16,28 +16,20 @@ def test_how_a_process_ended(code, text):
     assert ended(code) == f"ended with {text}"
 
 
-@pytest.fixture
-def hangup():
-    """SIGHUP, whose handler is put back: tests may be run under nohup, which ignores it."""
-    before = signal.getsignal(signal.SIGHUP)
-    yield signal.SIGHUP
-    signal.signal(signal.SIGHUP, before)
-
-
-def test_what_was_ignored_before_stays_so(hangup):
+def test_what_was_ignored_before_stays_so(handlers):
     """As SIGHUP under nohup, and SIGINT of a background job of a shell script."""
-    signal.signal(hangup, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with interruptible():
         with uninterrupted():
-            os.kill(os.getpid(), hangup)
-        os.kill(os.getpid(), hangup)
-    assert signal.getsignal(hangup) == signal.SIG_IGN
+            os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
-def test_what_was_not_ignored_interrupts(hangup):
-    signal.signal(hangup, signal.SIG_DFL)
+def test_what_was_not_ignored_interrupts(handlers):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     with pytest.raises(KeyboardInterrupt, match="SIGHUP"), interruptible(), uninterrupted():
-        os.kill(os.getpid(), hangup)
+        os.kill(os.getpid(), signal.SIGHUP)
 
 
 @pytest.mark.parametrize(

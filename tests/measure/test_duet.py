@@ -59,6 +59,13 @@ def at_once(*calls):
     return found
 
 
+@pytest.fixture
+def greeted(ends):
+    first, second = ends
+    assert at_once(first.greet, second.greet) == [None, None]
+    return ends
+
+
 @pytest.mark.parametrize(
     ("processors", "cores", "expected"),
     [
@@ -91,9 +98,8 @@ def test_rounds_begin_together_and_the_halves_change(ends, kept):
         assert at_once(lambda: begin(first), lambda: begin(second)) == expected
 
 
-def test_a_round_waits_for_the_other(ends):
-    first, second = ends
-    at_once(first.greet, second.greet)
+def test_a_round_waits_for_the_other(greeted):
+    first, second = greeted
     done = threading.Event()
     waiting = threading.Thread(target=lambda: (first.begin_round(TEST, 1, 2, "cpu"), done.set()))
     waiting.start()
@@ -124,9 +130,8 @@ def test_on_a_gpu_rounds_are_in_turns_and_the_first_changes(ends, kept):
     assert kept == {}  # each may use all processors
 
 
-def test_a_failed_turn_is_an_error_of_the_one_that_waits_for_it(ends):
-    first, second = ends
-    at_once(first.greet, second.greet)
+def test_a_failed_turn_is_an_error_of_the_one_that_waits_for_it(greeted):
+    first, second = greeted
 
     def fail():
         first.begin_round(TEST, 1, 4, "cuda:0")
@@ -137,9 +142,8 @@ def test_a_failed_turn_is_an_error_of_the_one_that_waits_for_it(ends):
     assert str(other) == f"the process beside this one ended or failed in round 1 of 4 of {TEST} on a GPU"
 
 
-def test_after_the_last_turn_none_goes_on_alone(ends):
-    first, second = ends
-    at_once(first.greet, second.greet)
+def test_after_the_last_turn_none_goes_on_alone(greeted):
+    first, second = greeted
 
     def fail():
         second.begin_round(TEST, 1, 1, "cuda:0")
@@ -154,9 +158,8 @@ def test_after_the_last_turn_none_goes_on_alone(ends):
     assert other is None
 
 
-def test_a_gpu_beside_a_cpu_is_named(ends):
-    first, second = ends
-    at_once(first.greet, second.greet)
+def test_a_gpu_beside_a_cpu_is_named(greeted):
+    first, second = greeted
     mine, _ = at_once(lambda: first.begin_round(TEST, 1, 2, "cuda:0"), lambda: second.begin_round(TEST, 1, 2, "cpu"))
     assert f"came to round 1 of 2 of {TEST}, this one to round 1 of 2 of {TEST} on a GPU" in str(mine)
 
@@ -169,9 +172,8 @@ def test_a_gpu_beside_a_cpu_is_named(ends):
         ((TEST, 2, 4), f"came to round 2 of 4 of {TEST}, this one to round 1 of 4 of {TEST}"),
     ],
 )
-def test_other_rounds_are_an_error_of_both_that_names_both(ends, theirs, text):
-    first, second = ends
-    at_once(first.greet, second.greet)
+def test_other_rounds_are_an_error_of_both_that_names_both(greeted, theirs, text):
+    first, second = greeted
     mine, other = at_once(lambda: first.begin_round(TEST, 1, 4, "cpu"), lambda: second.begin_round(*theirs, "cpu"))
     assert text in str(mine)
     assert f"came to round 1 of 4 of {TEST}, this one to round {theirs[1]} of {theirs[2]} of {theirs[0]}" in str(other)
@@ -179,9 +181,8 @@ def test_other_rounds_are_an_error_of_both_that_names_both(ends, theirs, text):
         first.begin_round(TEST, 2, 4, "cpu")
 
 
-def test_the_end_of_the_other_is_an_error_at_once(ends):
-    first, second = ends
-    at_once(first.greet, second.greet)
+def test_the_end_of_the_other_is_an_error_at_once(greeted):
+    first, second = greeted
     second.leave()
     with pytest.raises(StageError, match=r"^the process beside this one ended or failed before round 1 of 4"):
         first.begin_round(TEST, 1, 4, "cpu")
@@ -189,9 +190,8 @@ def test_the_end_of_the_other_is_an_error_at_once(ends):
         second.begin_round(TEST, 1, 4, "cpu")
 
 
-def test_what_the_other_said_before_it_ended_counts(ends):
-    first, second = ends
-    at_once(first.greet, second.greet)
+def test_what_the_other_said_before_it_ended_counts(greeted):
+    first, second = greeted
     second._say(f"round 1 of 4 of {TEST}")
     second.leave()
     first.begin_round(TEST, 1, 4, "cpu")
