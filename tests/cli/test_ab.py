@@ -332,14 +332,14 @@ def test_neither_torch_nor_pytest_is_imported(stub):
 _REAL = """
 import time
 def test_wait(llmprof, llmprof_config):
-    llmprof.measure(lambda: time.sleep(0.02 if llmprof_config.measure.rounds == 5 else 0.04))
+    llmprof.measure(lambda: time.sleep(0.05 if llmprof_config.measure.rounds == 5 else 0.25))
 """
 
 
 @pytest.mark.slow
 def test_the_real_pytest_with_two_overrides(stub, capfd, monkeypatch):
-    """Two pairs: the least 12 processes of a job would take a minute."""
-    monkeypatch.setattr(ab_module, "Plan", lambda: Plan(first=2, max_pairs=2))
+    """Three pairs: the least 12 processes of a job would take a minute."""
+    monkeypatch.setattr(ab_module, "Plan", lambda: Plan(first=3, max_pairs=3))
     Path("test_it.py").write_text(_REAL)
     code = main(["ab", "--a", "measure.rounds=5", "--b", "measure.rounds=6", "--metric=total_ms:5%", "test_it.py"])
     out, err = capfd.readouterr()

@@ -29,7 +29,7 @@ from pytest_llmprof.models.deepseek_ocr.random_weights import random_config, ran
 
 CPU = torch.device("cpu")
 SETTINGS = ModelSettings(weights="random", size="tiny", mode="tiny", device="cpu", dtype="float32")
-INFER = InferSettings(max_new_tokens=26, no_repeat_ngram_size=3)
+INFER = InferSettings(max_new_tokens=19, no_repeat_ngram_size=3)
 
 
 class Coarse(TritonStep):
