@@ -13,12 +13,11 @@ run. An engine that cannot run on this machine says so; its tests are skipped wi
 it). The reference runs everywhere. Run it in one process: under xdist each worker has its own tests alone.
 """
 
-import time
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
 from statistics import median
 
 import pytest
+from rates import copy_rate
 from sweep import markdown, publish, sweep, why_not
 
 from pytest_llmprof.config.paths import conf_dir
@@ -42,10 +41,6 @@ KINDS = {
     "late": ["dataset.limit=1", f"infer.max_new_tokens={ANSWER}", f"infer.prompt={TEXT}"],
     "eight": ["dataset.limit=8", "infer.batch_size=8", "infer.max_new_tokens=64"],
 }
-
-COPIES = 20
-BUFFER = {"cuda": 1 << 30, "cpu": 1 << 28}
-"""Bytes of the copied buffer: many times what any cache holds."""
 
 
 @dataclass
@@ -163,42 +158,6 @@ def about(model):
     card = torch.cuda.get_device_name(torch.device(info.device)) if info.device.startswith("cuda") else None
     facts = ("device", "dtype", "mode", "weights", "parameters")
     return {"card": card, **{name: getattr(info, name) for name in facts}}
-
-
-def copy_rate(name):
-    """Bytes a second, read and written, of copies on the device *name*; the median. The buffers are freed."""
-    import torch
-
-    device = torch.device(name)
-    size = BUFFER[device.type]
-    seconds = (card_seconds if device.type == "cuda" else host_seconds)(
-        torch.ones(size, dtype=torch.uint8, device=device), torch.zeros(size, dtype=torch.uint8, device=device)
-    )
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    return 2 * size / median(seconds[COPIES // 4 :])  # the first ones are warm-up
-
-
-def card_seconds(source, target):
-    import torch
-
-    with torch.cuda.device(source.device):
-        events = [torch.cuda.Event(enable_timing=True) for _ in range(COPIES + 1)]
-        events[0].record()
-        for event in events[1:]:
-            target.copy_(source)
-            event.record()
-        torch.cuda.synchronize()
-    return [before.elapsed_time(after) / 1e3 for before, after in pairwise(events)]
-
-
-def host_seconds(source, target):
-    seconds = []
-    for _ in range(COPIES):
-        begin = time.perf_counter()
-        target.copy_(source)
-        seconds.append(time.perf_counter() - begin)
-    return seconds
 
 
 def row(side, rate, ours):

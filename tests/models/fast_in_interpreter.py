@@ -21,7 +21,7 @@ from pytest_llmprof.config.schema import DatasetSettings, InferSettings, ModelSe
 from pytest_llmprof.datasets.embedded import embedded_dataset
 from pytest_llmprof.errors import LlmprofError
 from pytest_llmprof.models.deepseek_ocr import generation
-from pytest_llmprof.models.deepseek_ocr.engines.batch_step import BatchStep
+from pytest_llmprof.models.deepseek_ocr.engines.batch_step import BatchStep, Tiles
 from pytest_llmprof.models.deepseek_ocr.engines.fast import FastEngine, TritonStep
 from pytest_llmprof.models.deepseek_ocr.engines.reference import ReferenceEngine
 from pytest_llmprof.models.deepseek_ocr.loader import load
@@ -41,8 +41,8 @@ class Coarse(TritonStep):
 
 
 class CoarseBatch(BatchStep):
-    PROJECT = WIDEN = HEAD = (512, 4)
-    JOIN = EXPERTS = NARROW = (256, 4)
+    PROJECT = WIDEN = HEAD = Tiles(512, 256, 1, 4)
+    JOIN = EXPERTS = NARROW = Tiles(256, 256, 1, 4)
     SPLITS, PLACES, WINDOWS = 2, 64, 512
 
 

@@ -134,6 +134,14 @@ def _gated(gate, up):
 
 
 @triton.jit
+def _pack(place, gap, value, live):
+    """Store a *value* as two numbers that are *gap* apart: rounded, and what the rounding has lost."""
+    rounded = value.to(place.dtype.element_ty)
+    tl.store(place, rounded, mask=live)
+    tl.store(place + gap, (value - rounded.to(tl.float32)).to(place.dtype.element_ty), mask=live)
+
+
+@triton.jit
 def _chosen(scores, slot, EXPERTS: tl.constexpr, POWER: tl.constexpr):
     """The expert in *slot*, counted from the highest score, and its probability in the softmax over all experts.
 
@@ -225,7 +233,7 @@ def attend(
     SPLITS: tl.constexpr, BLOCK: tl.constexpr, BATCH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Attention of one head to one split of the cache in each program [HEADS, SPLITS, BATCH]. The program of a head
-    that ends last blends the head's splits into out[BATCH, HEADS, SIZE].
+    that ends last blends the head's splits into out[HEADS, SIZE], packed as [2, BATCH, HEADS, SIZE] for several rows.
 
     Of several rows each begins at *starts* [BATCH], behind its padding, and stays at the last of *positions*. One that
     has *ended* [BATCH] attends to its new key alone.
@@ -303,7 +311,11 @@ def attend(
         blends = tl.load(parts + every[:, None] * SIZE + size[None, :], cache_modifier=".cg")
         weight = tl.exp(highest - tl.max(highest, 0))
         whole = tl.sum(weight * portion, 0)
-        tl.store(out + head * SIZE + size, tl.sum(blends * weight[:, None], 0) / whole)
+        blend = tl.sum(blends * weight[:, None], 0) / whole
+        if BATCH > 1:
+            _pack(out + head * SIZE + size, BATCH * HEADS * SIZE, blend, size < SIZE)
+        else:
+            tl.store(out + head * SIZE + size, blend)
         tl.store(tickets + head, 0)
 
 
