@@ -32,15 +32,28 @@ __all__ = ["experts", "gather", "head", "join", "narrow", "project", "widen"]
 
 
 @triton.jit
-def _ahead(weight, rows, live, first, K: tl.constexpr, SPAN: tl.constexpr, AHEAD: tl.constexpr):
-    """Ask for columns first ... first + SPAN of some *rows* of a matrix [., K]: an eighth of a row at a time."""
-    if AHEAD and K % 64 == 0 and SPAN % 64 == 0:  # addresses and sizes are multiples of 16 bytes
-        part: tl.constexpr = SPAN // 8
-        column = tl.minimum(first + tl.arange(0, 8) * part, K - part)
-        at = weight + tl.where(live, rows, 0)[:, None] * K + column[None, :]
-        size = tl.full([rows.shape[0], 8], part * (weight.dtype.element_ty.primitive_bitwidth // 8), tl.int32)
+def _ahead(
+    weight, row, end, first, ROWS: tl.constexpr, K: tl.constexpr, SPAN: tl.constexpr, AHEAD: tl.constexpr
+):  # fmt: skip
+    """Ask for columns first ... first + SPAN of ROWS rows of a matrix [., K], from *row* on up to *end*. Whole rows lie
+    together: one thread asks for all of them. Else each row has a thread."""
+    if AHEAD and K % 8 == 0 and SPAN % 8 == 0:  # addresses and sizes are multiples of 16 bytes
+        size: tl.constexpr = weight.dtype.element_ty.primitive_bitwidth // 8
+        count = tl.minimum(ROWS, end - row)
+        if K == SPAN:
+            pieces, length = 1, count * (K * size)
+        else:
+            pieces, length = count, tl.minimum(SPAN, K - first) * size
         tl.inline_asm_elementwise(
-            "cp.async.bulk.prefetch.L2.global [$1], $2; mov.b32 $0, 0;", "=r,l,r", [at, size],
+            """{
+            .reg .pred asks; .reg .b32 thread; .reg .b64 piece;
+            mov.u32 thread, %tid.x;
+            setp.lt.s32 asks, thread, $2;
+            mad.wide.s32 piece, thread, $4, $1;
+            @asks cp.async.bulk.prefetch.L2.global [piece], $3;
+            mov.b32 $0, thread;
+            }""",
+            "=r,l,r,r,r", [weight + row * K + first, pieces, length, K * size],
             dtype=tl.int32, is_pure=False, pack=1,
         )  # fmt: skip
 
@@ -74,6 +87,16 @@ def _pair(program, INNER: tl.constexpr, ROWS: tl.constexpr):
     index = tl.arange(0, ROWS)
     out = program * (ROWS // 2) + index % (ROWS // 2)
     return index // (ROWS // 2) * INNER + out, out < INNER
+
+
+@triton.jit
+def _pair_ahead(
+    weight, program, INNER: tl.constexpr, ROWS: tl.constexpr, HIDDEN: tl.constexpr, AHEAD: tl.constexpr
+):  # fmt: skip
+    """Ask for these rows."""
+    half: tl.constexpr = ROWS // 2
+    _ahead(weight, program * half, INNER, 0, half, HIDDEN, HIDDEN, AHEAD)
+    _ahead(weight + INNER * HIDDEN, program * half, INNER, 0, half, HIDDEN, HIDDEN, AHEAD)
 
 
 @triton.jit
@@ -121,7 +144,7 @@ def project(
     """Queries, keys and values: out[row, N] = weight[N, HIDDEN] normed[row]."""
     _release(PDL)
     rows, row = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, 8)
-    _ahead(weight, rows, rows < N, 0, HIDDEN, HIDDEN, AHEAD)
+    _ahead(weight, tl.program_id(0) * ROWS, N, 0, ROWS, HIDDEN, HIDDEN, AHEAD)
     _wait(PDL)
     products = _products(weight, rows, rows < N, normed, (1 << BATCH) - 1, 0, HIDDEN, HIDDEN, BATCH, BLOCK, STAGES)
     live = (rows < N)[:, None] & (row < BATCH)[None, :]
@@ -138,7 +161,7 @@ def join(
     the stream times its weights, packed in gained[row, HIDDEN], and the sums of its squares [program, 8]."""
     _release(PDL)
     rows, row = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, 8)
-    _ahead(weight, rows, rows < HIDDEN, 0, K, K, AHEAD)
+    _ahead(weight, tl.program_id(0) * ROWS, HIDDEN, 0, ROWS, K, K, AHEAD)
     gains = tl.load(norm + rows, mask=rows < HIDDEN, other=0.0).to(tl.float32)
     _wait(PDL)
     live = (rows < HIDDEN)[:, None] & (row < BATCH)[None, :]
@@ -199,14 +222,14 @@ def widen(
     sums = squares + tl.arange(0, PARTS)[:, None] * 8 + row[None, :]
     every: tl.constexpr = (1 << BATCH) - 1
     if program < 0:
-        rows = tl.program_id(0) * ROUTED + tl.arange(0, ROUTED)
-        _ahead(router, rows, rows < EXPERTS, 0, HIDDEN, HIDDEN, AHEAD)
+        expert = tl.program_id(0) * ROUTED + tl.arange(0, ROUTED)
+        _ahead(router, tl.program_id(0) * ROUTED, EXPERTS, 0, ROUTED, HIDDEN, HIDDEN, AHEAD)
         _wait(PDL)
         _release(PDL)
         factor = tl.rsqrt(tl.sum(tl.load(sums, cache_modifier=".cg"), 0) / HIDDEN + eps)
-        score = _products(router, rows, rows < EXPERTS, gained, every, 0, HIDDEN, HIDDEN, BATCH, BLOCK, STAGES)
-        live = (rows < EXPERTS)[:, None] & (row < BATCH)[None, :]
-        tl.store(scores + row[None, :] * EXPERTS + rows[:, None], score * factor[None, :], mask=live)
+        score = _products(router, expert, expert < EXPERTS, gained, every, 0, HIDDEN, HIDDEN, BATCH, BLOCK, STAGES)
+        known = (expert < EXPERTS)[:, None] & (row < BATCH)[None, :]
+        tl.store(scores + row[None, :] * EXPERTS + expert[:, None], score * factor[None, :], mask=known)
         tl.store(factors + row, factor, mask=row < tl.where(tl.program_id(0) == 0, 8, 0))
         tl.debug_barrier()
         if tl.atomic_add(ticket, 1, sem="acq_rel") == routers - 1:
@@ -216,7 +239,7 @@ def widen(
             tl.store(ticket, 0)
     else:
         rows, there = _pair(program, INNER, ROWS)
-        _ahead(weight, rows, there, 0, HIDDEN, HIDDEN, AHEAD)
+        _pair_ahead(weight, program, INNER, ROWS, HIDDEN, AHEAD)
         _wait(PDL)
         _release(PDL)
         factor = tl.rsqrt(tl.sum(tl.load(sums, cache_modifier=".cg"), 0) / HIDDEN + eps)
@@ -242,7 +265,7 @@ def experts(
     if chosen != 0:
         rows, there = _pair(tl.program_id(0), INNER, ROWS)
         weight += expert.to(tl.int64) * (2 * INNER * HIDDEN)
-        _ahead(weight, rows, there, 0, HIDDEN, HIDDEN, AHEAD)
+        _pair_ahead(weight, tl.program_id(0), INNER, ROWS, HIDDEN, AHEAD)
         row = tl.arange(0, 8)
         asked = ((chosen >> row) & 1) != 0
         factor = tl.load(factors + row, cache_modifier=".cg")
@@ -272,7 +295,7 @@ def narrow(
         expert = tl.load(order + number, cache_modifier=".cg")
         if chosen != 0:  # a program behind the list's end need not wait: it writes nothing
             weight += expert.to(tl.int64) * (HIDDEN * INNER)
-            _ahead(weight, rows, rows < HIDDEN, 0, INNER, INNER, AHEAD)
+            _ahead(weight, tl.program_id(0) * ROWS, HIDDEN, 0, ROWS, INNER, INNER, AHEAD)
             asked = ((chosen >> row) & 1) != 0
             slot = tl.load(slots + row * EXPERTS + expert, mask=asked, other=0, cache_modifier=".cg")
             _wait(PDL)
@@ -282,7 +305,7 @@ def narrow(
             tl.store(place + ((1 + slot) * HIDDEN)[None, :], products, mask=live)
     else:
         first = (number - LISTED) * SPAN
-        _ahead(dense_weight, rows, rows < HIDDEN, first, DENSE, SPAN, AHEAD)
+        _ahead(dense_weight, tl.program_id(0) * ROWS, HIDDEN, first, ROWS, DENSE, SPAN, AHEAD)
         _wait(PDL)
         every: tl.constexpr = (1 << BATCH) - 1
         products = _products(dense_weight, rows, rows < HIDDEN, inner, every, first, DENSE, SPAN, BATCH, BLOCK, STAGES)
@@ -301,7 +324,7 @@ def head(
     _release(PDL)
     rows, row = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, 8)
     inside = rows < VOCABULARY
-    _ahead(weight, rows, inside, 0, HIDDEN, HIDDEN, AHEAD)
+    _ahead(weight, tl.program_id(0) * ROWS, VOCABULARY, 0, ROWS, HIDDEN, HIDDEN, AHEAD)
     at = row[None, :] * VOCABULARY + rows[:, None]
     live = inside[:, None] & (row < BATCH)[None, :]
     free = tl.load(banned + at, mask=live, other=0, cache_modifier=".cg") != tl.load(length, cache_modifier=".cg")
