@@ -23,13 +23,15 @@ from pytest_llmprof.errors import LlmprofError
 from pytest_llmprof.models.deepseek_ocr import generation
 from pytest_llmprof.models.deepseek_ocr.engines.batch_step import BatchStep, Tiles
 from pytest_llmprof.models.deepseek_ocr.engines.fast import FastEngine, TritonStep
+from pytest_llmprof.models.deepseek_ocr.engines.graphs import Graphs
+from pytest_llmprof.models.deepseek_ocr.engines.prefill import Cache, Prefill
 from pytest_llmprof.models.deepseek_ocr.engines.reference import ReferenceEngine
 from pytest_llmprof.models.deepseek_ocr.loader import load
 from pytest_llmprof.models.deepseek_ocr.random_weights import random_config, random_model
 
 CPU = torch.device("cpu")
 SETTINGS = ModelSettings(weights="random", size="tiny", mode="tiny", device="cpu", dtype="float32")
-INFER = InferSettings(max_new_tokens=19, no_repeat_ngram_size=3)
+INFER = InferSettings(max_new_tokens=9, no_repeat_ngram_size=3)
 
 
 class Coarse(TritonStep):
@@ -59,11 +61,13 @@ def rows_of(answer: list[list[Any]]) -> list[list[int]]:
     return [[token for row, token, _ in answer if row == which] for which in range(rows)]
 
 
-def pages(settings: ModelSettings, infer: InferSettings, images: list[Any]) -> dict[str, Any]:
-    """The answer to each batch of images from both engines, and the phases that they opened."""
+def pages(
+    settings: ModelSettings, infer: InferSettings, images: list[Any], engines: Sequence[str] = ("reference", "fast")
+) -> dict[str, Any]:
+    """The answer to each batch of images from the *engines*, and the phases that they opened."""
     found: dict[str, Any] = {}
     batches = [images[first : first + infer.batch_size] for first in range(0, len(images), infer.batch_size)]
-    for engine in ("reference", "fast"):
+    for engine in engines:
         model = load(settings, replace(infer, engine=engine))
         record = Record()
         found[engine] = [answer(model.generate, batch, infer, record) for batch in batches]
@@ -105,40 +109,68 @@ def prompts(
         return {"reference": reference, "fast": run(fast)}
 
 
+def errors(config: Any, rows: int) -> list[float]:
+    """The error of the scores of `fast` in float16 against float32, norm of the difference / norm, and that of
+    transformers' layers: a token of each row behind a prompt of six."""
+    model = random_model(config, 3, CPU, torch.float16)
+    exact_model = copy.deepcopy(model).float()
+    ids = torch.randint(3, 300, (rows, 7), generator=torch.Generator().manual_seed(rows))
+
+    def at_once(network: Any) -> torch.Tensor:
+        text, places = network.model.language_model, torch.arange(7)[None].expand(rows, -1)
+        inputs = {"inputs_embeds": text.embed_tokens(ids), "attention_mask": {"full_attention": None}}
+        return network.lm_head(text(**inputs, position_ids=places).last_hidden_state[:, -1]).float()
+
+    with torch.inference_mode():
+        exact = at_once(exact_model)
+        cache = Cache(model, rows, 512)
+        prompts = generation.pad_prompts(ids[:, :6].tolist(), CPU)
+        cache.begin(prompts, generation.Limits(2, 8192, None, 1, 0))
+        # The prompt in float32, so that the error is that of the step.
+        embeddings = exact_model.model.language_model.embed_tokens(ids[:, :6])
+        Prefill(exact_model, Graphs(CPU), compiled=False).fill(cache, embeddings, prompts, 0)
+        step = CoarseBatch(Coarse(model).model, rows)
+        cache.last.copy_(ids[:, 6])
+        step(cache, 0)
+        return [((one - exact).norm() / exact.norm()).item() for one in (step.scores, at_once(model))]
+
+
 def main() -> None:
     from pytest_llmprof.models.deepseek_ocr.engines import fast
 
     fast.TritonStep, fast.BatchStep = Coarse, CoarseBatch  # type: ignore[misc]
+    FastEngine.block = 4
     limits = generation.Limits(12, 8192, None, 1, 3)
-    tiny = random_model(random_config("tiny"), 0, CPU, torch.float32)
     config = random_config("tiny")
+    config.text_config.num_hidden_layers = 2  # one of each kind
+    tiny = random_model(config, 0, CPU, torch.float32)
+    config = copy.deepcopy(config)
     config.text_config.num_key_value_heads = 2
     config.text_config.num_experts_per_tok = 3
     config.text_config.vocab_size = 333
-    grouped = random_model(config, 1, CPU, torch.float32)
-    config = copy.deepcopy(config)
-    config.text_config.num_hidden_layers = 2  # one of each kind
-    shallow = random_model(config, 2, CPU, torch.float32)
-    three = replace(INFER, batch_size=3, no_repeat_ngram_size=2, max_new_tokens=4)
+    grouped = random_model(config, 2, CPU, torch.float32)
+    three = replace(INFER, batch_size=3, no_repeat_ngram_size=2, max_new_tokens=3)
     sizes = enumerate([(500, 400), (700, 1300), (1400, 700)], 1)  # no crops, and as many tokens as two grids need
-    reading = replace(INFER, no_repeat_ngram_size=35, max_new_tokens=14)
+    reading = replace(INFER, no_repeat_ngram_size=35, max_new_tokens=9)
     page = embedded_dataset("sample_pages").load(DatasetSettings())[0].load()
     print(
         json.dumps(
             {
+                "block": FastEngine.block,
                 "pages": pages(SETTINGS, INFER, [blocks_image(1)]),
-                "no ban": pages(SETTINGS, replace(INFER, no_repeat_ngram_size=0, max_new_tokens=8), [blocks_image(1)]),
+                "no ban": pages(SETTINGS, replace(INFER, no_repeat_ngram_size=0), [blocks_image(1)], ["reference"]),
                 "reader": pages(replace(SETTINGS, weights="embedded"), reading, [page]),
-                "long": prompts(tiny, [500], replace(limits, max_new_tokens=5)),
-                "ends": prompts(tiny, [60], replace(limits, max_new_tokens=15), ends_with=8),
-                "grouped": prompts(grouped, [40], replace(limits, max_new_tokens=6)),
+                "long": prompts(tiny, [500], replace(limits, max_new_tokens=3)),
+                "ends": prompts(tiny, [60], replace(limits, max_new_tokens=8), ends_with=5),
+                "grouped": prompts(grouped, [40], replace(limits, max_new_tokens=5, ngram=0)),
                 "not a number": prompts(tiny, [20], replace(limits, max_new_tokens=3), broken=True),
-                "two": prompts(shallow, [60, 41], replace(limits, max_new_tokens=9), ends_with=4),
+                "two": prompts(grouped, [60, 41], replace(limits, max_new_tokens=7), ends_with=3),
                 "three": pages(replace(SETTINGS, mode="gundam"), three, [blocks_image(n, size) for n, size in sizes]),
-                "eight": prompts(shallow, [9, 33, 2, 40, 33, 17, 40, 5], replace(limits, max_new_tokens=4)),
-                "not a number in a batch": prompts(shallow, [20, 12], replace(limits, max_new_tokens=2), broken=True),
+                "eight": prompts(grouped, [9, 33, 2, 40, 33, 17, 40, 5], replace(limits, max_new_tokens=3)),
+                "not a number in a batch": prompts(grouped, [20, 12], replace(limits, max_new_tokens=2), broken=True),
                 "positions": prompts(tiny, [60], replace(limits, positions=65)),
                 "too long": prompts(tiny, [60], replace(limits, positions=60)),
+                "errors": {rows: errors(config, rows) for rows in (2, 3, 8)},
             }
         )
     )

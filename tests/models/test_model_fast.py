@@ -61,11 +61,10 @@ def cases() -> Any:
     "case, what",
     [
         ("pages", "a picture, two blocks of steps, an n-gram ban"),
-        ("no ban", "the same without the ban"),
         ("reader", "a model of another vocabulary in the same process, on a page that it reads"),
         ("long", "more places than the smallest cache has"),
         ("ends", "an end token amid a block"),
-        ("grouped", "two heads to a key head, three experts a token, odd sizes"),
+        ("grouped", "two heads to a key head, three experts a token, odd sizes, no ban"),
         ("two", "rows of different lengths, one of which ends amid a block"),
         ("three", "pages of different sizes, whose answers would repeat a token"),
         ("eight", "as many rows as there may be"),
@@ -81,17 +80,26 @@ def test_tokens_are_the_references(cases: Any, case: str, what: str) -> None:
 @pytest.mark.slow
 def test_the_ban_and_the_end_were_needed(cases: Any) -> None:
     """Without the ban the answer is another one; the end lies within a block, and nothing follows it."""
-    free, banned = ([token for _, token, _ in cases[case]["fast"][0]] for case in ("no ban", "pages"))
-    assert free != banned[: len(free)]
+    free, banned = ([token for _, token, _ in cases[case]["reference"][0]] for case in ("no ban", "pages"))
+    assert free != banned
     triples = list(zip(banned, banned[1:], banned[2:], strict=False))
     assert len(set(triples)) == len(triples)
     assert cases["ends"]["fast"][-1][2] == "eos"
-    assert 1 < len(cases["ends"]["fast"]) < 15
-    assert (len(cases["ends"]["fast"]) - 1) % FastEngine.block
+    assert 1 < len(cases["ends"]["fast"]) < 8
+    assert (len(cases["ends"]["fast"]) - 1) % cases["block"]
+    assert len(banned) - 1 > cases["block"]
     ends = {row: finish for row, _, finish in cases["two"]["fast"] if finish}
     assert ends == {0: "length", 1: "eos"}
     assert [row for row, *_ in cases["two"]["fast"]][-1] == 0  # it goes on alone
-    assert len({token for _, token, _ in cases["reader"]["fast"][0]}) > 10
+    assert len({token for _, token, _ in cases["reader"]["fast"][0]}) > 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [2, 3, 8])
+def test_scores_of_several_rows_are_as_near_to_float32_as_those_of_transformers(cases: Any, rows: int) -> None:
+    """Nearer, in float16, where a vector that is packed as one number would not be."""
+    of_fast, of_transformers = cases["errors"][str(rows)]
+    assert 0 < of_fast <= 0.35 * of_transformers
 
 
 @pytest.mark.slow
