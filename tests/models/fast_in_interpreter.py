@@ -31,7 +31,7 @@ from pytest_llmprof.models.deepseek_ocr.random_weights import random_config, ran
 
 CPU = torch.device("cpu")
 SETTINGS = ModelSettings(weights="random", size="tiny", mode="tiny", device="cpu", dtype="float32")
-INFER = InferSettings(max_new_tokens=9, no_repeat_ngram_size=3)
+INFER = InferSettings(max_new_tokens=7, no_repeat_ngram_size=3)
 
 
 class Coarse(TritonStep):
@@ -151,7 +151,7 @@ def main() -> None:
     grouped = random_model(config, 2, CPU, torch.float32)
     three = replace(INFER, batch_size=3, no_repeat_ngram_size=2, max_new_tokens=3)
     sizes = enumerate([(500, 400), (700, 1300), (1400, 700)], 1)  # no crops, and as many tokens as two grids need
-    reading = replace(INFER, no_repeat_ngram_size=35, max_new_tokens=9)
+    reading = replace(INFER, no_repeat_ngram_size=35, max_new_tokens=8)
     page = embedded_dataset("sample_pages").load(DatasetSettings())[0].load()
     print(
         json.dumps(
