@@ -29,8 +29,8 @@ class Tiles(NamedTuple):
 class BatchStep(KernelStep):
     """One decode step of *rows* rows that computes what `Step` of `step.py` computes."""
 
-    PROJECT, JOIN, WIDEN = Tiles(32, 128, 4, 4), Tiles(16, 256, 4, 4), Tiles(32, 128, 4, 4)
-    EXPERTS, NARROW, HEAD = Tiles(32, 128, 4, 4), Tiles(32, 128, 4, 4), Tiles(64, 128, 4, 4)
+    PROJECT, JOIN, WIDEN = Tiles(64, 128, 4, 4), Tiles(16, 256, 4, 4), Tiles(32, 128, 4, 4, ahead=False)
+    EXPERTS, NARROW, HEAD = Tiles(32, 128, 4, 4, ahead=False), Tiles(64, 64, 4, 4), Tiles(64, 128, 4, 4, ahead=False)
     ROUTED = 16
     """`widen`: the router's rows of a program."""
     SPLITS = 8
