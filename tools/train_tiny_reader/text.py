@@ -287,6 +287,13 @@ class Source:
             row.append(self.number(rng))
         return row
 
+    def heads(self, rng: random.Random, columns: int) -> list[str]:
+        """The head of a table: labels, words."""
+        made = [
+            rng.choice(_LABEL) if rng.random() < 0.6 else rng.choice(self.words).capitalize() for _ in range(columns)
+        ]
+        return [text.upper() for text in made] if rng.random() < 0.15 else made
+
     def item(self, rng: random.Random) -> str:
         """What follows the mark of a list's item."""
         text = self._some_words(rng, 5)
