@@ -163,7 +163,7 @@ def table(metrics: dict[str, Any]) -> str:
         for group in GROUPS | APART
     ]
     return "\n".join(rows) + (
-        f"\n\n{metrics['pages']} pages, {' '.join(APART)} apart; all blocks found: {metrics['found']['all']:.3f}; "
+        f"\n\n{metrics['pages']} pages, {' and '.join(APART)} apart; all blocks found: {metrics['found']['all']:.3f}; "
         f"answers that did not end: {metrics['free']['runaway']} free, {metrics['markdown']['runaway']} markdown; "
         f"tables with the right rows and cells: {metrics['structure']:.3f}; "
         f"median CER of a page: {metrics['median_cer']:.4f}; {metrics['seconds']:.0f} s"

@@ -270,7 +270,8 @@ class Painter:
             shapes += self._part(dice, boxes, filled=False)
         if dice.random() < self.frames * 0.7:
             under += self._part(dice, boxes, filled=True)
-        if dice.random() < self.frames:
+        columns = any(block.label == "text" and len(line.cells) > 1 for block in blocks for line in block.lines)
+        if dice.random() < self.frames * (1 + columns):
             left = dice.randint(8, max(8, around[0] + 8))
             right = dice.randint(min(max(left + 20, around[2] - 8), SIZE - 8), SIZE - 8)
             if dice.random() < 0.2:
@@ -355,6 +356,8 @@ class Painter:
         letters = self._face(rng, style.family, style.size, rng.random() < 0.12)
         room = style.right - style.left
         dice = 0.0 if prose else rng.random()
+        if self.tables and 0.4 < dice < 0.5:  # more columns, so that they are told from tables
+            dice = 0.7
         rows: list[list[tuple[int, str]]]
         if dice < 0.5:
             rows = [[(style.left, text)] for text in self._wrap(rng, letters, room, count, characters)]
@@ -443,7 +446,7 @@ class Painter:
         letters = self._face(rng, style.family, size, False)
         look = rng.choices(("grid", "rows", "columns", "booktabs", "bare", "shaded"), (42, 18, 6, 14, 8, 12))[0]
         head = look in ("columns", "booktabs", "bare", "shaded") or rng.random() < 0.65
-        bold = head and (look == "bare" or rng.random() < 0.65)
+        bold = head and (look in ("bare", "shaded") or rng.random() < 0.65)
         heavy = self._face(rng, style.family, size, True) if bold else letters
         height = round(size * rng.uniform(1.35, 2.1))
         count = min(rng.randint(2, 6), most, (SIZE - 12 - y) // height)
@@ -451,6 +454,10 @@ class Painter:
             return None
         kind = rng.choice((0, 0, 1, 2, 3))
         rows = [self.source.cells(rng, columns, kind) for _ in range(count - head)]
+        for column in range(columns):
+            if rng.random() < 0.4:
+                for row in rows:
+                    row[column] = self.source.phrase(rng)
         if head:
             rows.insert(0, self.source.heads(rng, columns))
         if look == "grid":
@@ -504,7 +511,7 @@ class Painter:
         left, right, bottom = stops[0], stops[-1], y + len(block.rows) * height
         rows = [y + number * height for number in range(len(block.rows) + 1)]
         # The tint may be pale: only where a bold head tells the table too.
-        level = 0 if block.lines[0].face and rng.random() < 0.25 else rng.randint(70, 255)
+        level = 0 if block.lines[0].face and rng.random() < 0.25 else rng.randint(100, 255)
         width = rng.choice((1, 1, 2, 2, 3))
         outer = max(width, rng.choice((1, 1, 2, 3)))
         whole = (left, y, right, bottom)
