@@ -3,7 +3,7 @@
 import pytest
 
 
-@pytest.mark.llmprof_gate(cer="<=0.05")
+@pytest.mark.llmprof_gate(cer="<=0.01")
 @pytest.mark.parametrize(
     "prompt",
     [

@@ -73,7 +73,7 @@ def test_a_run_is_exported_averaged(tmp_path: Path) -> None:
 def test_held_out_pages_are_the_same_each_time() -> None:
     pages, again = samples(None, 8), samples(None, 8)
     assert [sample.group for sample in pages] == [
-        *["prose6"] * 2, *["prose10"] * 2, *["unseen"] * 2, *["layouts"] * 2, "framed"
+        *["prose6"] * 2, *["prose10"] * 2, *["unseen"] * 2, *["layouts"] * 2, *["framed"] * 4, *["tables"] * 4
     ]  # fmt: skip
     for one, other in zip(pages, again, strict=True):
         assert one.page.grounded == other.page.grounded
@@ -122,4 +122,13 @@ def test_figures(reader: Any, monkeypatch: pytest.MonkeyPatch, wrong: bool) -> N
     blocks = [sum(block.label != "image" for block in page) for page in counted]
     assert metrics["found"]["all"] == round((sum(blocks) - wrong * blocks[0]) / sum(blocks), 4)
     assert metrics["worst"][0]["cer"] == float(wrong)
+    assert metrics["structure"] == 1.0
     assert f"| prose6 | {expected:.4f} | {expected:.4f} |" in table(metrics)
+
+
+def test_tables_are_judged_by_their_cells() -> None:
+    two = "<table><tr><td>a</td><td>b</td></tr><tr><td></td><td>1 &amp; 2</td></tr></table>"
+    assert evaluate.shape(two) == [2, 2]
+    assert evaluate.shape("<table><tr><td>a b</td></tr></table>") == [1]
+    assert evaluate.shape("<table><tr></tr></table>") == [0]
+    assert evaluate.without_tags(f"x\n{two}").split() == ["x", "a", "b", "1", "&", "2"]

@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import pytest
 from text import ALPHABET
-from tokens import BOS, EOS, FREE, GROUNDED, IMAGE, IMAGE_TOKENS, SPECIALS, TOKENS, VOCABULARY, decode, encode, save
+from tokens import (
+    BOS,
+    EOS,
+    FREE,
+    GROUNDED,
+    ID_OF,
+    IMAGE,
+    IMAGE_TOKENS,
+    SPECIALS,
+    TAGS,
+    TOKENS,
+    VOCABULARY,
+    decode,
+    encode,
+    save,
+)
 
 from pytest_llmprof.models.deepseek_ocr import preprocessing, prompts
 from pytest_llmprof.models.deepseek_ocr.tokenizers import FileTokenizer
@@ -13,6 +28,7 @@ TEXTS = (
     ALPHABET,
     "Two  blanks,\n\na line, a <b> < c, <|x|> and a £ sign",
     "<|ref|>title<|/ref|><|det|>[[1,20,300,999]]<|/det|>\n# A title",
+    "<|ref|>table<|/ref|><|det|>[[1,2,3,4]]<|/det|>\n<table><tr><td>a &lt; b</td><td></td></tr></table>",
     GROUNDED,
 )
 
@@ -37,6 +53,7 @@ def test_ids(shipped: FileTokenizer) -> None:
     assert [shipped.token_id(token) for token in SPECIALS] == list(range(len(SPECIALS)))
     assert shipped.token_id("<image>") == IMAGE
     assert (shipped.decode([BOS]), shipped.decode([EOS])) == SPECIALS[:2]
+    assert [shipped.token_id(tag) for tag in TAGS] == [ID_OF[tag] for tag in TAGS]
     with pytest.raises(KeyError):
         encode("漢")
 

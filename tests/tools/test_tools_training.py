@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from data import Batches
 from model import TINY_SIZES, Reader, build
 from optim import is_matrix, orthogonal
+from safetensors.torch import load_file
 from tokens import BOS, IMAGE, IMAGE_TOKENS
 from train import Trainer, echoed, main, settings_from
 
@@ -86,6 +87,31 @@ def test_every_weight_is_trained(whole: Path) -> None:
     assert [row["step"] for row in state["history"]] == [1, 2, 3, 4]
     still = {name for name, p in fresh.items() if torch.equal(p.detach(), tensors[f"weights/model.{name}"])}
     assert still == {name for name in fresh if "patch_embedding" in name}  # of CLIP: its input is SAM's output
+
+
+def test_a_run_may_start_from_a_model(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its weights, on the hardest pages; new tokens are new, and a model of another size is refused."""
+    from export import write
+
+    trainer = Trainer(settings_from(["--run", str(tmp_path), *FLAGS, "--init", str(exported)]))
+    assert trainer.requests.level == 12
+    wanted = load_file(exported / "model.safetensors")
+    name = "model.embed_tokens.weight"
+    assert torch.equal(trainer.reader.model.model.language_model.embed_tokens.weight, wanted[name].float())
+    assert torch.equal(trainer.tensors()["average/model.lm_head.weight"], wanted["lm_head.weight"].float())
+
+    monkeypatch.setattr("model.VOCABULARY", 120)
+    write(build(TINY_SIZES), TINY_SIZES, tmp_path / "less")
+    monkeypatch.undo()
+    less = settings_from(["--run", str(tmp_path), *FLAGS, "--init", str(tmp_path / "less")])
+    head = Trainer(less).reader.model.lm_head
+    small = load_file(tmp_path / "less" / "model.safetensors")["lm_head.weight"].float()
+    assert len(head.weight) == len(small) + 24
+    assert torch.equal(head.weight[:120], small)
+    assert head.weight[120:].any()
+
+    with pytest.raises(ValueError, match="does not fit"):
+        main(["--run", str(tmp_path), "--steps", "1", "--device", "cpu", "--init", str(exported)])
 
 
 @pytest.mark.parametrize("half", ["--half", "--no-half"])

@@ -31,6 +31,7 @@ FONT_DIRS = tuple(
 )
 LICENSE = "Apache-2.0"
 """Texts and images were made for this project."""
+RULE = (150, 150, 150)
 PAD = 2
 """Pixels between the ink of a block and its box."""
 
@@ -46,7 +47,8 @@ class Fonts:
 
     def has(self, sheet: Sheet) -> bool:
         """Whether every font of *sheet* is there."""
-        return all(block.font in self.files for block in sheet.blocks if block.lines)
+        names = {name for block in sheet.blocks if block.lines for name in (block.font, block.head) if name}
+        return names <= self.files.keys()
 
     def get(self, name: str, size: int) -> ImageFont.FreeTypeFont:
         """The font *name* at *size* pixels an em."""
@@ -58,10 +60,17 @@ class Fonts:
 
 
 def _draw_block(draw: ImageDraw.ImageDraw, block: Block, sheet: Sheet, fonts: Fonts) -> list[int]:
-    font = fonts.get(block.font, block.size)
+    plain = fonts.get(block.font, block.size)
     step = block.step or round(block.size * 1.3)
-    boxes = []
+    boxes: list[tuple[float, ...]] = []
+    columns, rows = block.grid
+    if columns:
+        x1, y1, x2, y2 = columns[0], rows[0], columns[-1], rows[-1]
+        for line in (*((x, y1, x, y2) for x in columns), *((x1, y, x2, y) for y in rows)):
+            draw.line(line, fill=RULE, width=2)
+        boxes.append((x1 + PAD, y1 + PAD, x2 + 1 - PAD, y2 + 1 - PAD))
     for row, line in enumerate(block.lines):
+        font = fonts.get(block.head, block.size) if block.head and row == 0 else plain
         y = block.y + row * step
         cells = ((block.x, line),) if isinstance(line, str) else line
         if block.centred:
@@ -93,7 +102,7 @@ def render(sheet: Sheet, fonts: Fonts) -> tuple[Image.Image, list[list[int]]]:
     image = Image.new("RGB", (WIDTH, HEIGHT), sheet.paper)
     draw = ImageDraw.Draw(image)
     for rule in sheet.rules:
-        draw.line(rule, fill=(150, 150, 150), width=2)
+        draw.line(rule, fill=RULE, width=2)
     boxes = []
     for block in sheet.blocks:
         if block.label == "image":

@@ -7,6 +7,7 @@ row; in the truth the cells of a row are joined by one space. A block that holds
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
 
 WIDTH = HEIGHT = 512
 
@@ -19,7 +20,7 @@ class Block:
     """A block of the page: lines below each other, all in one font."""
 
     label: str
-    """title | text | image"""
+    """title | text | table | image"""
     lines: tuple[Line, ...]
     y: int
     """Top of the first line's em box, in pixels."""
@@ -32,6 +33,10 @@ class Block:
     step: int = 0
     """Pixels from line to line; 0 = 1.3 em."""
     centred: bool = False
+    head: str = ""
+    """Font of a table's first line."""
+    grid: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+    """Where the lines of a table stand (x) and lie (y)."""
 
     def texts(self) -> tuple[str, ...]:
         """The lines as text, cells of a row joined by one space."""
@@ -40,7 +45,10 @@ class Block:
         )
 
     def markdown(self) -> str:
-        """The block in Markdown (nothing for an image)."""
+        """The block in Markdown (nothing for an image); a table in HTML, as the released model writes it."""
+        if self.label == "table":
+            rows = ("".join(f"<td>{escape(text, quote=False)}</td>" for _, text in line) for line in self.lines)
+            return "<table>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
         text = "\n".join(self.texts())
         return f"# {text}" if self.label == "title" else text
 
@@ -74,7 +82,7 @@ def _row(*texts: str, at: tuple[int, ...]) -> tuple[Cell, ...]:
 
 
 _BILL = (34, 330)
-_BUS = (36, 140, 360)
+_BUS = (46, 162, 366)
 _FORM = (32, 200)
 
 SHEETS: tuple[Sheet, ...] = (
@@ -217,34 +225,25 @@ SHEETS: tuple[Sheet, ...] = (
         (
             Block("title", ("Bus 27 to the harbour",), 30, "LiberationSans-Bold", 36, 36),
             Block(
-                "text",
+                "table",
                 (
+                    _row("Departs", "Stop", "Days", at=_BUS),
                     _row("06:15", "Market Square", "daily", at=_BUS),
                     _row("06:40", "Old Bridge", "daily", at=_BUS),
                     _row("07:05", "Hospital", "Mon-Fri", at=_BUS),
                     _row("07:30", "School", "Mon-Fri", at=_BUS),
-                ),
-                110,
-                "LiberationSans-Regular",
-                26,
-                36,
-                44,
-            ),
-            Block(
-                "text",
-                (
                     _row("08:10", "Museum", "Sat-Sun", at=_BUS),
                     _row("09:25", "Zoo", "Sun", at=_BUS),
                 ),
-                300,
+                99,
                 "LiberationSans-Regular",
                 26,
-                36,
-                44,
+                step=46,
+                head="LiberationSans-Bold",
+                grid=((36, 152, 356, 476), tuple(range(90, 413, 46))),
             ),
-            Block("text", ("Single fare 2.80, day ticket 6.50",), 420, "LiberationSans-Regular", 26, 36),
+            Block("text", ("Single fare 2.80, day ticket 6.50",), 440, "LiberationSans-Regular", 26, 36),
         ),
-        rules=((36, 90, 470, 90), (36, 404, 470, 404)),
     ),
     Sheet(
         "prose",
@@ -297,7 +296,7 @@ SHEETS: tuple[Sheet, ...] = (
                 "DejaVuSans",
                 26,
                 32,
-                48,
+                44,
             ),
             Block(
                 "text",
@@ -309,7 +308,7 @@ SHEETS: tuple[Sheet, ...] = (
                 "DejaVuSans",
                 26,
                 32,
-                48,
+                44,
             ),
             Block(
                 "text",

@@ -64,9 +64,11 @@ class Batches(Dataset[dict[str, Tensor]]):
             lines = round(rng.triangular(1, level, 1 + 0.65 * (level - 1)))
             grounded = rng.random() < GROUNDED_SHARE
             page = self.painter.compose(rng, lines)
-            length = len(PROMPTS[grounded]) + len(page.free) + 1
+            length = len(PROMPTS[grounded]) + 1
             if grounded:
-                length += sum(BLOCK_TOKENS + 2 * (block.label == "title") for block in page.blocks)
+                length += sum(BLOCK_TOKENS + 2 + len(encode(block.markdown)) for block in page.blocks)
+            else:
+                length += len(page.free)
             if length <= BUCKETS[-1]:
                 return page, grounded, bisect_left(BUCKETS, length)
 

@@ -3,9 +3,9 @@
     python evaluate.py --model DIR --data DIR [--pages 200] [--json FILE]
 
 Groups: prose6, prose10 (1-6 and 7-10 lines of whole sentences, trained fonts), unseen (1-10 lines, unseen fonts) and
-layouts (lists, columns, symbols, ..., trained fonts). A tenth more pages, framed (such layouts with a frame and
-lines), are reported separately: the shipped reader was trained without them. Each page is read twice, with the free
-and the grounding prompt, by this project's own loader and generation, and scored by its own rules.
+layouts (lists, columns, symbols, ..., trained fonts). Half as many more pages each, framed (such layouts with frames,
+panels and lines) and tables, are reported separately. Each page is read twice, with the free and the grounding prompt,
+by this project's own loader and generation, and scored by its own rules. Tags of tables don't count as characters.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +39,11 @@ __all__ = ["APART", "GROUPS", "Sample", "answers", "evaluate", "samples", "table
 
 GROUPS = {"prose6": 0.3, "prose10": 0.3, "unseen": 0.2, "layouts": 0.2}
 """Share of the pages."""
-APART = {"framed": 0.1}
+APART = {"framed": 0.5, "tables": 0.5}
 """More pages, as a share of the others; not part of the totals."""
+
+
+TABLE = re.compile("<table>.*?</table>", re.DOTALL)
 
 
 @dataclass
@@ -54,22 +59,28 @@ def samples(data: Path | None, count: int = 200, seed: int = 2024) -> list[Sampl
     """The held-out pages; equal seeds and fonts give equal pages."""
     text, fonts = (data / "text", data / "fonts") if data else (None, None)
     trained, unseen = (TRAINED, HELD_OUT) if data else (BUILTIN, BUILTIN)
-    plain = Source.load(text, held=True, plain=True)
+    plain, every = Source.load(text, held=True, plain=True), Source.load(text, held=True)
     painters = {
         "prose6": Painter(plain, trained, fonts),
         "prose10": Painter(plain, trained, fonts),
         "unseen": Painter(plain, unseen, fonts),
-        "layouts": Painter(Source.load(text, held=True), trained, fonts, frames=0),
-        "framed": Painter(Source.load(text, held=True), trained, fonts, frames=1),
+        "layouts": Painter(every, trained, fonts, frames=0, tables=0),
+        "framed": Painter(every, trained, fonts, frames=1, tables=0),
+        "tables": Painter(every, trained, fonts, tables=1),
     }
     out = []
     for group, share in (GROUPS | APART).items():
         low, high = {"prose6": (1, 6), "prose10": (7, 10)}.get(group, (1, 10))
         for index in range(max(1, round(count * share))):
             rng = random.Random(f"held out {seed} {group} {index}")
-            page = painters[group].compose(rng, rng.randint(low, high), prose=group not in ("layouts", "framed"))
-            while not low <= page.line_count <= high or len(encode(page.grounded)) > 440:
-                page = painters[group].compose(rng, rng.randint(low, high), prose=group not in ("layouts", "framed"))
+            prose = group not in ("layouts", *APART)
+            page = painters[group].compose(rng, rng.randint(low, high), prose=prose)
+            while (
+                not low <= page.line_count <= high
+                or len(encode(page.grounded)) > 440
+                or (group == "tables" and not any(block.rows for block in page.blocks))
+            ):
+                page = painters[group].compose(rng, rng.randint(low, high), prose=prose)
             painters[group].finish(page)
             ink = torch.from_numpy(painters[group].draw(page))[None]
             pixels = photograph(turn(ink, torch.tensor([page.angle])), rng.getrandbits(31))[0].to(torch.uint8)
@@ -91,12 +102,26 @@ def answers(
         yield from ((model.text(row), row[-1] == EOS) for row in rows)
 
 
+def without_tags(text: str) -> str:
+    """*text* with the rows of its tables as lines of text, as the free prompt gives them."""
+    text = re.sub("</tr>", "\n", text)
+    return unescape(re.sub("</?(table|tr|td)>", " ", text))
+
+
+def shape(table: str) -> list[int]:
+    """The number of cells in each row of a table."""
+    return [len(re.findall("<td>", row)) for row in table.split("</tr>")[:-1]]
+
+
 def evaluate(model: Any, pages: Sequence[Sample], **options: Any) -> dict[str, Any]:
-    """All metrics: character error rates, share of title and text blocks found (IoU >= 0.7), answers without an end."""
+    """All metrics: character error rates, the share of blocks found (IoU >= 0.7) and of tables with the right number of
+    cells in each row, answers without an end.
+    """
     started = time.monotonic()
     metrics: dict[str, Any] = {"pages": sum(sample.group in GROUPS for sample in pages)}
     groups = GROUPS | APART
     worst = []
+    built: list[bool] = []
     for prompt in ("free", "markdown"):
         edits = {group: EditCount(0, 0) for group in groups}
         found: dict[str, list[bool]] = {group: [] for group in groups}
@@ -105,7 +130,7 @@ def evaluate(model: Any, pages: Sequence[Sample], **options: Any) -> dict[str, A
             pages, answers(model, [sample.image for sample in pages], prompt, **options), strict=True
         ):
             parsed = model.parse(answer, (SIZE, SIZE))
-            count = character_edits(sample.page.free, parsed.plain)
+            count = character_edits(sample.page.free, without_tags(parsed.plain))
             edits[sample.group] += count
             runaway += not ended and sample.group in GROUPS
             if sample.group in GROUPS:
@@ -114,8 +139,11 @@ def evaluate(model: Any, pages: Sequence[Sample], **options: Any) -> dict[str, A
                 if block.label != "image":
                     same = [box.box for box in parsed.boxes if box.label == block.label]
                     found[sample.group].append(max((iou(box, block.box) for box in same), default=0.0) >= 0.7)
+                if block.rows:
+                    built.append(shape(block.markdown) in map(shape, TABLE.findall(parsed.plain)))
         metrics[prompt] = {"cer": {group: round(count.rate, 4) for group, count in edits.items()}, "runaway": runaway}
         if prompt == "markdown":
+            metrics["structure"] = round(sum(built) / max(1, len(built)), 4)
             found["all"] = [hit for group in GROUPS for hit in found[group]]
             metrics["found"] = {group: round(sum(hits) / max(1, len(hits)), 4) for group, hits in found.items()}
     worst.sort(reverse=True)
@@ -135,8 +163,9 @@ def table(metrics: dict[str, Any]) -> str:
         for group in GROUPS | APART
     ]
     return "\n".join(rows) + (
-        f"\n\n{metrics['pages']} pages, {' '.join(APART)} apart; all blocks found: {metrics['found']['all']:.3f}; "
+        f"\n\n{metrics['pages']} pages, {' and '.join(APART)} apart; all blocks found: {metrics['found']['all']:.3f}; "
         f"answers that did not end: {metrics['free']['runaway']} free, {metrics['markdown']['runaway']} markdown; "
+        f"tables with the right rows and cells: {metrics['structure']:.3f}; "
         f"median CER of a page: {metrics['median_cer']:.4f}; {metrics['seconds']:.0f} s"
     )
 

@@ -94,6 +94,11 @@ class Face:
         box = self.font.getbbox("Ahgp")
         return round(box[1]), round(box[3])
 
+    @cached_property
+    def baseline(self) -> int:
+        """Where a line's letters stand, from the top of the em box."""
+        return int(self.font.getmetrics()[0])
+
     def advance(self, char: str) -> float:
         """Pixels from *char* to the next, without kerning."""
         width = self._advances.get(char)

@@ -11,6 +11,7 @@ gradients) but with few, large kernels:
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,10 @@ from pages import CELL_SLOTS, SIZE, SLOT_OF
 from tokens import BOS, EOS, IMAGE, VOCABULARY
 from torch import Tensor, nn
 
-__all__ = ["SIZES", "TINY_SIZES", "Reader", "build", "config"]
+from pytest_llmprof.models.deepseek_ocr.checkpoint import open_checkpoint
+from pytest_llmprof.models.deepseek_ocr.loader import load_weights
+
+__all__ = ["SIZES", "TINY_SIZES", "Reader", "build", "config", "initialise"]
 
 SIZES: dict[str, Any] = {
     "sam": {"hidden_size": 128, "num_hidden_layers": 5, "num_attention_heads": 4, "mlp_dim": 512, "window_size": 8,
@@ -74,6 +78,19 @@ def build(sizes: dict[str, Any] = SIZES, seed: int = 0) -> Any:
         nn.init.normal_(model.model.vision_tower.sam_encoder.pos_embed, std=0.02)
         nn.init.normal_(model.model.vision_tower.vision_encoder.embeddings.position_embedding.weight, std=0.02)
     return model
+
+
+def initialise(model: Any, folder: Path) -> None:
+    """Copy the weights of the exported model in *folder* into *model*.
+
+    Tables of tokens may have fewer rows there. Raises ModelError for a folder that is not a model.
+    """
+    exported = load_weights(open_checkpoint(folder), torch.device("cpu"), torch.float32)
+    with torch.no_grad():
+        for (name, p), (other, value) in zip(model.named_parameters(), exported.named_parameters(), strict=True):
+            if name != other or p.shape[1:] != value.shape[1:] or len(p) < len(value):
+                raise ValueError(f"{folder}: {other} {[*value.shape]} does not fit {name} {[*p.shape]}")
+            p[: len(value)].copy_(value)
 
 
 # layers as pure functions of (hidden states, parameters), so that equal layers share one compiled kernel set
@@ -219,6 +236,8 @@ class Reader(nn.Module):
     def __init__(self, model: Any, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.model, self.dtype = model, dtype
+        self.head_alone = False
+        """Whether the auxiliary loss trains its head and nothing before it."""
         self.classes = max(SLOT_OF.values()) + 1
         self.slot_head = nn.Linear(model.config.text_config.hidden_size, CELL_SLOTS * self.classes)
         nn.init.normal_(self.slot_head.weight, std=0.02)
@@ -324,7 +343,9 @@ class Reader(nn.Module):
         n = len(pixels)
         rows, columns = slots.shape[1] // 8, slots.shape[2] // 8
         grid = slots.reshape(n, 8, rows, 8, columns).permute(0, 1, 3, 2, 4).reshape(n, 64, -1)
-        seen = self._f["slot_loss"](cells, self.slot_head.weight, self.slot_head.bias, grid.long())
+        seen = self._f["slot_loss"](
+            cells.detach() if self.head_alone else cells, self.slot_head.weight, self.slot_head.bias, grid.long()
+        )
         hidden, balance = self.read(self.prefix(cells), ids)
         text = self.model.model.language_model
         read = self._f["losses"](

@@ -287,6 +287,25 @@ class Source:
             row.append(self.number(rng))
         return row
 
+    def phrase(self, rng: random.Random) -> str:
+        """Words with blanks between them, that belong together: a name, a place, some words."""
+        dice = rng.random()
+        if dice < 0.25:
+            return self.name(rng)
+        if dice < 0.4:
+            return f"{rng.choice(self.words).capitalize()} {rng.choice(_STREET)}"
+        if dice < 0.7:
+            return f"{rng.choice(self.words).capitalize()} {rng.choice(self.words)}"
+        return self._some_words(rng, 3)
+
+    def heads(self, rng: random.Random, columns: int) -> list[str]:
+        """The head of a table: labels, words."""
+        made = [
+            rng.choice(_LABEL) if rng.random() < 0.6 else rng.choice(self.words).capitalize() for _ in range(columns)
+        ]
+        made = [f"{text} {rng.choice(_LABEL).lower()}" if rng.random() < 0.12 else text for text in made]
+        return [text.upper() for text in made] if rng.random() < 0.15 else made
+
     def item(self, rng: random.Random) -> str:
         """What follows the mark of a list's item."""
         text = self._some_words(rng, 5)

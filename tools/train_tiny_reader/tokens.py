@@ -1,4 +1,4 @@
-"""The reader's tokenizer: one token a character, plus the special tokens of DeepSeek-OCR."""
+"""The reader's tokenizer: one token a character, plus the special tokens of DeepSeek-OCR and the tags of tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from text import ALPHABET
 
 __all__ = [
-    "BOS", "BUCKETS", "EOS", "FREE", "GROUNDED", "ID_OF", "IMAGE", "IMAGE_TOKENS", "PAD", "SPECIALS", "TOKENS",
+    "BOS", "BUCKETS", "EOS", "FREE", "GROUNDED", "ID_OF", "IMAGE", "IMAGE_TOKENS", "PAD", "SPECIALS", "TAGS", "TOKENS",
     "VOCABULARY", "decode", "encode", "save",
 ]
 
@@ -15,8 +15,9 @@ SPECIALS = (
     "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>", "<unk>", "<image>", "<|grounding|>",
     "<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>",
 )
-TOKENS = (*SPECIALS, "\n", *ALPHABET)
-VOCABULARY = 128
+TAGS = ("<table>", "</table>", "<tr>", "</tr>", "<td>", "</td>")
+TOKENS = (*SPECIALS, "\n", *ALPHABET, *TAGS)
+VOCABULARY = 144
 """Rows of the embedding: TOKENS and a few never used."""
 BOS, EOS, PAD, UNKNOWN, IMAGE = range(5)
 IMAGE_TOKENS = 73
@@ -34,7 +35,7 @@ def encode(text: str) -> list[int]:
     start = 0
     while start < len(text):
         if text[start] == "<":
-            token = next((token for token in SPECIALS if text.startswith(token, start)), "<")
+            token = next((token for token in (*SPECIALS, *TAGS) if text.startswith(token, start)), "<")
         else:
             token = text[start]
         ids.append(ID_OF[token])
@@ -54,5 +55,5 @@ def save(path: Path) -> None:
     tokenizer = Tokenizer(models.WordLevel({token: ID_OF[token] for token in TOKENS}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIALS])
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (*SPECIALS, *TAGS)])
     tokenizer.save(str(path))

@@ -21,7 +21,7 @@ import torch
 from augment import develop_normalised, normalise, photograph, turn
 from data import Batches, Requests, loader
 from fonts import BUILTIN, TRAINED
-from model import SIZES, TINY_SIZES, Reader, build
+from model import SIZES, TINY_SIZES, Reader, build, initialise
 from optim import Optimizer
 from pages import Painter
 from text import Source
@@ -31,6 +31,8 @@ __all__ = ["Settings", "Trainer", "echoed", "main"]
 
 LEVELS = (2, 3, 4, 6, 9, 12)
 """Most lines a page, step by step."""
+HEAD_ALONE = 200
+"""Steps in which the fresh auxiliary head of a run that starts from a model learns alone: its gradients are noise."""
 STARTED = time.monotonic()
 
 
@@ -42,6 +44,8 @@ class Settings:
     data: Path | None = None
     """Folder with fonts/ and text/ (see fetch.py); None: Pillow's font and a few words, for tests."""
     resume: Path | None = None
+    init: Path | None = None
+    """Model folder (see export.py) whose weights to start from, on the hardest pages; tokens it lacks start afresh."""
     batch: int = 384
     steps: int | None = None
     """Length of the whole training in steps; None: in seconds, `budget`."""
@@ -94,6 +98,11 @@ class Trainer:
         self.requests = Requests(level=LEVELS[0])
         if settings.resume:
             self._resume(settings.resume)
+        elif settings.init:
+            initialise(self.reader.model, settings.init)
+            self.optimizer.follow()
+            self.stage = len(LEVELS) - 1
+            self.requests = Requests(level=LEVELS[-1])
         self._develop = develop_normalised
         if settings.cache:
             torch.compiler.load_cache_artifacts(settings.cache.read_bytes())
@@ -170,6 +179,7 @@ class Trainer:
         """One update; the losses (read, slots, balance, gradient norm), still on the device."""
         ink, seed = turn(batch["ink"], batch["angles"]), self.s.seed * 1_000_003 + self.step
         pixels = photograph(ink, seed, self._develop) if self.s.half else normalise(photograph(ink, seed))
+        self.reader.head_alone = self.s.init is not None and self.step < HEAD_ALONE
         read, seen, balance = self.reader(pixels, batch["ids"].long(), batch["labels"].long(), batch["slots"])
         (read + self.slot_weight() * seen + 0.01 * balance).backward()
         norm = self.optimizer.clip(1.0)
