@@ -51,14 +51,14 @@ def _leave_out(config: pytest.Config, items: list[pytest.Item], marker: str, why
 
 def _no_nsys() -> str | None:
     from pytest_llmprof.errors import StageError
-    from pytest_llmprof.stages.nsys.stage import NSYS
+    from pytest_llmprof.stages.nsys.stage import NSYS, importer_advice
     from pytest_llmprof.stages.tools import find_tool
 
     try:
-        find_tool(NSYS, None, {})
+        advice = importer_advice(find_tool(NSYS, None, {}))
     except StageError as error:
         return str(error)
-    return None
+    return advice if advice.startswith("Debian's") else None
 
 
 def _no_gpu() -> str | None:

@@ -238,7 +238,7 @@ def test_of_the_stage_option(stages: list[str]) -> None:
 @given(st.text(max_size=10) | st.sampled_from(["x" * 300, "x/" * 3000, "a\0b", "..", "~nobody_at_all", "\udc80"]))
 def test_of_the_configuration_directory(name: str) -> None:
     directory = f"{PLACE}/nowhere/{name}"
-    assume(not os.path.exists(directory))
+    assume(not os.path.exists(os.path.normpath(directory)))  # "nowhere/.." is where "nowhere" would be
     with pytest.raises(ConfigError) as caught:
         composer(config_dir=Path(directory)).session()
     assert_one_line(caught.value)
