@@ -174,6 +174,8 @@ def test_peaks(tmp_path):
 def test_the_real_nsys(tmp_path):
     program, recording, _ = checks(tmp_path, "nsys", device="cpu")
     assert program.status == "ok"
+    if "records nothing under nsys" in recording.found:  # an old nsys with a new nvtx, and the check names both
+        pytest.skip(f"{recording.found}: {recording.mend}")
     assert recording.status == "ok", recording
 
 
