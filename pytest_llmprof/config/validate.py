@@ -76,6 +76,10 @@ class Checker:
         self._name("model.mode", model.mode, plugin.modes, f"a mode of {model.name}")
         engines = dict.fromkeys((AUTO, *plugin.engines)) if plugin.engines else ()
         self._name("infer.engine", infer.engine, engines, f"an engine of {model.name}")
+        self._name("infer.generation", infer.generation, plugin.generations, f"a way of {model.name} to generate")
+        if plugin.check_model is not None:
+            for key, value, allowed in plugin.check_model(model):
+                self.refuse(f"model.{key}", value, allowed, allowed.rpartition(": ")[2].split(", "))
         if model.weights != "checkpoint":
             if model.path is not None:
                 raise ConfigError(

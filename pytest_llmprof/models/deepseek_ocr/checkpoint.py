@@ -44,13 +44,18 @@ class Checkpoint:
     tokenizer: Path | None
 
 
-def resolve(path: str, revision: str | None, hub_timeout_s: float = ModelSettings.hub_timeout_s) -> Path:
+def resolve(
+    path: str,
+    revision: str | None,
+    hub_timeout_s: float = ModelSettings.hub_timeout_s,
+    wanted: tuple[str, ...] = _WANTED,
+) -> Path:
     """Return the directory of *path* (a directory or a hub id), downloaded where needed.
 
-    Only config, tokenizer and safetensors files are downloaded, never code. Raises `ModelError`.
+    Only files that *wanted* names are downloaded: config, tokenizer and safetensors, never code. Raises `ModelError`.
     """
     directory = _local(path, revision)
-    return _download(path, revision, hub_timeout_s) if directory is None else directory
+    return _download(path, revision, hub_timeout_s, wanted) if directory is None else directory
 
 
 def _local(path: str, revision: str | None) -> Path | None:
@@ -98,13 +103,13 @@ def size_in_hub(repo: str, revision: str | None, timeout_s: float) -> int:
     return sum(file.size or 0 for file in files if any(fnmatch(file.rfilename, pattern) for pattern in _WANTED))
 
 
-def _download(repo: str, revision: str | None, timeout_s: float) -> Path:
+def _download(repo: str, revision: str | None, timeout_s: float, wanted: tuple[str, ...]) -> Path:
     from huggingface_hub import constants, errors, snapshot_download
 
     def snapshot(*, cached: bool) -> Path:
         # The time limit is below; of several requests at once none shall try again before it has passed.
         limits: dict[str, Any] = {"etag_timeout": 2 * timeout_s, "local_files_only": cached}
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(_WANTED), **limits))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(wanted), **limits))
 
     network = errors.HTTPError  # type: ignore[attr-defined]  # the HTTP library's own base class
     no_such = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError)

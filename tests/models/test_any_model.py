@@ -1,0 +1,111 @@
+"""Each class of the zoo through the adapter: its tokens are those of transformers' own `generate`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zoo
+from ocr_helpers import Record, blocks_image, by_row
+
+from pytest_llmprof.config.compose import Composer, ConfigSources
+from pytest_llmprof.config.registry import Registry
+from pytest_llmprof.config.schema import InferSettings, ModelSettings
+from pytest_llmprof.datasets import builtin
+from pytest_llmprof.models import packaged_models
+from pytest_llmprof.models.from_transformers.boxes import FORMATS
+from pytest_llmprof.models.from_transformers.loader import load
+from pytest_llmprof.stages import packaged_stages
+
+ALONE = InferSettings(prompt="Read it.", max_new_tokens=8, no_repeat_ngram_size=0, ignore_eos=True)
+BANNED = replace(ALONE, no_repeat_ngram_size=1, max_new_tokens=12)
+"""No token twice: an answer of random weights would else say little."""
+SIZES = ((320, 160), (160, 320))
+CASES = {"one page": (1, ALONE), "two pages, with a ban": (2, BANNED)}
+CLASSES = [
+    *(pytest.param(make, id=make.__name__) for make in zoo.PILLOW),
+    *(
+        pytest.param(
+            make, id=make.__name__, marks=pytest.mark.skipif(not zoo.VISION, reason="torchvision is not installed")
+        )
+        for make in zoo.TORCHVISION
+    ),
+]
+BOXES = {one.name: one for one in FORMATS}
+
+
+def preset(name: str, path: Path) -> ModelSettings:
+    """`model=NAME model.path=PATH` on a CPU."""
+    registry = Registry.of(packaged_models(), packaged_stages(), builtin())
+    keys = (f"model={zoo.PRESETS.get(name, name)}", f"model.path={path}", "model.device=cpu", "model.dtype=float32")
+    sources = ConfigSources(invocation_dir=path, rootdir=path, cli_overrides=keys)
+    return Composer(sources, registry).session().model
+
+
+@pytest.fixture(scope="module", params=CLASSES)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One class, built, saved and loaded."""
+    make = request.param
+    path = zoo.build(make, tmp_path_factory.mktemp(make.__name__))
+    loaded = load(preset(make.__name__, path), ALONE, BOXES)
+    yield loaded
+    loaded.close()
+
+
+def images(count: int) -> list[Any]:
+    return [blocks_image(seed, SIZES[seed]) for seed in range(count)]
+
+
+def theirs(model: Any, pages: Sequence[Any], infer: InferSettings, **options: Any) -> list[list[int]]:
+    """What transformers' own loop generates."""
+    inputs = model.inputs(pages, infer)
+    model.network.generation_config = model._generation(infer)
+    rows = model.network.generate(
+        **inputs, max_new_tokens=infer.max_new_tokens, no_repeat_ngram_size=infer.no_repeat_ngram_size, **options
+    )
+    return [row[inputs["input_ids"].shape[1] :].tolist() for row in rows]
+
+
+def ours(model: Any, pages: Sequence[Any], infer: InferSettings, phases: Any = None) -> list[list[int | None]]:
+    tokens = list(model.generate(pages, infer, phases or Record()))
+    return [[number for number, _ in row] for row in by_row(tokens, len(pages))]
+
+
+@pytest.fixture(scope="module")
+def expected(model: Any) -> dict[str, list[list[int]]]:
+    """What transformers' own loop generates, by case."""
+    return {name: theirs(model, images(count), infer) for name, (count, infer) in CASES.items()}
+
+
+@pytest.fixture(params=["reference", "static"])
+def engine(request: pytest.FixtureRequest, model: Any, monkeypatch: pytest.MonkeyPatch) -> str:
+    """`static`: as `compiled`, without compiling."""
+    monkeypatch.setattr(model, "_compiled", request.param == "static")
+    monkeypatch.setattr(model, "_forward", lambda: model.network)
+    return str(request.param)
+
+
+# A class that fails is named by the test's id, its cause by the first assertion.
+def test_tokens_and_phases_are_those_of_generate(model, expected, engine):
+    for name, (count, infer) in CASES.items():
+        phases = Record()
+        assert ours(model, images(count), infer, phases) == expected[name], f"{engine}, {name}"
+        steps = ["step", "/step"] * (infer.max_new_tokens - 1)
+        tops = ["preprocess", "/preprocess", "vision", "/vision", "prefill", "/prefill", "decode", *steps, "/decode"]
+        assert phases.events == tops, f"{engine}, {name}"
+    rows = expected["two pages, with a ban"]
+    assert all(len(set(row)) == len(row) for row in rows)
+    assert rows[0] != rows[1]
+
+
+def test_an_end_token_ends_its_row_alone(model, expected, engine, monkeypatch):
+    first, second = expected["two pages, with a ban"]
+    end = next(token for token in second[1:] if token not in first or first.index(token) > second.index(token))
+    monkeypatch.setattr(model, "eos", frozenset((end,)))
+    rows = by_row(list(model.generate(images(2), replace(BANNED, ignore_eos=False), Record())), 2)
+    ended = [row[: row.index(end) + 1] if end in row else row for row in (first, second)]
+    assert [[token for token, _ in row] for row in rows] == ended, engine
+    assert [row[-1][1] for row in rows] == ["eos" if end in first else "length", "eos"]
