@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import zoo
 from ocr_helpers import Record, blocks_image, by_row
 
@@ -49,10 +53,13 @@ def preset(name: str, path: Path) -> ModelSettings:
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One class, built, saved and loaded."""
     make = request.param
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the models are so small that a second thread only waits
     path = zoo.build(make, tmp_path_factory.mktemp(make.__name__))
     loaded = load(preset(make.__name__, path), ALONE, BOXES)
     yield loaded
     loaded.close()
+    torch.set_num_threads(threads)
 
 
 def images(count: int) -> list[Any]:
@@ -109,3 +116,15 @@ def test_an_end_token_ends_its_row_alone(model, expected, engine, monkeypatch):
     ended = [row[: row.index(end) + 1] if end in row else row for row in (first, second)]
     assert [[token for token, _ in row] for row in rows] == ended, engine
     assert [row[-1][1] for row in rows] == ["eos" if end in first else "length", "eos"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("LLMPROF_TORCHVISION" not in os.environ, reason="LLMPROF_TORCHVISION names no torchvision")
+def test_the_classes_that_need_torchvision():
+    """In a process of their own: PyPI's torchvision beside a torch for CPUs would keep transformers from loading."""
+    path = os.pathsep.join((os.environ["LLMPROF_TORCHVISION"], os.environ.get("PYTHONPATH", "")))
+    names = " or ".join(make.__name__ for make in zoo.TORCHVISION)
+    command = [sys.executable, "-m", "pytest", __file__, "-q", "-p", "no:cacheprovider", "-k", names]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert f"{len(zoo.TORCHVISION) * 4} passed" in done.stdout

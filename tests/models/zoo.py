@@ -14,7 +14,17 @@ import torch
 import transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-VISION = find_spec("torchvision") is not None
+if (_found := find_spec("torchvision")) is not None and _found.origin is not None:
+    # PyPI's torchvision is built for CUDA: beside a torch for CPUs its library does not load, and then not even its
+    # Python part, for the want of these two operators. No processor calls them.
+    try:
+        torch.ops.load_library(str(Path(_found.origin).with_name("_C.so")))
+    except OSError:
+        _LIBRARY = torch.library.Library("torchvision", "DEF")
+        for _name in ("nms", "qnms"):
+            _LIBRARY.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+VISION = _found is not None
 """Whether the classes that need torchvision can be built."""
 TEXT = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
