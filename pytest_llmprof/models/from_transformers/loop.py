@@ -9,7 +9,7 @@ Names of transformers that are not public: `_prefill`, `_update_model_kwargs_for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
@@ -47,7 +47,7 @@ def decode(
     generation_config: Any,
     plan: Plan,
     **model_kwargs: Any,
-) -> Iterator[Step]:
+) -> Generator[Step, None, None]:
     """Yield the tokens of each step until the caller stops. Call it in inference mode.
 
     Rows that have ended go on: what they give is for the caller to leave out.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -180,7 +180,7 @@ class TransformersModel:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _run(self, inputs: Any, infer: InferSettings, limit: int, phases: Phases) -> Iterator[Step]:
+    def _run(self, inputs: Any, infer: InferSettings, limit: int, phases: Phases) -> Generator[Step, None, None]:
         """transformers' `generate` up to its loop, and the loop's iterator."""
         network = self.network
         length = inputs["input_ids"].shape[1]
@@ -192,7 +192,9 @@ class TransformersModel:
         random = torch.Generator(self._device).manual_seed(self._seed) if config.do_sample else None
         plan = Plan(phases, self._forward(), infer.no_repeat_ngram_size, random)
         with _vision_phase(network.base_model, phases):
-            steps: Iterator[Step] = network.generate(**inputs, **options, custom_generate=decode, plan=plan)
+            steps: Generator[Step, None, None] = network.generate(
+                **inputs, **options, custom_generate=decode, plan=plan
+            )
         return steps
 
     def _forward(self) -> Any:

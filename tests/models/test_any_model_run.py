@@ -1,0 +1,75 @@
+"""Whole runs: a family of one's own by a preset, its boxes by a hook, as docs/models.md tells."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import zoo
+
+DOC = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+PRESET, HOOK = (re.search(rf"```{kind}\n(.*?)```", DOC, re.DOTALL)[1] for kind in ("yaml", "python"))
+TEST = "def test_pages(llmprof):\n    llmprof.run()\n"
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester) -> pytest.Pytester:
+    """The files of docs/models.md, with a tiny checkpoint in place of one's own."""
+    path = zoo.build(zoo.paddleocr_vl, pytester.path / "checkpoint")
+    preset = PRESET.replace("/models/my-ocr", str(path)).replace("<|done|>", "<|IMAGE_END|>")
+    pytester.mkdir("conf").joinpath("model").mkdir()
+    (pytester.path / "conf" / "model" / "my_ocr.yaml").write_text(preset, encoding="utf-8")
+    # Random weights write no box: what the function is called with is written down instead.
+    called = 'Path("read.txt").open("a").write(f"{size} {resized}\\n")'
+    hook = HOOK.replace("import re\n", "import re\nfrom pathlib import Path\n").replace(
+        "    found = [", f"    {called}\n    found = ["
+    )
+    pytester.makeconftest(hook)
+    pytester.makepyfile(test_it=TEST)
+    return pytester
+
+
+def run(project: pytest.Pytester, *keys: str) -> pytest.RunResult:
+    given = ("dataset.limit=2", "infer.max_new_tokens=4", "measure.rounds=2", "model.device=cpu", *keys)
+    options = [word for key in given for word in ("--llmprof-override", key)]
+    args = ["-p", "no:cacheprovider", "--llmprof-config-dir=conf", "--llmprof-stage=torch_profiler,static_analysis"]
+    return project.runpytest_subprocess(*args, *options)
+
+
+def test_a_family_is_a_preset_and_its_boxes_a_hook(project):
+    result = run(project, "model=my_ocr", "infer.batch_size=2")
+    result.assert_outcomes(passed=2)
+    (stage_dir,) = project.path.glob("llmprof-runs/*-*/test_it/test_pages/torch_profiler")
+    metrics = json.loads((stage_dir / "metrics.json").read_text())
+    assert metrics["prompt"] == "<|IMAGE_PLACEHOLDER|>\nMarkdown, please:"
+    assert metrics["model"]["details"]["class"] == "PaddleOCRVLForConditionalGeneration"
+    assert metrics["fingerprint"]["engine_reason"] == "compiled is not measured for these models"
+    assert metrics["deterministic"] is True
+    assert set(metrics["samples"][0]["phases"]) == {"preprocess", "vision", "prefill", "decode"}
+    assert metrics["quality"]["cer"] is not None
+    assert (project.path / "read.txt").read_text().startswith("(512, 512) None\n")
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("model.family.boxes=corner", ["model.family.boxes=corner is not allowed", "did you mean 'corners'"]),
+        ("model.family.template=Read", ["model.family.template=Read is not allowed", "{image} and {prompt}"]),
+        ("model.weights=random", ["reads model.path"]),
+        ("infer=fast", ["infer.engine=fast", "reference, compiled"]),
+        ("model.family.markdown=null", ["model.family.free=null", "model.family.markdown"]),
+    ],
+)
+def test_values_that_are_refused_before_anything_loads(project, key, words):
+    result = run(project, "model=my_ocr", key)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    (line,) = [line for line in result.errlines if line.strip()]
+    assert all(word in line for word in words), line
+
+
+def test_deepseek_ocr_is_greedy_only(project):
+    result = run(project, "infer.generation=checkpoint")
+    (line,) = [line for line in result.errlines if line.strip()]
+    assert "infer.generation=checkpoint is not allowed" in line
