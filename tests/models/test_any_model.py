@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,13 +14,17 @@ from typing import Any
 import pytest
 import torch
 import zoo
-from ocr_helpers import Record, blocks_image, by_row
+from ocr_helpers import OFFICIAL, Record, blocks_image, by_row
+from PIL import Image, ImageOps
 
 from pytest_llmprof.config.compose import Composer, ConfigSources
 from pytest_llmprof.config.registry import Registry
 from pytest_llmprof.config.schema import InferSettings, ModelSettings
 from pytest_llmprof.datasets import builtin
 from pytest_llmprof.models import packaged_models
+from pytest_llmprof.models.deepseek_ocr.model import DeepseekOcr
+from pytest_llmprof.models.deepseek_ocr.prompts import MARKDOWN
+from pytest_llmprof.models.deepseek_ocr.tokenizers import FileTokenizer
 from pytest_llmprof.models.from_transformers.boxes import FORMATS
 from pytest_llmprof.models.from_transformers.loader import load
 from pytest_llmprof.stages import packaged_stages
@@ -118,13 +123,42 @@ def test_an_end_token_ends_its_row_alone(model, expected, engine, monkeypatch):
     assert [row[-1][1] for row in rows] == ["eos" if end in first else "length", "eos"]
 
 
+@pytest.mark.skipif(not zoo.VISION, reason="torchvision is not installed")
+@pytest.mark.parametrize("page", ["blocks", "the reference's page"])
+def test_unlimited_ocr_gives_the_tokens_of_deepseek_ocr(official_weights, tmp_path, page):
+    """DeepSeek-OCR's released layout: our own adapter, and transformers' processor and loop, on the same weights.
+
+    Pages have the model's size already: torchvision resizes with other roundings than Pillow does.
+    """
+    from transformers import UnlimitedOcrImageProcessor, UnlimitedOcrProcessor
+
+    words = zoo.tokenizer([f"<{number}>" for number in range(259, 511)])
+    words.add_tokens(["<image>"], special_tokens=True)
+    assert words.convert_tokens_to_ids("<image>") == 511
+    images = UnlimitedOcrImageProcessor(size=zoo.square(512))
+    UnlimitedOcrProcessor(images, words).save_pretrained(tmp_path)
+    official_weights.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"image_token_id": 511}))
+    given = Image.open(OFFICIAL / "page_300x200.png").convert("RGB")
+    image = blocks_image(3, (512, 512)) if page == "blocks" else ImageOps.pad(given, (512, 512), color=(127,) * 3)
+    infer = replace(ALONE, prompt="markdown", max_new_tokens=40, no_repeat_ngram_size=20)
+    tokenizer = FileTokenizer(tmp_path / "tokenizer.json")
+    own = DeepseekOcr(official_weights, tokenizer, mode="tiny", engine="reference", weights="checkpoint", digest="")
+    settings = preset("unlimited_ocr", tmp_path)
+    # The released prompt; <pad> has the id that the weights take as the begin.
+    family = replace(settings.family, template="<pad>{image}{prompt}", markdown=MARKDOWN.removeprefix("<image>"))
+    any_model = load(replace(settings, family=family), infer, BOXES)
+    assert ours(any_model, [image], infer) == ours(own, [image], infer)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif("LLMPROF_TORCHVISION" not in os.environ, reason="LLMPROF_TORCHVISION names no torchvision")
 def test_the_classes_that_need_torchvision():
     """In a process of their own: PyPI's torchvision beside a torch for CPUs would keep transformers from loading."""
     path = os.pathsep.join((os.environ["LLMPROF_TORCHVISION"], os.environ.get("PYTHONPATH", "")))
-    names = " or ".join(make.__name__ for make in zoo.TORCHVISION)
+    names = " or ".join(["deepseek_ocr", *(make.__name__ for make in zoo.TORCHVISION)])
     command = [sys.executable, "-m", "pytest", __file__, "-q", "-p", "no:cacheprovider", "-k", names]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:]
-    assert f"{len(zoo.TORCHVISION) * 4} passed" in done.stdout
+    assert f"{(len(zoo.TORCHVISION) + 1) * 4 + 2} passed" in done.stdout  # deepseek_ocr2 is in it, too
