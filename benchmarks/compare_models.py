@@ -4,8 +4,8 @@
         [--set KEY=VALUE ...]
 
 Each model runs in a pytest of its own, whose run directory is OUT/NAME. The table goes to standard output and to
-OUT/models.md: pages a second and time to first token (medians over pages), tokens a page, character error rate (null where
-weights are random or pages have no truth), and peak memory (null on a CPU).
+OUT/models.md: pages a second and time to first token (medians over pages), tokens a page, character error rate (null
+where weights are random or pages have no truth), and peak memory (null on a CPU).
 """
 
 from __future__ import annotations

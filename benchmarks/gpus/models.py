@@ -1,16 +1,16 @@
 """Document models of transformers at their published sizes, with random weights: figures, engines, profile, nsys.
 
-    python benchmarks/gpus/models.py OUT [--tiny] [--families NAME ...]
+    python benchmarks/gpus/models.py OUT [--tiny] [--nsys] [--families NAME ...]
 
-Builds a checkpoint of each family from the sizes that transformers' own configuration classes have as defaults (those of
-the published models), runs it through `reference` and `compiled` in the stage torch_profiler, and prints one table. Where
-nsys is found, the first family runs under it, too. `--tiny` takes the tests' sizes, for a CPU. Answers mean nothing.
+Builds a checkpoint of each family from the sizes that transformers' own configuration classes have as defaults (those
+of the published models), runs it through `reference` and `compiled` in the stage torch_profiler, and prints one table.
+With `--nsys` the first family runs under it, too. `--tiny` takes the tests' sizes, for a CPU. Answers mean
+nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import tempfile
 import time
@@ -65,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--tiny", action="store_true", help="the tests' sizes, on a CPU")
+    parser.add_argument("--nsys", action="store_true", help="also run the first family under Nsight Systems")
     parser.add_argument("--families", nargs="+", default=FAMILIES, choices=FAMILIES)
     parser.add_argument("--engine", default="all", help="reference, compiled or all")
     given = parser.parse_args(arguments)
@@ -84,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             torch.cuda.empty_cache()
         arguments = [str(given.out), *models, "--engine", given.engine, "--stage", "torch_profiler", "--set", *keys]
         code = compare_models.main(arguments)
-        if shutil.which("nsys"):
+        if given.nsys:
             name, _, model = models[0].partition("=")
             keys = [*keys, "dataset.limit=1"]
             code |= compare_models.run_model(given.out, f"{name}-nsys", model, "reference", "nsys", keys) != 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,11 +16,16 @@ PRESET, HOOK = (re.search(rf"```{kind}\n(.*?)```", DOC, re.DOTALL)[1] for kind i
 TEST = "def test_pages(llmprof):\n    llmprof.run()\n"
 
 
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built outside of pytester, which forgets what is imported in it: torch cannot start twice."""
+    return zoo.build(zoo.paddleocr_vl, tmp_path_factory.mktemp("checkpoint"))
+
+
 @pytest.fixture
-def project(pytester: pytest.Pytester) -> pytest.Pytester:
+def project(checkpoint: Path, pytester: pytest.Pytester) -> pytest.Pytester:
     """The files of docs/models.md, with a tiny checkpoint in place of one's own."""
-    path = zoo.build(zoo.paddleocr_vl, pytester.path / "checkpoint")
-    preset = PRESET.replace("/models/my-ocr", str(path)).replace("<|done|>", "<|IMAGE_END|>")
+    preset = PRESET.replace("/models/my-ocr", str(checkpoint)).replace("<|done|>", "<|IMAGE_END|>")
     pytester.mkdir("conf").joinpath("model").mkdir()
     (pytester.path / "conf" / "model" / "my_ocr.yaml").write_text(preset, encoding="utf-8")
     # Random weights write no box: what the function is called with is written down instead.
@@ -73,3 +80,28 @@ def test_deepseek_ocr_is_greedy_only(project):
     result = run(project, "infer.generation=checkpoint")
     (line,) = [line for line in result.errlines if line.strip()]
     assert "infer.generation=checkpoint is not allowed" in line
+
+
+def test_the_gpus_comparison_at_its_smallest(tmp_path):
+    script = Path(__file__).parents[2] / "benchmarks" / "gpus" / "models.py"
+    options = ["--tiny", "--families", "paddleocr_vl", "lighton_ocr", "--engine", "reference"]
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "out"), *options], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = (tmp_path / "out" / "models.md").read_text().splitlines()
+    assert [line.split(" | ")[:2] for line in table[2:]] == [
+        ["| paddleocr_vl", "reference"],
+        ["| lighton_ocr", "reference"],
+    ]
+    assert all(line.split(" | ")[5] == "6.00" for line in table[2:])
+
+
+def test_compare_models_names_a_model_that_fails(tmp_path):
+    script = Path(__file__).parents[2] / "benchmarks" / "compare_models.py"
+    command = [sys.executable, str(script), str(tmp_path), f"gone=glm_ocr:{tmp_path}/none"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"gone failed: {tmp_path}/gone.log" in done.stderr
+    assert "does not exist" in (tmp_path / "gone.log").read_text()
+    assert "is not NAME=PRESET" in subprocess.run([*command[:3], "gone"], capture_output=True, text=True).stderr
