@@ -21,11 +21,13 @@ from pytest_llmprof.config.compose import Composer, ConfigSources
 from pytest_llmprof.config.registry import Registry
 from pytest_llmprof.config.schema import InferSettings, ModelSettings
 from pytest_llmprof.datasets import builtin
+from pytest_llmprof.measure.compiles import CompileWatch
 from pytest_llmprof.models import packaged_models
 from pytest_llmprof.models.deepseek_ocr.model import DeepseekOcr
 from pytest_llmprof.models.deepseek_ocr.prompts import MARKDOWN
 from pytest_llmprof.models.deepseek_ocr.tokenizers import FileTokenizer
 from pytest_llmprof.models.from_transformers.boxes import FORMATS
+from pytest_llmprof.models.from_transformers.costs import _weights
 from pytest_llmprof.models.from_transformers.loader import load
 from pytest_llmprof.stages import packaged_stages
 
@@ -123,6 +125,31 @@ def test_an_end_token_ends_its_row_alone(model, expected, engine, monkeypatch):
     assert [row[-1][1] for row in rows] == ["eos" if end in first else "length", "eos"]
 
 
+def test_costs_are_counted(model):
+    infer = replace(ALONE, max_new_tokens=2)
+    costs = {steps: model.costs(images(1), infer, [steps + 1]) for steps in (0, 1, 2, 3, 6)}
+    network = model.network
+    head = network.get_output_embeddings().weight
+    assert set(costs[0].phases) == {"vision", "prefill"}
+    one, six = costs[1].phases, costs[6].phases
+    assert one["vision"] == six["vision"]
+    assert one["prefill"].flops > one["decode"].flops >= 2 * head.numel()
+    assert 0 < one["vision"].bytes + one["decode"].parts["weights"] <= sum(
+        parameter.numel() * parameter.element_size() for parameter in network.parameters()
+    ) + head.numel() * head.element_size()
+    # The seventh step lies on the line that the first three make.
+    growth = [costs[steps].phases["decode"].flops for steps in (1, 2, 3)]
+    steps = [growth[0], growth[1] - growth[0], growth[2] - growth[1]]
+    assert six["decode"].flops == pytest.approx(6 * steps[0] + 15 * (steps[2] - steps[0]) / 2)
+    layers = [module for name, module in network.named_modules() if name.endswith(".experts")]
+    experts = sum(parameter.numel() * parameter.element_size() for layer in layers for parameter in layer.parameters())
+    read = one["decode"].parts["weights"] - _weights(network)["text"]
+    assert bool(layers) == (read > 0)
+    assert read <= experts / 2, "two of four experts a token"
+    assert network.config._attn_implementation == model.info.details["attention"]
+    assert ours(model, images(1), ALONE) == theirs(model, images(1), ALONE)
+
+
 @pytest.mark.skipif(not zoo.VISION, reason="torchvision is not installed")
 @pytest.mark.parametrize("page", ["blocks", "the reference's page"])
 def test_unlimited_ocr_gives_the_tokens_of_deepseek_ocr(official_weights, tmp_path, page):
@@ -161,4 +188,19 @@ def test_the_classes_that_need_torchvision():
     command = [sys.executable, "-m", "pytest", __file__, "-q", "-p", "no:cacheprovider", "-k", names]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:]
-    assert f"{(len(zoo.TORCHVISION) + 1) * 4 + 2} passed" in done.stdout  # deepseek_ocr2 is in it, too
+    assert f"{(len(zoo.TORCHVISION) + 1) * 5 + 2} passed" in done.stdout  # deepseek_ocr2 is in it, too
+
+
+@pytest.mark.slow
+def test_compiled_gives_the_tokens_of_the_reference(tmp_path):
+    path = zoo.build(zoo.paddleocr_vl, tmp_path)
+    settings = preset("paddleocr_vl", path)
+    compiled = load(settings, replace(ALONE, engine="compiled"), BOXES)
+    reference = load(settings, ALONE, BOXES)
+    assert compiled.info.engine == "compiled"
+    for _ in range(2):  # shapes of all pages are met in the first pass
+        with CompileWatch() as watch:
+            for seed in (0, 1):
+                pages = [blocks_image(seed, SIZES[seed])]
+                assert ours(compiled, pages, BANNED) == ours(reference, pages, BANNED)
+    assert not watch.seen

@@ -56,6 +56,8 @@ def test_a_family_is_a_preset_and_its_boxes_a_hook(project):
     assert metrics["deterministic"] is True
     assert set(metrics["samples"][0]["phases"]) == {"preprocess", "vision", "prefill", "decode"}
     assert metrics["quality"]["cer"] is not None
+    (costs,) = project.path.glob("llmprof-runs/*-*/test_it/test_pages/static_analysis/metrics.json")
+    assert set(json.loads(costs.read_text())["static_analysis"]["phases"]) >= {"vision", "prefill", "decode"}
     assert (project.path / "read.txt").read_text().startswith("(512, 512) None\n")
 
 

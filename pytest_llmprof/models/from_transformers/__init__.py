@@ -8,6 +8,7 @@
     loop.py        transformers' greedy or sampling loop as a generator, one host read a step
     boxes.py       formats of boxes -> pixels of the source image
     plain.py       an answer's markup -> the text that is scored
+    costs.py       FLOPs and bytes of a batch, counted
     model.py       implements the adapter protocol with these
 
 A family is a preset (`model.family.*`), no code. Importing this package imports neither torch nor transformers.

@@ -7,6 +7,7 @@ import functools
 import gc
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from pytest_llmprof.config.schema import InferSettings, ModelSettings
-    from pytest_llmprof.models.base import Phases
+    from pytest_llmprof.models.base import Costs, Phases
 
 _PHASES = ("preprocess", "vision", "prefill", "decode")
 _BUCKET = 256
@@ -170,6 +171,22 @@ class TransformersModel:
             if hasattr(value, "shape") else (name, (), str(value))
             for name, value in sorted(found.items())
         )  # fmt: skip
+
+    def costs(self, images: Sequence[Image], infer: InferSettings, tokens: Sequence[int]) -> Costs:
+        """FLOPs and bytes of a batch; see `Costed.costs`. Runs a part of the batch once more, eagerly."""
+        from pytest_llmprof.models.from_transformers.costs import CountingPhases, batch_costs
+
+        prompt = self.inputs(images, infer)["input_ids"].shape[1]
+
+        def run(phases: CountingPhases, most: int) -> None:
+            compiled, self._compiled = self._compiled, False
+            try:
+                for _ in self.generate(images, replace(infer, max_new_tokens=most, ignore_eos=True), phases):
+                    pass
+            finally:
+                self._compiled = compiled
+
+        return batch_costs(self.network, tokens, prompt, run)
 
     def close(self) -> None:
         """Free the weights; the model cannot run afterwards."""
