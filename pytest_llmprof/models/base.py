@@ -203,8 +203,8 @@ class ModelPlugin:
     generations: tuple[str, ...] = ("greedy",)
     """Allowed values of `infer.generation`."""
     check_model: Callable[[ModelSettings], Iterator[tuple[str, object, str]]] | None = None
-    """Yields (key below `model`, value, what is allowed) for each value that is not allowed. It is called while tests
-    are collected, so it should not import torch."""
+    """Yields (key below `model`, value, what is allowed) for each value that is not allowed; of "one of a, b" the
+    message gives the nearest. It is called while tests are collected, so it should not import torch."""
     extra: type | None = None
     """Frozen dataclass (nested ones allowed) of `pipeline.<stage>.output.extra.<name>`; None = `OutputExtra`."""
     check_extra: Callable[[Any], Iterator[tuple[str, object, str]]] | None = None

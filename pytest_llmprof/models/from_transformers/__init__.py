@@ -21,7 +21,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pytest_llmprof.models.base import BoxFormat, ModelPlugin
-from pytest_llmprof.models.from_transformers.boxes import FORMATS
 
 if TYPE_CHECKING:
     from pytest_llmprof.config.schema import InferSettings, MeasureSettings, ModelSettings
@@ -36,16 +35,23 @@ ENGINES = ("reference", "compiled")
 """Ways to run the forward passes."""
 
 
-def _load(formats: Mapping[str, BoxFormat], model: ModelSettings, infer: InferSettings) -> LoadedModel:
+def _load(added: Iterable[BoxFormat], model: ModelSettings, infer: InferSettings) -> LoadedModel:
     from pytest_llmprof.models.from_transformers.loader import load
 
-    return load(model, infer, formats)
+    return load(model, infer, _formats(added))
 
 
-def _check(formats: Mapping[str, BoxFormat], model: ModelSettings) -> Iterator[tuple[str, object, str]]:
-    family = model.family
+def _formats(added: Iterable[BoxFormat]) -> Mapping[str, BoxFormat]:
+    """The packaged formats of boxes and those that are *added*, by name."""
+    from pytest_llmprof.models.from_transformers.boxes import FORMATS
+
+    return {one.name: one for one in (*FORMATS, *added)}
+
+
+def _check(added: Iterable[BoxFormat], model: ModelSettings) -> Iterator[tuple[str, object, str]]:
+    family, formats = model.family, _formats(added)
     if family.boxes not in formats:
-        yield "family.boxes", family.boxes, f"a format of boxes: {', '.join(formats)}"
+        yield "family.boxes", family.boxes, f"one of {', '.join(formats)}"
     if family.markdown is None and family.free is None:
         yield "family.free", None, "a text where model.family.markdown is null, too"
     if family.template is not None and not ("{image}" in family.template and "{prompt}" in family.template):
@@ -60,13 +66,13 @@ def _choose_engine(model: ModelSettings, infer: InferSettings, measure: MeasureS
 
 def plugin(formats: Iterable[BoxFormat] = ()) -> ModelPlugin:
     """This adapter, as the plugin registers it; *formats* of boxes are those of other plugins."""
-    known = {one.name: one for one in (*FORMATS, *formats)}
+    added = tuple(formats)
     return ModelPlugin(
         name=NAME,
-        load=partial(_load, known),
+        load=partial(_load, added),
         modes=(MODE,),
         engines=ENGINES,
         choose_engine=_choose_engine,
         generations=("greedy", "checkpoint"),
-        check_model=partial(_check, known),
+        check_model=partial(_check, added),
     )
