@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 import torch
 import zoo
 from ocr_helpers import Record, blocks_image
+from PIL import Image
 from test_any_model import ALONE, BOXES, preset
 
 from pytest_llmprof.errors import ModelError
@@ -88,6 +90,13 @@ def adapter(path: Path) -> None:
         (without_a_weight, ["lacks 1 tensor that config.json asks for"]),
         (gguf, ["GGUF", "*.safetensors"]),
         (adapter, ["is a LoRA directory", "the package peft"]),
+        (lambda path: (path / "tokenizer.json").unlink(), ["has no tokenizer", "tokenizer.json"]),
+        (lambda path: (path / "processor_config.json").write_text("{"), ["the processor cannot be loaded"]),
+        (lambda path: (path / "generation_config.json").write_text("{"), ["generation_config.json cannot be read"]),
+        (lambda path: change(path, "generation_config.json", eos_token_id="</s>"), ["eos_token_id '</s>'", "number"]),
+        (lambda path: change(path, model_type=["llama"]), ["model_type ['llama'] is unknown"]),
+        (lambda path: change(path, text_config=[1]), ["cannot be loaded", "text_config"]),
+        (lambda path: change(path, quantization_config=[1]), ["quantized by an unnamed method"]),
         (lambda path: change(path, model_type="llama"), ["'llama' reads text alone", "docs/models.md"]),
         (lambda path: change(path, model_type="florence2"), ["encoder-decoder"]),
         (lambda path: change(path, model_type="nobody_vl", auto_map={}), ["by the code in its repository alone"]),
@@ -142,7 +151,7 @@ def test_generation_config(path: Path):
     assert answer(follow) == answer(follow)
 
 
-def test_sampling_is_seeded_and_beams_are_refused(path: Path):
+def test_sampling_is_seeded(path: Path):
     change(path, "generation_config.json", do_sample=True, temperature=5.0)
     follow = replace(ALONE, generation="checkpoint")
     found = {}
@@ -153,10 +162,65 @@ def test_sampling_is_seeded_and_beams_are_refused(path: Path):
         found[seed] = rows[0]
     assert found[0] != found[1]
     assert model.info.details["generation_config"] == {"do_sample": True, "temperature": 5.0}
-    change(path, "generation_config.json", num_beams=4)
-    beams = load(preset("paddleocr_vl", path), ALONE, BOXES)
-    with pytest.raises(ModelError, match=r"beam search .* infer\.generation=greedy"):
-        list(beams.generate([blocks_image(1)], follow, Record()))
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"num_beams": 4}, "asks for num_beams=4, which is not followed: use infer.generation=greedy"),
+        ({"stop_strings": ["a"]}, "asks for stop_strings=['a'], which is not followed"),
+        ({"do_sample": True, "num_return_sequences": 3, "penalty_alpha": 0.6}, "num_return_sequences=3, penalty_alpha=0.6"),
+        ({"repetition_penalty": "x"}, "cannot generate: `penalty` has to be"),
+        ({"do_sample": True, "temperature": -1.0}, "cannot generate: `temperature` (=-1.0) has to be"),
+    ],
+)
+def test_a_generation_config_that_cannot_be_followed(path: Path, asked: dict[str, Any], words: str):
+    change(path, "generation_config.json", **asked)
+    model = load(preset("paddleocr_vl", path), ALONE, BOXES)
+    assert len(list(model.generate([blocks_image(1)], ALONE, Record()))) == ALONE.max_new_tokens
+    with pytest.raises(ModelError, match=re.escape(words)) as caught:
+        list(model.generate([blocks_image(1)], replace(ALONE, generation="checkpoint"), Record()))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_generation_configs_least_length_and_ban(path: Path):
+    end = 2
+    change(path, "generation_config.json", eos_token_id=end, sequence_bias=[[[end], 1000.0]], min_new_tokens=5)
+    model = load(preset("paddleocr_vl", path), ALONE, BOXES)
+    follow = replace(ALONE, generation="checkpoint", ignore_eos=False)
+    tokens = list(model.generate([blocks_image(1)], follow, Record()))
+    assert [token.id == end for token in tokens] == [False] * 5 + [True]
+    (path / "generation_config.json").unlink()
+    change(path, "generation_config.json", no_repeat_ngram_size=1)
+    model = load(preset("paddleocr_vl", path), ALONE, BOXES)
+    ids = {
+        kind: [token.id for token in model.generate([blocks_image(1)], replace(ALONE, generation=kind), Record())]
+        for kind in ("greedy", "checkpoint")
+    }
+    assert len(set(ids["checkpoint"])) == len(ids["checkpoint"]) > len(set(ids["greedy"]))
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{% for x in", "its chat template cannot be used: TemplateSyntaxError"),
+        ("{{ raise_exception('no') }}", "its chat template cannot be used: TemplateError: no"),
+        ("no image", "its processor does not take the images with this prompt"),
+    ],
+)
+def test_a_broken_chat_template(path: Path, template: str, words: str):
+    (path / "chat_template.jinja").write_text(template)
+    model = load(preset("paddleocr_vl", path), ALONE, BOXES)
+    with pytest.raises(ModelError, match=words) as caught:
+        list(model.generate([blocks_image(1)], ALONE, Record()))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_image_that_the_processor_does_not_take(path: Path):
+    model = load(preset("paddleocr_vl", path), ALONE, BOXES)
+    pages = [blocks_image(1), Image.new("RGB", (1, 3000)), blocks_image(2)]
+    with pytest.raises(ModelError, match=r"its processor does not take the images .* aspect ratio"):
+        list(model.generate(pages, ALONE, Record()))
 
 
 def test_a_prompt_beyond_the_positions(path: Path):

@@ -200,7 +200,7 @@ def _first_line(error: BaseException) -> str:
 
 def open_checkpoint(directory: Path) -> Checkpoint:
     """Check that *directory* holds a config and readable safetensors; list its files. Raises `ModelError`."""
-    config = _json(directory / "config.json")
+    config = read_json(directory / "config.json")
     weights = _weights(directory)
     keys = frozenset(key for file in weights for key in _keys(file))
     tokenizer = directory / "tokenizer.json"
@@ -227,7 +227,8 @@ def digest(files: tuple[Path, ...], whole: int = _WHOLE) -> str:
     return f"{'sha256-sampled' if sampled else 'sha256'}:{digest.hexdigest()}"
 
 
-def _json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in *file*, one of a checkpoint's. Raises `ModelError`."""
     if not file.is_file():
         raise ModelError(f"{file} is missing; a checkpoint directory holds config.json and *.safetensors")
     try:
@@ -242,7 +243,7 @@ def _json(file: Path) -> dict[str, Any]:
 def _weights(directory: Path) -> tuple[Path, ...]:
     index = directory / _INDEX
     if index.is_file():
-        content = _json(index)
+        content = read_json(index)
         shards = content.get("weight_map")
         if not isinstance(shards, dict) or not shards or not isinstance(content.get("metadata"), dict):
             raise ModelError(f"{index} lacks its weight_map or metadata")

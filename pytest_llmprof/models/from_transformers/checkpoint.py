@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pytest_llmprof.config.schema import ModelSettings
 from pytest_llmprof.errors import ModelError
-from pytest_llmprof.models.deepseek_ocr.checkpoint import open_checkpoint, resolve
+from pytest_llmprof.models.deepseek_ocr.checkpoint import open_checkpoint, read_json, resolve
+from pytest_llmprof.text.escape import one_line
 
 WANTED = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.tiktoken", "merges.txt", "vocab.txt")
 """Files that are fetched from the hub. No code is among them."""
-EXTRA = "pip install 'pytest-llmprof[models]'"
+_UNNAMED = "an unnamed method"
+_TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
 QUANTIZED = {"bitsandbytes": "bitsandbytes", "compressed-tensors": "compressed_tensors"}
 """quant_method -> the package that reads it."""
 _RELEASED = ("deepseek_vl_v2", "DeepseekOCR")
 """What the released DeepSeek-OCR's config.json calls itself."""
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,9 @@ class Source:
     def quantized(self) -> str | None:
         """The quant_method, None for plain weights."""
         settings = self.config.get("quantization_config")
-        return str(settings.get("quant_method")) if isinstance(settings, dict) else None
+        if not settings:
+            return None
+        return str(settings.get("quant_method", _UNNAMED)) if isinstance(settings, dict) else _UNNAMED
 
 
 def open_source(settings: ModelSettings) -> Source:
@@ -57,8 +61,13 @@ def open_source(settings: ModelSettings) -> Source:
     if not any((directory / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
         raise ModelError(f"{directory} has no processor (processor_config.json or preprocessor_config.json): "
                          "copy it from where the weights are from")  # fmt: skip
-    generation = directory / "generation_config.json"
-    files = (*found.weights, *((generation,) if generation.is_file() else ()))
+    if not any(next(directory.glob(name), None) for name in _TOKENIZERS):
+        raise ModelError(f"{directory} has no tokenizer ({', '.join(_TOKENIZERS)}): copy it from where the weights are "
+                         "from")  # fmt: skip
+    files = found.weights
+    if (generation := directory / "generation_config.json").is_file():
+        read_json(generation)  # transformers goes without one that it cannot read
+        files += (generation,)
     if adapter is not None:
         files += (adapter / "adapter_model.safetensors",)
     source = Source(directory, files, found.config, adapter)
@@ -71,11 +80,28 @@ def _base_of(adapter: Path, timeout_s: float) -> Path:
     need("peft", f"{adapter} is a LoRA directory")
     if not (adapter / "adapter_model.safetensors").is_file():
         raise ModelError(f"{adapter} has no adapter_model.safetensors; pickled adapters are not read")
+    base = read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
+    if not isinstance(base, str):
+        raise ModelError(f"{adapter}/adapter_config.json names no base_model_name_or_path")
+    return resolve(base, None, timeout_s, WANTED)
+
+
+def told(what: str, work: Callable[[], _Result]) -> _Result:
+    """The result of *work*, code of transformers over a stranger's files. What it raises becomes one line after *what*.
+
+    Running out of memory is left as it is.
+    """
+    import torch
+
     try:
-        base = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{adapter}/adapter_config.json names no base_model_name_or_path: {error}") from None
-    return resolve(str(base), None, timeout_s, WANTED)
+        return work()
+    # Processors, tokenizers, templates and configurations raise whatever their code meets.
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        plain = isinstance(error, (ValueError, OSError, ImportError, RuntimeError)) and str(error).strip()
+        text = str(error) if plain else f"{type(error).__name__}: {error}"
+        raise ModelError(f"{what}: {one_line(text)}") from error
 
 
 def need(package: str, why: str) -> None:
@@ -92,8 +118,8 @@ def _check_class(directory: Path, config: Mapping[str, Any]) -> None:
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     )
 
-    kind = config.get("model_type")
-    where = f"{directory}: model_type {kind!r}"
+    kind = str(config.get("model_type"))
+    where = f"{directory}: model_type {config.get('model_type')!r}"
     if kind in _RELEASED:
         raise ModelError(f"{where} is DeepSeek-OCR as released: model=deepseek_ocr reads it without its code")
     if kind not in CONFIG_MAPPING_NAMES:

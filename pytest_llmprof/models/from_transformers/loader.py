@@ -16,7 +16,7 @@ from pytest_llmprof.models.deepseek_ocr.engines.graphs import require_compiler
 from pytest_llmprof.models.deepseek_ocr.loader import silenced
 from pytest_llmprof.models.device import check_choice, pick_device, pick_dtype
 from pytest_llmprof.models.from_transformers import ENGINES
-from pytest_llmprof.models.from_transformers.checkpoint import EXTRA, Source, open_source
+from pytest_llmprof.models.from_transformers.checkpoint import Source, open_source, told
 from pytest_llmprof.text.numbers import count
 
 if TYPE_CHECKING:
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from pytest_llmprof.config.schema import InferSettings, ModelSettings
     from pytest_llmprof.models.from_transformers.model import TransformersModel
 
-_PACKAGES = ("torchvision", "num2words", "accelerate", "sentencepiece", "tiktoken", "av", "librosa")
+_EXTRA = ("torchvision", "num2words")
+"""Packages that processors ask for; the extra `models` has them."""
+_PACKAGES = (*_EXTRA, "accelerate", "sentencepiece", "tiktoken", "av", "librosa")
 """Packages that a processor may ask for."""
 _Result = TypeVar("_Result")
 
@@ -127,18 +129,14 @@ def _with_adapter(model: Any, source: Source) -> Any:
 
 def _read(source: Source, what: str, work: Callable[[], _Result]) -> _Result:
     """The result of *work*, which reads *what*. What transformers raises becomes one line."""
-    import torch
-
     try:
         with silenced():
-            return work()
-    # A stranger's files: processors, tokenizers and configurations raise whatever their code meets.
-    except Exception as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        text = (str(error) or type(error).__name__).strip()
-        if isinstance(error, (ImportError, ValueError)):
+            return told(f"{source.directory}: {what} cannot be loaded", work)
+    except ModelError as error:
+        if isinstance(error.__cause__, (ImportError, ValueError)):
             for package in _PACKAGES:
-                if re.search(rf"\b{package}\b", text, re.IGNORECASE) and find_spec(package) is None:
-                    raise ModelError(f"{source.directory}: {what} needs the package {package}: {EXTRA}") from error
-        raise ModelError(f"{source.directory}: {what} cannot be loaded: {text.splitlines()[0]}") from error
+                if re.search(rf"\b{package}\b", str(error.__cause__), re.IGNORECASE) and find_spec(package) is None:
+                    install = "'pytest-llmprof[models]'" if package in _EXTRA else package
+                    needs = f"{what} needs the package {package}: pip install {install}"
+                    raise ModelError(f"{source.directory}: {needs}") from error
+        raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import gc
 from collections.abc import Generator, Iterator, Sequence
@@ -15,8 +14,10 @@ import torch
 from pytest_llmprof.errors import ModelError
 from pytest_llmprof.models.base import BoxFormat, Capabilities, ModelInfo, ParsedOutput, Token
 from pytest_llmprof.models.from_transformers import MODE, NAME, prompts
+from pytest_llmprof.models.from_transformers.checkpoint import told
 from pytest_llmprof.models.from_transformers.loop import Plan, Step, decode
 from pytest_llmprof.models.from_transformers.plain import plain_text
+from pytest_llmprof.text.escape import one_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,12 +29,16 @@ _PHASES = ("preprocess", "vision", "prefill", "decode")
 _BUCKET = 256
 """A static cache's length is a multiple of it, so that pages of about one length share a compiled step."""
 _ANSWER_CHANGING = (
-    *("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "num_beams", "repetition_penalty"),
+    *("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty"),
     *("no_repeat_ngram_size", "encoder_repetition_penalty", "bad_words_ids", "suppress_tokens", "sequence_bias"),
-    *("begin_suppress_tokens", "min_length", "min_new_tokens", "exponential_decay_length_penalty", "guidance_scale"),
-    *("forced_bos_token_id", "forced_eos_token_id"),
+    *("begin_suppress_tokens", "min_length", "min_new_tokens", "exponential_decay_length_penalty"),
 )
-"""Fields of a generation_config that change an answer's tokens."""
+"""Fields of a generation_config that change an answer's tokens, and that `infer.generation=checkpoint` follows."""
+_NOT_FOLLOWED = (
+    *("num_beams", "num_return_sequences", "penalty_alpha", "guidance_scale", "stop_strings", "forced_bos_token_id"),
+    *("forced_eos_token_id", "watermarking_config", "dola_layers", "constraints", "force_words_ids"),
+)
+"""Fields that change them, too, but that the loop here does not know."""
 
 
 class TransformersModel:
@@ -128,10 +133,11 @@ class TransformersModel:
             steps.close()
 
     def inputs(self, images: Sequence[Image], infer: InferSettings) -> Any:
-        """A batch as the processor's tensors, on the CPU. Raises `ModelError` for ids outside the vocabulary."""
+        """A batch as the processor's tensors, on the CPU. Raises `ModelError` for what the processor does not take."""
         given = [[image] for image in images] if self.family.images == "nested" else list(images)
         text = [self.prompt(infer)] * len(images)
-        found = self.processor(images=given, text=text, return_tensors="pt", padding=True)
+        found: Any = told(f"{self._where}: its processor does not take the images with this prompt", lambda:
+                          self.processor(images=given, text=text, return_tensors="pt", padding=True))  # fmt: skip
         ids = found["input_ids"]
         if int(ids.max()) >= self._vocabulary or not bool((ids == self._image_id).any(1).all()):
             raise ModelError(
@@ -207,11 +213,15 @@ class TransformersModel:
             options = {"max_new_tokens": whole - length, "cache_implementation": "static", "disable_compile": True}
         network.generation_config = config = self._generation(infer)
         random = torch.Generator(self._device).manual_seed(self._seed) if config.do_sample else None
-        plan = Plan(phases, self._forward(), infer.no_repeat_ngram_size, random)
-        with _vision_phase(network.base_model, phases):
-            steps: Generator[Step, None, None] = network.generate(
-                **inputs, **options, custom_generate=decode, plan=plan
-            )
+        ngram, config.no_repeat_ngram_size = infer.no_repeat_ngram_size or config.no_repeat_ngram_size or 0, None
+        plan = Plan(phases, self._forward(), ngram, random)
+        try:
+            with _vision_phase(network.base_model, phases):
+                steps: Generator[Step, None, None] = network.generate(
+                    **inputs, **options, custom_generate=decode, plan=plan
+                )
+        except ValueError as error:  # so it refuses a value of the generation_config
+            raise ModelError(f"{self._where}: transformers cannot generate: {one_line(str(error))}") from error
         return steps
 
     def _forward(self) -> Any:
@@ -219,23 +229,23 @@ class TransformersModel:
         return self.network.get_compiled_call(None) if self._compiled else self.network
 
     def _generation(self, infer: InferSettings) -> Any:
-        """The generation_config of `infer.generation`. The end is ours to see, so it has no end token."""
+        """The generation_config of `infer.generation`. Raises `ModelError` for what is not followed."""
         from transformers import GenerationConfig
 
         asked = self._asked
         pad = self.tokenizer.pad_token_id
         pad = pad if pad is not None else asked.pad_token_id if asked.pad_token_id is not None else 0
-        if infer.generation == "greedy":
-            config = GenerationConfig(do_sample=False)
-        else:
-            config = copy.deepcopy(asked)
-            if (config.num_beams or 1) > 1:
-                raise ModelError(f"{self._where}: its generation_config asks for beam search (num_beams="
-                                 f"{config.num_beams}), which yields no token before the last: "
-                                 "use infer.generation=greedy")  # fmt: skip
-        config.use_cache, config.pad_token_id, config.bos_token_id = True, pad, asked.bos_token_id
-        config.eos_token_id, config.max_length, config.no_repeat_ngram_size = None, None, None
-        return config
+        followed: dict[str, Any] = {"do_sample": False}
+        if infer.generation == "checkpoint":
+            found = _asked_for(asked)
+            if other := [f"{name}={found[name]}" for name in _NOT_FOLLOWED if name in found]:
+                raise ModelError(f"{self._where}: its generation_config asks for {', '.join(other)}, which is not "
+                                 "followed: use infer.generation=greedy")  # fmt: skip
+            # The least length of an answer counts up to its end tokens. The end itself is for `generate` above to see.
+            followed |= found | {"eos_token_id": sorted(self.eos)}
+        return GenerationConfig(
+            use_cache=True, pad_token_id=pad, bos_token_id=asked.bos_token_id, max_length=None, **followed
+        )
 
     def _limit(self, inputs: Any, infer: InferSettings) -> int:
         """Most tokens that an answer may have. Raises `ModelError` where the prompt does not fit."""
@@ -259,6 +269,9 @@ class TransformersModel:
         """Ids that end an answer: the checkpoint's and the family's. Raises `ModelError` for an unknown one."""
         own = self._asked.eos_token_id
         found = {*(own if isinstance(own, list) else [own]), self.tokenizer.eos_token_id} - {None}
+        if strange := [token for token in found if not isinstance(token, int)]:
+            raise ModelError(f"{self._where}: its generation_config has the eos_token_id {strange[0]!r}, which is no "
+                             "token's number")  # fmt: skip
         for token in self.family.stop:
             if token not in self.tokenizer.get_vocab():
                 raise ModelError(f"{self._where}: model.family.stop names {token}, which the tokenizer does not have: "
@@ -300,14 +313,14 @@ def _vision_phase(base: Any, phases: Phases) -> Iterator[None]:
 def _asked_for(config: Any) -> dict[str, Any]:
     """What of a generation_config changes an answer's tokens."""
     changed = config.to_diff_dict()
-    found = {name: changed[name] for name in _ANSWER_CHANGING if changed.get(name) is not None}
+    names = (*_ANSWER_CHANGING, *_NOT_FOLLOWED)
+    found = {name: changed[name] for name in names if changed.get(name) is not None}
     if not found.get("do_sample"):  # else these have no effect
         for name in ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p"):
             found.pop(name, None)
-    if found.get("num_beams") == 1:
-        del found["num_beams"]
-    if found.get("repetition_penalty") == 1:
-        del found["repetition_penalty"]
+    for name in ("num_beams", "num_return_sequences", "guidance_scale", "repetition_penalty"):  # 1 changes nothing
+        if found.get(name) == 1:
+            del found[name]
     return found
 
 
@@ -315,7 +328,7 @@ def _note(asked: dict[str, Any]) -> str | None:
     if not asked:
         return None
     listed = ", ".join(f"{name}={value}" for name, value in asked.items())
-    return f"The checkpoint's generation_config asks for {listed}: infer.generation=checkpoint follows it, greedy not."
+    return f"The checkpoint's generation_config asks for {listed}, which infer.generation=greedy leaves out."
 
 
 def _device_name(device: torch.device) -> str:

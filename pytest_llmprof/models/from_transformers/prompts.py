@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmprof.errors import ModelError
+from pytest_llmprof.models.from_transformers.checkpoint import told
 
 if TYPE_CHECKING:
     from pytest_llmprof.config.schema import FamilySettings
@@ -31,7 +32,7 @@ def asked(family: FamilySettings, prompt: str) -> tuple[str, str]:
 def whole_prompt(processor: Any, family: FamilySettings, text: str, where: str) -> str:
     """The prompt with one image, as the processor takes it. *where* is the checkpoint, for the message.
 
-    Raises `ModelError` where neither the family nor the checkpoint has a template.
+    Raises `ModelError` where neither the family nor the checkpoint has a template that works.
     """
     if family.template is not None:
         image = getattr(processor, "image_token", None)
@@ -48,5 +49,5 @@ def whole_prompt(processor: Any, family: FamilySettings, text: str, where: str) 
     if text:
         content.append({"type": "text", "text": text})
     messages = [{"role": "user", "content": content}]
-    prompt: str = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return prompt
+    return told(f"{where}: its chat template cannot be used", lambda: str(processor.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=False)))  # fmt: skip
