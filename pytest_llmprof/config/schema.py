@@ -32,6 +32,28 @@ Texts = Annotated[tuple[str, ...], Meta(min_length=1)]
 
 
 @dataclass(frozen=True)
+class FamilySettings:
+    """What the files of a checkpoint do not say (`model.family.*`); `model.name=transformers` reads it."""
+
+    markdown: str | None = "Convert this page to Markdown."
+    """The text of `infer.prompt=markdown`. Null: this family has no such prompt, and the other one is used. Empty: the
+    image alone."""
+    free: str | None = "Read the text of this page."
+    """The text of `infer.prompt=free`, likewise."""
+    template: str | None = None
+    """The whole prompt, with `{image}` and `{prompt}` in it. Null: the checkpoint's chat template."""
+    stop: tuple[str, ...] = ()
+    """Tokens that end an answer beside those of the checkpoint's generation_config."""
+    images: Literal["nested", "flat"] = "nested"
+    """How the processor takes a batch: a list of images for each page (`nested`), or one list (`flat`)."""
+    boxes: str = "none"
+    """The [format of its boxes](models.md#boxes)."""
+    answer: Literal["text", "html", "doctags", "json"] = "text"
+    """The markup of its answers, for the [text that is scored](models.md#the-text-of-an-answer). `text`: as it is, also
+    Markdown."""
+
+
+@dataclass(frozen=True)
 class ModelSettings:
     """Which model runs and how (`model.*`)."""
 
@@ -62,6 +84,9 @@ class ModelSettings:
     """Seed of random weights."""
     max_new_tokens: Positive = 8192
     """The preset's own limit, used by the presets of `infer`. To change the limit, set `infer.max_new_tokens`."""
+    no_repeat_ngram_size: Count = 35
+    """The preset's own size, likewise. To change it, set `infer.no_repeat_ngram_size`."""
+    family: FamilySettings = FamilySettings()
 
 
 @dataclass(frozen=True)
@@ -75,8 +100,11 @@ class InferSettings:
     in bash `$'…'`, or in a YAML file."""
     max_new_tokens: Positive = ModelSettings.max_new_tokens
     """Most generated tokens per page, end token included. Default: `${model.max_new_tokens}`."""
-    no_repeat_ngram_size: Count = 35
-    """An n-gram of this size is never generated twice; 0 turns this off."""
+    no_repeat_ngram_size: Count = ModelSettings.no_repeat_ngram_size
+    """An n-gram of this size is never generated twice; 0 turns this off. Default: `${model.no_repeat_ngram_size}`."""
+    generation: Literal["greedy", "checkpoint"] = "greedy"
+    """`greedy`: the likeliest token each time. `checkpoint`: what the checkpoint's generation_config asks for, such as
+    a repetition penalty or sampling (seeded by `model.seed`). DeepSeek-OCR is greedy only."""
     ignore_eos: bool = False
     """Continue past the end token to `infer.max_new_tokens`, so that all answers have the same length. To measure
     speed: text after the end means nothing."""

@@ -49,7 +49,9 @@ class Checker:
     """The directory that a key's relative path lies under."""
 
     def refuse(self, path: str, value: object, allowed: str, names: Iterable[str] = ()) -> NoReturn:
-        """Raise the `ConfigError` for a value that isn't allowed."""
+        """Raise the `ConfigError` for a value that isn't allowed; *names* are those of "one of a, b" by default."""
+        if not names and allowed.startswith("one of "):
+            names = allowed.removeprefix("one of ").split(", ")
         hint = nearest(value, names) if isinstance(value, str) else ""
         raise ConfigError(
             f"{path}={show_value(value)} is not allowed, set {self.where(path)}; it must be {allowed}{hint}"
@@ -62,8 +64,7 @@ class Checker:
                 f"{error.key} must be set, it is left open {self.where(error.key)}: "
                 f"--llmprof-override {error.key}=VALUE"
             )
-        names = error.allowed.removeprefix("one of ").split(", ") if error.allowed.startswith("one of ") else ()
-        self.refuse(error.key, error.value, error.allowed, names)
+        self.refuse(error.key, error.value, error.allowed)
 
     def _name(self, path: str, value: str, names: Collection[str], what: str) -> None:
         if value not in names:
@@ -76,6 +77,10 @@ class Checker:
         self._name("model.mode", model.mode, plugin.modes, f"a mode of {model.name}")
         engines = dict.fromkeys((AUTO, *plugin.engines)) if plugin.engines else ()
         self._name("infer.engine", infer.engine, engines, f"an engine of {model.name}")
+        self._name("infer.generation", infer.generation, plugin.generations, f"a way of {model.name} to generate")
+        if plugin.check_model is not None:
+            for key, value, allowed in plugin.check_model(model):
+                self.refuse(f"model.{key}", value, allowed)
         if model.weights != "checkpoint":
             if model.path is not None:
                 raise ConfigError(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Box",
+    "BoxFormat",
     "Capabilities",
     "Costed",
     "Costs",
@@ -64,6 +65,20 @@ class ParsedOutput:
     """Boxes that were skipped because they were malformed or empty."""
     loop_text: str | None = None
     """The text that is searched for a loop, if `plain` lacks a part that may repeat; None = `plain`."""
+
+
+@dataclass(frozen=True)
+class BoxFormat:
+    """A way to write boxes in an answer; `model.family.boxes` names it."""
+
+    name: str
+    read: Callable[[str, tuple[int, int], tuple[int, int] | None], ParsedOutput]
+    """Called with an answer, the source image's (width, height) in pixels, and for a `resized` format the size that the
+    processor gave the image. Its boxes are in pixels of the source image, its `plain` is the answer without them."""
+    description: str = ""
+    """What it looks like, for the docs."""
+    resized: bool = False
+    """Whether its numbers are pixels of the image as the processor resized it."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +200,11 @@ class ModelPlugin:
     choose_engine: Callable[[ModelSettings, InferSettings, MeasureSettings], tuple[str, str]] | None = None
     """For `infer.engine=auto`: the fastest of `engines` that can run, and why it is that one, in a few words. It is
     called while tests are collected, so it should not import torch. None = the first of `engines`."""
+    generations: tuple[str, ...] = ("greedy",)
+    """Allowed values of `infer.generation`."""
+    check_model: Callable[[ModelSettings], Iterator[tuple[str, object, str]]] | None = None
+    """Yields (key below `model`, value, what is allowed) for each value that is not allowed; of "one of a, b" the
+    message gives the nearest. It is called while tests are collected, so it should not import torch."""
     extra: type | None = None
     """Frozen dataclass (nested ones allowed) of `pipeline.<stage>.output.extra.<name>`; None = `OutputExtra`."""
     check_extra: Callable[[Any], Iterator[tuple[str, object, str]]] | None = None

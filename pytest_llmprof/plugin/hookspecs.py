@@ -13,7 +13,7 @@ import pytest
 
 if TYPE_CHECKING:
     from pytest_llmprof.datasets.base import DatasetPlugin
-    from pytest_llmprof.models.base import ModelPlugin
+    from pytest_llmprof.models.base import BoxFormat, ModelPlugin
     from pytest_llmprof.records.catalogue import Metric
     from pytest_llmprof.stages.base import StagePlugin
 
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 @pytest.hookspec
 def pytest_llmprof_models(config: pytest.Config) -> Iterable[ModelPlugin]:  # type: ignore[empty-body]
     """Return the models you add; `model.name` in a preset chooses one."""
+
+
+@pytest.hookspec
+def pytest_llmprof_box_formats(config: pytest.Config) -> Iterable[BoxFormat]:  # type: ignore[empty-body]
+    """Return the formats of boxes you add; `model.family.boxes` names one."""
 
 
 @pytest.hookspec

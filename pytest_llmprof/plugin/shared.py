@@ -106,7 +106,10 @@ class SharedState:
         hook = self.config.hook
         return Session(
             sources=options.sources(self.config),
-            models=[*packaged_models(), *_flat(hook.pytest_llmprof_models(config=self.config))],
+            models=[
+                *packaged_models(_flat(hook.pytest_llmprof_box_formats(config=self.config))),
+                *_flat(hook.pytest_llmprof_models(config=self.config)),
+            ],
             stages=[*packaged_stages(), *_flat(hook.pytest_llmprof_stages(config=self.config))],
             datasets=[*builtin(), *_flat(hook.pytest_llmprof_datasets(config=self.config))],
             metrics=_flat(hook.pytest_llmprof_metrics(config=self.config)),

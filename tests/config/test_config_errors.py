@@ -124,7 +124,7 @@ def test_suggested_quoting_works(bench):
         ("outputs=full", ["outputs is an unknown key"]),
         (
             "model=deepseek_orc",
-            ["unknown preset", "deepseek_ocr, deepseek_ocr_random, deepseek_ocr_tiny", "did you mean"],
+            ["unknown preset", "deepseek_ocr_random, deepseek_ocr_tiny, glm_ocr", "did you mean"],
         ),
         ("infer=null", ["infer=null: unknown preset", "one of auto", "reference"]),
         ("model=../model/deepseek_ocr", ["unknown preset"]),

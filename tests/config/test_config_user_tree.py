@@ -152,7 +152,7 @@ def test_own_presets(bench):
     assert settings.infer.batch_size == 4
     assert settings.infer.max_new_tokens == 256
     assert (settings.model.mode, settings.model.weights) == ("large", "random")
-    assert "deepseek_ocr_tiny, mine" in bench.error("model=min")
+    assert "lighton_ocr, mine" in bench.error("model=min")
 
 
 def test_preset_of_ours_replaced_by_the_users(bench):

@@ -72,6 +72,10 @@ ELSEWHERE = {
         "pytest --llmprof-stage=cold,torch_profiler --llmprof-override pipeline.cold.limit_ms=500":
             "tests/docs/test_docs.py::test_the_plugin_of_extending_md_runs",
     },
+    "models.md": {
+        "pytest benchmarks --llmprof-override model=glm_ocr --llmprof-override model.path=/models/GLM-OCR":
+            "tests/models/test_any_model_run.py::test_a_family_is_a_preset_and_its_boxes_a_hook",
+    },
     "nsight.md": {
         "pytest benchmarks --llmprof-stage=nsys --llmprof-override pipeline.nsys.capture=decode --llmprof-override "
         "pipeline.nsys.occurrences=3":

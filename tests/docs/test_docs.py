@@ -16,7 +16,7 @@ from pytest_llmprof.config.registry import Registry
 from pytest_llmprof.config.schema import AUTO
 from pytest_llmprof.config.tree import find, is_block, known_paths, root_block
 from pytest_llmprof.datasets import builtin
-from pytest_llmprof.models.deepseek_ocr import plugin
+from pytest_llmprof.models import packaged_models
 from pytest_llmprof.plugin import options
 from pytest_llmprof.records.catalogue import BUILTIN
 from pytest_llmprof.records.predictions import Prediction
@@ -25,7 +25,7 @@ from pytest_llmprof.stages import packaged_stages
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
 CONFIGURATION = ROOT / "docs" / "configuration.md"
-REGISTRY = Registry.of([plugin()], packaged_stages(), builtin())
+REGISTRY = Registry.of(packaged_models(), packaged_stages(), builtin())
 TREE = root_block(REGISTRY)
 STAGES = ("torch_profiler", "direct_inference")
 ALL = pytest.mark.parametrize("document", DOCS, ids=lambda path: path.name)

@@ -44,13 +44,18 @@ class Checkpoint:
     tokenizer: Path | None
 
 
-def resolve(path: str, revision: str | None, hub_timeout_s: float = ModelSettings.hub_timeout_s) -> Path:
+def resolve(
+    path: str,
+    revision: str | None,
+    hub_timeout_s: float = ModelSettings.hub_timeout_s,
+    wanted: tuple[str, ...] = _WANTED,
+) -> Path:
     """Return the directory of *path* (a directory or a hub id), downloaded where needed.
 
-    Only config, tokenizer and safetensors files are downloaded, never code. Raises `ModelError`.
+    Only files that *wanted* names are downloaded: config, tokenizer and safetensors, never code. Raises `ModelError`.
     """
     directory = _local(path, revision)
-    return _download(path, revision, hub_timeout_s) if directory is None else directory
+    return _download(path, revision, hub_timeout_s, wanted) if directory is None else directory
 
 
 def _local(path: str, revision: str | None) -> Path | None:
@@ -98,13 +103,13 @@ def size_in_hub(repo: str, revision: str | None, timeout_s: float) -> int:
     return sum(file.size or 0 for file in files if any(fnmatch(file.rfilename, pattern) for pattern in _WANTED))
 
 
-def _download(repo: str, revision: str | None, timeout_s: float) -> Path:
+def _download(repo: str, revision: str | None, timeout_s: float, wanted: tuple[str, ...]) -> Path:
     from huggingface_hub import constants, errors, snapshot_download
 
     def snapshot(*, cached: bool) -> Path:
         # The time limit is below; of several requests at once none shall try again before it has passed.
         limits: dict[str, Any] = {"etag_timeout": 2 * timeout_s, "local_files_only": cached}
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(_WANTED), **limits))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(wanted), **limits))
 
     network = errors.HTTPError  # type: ignore[attr-defined]  # the HTTP library's own base class
     no_such = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError)
@@ -195,7 +200,7 @@ def _first_line(error: BaseException) -> str:
 
 def open_checkpoint(directory: Path) -> Checkpoint:
     """Check that *directory* holds a config and readable safetensors; list its files. Raises `ModelError`."""
-    config = _json(directory / "config.json")
+    config = read_json(directory / "config.json")
     weights = _weights(directory)
     keys = frozenset(key for file in weights for key in _keys(file))
     tokenizer = directory / "tokenizer.json"
@@ -222,7 +227,8 @@ def digest(files: tuple[Path, ...], whole: int = _WHOLE) -> str:
     return f"{'sha256-sampled' if sampled else 'sha256'}:{digest.hexdigest()}"
 
 
-def _json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in *file*, one of a checkpoint's. Raises `ModelError`."""
     if not file.is_file():
         raise ModelError(f"{file} is missing; a checkpoint directory holds config.json and *.safetensors")
     try:
@@ -237,7 +243,7 @@ def _json(file: Path) -> dict[str, Any]:
 def _weights(directory: Path) -> tuple[Path, ...]:
     index = directory / _INDEX
     if index.is_file():
-        content = _json(index)
+        content = read_json(index)
         shards = content.get("weight_map")
         if not isinstance(shards, dict) or not shards or not isinstance(content.get("metadata"), dict):
             raise ModelError(f"{index} lacks its weight_map or metadata")

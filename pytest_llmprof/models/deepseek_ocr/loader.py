@@ -93,7 +93,7 @@ def load_weights(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtyp
     where = checkpoint.directory / "config.json"
     config = translate(checkpoint.config, str(where))
     try:
-        with _silenced():
+        with silenced():
             model, found = UnlimitedOcrForConditionalGeneration.from_pretrained(
                 checkpoint.directory, config=config, dtype=dtype, use_safetensors=True, local_files_only=True,
                 ignore_mismatched_sizes=True, output_loading_info=True,
@@ -126,7 +126,7 @@ def _unreported(keys: Collection[str]) -> set[str]:
 
 
 @contextmanager
-def _silenced() -> Iterator[None]:
+def silenced() -> Iterator[None]:
     """Keep transformers' progress bar and its report of keys off the terminal: `load_weights` reports keys."""
     from transformers.utils import logging
 

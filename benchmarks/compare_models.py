@@ -1,0 +1,83 @@
+"""The same pages through several models, in one table.
+
+    python benchmarks/compare_models.py OUT NAME=PRESET[:PATH] ... [--engine reference] [--stage STAGE]
+        [--set KEY=VALUE ...]
+
+Each model runs in a pytest of its own, whose run directory is OUT/NAME. The table goes to standard output and to
+OUT/models.md: pages a second and time to first token (medians over pages), tokens a page, character error rate (null
+where weights are random or pages have no truth), and peak memory (null on a CPU).
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from pytest_llmprof.records.metrics import Metrics
+from pytest_llmprof.text.markdown import table
+from pytest_llmprof.text.numbers import number
+
+SWEEP = Path(__file__).parent / "sweeps" / "test_models.py"
+HEAD = ("Model", "Engine", "Pages/s", "TTFT ms", "TPOT ms", "Tokens/page", "CER", "Peak GiB")
+
+
+def run_model(out: Path, name: str, model: str, engine: str, stage: str, keys: Sequence[str]) -> int:
+    """Run one model; its log is OUT/NAME.log. Gives pytest's exit code."""
+    preset, _, path = model.partition(":")
+    given = [f"model={preset}", *([f"model.path={Path(path).resolve()}"] if path else []), *keys]
+    command = [sys.executable, "-m", "pytest", str(SWEEP), "-q", "-p", "no:cacheprovider", "--tb=short"]
+    command += [f"--llmprof-stage={stage}", f"--llmprof-run-dir={out / name}"]
+    if engine != "all":
+        command += ["-k", engine]
+    command += [word for key in given for word in ("--llmprof-override", key)]
+    with (out / f"{name}.log").open("w", encoding="utf-8") as log:
+        return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+
+
+def rows(out: Path, names: Sequence[str], stage: str) -> Iterator[tuple[str, ...]]:
+    """The table's rows, from what the runs wrote."""
+    for name in names:
+        for file in sorted((out / name).glob(f"*/*/{stage}/metrics.json")):
+            metrics = msgspec.json.decode(file.read_bytes(), type=Metrics)
+            figures = {**metrics.figures, **(metrics.quality or {})}
+            tokens = sum(sample.tokens for sample in metrics.samples) / max(len(metrics.samples), 1)
+            values = [figures.get(key) for key in ("pages_per_s", "ttft_ms", "tpot_ms")]
+            shown = (number(value) for value in (*values, tokens, figures.get("cer"), figures.get("peak_memory_gib")))
+            yield (name, metrics.fingerprint.engine or "", *shown)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run all and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("models", nargs="+", metavar="NAME=PRESET[:PATH]")
+    parser.add_argument("--engine", default="reference", help="reference, compiled or all")
+    parser.add_argument("--stage", default="direct_inference")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides for all of them")
+    given = parser.parse_args(arguments)
+    models = {}
+    for text in given.models:
+        name, equals, model = text.partition("=")
+        if not equals or not model or "/" in name:
+            parser.error(f"{text!r} is not NAME=PRESET[:PATH], such as glm=glm_ocr:/models/GLM-OCR")
+        models[name] = model
+    given.out.mkdir(parents=True, exist_ok=True)
+    failed = [
+        name for name, model in models.items()
+        if run_model(given.out, name, model, given.engine, given.stage, given.set)
+    ]  # fmt: skip
+    text = table(HEAD, list(rows(given.out, list(models), given.stage)), left=2)
+    (given.out / "models.md").write_text(text, encoding="utf-8")
+    print(text)
+    for name in failed:
+        print(f"{name} failed: {given.out / name}.log", file=sys.stderr)
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""Any document model that transformers runs natively, through its own `generate`, without remote code.
+
+::
+
+    checkpoint.py  a directory or hub id -> what it is, or why it cannot be used
+    loader.py      settings -> a loaded model
+    prompts.py     infer.prompt and the family -> the whole prompt
+    loop.py        transformers' greedy or sampling loop as a generator, one host read a step
+    boxes.py       formats of boxes -> pixels of the source image
+    plain.py       an answer's markup -> the text that is scored
+    costs.py       FLOPs and bytes of a batch, counted
+    model.py       implements the adapter protocol with these
+
+A family is a preset (`model.family.*`), no code. Importing this package imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING
+
+from pytest_llmprof.models.base import BoxFormat, ModelPlugin
+
+if TYPE_CHECKING:
+    from pytest_llmprof.config.schema import InferSettings, MeasureSettings, ModelSettings
+    from pytest_llmprof.models.base import LoadedModel
+
+__all__ = ["ENGINES", "MODE", "NAME", "plugin"]
+
+NAME = "transformers"
+MODE = "native"
+"""The one value of `model.mode`: images are sized as the checkpoint's processor says."""
+ENGINES = ("reference", "compiled")
+"""Ways to run the forward passes."""
+
+
+def _load(added: Iterable[BoxFormat], model: ModelSettings, infer: InferSettings) -> LoadedModel:
+    from pytest_llmprof.models.from_transformers.loader import load
+
+    return load(model, infer, _formats(added))
+
+
+def _formats(added: Iterable[BoxFormat]) -> Mapping[str, BoxFormat]:
+    """The packaged formats of boxes and those that are *added*, by name."""
+    from pytest_llmprof.models.from_transformers.boxes import FORMATS
+
+    return {one.name: one for one in (*FORMATS, *added)}
+
+
+def _check(added: Iterable[BoxFormat], model: ModelSettings) -> Iterator[tuple[str, object, str]]:
+    family, formats = model.family, _formats(added)
+    if family.boxes not in formats:
+        yield "family.boxes", family.boxes, f"one of {', '.join(formats)}"
+    if family.markdown is None and family.free is None:
+        yield "family.free", None, "a text where model.family.markdown is null, too"
+    if family.template is not None and not ("{image}" in family.template and "{prompt}" in family.template):
+        yield "family.template", family.template, "a text with {image} and {prompt}"
+    if model.weights != "checkpoint":
+        yield "weights", model.weights, f"checkpoint: {NAME} reads model.path"
+
+
+def _choose_engine(model: ModelSettings, infer: InferSettings, measure: MeasureSettings) -> tuple[str, str]:
+    return ENGINES[0], "compiled is not measured for these models"
+
+
+def plugin(formats: Iterable[BoxFormat] = ()) -> ModelPlugin:
+    """This adapter, as the plugin registers it; *formats* of boxes are those of other plugins."""
+    added = tuple(formats)
+    return ModelPlugin(
+        name=NAME,
+        load=partial(_load, added),
+        modes=(MODE,),
+        engines=ENGINES,
+        choose_engine=_choose_engine,
+        generations=("greedy", "checkpoint"),
+        check_model=partial(_check, added),
+    )

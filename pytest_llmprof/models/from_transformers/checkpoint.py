@@ -1,0 +1,147 @@
+"""What a checkpoint is, before anything of it is loaded: one that transformers runs natively, or why not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pytest_llmprof.config.schema import ModelSettings
+from pytest_llmprof.errors import ModelError
+from pytest_llmprof.models.deepseek_ocr.checkpoint import open_checkpoint, read_json, resolve
+from pytest_llmprof.text.escape import one_line
+
+WANTED = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.tiktoken", "merges.txt", "vocab.txt")
+"""Files that are fetched from the hub. No code is among them."""
+_UNNAMED = "an unnamed method"
+_TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
+QUANTIZED = {"bitsandbytes": "bitsandbytes", "compressed-tensors": "compressed_tensors"}
+"""quant_method -> the package that reads it."""
+_RELEASED = ("deepseek_vl_v2", "DeepseekOCR")
+"""What the released DeepSeek-OCR's config.json calls itself."""
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint that can be loaded."""
+
+    directory: Path
+    """Of the configuration, the processor and the weights."""
+    files: tuple[Path, ...]
+    """Weights and what else changes the answers, for the digest."""
+    config: Mapping[str, Any]
+    adapter: Path | None = None
+    """A LoRA directory that is laid over the weights."""
+
+    @property
+    def quantized(self) -> str | None:
+        """The quant_method, None for plain weights."""
+        settings = self.config.get("quantization_config")
+        if not settings:
+            return None
+        return str(settings.get("quant_method", _UNNAMED)) if isinstance(settings, dict) else _UNNAMED
+
+
+def open_source(settings: ModelSettings) -> Source:
+    """Find `model.path` and look what it is. Raises `ModelError`, one line that says what can be used instead."""
+    if settings.path is None:
+        raise ModelError("model.name=transformers needs model.path: a checkpoint's directory or hub id")
+    directory = resolve(settings.path, settings.revision, settings.hub_timeout_s, WANTED)
+    adapter = None
+    if (directory / "adapter_config.json").is_file() and not (directory / "config.json").is_file():
+        adapter, directory = directory, _base_of(directory, settings.hub_timeout_s)
+    if next(directory.glob("*.gguf"), None) and not next(directory.glob("*.safetensors"), None):
+        raise ModelError(f"{directory} holds GGUF files only, which transformers reads for no document model: "
+                         "use the model's *.safetensors checkpoint")  # fmt: skip
+    found = open_checkpoint(directory)
+    _check_class(directory, found.config)
+    if not any((directory / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
+        raise ModelError(f"{directory} has no processor (processor_config.json or preprocessor_config.json): "
+                         "copy it from where the weights are from")  # fmt: skip
+    if not any(next(directory.glob(name), None) for name in _TOKENIZERS):
+        raise ModelError(f"{directory} has no tokenizer ({', '.join(_TOKENIZERS)}): copy it from where the weights are "
+                         "from")  # fmt: skip
+    files = found.weights
+    if (generation := directory / "generation_config.json").is_file():
+        read_json(generation)  # transformers goes without one that it cannot read
+        files += (generation,)
+    if adapter is not None:
+        files += (adapter / "adapter_model.safetensors",)
+    source = Source(directory, files, found.config, adapter)
+    _check_quantization(source)
+    return source
+
+
+def _base_of(adapter: Path, timeout_s: float) -> Path:
+    """The directory of the weights that a LoRA directory was trained on."""
+    need("peft", f"{adapter} is a LoRA directory")
+    if not (adapter / "adapter_model.safetensors").is_file():
+        raise ModelError(f"{adapter} has no adapter_model.safetensors; pickled adapters are not read")
+    base = read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
+    if not isinstance(base, str):
+        raise ModelError(f"{adapter}/adapter_config.json names no base_model_name_or_path")
+    return resolve(base, None, timeout_s, WANTED)
+
+
+def told(what: str, work: Callable[[], _Result]) -> _Result:
+    """The result of *work*, code of transformers over a stranger's files. What it raises becomes one line after *what*.
+
+    Running out of memory is left as it is.
+    """
+    import torch
+
+    try:
+        return work()
+    # Processors, tokenizers, templates and configurations raise whatever their code meets.
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        plain = isinstance(error, (ValueError, OSError, ImportError, RuntimeError)) and str(error).strip()
+        text = str(error) if plain else f"{type(error).__name__}: {error}"
+        raise ModelError(f"{what}: {one_line(text)}") from error
+
+
+def need(package: str, why: str) -> None:
+    """Raise `ModelError` where *package* is not installed."""
+    if find_spec(package) is None:
+        raise ModelError(f"{why}, which needs the package {package}: pip install {package.replace('_', '-')}")
+
+
+def _check_class(directory: Path, config: Mapping[str, Any]) -> None:
+    """Raise `ModelError` for all but models of images and text that transformers has a class of its own for."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
+
+    kind = str(config.get("model_type"))
+    where = f"{directory}: model_type {config.get('model_type')!r}"
+    if kind in _RELEASED:
+        raise ModelError(f"{where} is DeepSeek-OCR as released: model=deepseek_ocr reads it without its code")
+    if kind not in CONFIG_MAPPING_NAMES:
+        why = "runs by the code in its repository alone (auto_map)" if "auto_map" in config else "is unknown"
+        raise ModelError(f"{where} {why}: this transformers has no class for it, and remote code is never run; "
+                         "use a checkpoint in transformers' own format, or a newer transformers")  # fmt: skip
+    encoder_decoder = kind in ("vision-encoder-decoder", "udop", "florence2", "t5gemma2", "pix2struct")
+    if config.get("is_encoder_decoder") or encoder_decoder:
+        raise ModelError(f"{where} is an encoder-decoder, whose prefill is another: "
+                         "use a decoder-only document model (docs/models.md)")  # fmt: skip
+    if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        text = "reads text alone" if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else "is no model of images and text"
+        raise ModelError(f"{where} {text}: use a document model (docs/models.md)")
+
+
+def _check_quantization(source: Source) -> None:
+    method = source.quantized
+    if method is None:
+        return
+    where = f"{source.directory} is quantized by {method}"
+    if method not in QUANTIZED:
+        raise ModelError(f"{where}: only {' and '.join(QUANTIZED)} are read; use the plain checkpoint")
+    need(QUANTIZED[method], where)
+    if method == "bitsandbytes":
+        need("accelerate", where)

@@ -1,0 +1,141 @@
+"""FLOPs and bytes of a batch, counted: FLOPs where torch runs them, bytes from the weights that each phase reads.
+
+The batch runs once more, eagerly, since torch's counter sees neither fused attention on a CPU nor grouped experts.
+Decode steps cost a constant and a part that grows with the cache, so a few of them give all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch.utils.flop_counter import FlopCounterMode
+
+from pytest_llmprof.models.base import Costs, PhaseCost
+
+COUNTED_STEPS = 3
+"""Decode steps that are counted; the others lie on the line through the first and the last of them."""
+
+
+class CountingPhases:
+    """`Phases` that take the counter's reading for each phase and step, and the experts that each routed to."""
+
+    def __init__(self, counter: FlopCounterMode) -> None:
+        self._counter = counter
+        self.flops: dict[str, int] = {}
+        self.steps: list[int] = []
+        self.experts: dict[str, list[int]] = {}
+        """Bytes of the experts that were routed to, for each call of a layer, by phase."""
+        self._open: list[str] = []
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        begin = self._counter.get_total_flops()
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            self._open.pop()
+            self.flops[name] = self.flops.get(name, 0) + self._counter.get_total_flops() - begin
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        begin = self._counter.get_total_flops()
+        yield
+        self.steps.append(self._counter.get_total_flops() - begin)
+
+    def routed(self, module: Any, arguments: tuple[Any, ...]) -> None:
+        """A hook before a layer's experts: their second argument holds the chosen ones."""
+        total = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+        chosen = arguments[1].unique().numel()
+        self.experts.setdefault(self._open[-1], []).append(total * chosen // module.num_experts)
+
+
+@contextmanager
+def counted(network: Any) -> Iterator[CountingPhases]:
+    """Count what *network* does, with eager attention and experts."""
+    attention, experts = network.config._attn_implementation, network.get_experts_implementation()
+    network.set_attn_implementation("eager")
+    network.set_experts_implementation("eager")
+    try:
+        with FlopCounterMode(display=False) as counter:
+            phases = CountingPhases(counter)
+            layers = [module for name, module in network.named_modules() if name.endswith(".experts")]
+            hooks = [module.register_forward_pre_hook(phases.routed) for module in layers]
+            try:
+                yield phases
+            finally:
+                for hook in hooks:
+                    hook.remove()
+    finally:
+        network.set_attn_implementation(attention)
+        network.set_experts_implementation(experts)
+
+
+def batch_costs(
+    network: Any, tokens: Sequence[int], prompt: int, run: Callable[[CountingPhases, int], None]
+) -> Costs:
+    """Costs of a batch whose prompts have *prompt* places and whose answers have *tokens* tokens.
+
+    *run* runs the batch with the phases that it is given, for so many tokens.
+    """
+    steps = max(max(tokens, default=1) - 1, 0)
+    with counted(network) as phases:
+        run(phases, min(steps, COUNTED_STEPS) + 1)
+    weights, cache = _weights(network), _cache_place(network) * len(tokens)
+    experts = {name: sum(found) for name, found in phases.experts.items()}
+    found = {"vision": PhaseCost(phases.flops.get("vision", 0), weights["vision"], {"weights": weights["vision"]})}
+    found["prefill"] = _cost(
+        phases.flops["prefill"], {"weights": weights["text"] + experts.get("prefill", 0), "cache": cache * prompt}
+    )
+    if steps and phases.steps:
+        # The first step reads the prompt and one token, each later one a token more.
+        places = steps * (prompt + 1) + steps * (steps - 1) // 2
+        routed = experts.get("decode", 0) * steps // len(phases.steps)
+        parts = {"weights": weights["text"] * steps + routed, "cache": cache * places}
+        found["decode"] = _cost(_line(phases.steps, steps), parts)
+    note = (
+        f"FLOPs counted over the prompt and {len(phases.steps)} of {steps} decode steps with eager attention; "
+        "bytes are weights and cache, without activations"
+    )
+    return Costs(found, note)
+
+
+def _cost(flops: int, parts: Mapping[str, int]) -> PhaseCost:
+    return PhaseCost(flops, sum(parts.values()), parts)
+
+
+def _line(counted: Sequence[int], steps: int) -> int:
+    """The sum over *steps* of a line through the first and the last of the *counted* ones."""
+    if steps <= len(counted):
+        return sum(counted[:steps])
+    slope = (counted[-1] - counted[0]) / max(len(counted) - 1, 1)
+    return round(steps * counted[0] + slope * steps * (steps - 1) / 2)
+
+
+def _weights(network: Any) -> dict[str, int]:
+    """Bytes that vision reads, and that the text model with its head reads beside its routed experts."""
+    decoder = network.get_decoder()
+    embedding, head = network.get_input_embeddings().weight, network.get_output_embeddings().weight
+    routed = {
+        id(parameter) for name, module in network.named_modules() if name.endswith(".experts")
+        for parameter in module.parameters()
+    }  # fmt: skip
+    text = {id(parameter): parameter for parameter in decoder.parameters() if parameter is not embedding}
+    text[id(head)] = head
+    sizes = {key: parameter.numel() * parameter.element_size() for key, parameter in text.items() if key not in routed}
+    vision = [
+        parameter.numel() * parameter.element_size() for parameter in network.parameters()
+        if id(parameter) not in text and parameter is not embedding
+    ]  # fmt: skip
+    return {"vision": sum(vision), "text": sum(sizes.values())}
+
+
+def _cache_place(network: Any) -> int:
+    """Bytes of keys and values that one place of one row has, in layers that keep all places."""
+    text = network.config.get_text_config(decoder=True)
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
+    return int(2 * kinds.count("full_attention") * heads * size * network.dtype.itemsize)

@@ -1,0 +1,142 @@
+"""Load a checkpoint: its processor, its weights, and what its generation_config asks for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pytest_llmprof.config.schema import AUTO
+from pytest_llmprof.errors import ModelError
+from pytest_llmprof.measure.collector import paused_garbage_collector
+from pytest_llmprof.models.base import BoxFormat
+from pytest_llmprof.models.deepseek_ocr.checkpoint import digest
+from pytest_llmprof.models.deepseek_ocr.engines.graphs import require_compiler
+from pytest_llmprof.models.deepseek_ocr.loader import silenced
+from pytest_llmprof.models.device import check_choice, pick_device, pick_dtype
+from pytest_llmprof.models.from_transformers import ENGINES
+from pytest_llmprof.models.from_transformers.checkpoint import Source, open_source, told
+from pytest_llmprof.text.numbers import count
+
+if TYPE_CHECKING:
+    import torch
+
+    from pytest_llmprof.config.schema import InferSettings, ModelSettings
+    from pytest_llmprof.models.from_transformers.model import TransformersModel
+
+_EXTRA = ("torchvision", "num2words")
+"""Packages that processors ask for; the extra `models` has them."""
+_PACKAGES = (*_EXTRA, "accelerate", "sentencepiece", "tiktoken", "av", "librosa")
+"""Packages that a processor may ask for."""
+_Result = TypeVar("_Result")
+
+
+def load(settings: ModelSettings, infer: InferSettings, formats: Mapping[str, BoxFormat]) -> TransformersModel:
+    """Load the model. Raises `ModelError` with one line for all that the user can fix."""
+    engine = ENGINES[0] if infer.engine == AUTO else infer.engine
+    check_choice("infer.engine", engine, ENGINES)
+    device = pick_device(settings.device)
+    dtype = pick_dtype(settings.dtype, device)
+    if engine == "compiled":
+        require_compiler(engine, device)
+    source = open_source(settings)
+    check_memory(source, device)
+    with paused_garbage_collector():
+        import transformers
+
+        from pytest_llmprof.models.from_transformers.model import TransformersModel
+
+    processor = _read(source, "the processor", lambda: transformers.AutoProcessor.from_pretrained(source.directory,
+                      local_files_only=True, trust_remote_code=False))  # fmt: skip
+    tokenizer = getattr(processor, "tokenizer", None)
+    if tokenizer is None or getattr(processor, "image_processor", None) is None:
+        lacks = "tokenizer" if tokenizer is None else "image processor"
+        raise ModelError(f"{source.directory}: its processor {type(processor).__name__} has no {lacks}")
+    network = load_weights(source, device, dtype)
+    return TransformersModel(
+        network,
+        processor,
+        settings,
+        engine=engine,
+        digest=digest(source.files),
+        boxes=formats[settings.family.boxes],
+        where=str(source.directory),
+    )
+
+
+def check_memory(source: Source, device: torch.device) -> None:
+    """Raise `ModelError` where the weights' files are larger than the GPU's free memory."""
+    if device.type != "cuda" or source.quantized is not None:
+        return
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(device)
+    needed = sum(file.stat().st_size for file in source.files)
+    if needed > free:
+        raise ModelError(
+            f"{source.directory}: the weights are {needed / 2**30:.1f} GiB, and {device} has {free / 2**30:.1f} GiB "
+            "free: use a larger GPU, free this one, or set model.device=cpu"
+        )
+
+
+def load_weights(source: Source, device: torch.device, dtype: torch.dtype) -> Any:
+    """transformers' model with all weights of *source*. Raises `ModelError` where a weight is missing or of another
+    shape: transformers alone would use random ones there."""
+    import transformers
+
+    options: dict[str, Any] = {}
+    if source.quantized is not None:
+        options["device_map"] = {"": device}
+        if source.quantized == "compressed-tensors":
+            options["quantization_config"] = transformers.CompressedTensorsConfig(run_compressed=False)
+
+    def read() -> Any:
+        return transformers.AutoModelForImageTextToText.from_pretrained(
+            source.directory, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False,
+            ignore_mismatched_sizes=True, output_loading_info=True, **options,
+        )  # fmt: skip
+
+    model, found = _read(source, "the weights", read)
+    shapes = [f"{name} {list(has)} instead of {list(wants)}" for name, has, wants in found["mismatched_keys"]]
+    for problem, tensors in (
+        ("lacks {} that config.json asks for", found["missing_keys"]),
+        ("has {} of another shape than config.json gives", shapes),
+    ):
+        if tensors:
+            what = problem.format(count(len(tensors), "tensor"))
+            more = f" and {len(tensors) - 3} more" if len(tensors) > 3 else ""
+            raise ModelError(f"{source.directory}: the checkpoint {what}: {', '.join(sorted(tensors)[:3])}{more}")
+    if not (hasattr(model.base_model, "get_image_features") and model._supports_mm_encoder_outputs()):
+        raise ModelError(
+            f"{source.directory}: {type(model).__name__} encodes images inside its forward pass, so vision and prefill "
+            "cannot be told apart: use a document model of docs/models.md"
+        )
+    if source.quantized is None:
+        model = model.to(device)
+    if source.adapter is not None:
+        model = _with_adapter(model, source)
+    return model.eval().requires_grad_(False)
+
+
+def _with_adapter(model: Any, source: Source) -> Any:
+    """*model* with the LoRA weights merged into it."""
+    from peft import PeftModel  # type: ignore[import-not-found, unused-ignore]
+
+    return _read(source, f"the adapter {source.adapter}",
+                 lambda: PeftModel.from_pretrained(model, str(source.adapter)).merge_and_unload())  # fmt: skip
+
+
+def _read(source: Source, what: str, work: Callable[[], _Result]) -> _Result:
+    """The result of *work*, which reads *what*. What transformers raises becomes one line."""
+    try:
+        with silenced():
+            return told(f"{source.directory}: {what} cannot be loaded", work)
+    except ModelError as error:
+        if isinstance(error.__cause__, (ImportError, ValueError)):
+            for package in _PACKAGES:
+                if re.search(rf"\b{package}\b", str(error.__cause__), re.IGNORECASE) and find_spec(package) is None:
+                    install = "'pytest-llmprof[models]'" if package in _EXTRA else package
+                    needs = f"{what} needs the package {package}: pip install {install}"
+                    raise ModelError(f"{source.directory}: {needs}") from error
+        raise

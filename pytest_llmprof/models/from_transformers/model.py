@@ -1,0 +1,335 @@
+"""The loaded model: implements the adapter protocol with the other modules of this package."""
+
+from __future__ import annotations
+
+import functools
+import gc
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pytest_llmprof.errors import ModelError
+from pytest_llmprof.models.base import BoxFormat, Capabilities, ModelInfo, ParsedOutput, Token
+from pytest_llmprof.models.from_transformers import MODE, NAME, prompts
+from pytest_llmprof.models.from_transformers.checkpoint import told
+from pytest_llmprof.models.from_transformers.loop import Plan, Step, decode
+from pytest_llmprof.models.from_transformers.plain import plain_text
+from pytest_llmprof.text.escape import one_line
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from pytest_llmprof.config.schema import InferSettings, ModelSettings
+    from pytest_llmprof.models.base import Costs, Phases
+
+_PHASES = ("preprocess", "vision", "prefill", "decode")
+_BUCKET = 256
+"""A static cache's length is a multiple of it, so that pages of about one length share a compiled step."""
+_ANSWER_CHANGING = (
+    *("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty"),
+    *("no_repeat_ngram_size", "encoder_repetition_penalty", "bad_words_ids", "suppress_tokens", "sequence_bias"),
+    *("begin_suppress_tokens", "min_length", "min_new_tokens", "exponential_decay_length_penalty"),
+)
+"""Fields of a generation_config that change an answer's tokens, and that `infer.generation=checkpoint` follows."""
+_NOT_FOLLOWED = (
+    *("num_beams", "num_return_sequences", "penalty_alpha", "guidance_scale", "stop_strings", "forced_bos_token_id"),
+    *("forced_eos_token_id", "watermarking_config", "dola_layers", "constraints", "force_words_ids"),
+)
+"""Fields that change them, too, but that the loop here does not know."""
+
+
+class TransformersModel:
+    """A document model of transformers, ready to read pages. Implements `pytest_llmprof.models.base.LoadedModel`."""
+
+    def __init__(
+        self,
+        network: Any,
+        processor: Any,
+        settings: ModelSettings,
+        *,
+        engine: str,
+        digest: str,
+        boxes: BoxFormat,
+        where: str,
+    ) -> None:
+        """Wrap transformers' model *network*, on its device, and its *processor*; *where* is the checkpoint.
+
+        Raises `ModelError` where they and `model.family` do not fit together.
+        """
+        self.network: Any = network
+        """None once closed."""
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.tokenizer.padding_side = "left"  # on the right, padding would stand between a prompt and its answer
+        self.family = settings.family
+        self._seed = settings.seed
+        self._boxes = boxes
+        self._where = where
+        self._device, self._dtype = network.device, network.dtype
+        self._vocabulary: int = network.get_input_embeddings().num_embeddings
+        text = network.config.get_text_config(decoder=True)
+        self._positions: int = getattr(text, "max_position_embeddings", None) or 1 << 30
+        self._image_id = self._check_tokens()
+        self._asked = network.generation_config
+        self.eos = self._end_tokens()
+        """Tokens that end an answer."""
+        self._compiled = engine == "compiled"
+        self._steps: Any = None
+        self._resized: dict[tuple[int, int], tuple[int, int] | None] = {}
+        self.capabilities = Capabilities(phases=_PHASES)
+        asked = _asked_for(self._asked)
+        self.info = ModelInfo(
+            name=NAME,
+            weights="checkpoint",
+            digest=digest,
+            parameters=sum(parameter.numel() for parameter in network.parameters()),
+            device=_device_name(self._device),
+            dtype=str(self._dtype).removeprefix("torch."),
+            mode=MODE,
+            engine=engine,
+            note=_note(asked),
+            details={
+                "class": type(network).__name__,
+                "model_type": network.config.model_type,
+                "attention": network.config._attn_implementation,
+                "generation_config": asked,
+                "layers": getattr(text, "num_hidden_layers", None),
+                "hidden_size": getattr(text, "hidden_size", None),
+                "vocabulary": self._vocabulary,
+                "positions": self._positions,
+            },
+        )
+
+    @torch.inference_mode()
+    def generate(self, images: Sequence[Image], infer: InferSettings, phases: Phases) -> Iterator[Token]:
+        """Yield the tokens of a batch of images as they come; see `LoadedModel.generate`."""
+        if self.network is None:
+            raise ModelError("the model was closed")
+        if not images:
+            return
+        with phases.phase("preprocess"):
+            inputs = self.inputs(images, infer)
+            limit = self._limit(inputs, infer)
+            inputs = inputs.to(self._device, self._dtype)
+        eos = () if infer.ignore_eos else self.eos
+        live = [True] * len(images)
+        if self._steps is not None:
+            self._steps.close()  # models keep the positions of one answer, so two never run in turns
+        self._steps = steps = self._run(inputs, infer, limit, phases)
+        del inputs
+        try:
+            for number, (ids, now) in enumerate(steps, 1):
+                last = number == limit
+                ends = ["eos" if token in eos else "length" if last else None for token in ids]
+                tokens = [Token(row, ids[row], None, now, ends[row]) for row, on in enumerate(live) if on]
+                live = [on and end is None for on, end in zip(live, ends, strict=True)]
+                if not any(live):
+                    steps.close()  # ends the phase before the last tokens are handed on
+                yield from tokens
+        finally:
+            steps.close()
+
+    def inputs(self, images: Sequence[Image], infer: InferSettings) -> Any:
+        """A batch as the processor's tensors, on the CPU. Raises `ModelError` for what the processor does not take."""
+        given = [[image] for image in images] if self.family.images == "nested" else list(images)
+        text = [self.prompt(infer)] * len(images)
+        found: Any = told(f"{self._where}: its processor does not take the images with this prompt", lambda:
+                          self.processor(images=given, text=text, return_tensors="pt", padding=True))  # fmt: skip
+        ids = found["input_ids"]
+        if int(ids.max()) >= self._vocabulary or not bool((ids == self._image_id).any(1).all()):
+            raise ModelError(
+                f"{self._where}: the prompt's tokens are not the model's (no image token {self._image_id}, or ids "
+                f"outside its vocabulary of {self._vocabulary}): another tokenizer than the weights', "
+                "or another model.family"
+            )
+        return found
+
+    def prompt(self, infer: InferSettings) -> str:
+        """The prompt's full text."""
+        _, text = prompts.asked(self.family, infer.prompt)
+        return prompts.whole_prompt(self.processor, self.family, text, self._where)
+
+    def prompt_kind(self, infer: InferSettings) -> str:
+        """What `infer.prompt` asks for: "markdown", "free" or "other"."""
+        return prompts.asked(self.family, infer.prompt)[0]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Decode token ids, special tokens included."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=False)
+        return text
+
+    def parse(self, text: str, size: tuple[int, int]) -> ParsedOutput:
+        """Read an answer about an image of *size* (width, height)."""
+        found = self._boxes.read(text, size, self._resized_size(size) if self._boxes.resized else None)
+        plain = found.plain
+        for token in sorted({*self.tokenizer.all_special_tokens, *self.family.stop}, key=len, reverse=True):
+            plain = plain.replace(token, "")
+        return ParsedOutput(plain_text(plain, self.family.answer), found.boxes, found.bad_boxes, found.loop_text)
+
+    def shape_key(self, image: Image, infer: InferSettings) -> object:
+        """The shapes of all tensors, and how images are cut: together they set every shape."""
+        found = self.inputs([image], infer)
+        return tuple(
+            (name, tuple(value.shape), str(value.tolist()) if "grid" in name or "size" in name else "")
+            if hasattr(value, "shape") else (name, (), str(value))
+            for name, value in sorted(found.items())
+        )  # fmt: skip
+
+    def costs(self, images: Sequence[Image], infer: InferSettings, tokens: Sequence[int]) -> Costs:
+        """FLOPs and bytes of a batch; see `Costed.costs`. Runs a part of the batch once more, eagerly."""
+        from pytest_llmprof.models.from_transformers.costs import CountingPhases, batch_costs
+
+        prompt = self.inputs(images, infer)["input_ids"].shape[1]
+
+        def run(phases: CountingPhases, most: int) -> None:
+            compiled, self._compiled = self._compiled, False
+            try:
+                for _ in self.generate(images, replace(infer, max_new_tokens=most, ignore_eos=True), phases):
+                    pass
+            finally:
+                self._compiled = compiled
+
+        return batch_costs(self.network, tokens, prompt, run)
+
+    def close(self) -> None:
+        """Free the weights; the model cannot run afterwards."""
+        if self._steps is not None:
+            self._steps.close()
+        self.network = self._steps = None
+        gc.collect()  # the modules refer to one another in circles
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _run(self, inputs: Any, infer: InferSettings, limit: int, phases: Phases) -> Generator[Step, None, None]:
+        """transformers' `generate` up to its loop, and the loop's iterator."""
+        network = self.network
+        length = inputs["input_ids"].shape[1]
+        options: dict[str, Any] = {"max_new_tokens": limit}
+        if self._compiled:
+            whole = -(-(length + limit) // _BUCKET) * _BUCKET
+            options = {"max_new_tokens": whole - length, "cache_implementation": "static", "disable_compile": True}
+        network.generation_config = config = self._generation(infer)
+        random = torch.Generator(self._device).manual_seed(self._seed) if config.do_sample else None
+        ngram, config.no_repeat_ngram_size = infer.no_repeat_ngram_size or config.no_repeat_ngram_size or 0, None
+        plan = Plan(phases, self._forward(), ngram, random)
+        try:
+            with _vision_phase(network.base_model, phases):
+                steps: Generator[Step, None, None] = network.generate(
+                    **inputs, **options, custom_generate=decode, plan=plan
+                )
+        except ValueError as error:  # so it refuses a value of the generation_config
+            raise ModelError(f"{self._where}: transformers cannot generate: {one_line(str(error))}") from error
+        return steps
+
+    def _forward(self) -> Any:
+        """What runs a decode step."""
+        return self.network.get_compiled_call(None) if self._compiled else self.network
+
+    def _generation(self, infer: InferSettings) -> Any:
+        """The generation_config of `infer.generation`. Raises `ModelError` for what is not followed."""
+        from transformers import GenerationConfig
+
+        asked = self._asked
+        pad = self.tokenizer.pad_token_id
+        pad = pad if pad is not None else asked.pad_token_id if asked.pad_token_id is not None else 0
+        followed: dict[str, Any] = {"do_sample": False}
+        if infer.generation == "checkpoint":
+            found = _asked_for(asked)
+            if other := [f"{name}={found[name]}" for name in _NOT_FOLLOWED if name in found]:
+                raise ModelError(f"{self._where}: its generation_config asks for {', '.join(other)}, which is not "
+                                 "followed: use infer.generation=greedy")  # fmt: skip
+            # The least length of an answer counts up to its end tokens. The end itself is for `generate` above to see.
+            followed |= found | {"eos_token_id": sorted(self.eos)}
+        return GenerationConfig(
+            use_cache=True, pad_token_id=pad, bos_token_id=asked.bos_token_id, max_length=None, **followed
+        )
+
+    def _limit(self, inputs: Any, infer: InferSettings) -> int:
+        """Most tokens that an answer may have. Raises `ModelError` where the prompt does not fit."""
+        length = inputs["input_ids"].shape[1]
+        if length >= self._positions:
+            raise ModelError(f"the prompt has {length} tokens; the model has {self._positions} positions")
+        return int(min(infer.max_new_tokens, self._positions - length))
+
+    def _check_tokens(self) -> int:
+        """The id of the image token. Raises `ModelError` where the tokenizer and the model do not fit together."""
+        config = self.network.config
+        image = next((value for key in ("image_token_id", "image_token_index")
+                      if isinstance(value := getattr(config, key, None), int)), None)  # fmt: skip
+        if len(self.tokenizer) > self._vocabulary or image is None:
+            what = ("config.json names no image token" if image is None else
+                    f"the tokenizer has {len(self.tokenizer)} tokens, the model {self._vocabulary}")  # fmt: skip
+            raise ModelError(f"{self._where}: {what}: the tokenizer and the weights do not belong together")
+        return image
+
+    def _end_tokens(self) -> frozenset[int]:
+        """Ids that end an answer: the checkpoint's and the family's. Raises `ModelError` for an unknown one."""
+        own = self._asked.eos_token_id
+        found = {*(own if isinstance(own, list) else [own]), self.tokenizer.eos_token_id} - {None}
+        if strange := [token for token in found if not isinstance(token, int)]:
+            raise ModelError(f"{self._where}: its generation_config has the eos_token_id {strange[0]!r}, which is no "
+                             "token's number")  # fmt: skip
+        for token in self.family.stop:
+            if token not in self.tokenizer.get_vocab():
+                raise ModelError(f"{self._where}: model.family.stop names {token}, which the tokenizer does not have: "
+                                 "another model.family than the checkpoint's")  # fmt: skip
+            found.add(self.tokenizer.convert_tokens_to_ids(token))
+        if not found:
+            raise ModelError(f"{self._where} names no end token; set model.family.stop")
+        return frozenset(found)
+
+    def _resized_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        """The size that the processor gives an image of *size*, from its grid of patches; None where it has none."""
+        if size not in self._resized:
+            from PIL import Image
+
+            reader = self.processor.image_processor
+            grid = reader(Image.new("RGB", size), return_tensors="pt").get("image_grid_thw")
+            _, rows, columns = grid[0].tolist() if grid is not None else (0, 0, 0)
+            self._resized[size] = (columns * reader.patch_size, rows * reader.patch_size) if rows else None
+        return self._resized[size]
+
+
+@contextmanager
+def _vision_phase(base: Any, phases: Phases) -> Iterator[None]:
+    """Make the model's image encoder, projector included, the phase `vision`; `generate` calls it before its loop."""
+    inner = base.get_image_features
+
+    @functools.wraps(inner)  # generate() reads its signature
+    def features(*args: Any, **kwargs: Any) -> Any:
+        with phases.phase("vision"):
+            return inner(*args, **kwargs)
+
+    base.get_image_features = features
+    try:
+        yield
+    finally:
+        del base.get_image_features
+
+
+def _asked_for(config: Any) -> dict[str, Any]:
+    """What of a generation_config changes an answer's tokens."""
+    changed = config.to_diff_dict()
+    names = (*_ANSWER_CHANGING, *_NOT_FOLLOWED)
+    found = {name: changed[name] for name in names if changed.get(name) is not None}
+    if not found.get("do_sample"):  # else these have no effect
+        for name in ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p"):
+            found.pop(name, None)
+    for name in ("num_beams", "num_return_sequences", "guidance_scale", "repetition_penalty"):  # 1 changes nothing
+        if found.get(name) == 1:
+            del found[name]
+    return found
+
+
+def _note(asked: dict[str, Any]) -> str | None:
+    if not asked:
+        return None
+    listed = ", ".join(f"{name}={value}" for name, value in asked.items())
+    return f"The checkpoint's generation_config asks for {listed}, which infer.generation=greedy leaves out."
+
+
+def _device_name(device: torch.device) -> str:
+    return "cuda:0" if device.type == "cuda" and device.index is None else str(device)

@@ -1,0 +1,231 @@
+"""Checkpoints that cannot be used: one line each, which says what can be."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import zoo
+from ocr_helpers import Record, blocks_image
+from PIL import Image
+from test_any_model import ALONE, BOXES, preset, theirs
+
+from pytest_llmprof.errors import ModelError
+from pytest_llmprof.models.from_transformers import checkpoint, loader
+from pytest_llmprof.models.from_transformers.loader import load
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return zoo.build(zoo.paddleocr_vl, tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture
+def path(whole: Path, tmp_path: Path) -> Path:
+    """A copy to break."""
+    return Path(shutil.copytree(whole, tmp_path / "copy"))
+
+
+def change(path: Path, name: str = "config.json", **values: Any) -> None:
+    file = path / name
+    content = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(content | values))
+
+
+def refused(path: Path, preset_name: str = "paddleocr_vl") -> str:
+    with pytest.raises(ModelError) as caught:
+        load(preset(preset_name, path), ALONE, BOXES)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert len(text) < 600
+    return text
+
+
+def without_processor(path: Path) -> None:
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        (path / name).unlink(missing_ok=True)
+
+
+def of_another_tokenizer(path: Path) -> None:
+    words = zoo.tokenizer([f"<extra_{number}>" for number in range(400)], {"image_token": "<|IMAGE_PLACEHOLDER|>"})
+    words.save_pretrained(path)
+
+
+def truncated(path: Path) -> None:
+    file = path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def without_a_weight(path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = path / "model.safetensors"
+    weights = load_file(file)
+    del weights[next(name for name in weights if "layers.1" in name)]
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def gguf(path: Path) -> None:
+    (path / "model.safetensors").rename(path / "model.gguf")
+
+
+def adapter(path: Path) -> None:
+    (path / "config.json").unlink()
+    change(path, "adapter_config.json", base_model_name_or_path=str(path))
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        (without_processor, ["has no processor", "preprocessor_config.json"]),
+        (of_another_tokenizer, ["the tokenizer has", "do not belong together"]),
+        (truncated, ["is not a whole safetensors file"]),
+        (without_a_weight, ["lacks 1 tensor that config.json asks for"]),
+        (gguf, ["GGUF", "*.safetensors"]),
+        (adapter, ["is a LoRA directory", "the package peft"]),
+        (lambda path: (path / "tokenizer.json").unlink(), ["has no tokenizer", "tokenizer.json"]),
+        (lambda path: (path / "processor_config.json").write_text("{"), ["the processor cannot be loaded"]),
+        (lambda path: (path / "generation_config.json").write_text("{"), ["generation_config.json cannot be read"]),
+        (lambda path: change(path, "generation_config.json", eos_token_id="</s>"), ["eos_token_id '</s>'", "number"]),
+        (lambda path: change(path, model_type=["llama"]), ["model_type ['llama'] is unknown"]),
+        (lambda path: change(path, text_config=[1]), ["cannot be loaded", "text_config"]),
+        (lambda path: change(path, quantization_config=[1]), ["quantized by an unnamed method"]),
+        (lambda path: change(path, model_type="llama"), ["'llama' reads text alone", "docs/models.md"]),
+        (lambda path: change(path, model_type="florence2"), ["encoder-decoder"]),
+        (lambda path: change(path, model_type="nobody_vl", auto_map={}), ["by the code in its repository alone"]),
+        (lambda path: change(path, model_type="deepseek_vl_v2"), ["model=deepseek_ocr"]),
+        (lambda path: change(path, quantization_config={"quant_method": "gptq"}), ["quantized by gptq", "plain"]),
+        (
+            lambda path: change(path, quantization_config={"quant_method": "bitsandbytes"}),
+            ["quantized by bitsandbytes", "pip install bitsandbytes"],
+        ),
+    ],
+)
+def test_broken_checkpoints(path: Path, broken: Callable[[Path], None], words: list[str], monkeypatch):
+    monkeypatch.setattr(checkpoint, "find_spec", lambda package: None)  # a machine without the extras
+    broken(path)
+    text = refused(path)
+    assert all(word in text for word in words), text
+
+
+def test_a_family_of_another_model(path: Path):
+    assert "model.family.stop names <|im_end|>, which the tokenizer does not have" in refused(path, "qianfan_ocr")
+
+
+@pytest.mark.skipif(zoo.VISION, reason="torchvision is installed")
+@pytest.mark.parametrize("processor", ["UnlimitedOcrProcessor", "Glm46VProcessor"])
+def test_a_missing_package(path: Path, processor: str):
+    change(path, "processor_config.json", processor_class=processor)
+    change(path, "processor_config.json", image_processor={"image_processor_type": "UnlimitedOcrImageProcessor"})
+    text = refused(path)
+    assert "needs the package torchvision: pip install 'pytest-llmprof[models]'" in text, text
+
+
+def test_too_little_gpu_memory(path: Path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1024, 2048))
+    source = checkpoint.open_source(preset("paddleocr_vl", path))
+    with pytest.raises(ModelError, match=r"the weights are 0\.0 GiB, and cuda:0 has 0\.0 GiB free: use a larger GPU"):
+        loader.check_memory(source, torch.device("cuda", 0))
+
+
+def test_generation_config(path: Path):
+    change(path, "generation_config.json", repetition_penalty=5.0, use_cache=False, num_beams=1)
+    model = load(preset("paddleocr_vl", path), ALONE, BOXES)
+    plain = load(preset("paddleocr_vl", path), ALONE, BOXES)
+    assert model.info.details["generation_config"] == {"repetition_penalty": 5.0}
+    assert "repetition_penalty=5.0" in model.info.note
+    follow = replace(ALONE, generation="checkpoint")
+
+    def answer(infer: Any) -> list[Any]:
+        return [token.id for token in model.generate([blocks_image(1)], infer, Record())]
+
+    assert answer(ALONE) == [token.id for token in plain.generate([blocks_image(1)], ALONE, Record())]
+    assert len(set(answer(follow))) > len(set(answer(ALONE))), "the penalty of 5 forbids repeats in practice"
+    assert [answer(follow)] == theirs(model, [blocks_image(1)], follow)
+
+
+def test_sampling_is_seeded(path: Path):
+    change(path, "generation_config.json", do_sample=True, temperature=5.0)
+    follow = replace(ALONE, generation="checkpoint")
+    found = {}
+    for seed in (0, 1):
+        model = load(replace(preset("paddleocr_vl", path), seed=seed), ALONE, BOXES)
+        rows = [[token.id for token in model.generate([blocks_image(1)], follow, Record())] for _ in range(2)]
+        assert rows[0] == rows[1]
+        found[seed] = rows[0]
+    assert found[0] != found[1]
+    assert model.info.details["generation_config"] == {"do_sample": True, "temperature": 5.0}
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"num_beams": 4}, "asks for num_beams=4, which is not followed: use infer.generation=greedy"),
+        ({"stop_strings": ["a"]}, "asks for stop_strings=['a'], which is not followed"),
+        ({"do_sample": True, "num_return_sequences": 3}, "asks for num_return_sequences=3"),
+        ({"repetition_penalty": "x"}, "cannot generate: `penalty` has to be"),
+        ({"do_sample": True, "temperature": -1.0}, "cannot generate: `temperature` (=-1.0) has to be"),
+    ],
+)
+def test_a_generation_config_that_cannot_be_followed(path: Path, asked: dict[str, Any], words: str):
+    change(path, "generation_config.json", **asked)
+    model = load(preset("paddleocr_vl", path), ALONE, BOXES)
+    assert len(list(model.generate([blocks_image(1)], ALONE, Record()))) == ALONE.max_new_tokens
+    with pytest.raises(ModelError, match=re.escape(words)) as caught:
+        list(model.generate([blocks_image(1)], replace(ALONE, generation="checkpoint"), Record()))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_generation_configs_least_length_and_ban(path: Path):
+    end = 2
+    change(path, "generation_config.json", eos_token_id=end, sequence_bias=[[[end], 1000.0]], min_new_tokens=5)
+    model = load(preset("paddleocr_vl", path), ALONE, BOXES)
+    follow = replace(ALONE, generation="checkpoint", ignore_eos=False)
+    tokens = list(model.generate([blocks_image(1)], follow, Record()))
+    assert [token.id == end for token in tokens] == [False] * 5 + [True]
+    (path / "generation_config.json").unlink()
+    change(path, "generation_config.json", no_repeat_ngram_size=1)
+    model = load(preset("paddleocr_vl", path), ALONE, BOXES)
+    ids = {
+        kind: [token.id for token in model.generate([blocks_image(1)], replace(ALONE, generation=kind), Record())]
+        for kind in ("greedy", "checkpoint")
+    }
+    assert len(set(ids["checkpoint"])) == len(ids["checkpoint"]) > len(set(ids["greedy"]))
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{% for x in", "its chat template cannot be used: TemplateSyntaxError"),
+        ("{{ raise_exception('no') }}", "its chat template cannot be used: TemplateError: no"),
+        ("no image", "its processor does not take the images with this prompt"),
+    ],
+)
+def test_a_broken_chat_template(path: Path, template: str, words: str):
+    (path / "chat_template.jinja").write_text(template)
+    model = load(preset("paddleocr_vl", path), ALONE, BOXES)
+    with pytest.raises(ModelError, match=words) as caught:
+        list(model.generate([blocks_image(1)], ALONE, Record()))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_image_that_the_processor_does_not_take(path: Path):
+    model = load(preset("paddleocr_vl", path), ALONE, BOXES)
+    pages = [blocks_image(1), Image.new("RGB", (1, 3000)), blocks_image(2)]
+    with pytest.raises(ModelError, match=r"its processor does not take the images .* aspect ratio"):
+        list(model.generate(pages, ALONE, Record()))
+
+
+def test_a_prompt_beyond_the_positions(path: Path):
+    config = json.loads((path / "config.json").read_text())
+    change(path, text_config=config["text_config"] | {"max_position_embeddings": 20})
+    model = load(preset("paddleocr_vl", path), ALONE, BOXES)
+    with pytest.raises(ModelError, match=r"the prompt has \d+ tokens; the model has 20 positions"):
+        list(model.generate([blocks_image(1)], ALONE, Record()))

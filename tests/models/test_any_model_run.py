@@ -1,0 +1,109 @@
+"""Whole runs: a family of one's own by a preset, its boxes by a hook, as docs/models.md tells."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import zoo
+
+DOC = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+PRESET, HOOK = (re.search(rf"```{kind}\n(.*?)```", DOC, re.DOTALL)[1] for kind in ("yaml", "python"))
+TEST = "def test_pages(llmprof):\n    llmprof.run()\n"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built outside of pytester, which forgets what is imported in it: torch cannot start twice."""
+    return zoo.build(zoo.paddleocr_vl, tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture
+def project(checkpoint: Path, pytester: pytest.Pytester) -> pytest.Pytester:
+    """The files of docs/models.md, with a tiny checkpoint in place of one's own."""
+    preset = PRESET.replace("/models/my-ocr", str(checkpoint)).replace("<|done|>", "<|IMAGE_END|>")
+    pytester.mkdir("conf").joinpath("model").mkdir()
+    (pytester.path / "conf" / "model" / "my_ocr.yaml").write_text(preset, encoding="utf-8")
+    # Random weights write no box: what the function is called with is written down instead.
+    called = 'Path("read.txt").open("a").write(f"{size} {resized}\\n")'
+    hook = HOOK.replace("import re\n", "import re\nfrom pathlib import Path\n").replace(
+        "    found = [", f"    {called}\n    found = ["
+    )
+    pytester.makeconftest(hook)
+    pytester.makepyfile(test_it=TEST)
+    return pytester
+
+
+def run(project: pytest.Pytester, *keys: str) -> pytest.RunResult:
+    given = ("dataset.limit=2", "infer.max_new_tokens=4", "measure.rounds=2", "model.device=cpu", *keys)
+    options = [word for key in given for word in ("--llmprof-override", key)]
+    args = ["-p", "no:cacheprovider", "--llmprof-config-dir=conf", "--llmprof-stage=torch_profiler,static_analysis"]
+    return project.runpytest_subprocess(*args, *options)
+
+
+def test_a_family_is_a_preset_and_its_boxes_a_hook(project):
+    result = run(project, "model=my_ocr", "infer.batch_size=2")
+    result.assert_outcomes(passed=2)
+    (stage_dir,) = project.path.glob("llmprof-runs/*-*/test_it/test_pages/torch_profiler")
+    metrics = json.loads((stage_dir / "metrics.json").read_text())
+    assert metrics["prompt"] == "<|IMAGE_PLACEHOLDER|>\nMarkdown, please:"
+    assert metrics["model"]["details"]["class"] == "PaddleOCRVLForConditionalGeneration"
+    assert metrics["fingerprint"]["engine_reason"] == "compiled is not measured for these models"
+    assert metrics["deterministic"] is True
+    assert set(metrics["samples"][0]["phases"]) == {"preprocess", "vision", "prefill", "decode"}
+    assert metrics["quality"]["cer"] is not None
+    (costs,) = project.path.glob("llmprof-runs/*-*/test_it/test_pages/static_analysis/metrics.json")
+    assert set(json.loads(costs.read_text())["static_analysis"]["phases"]) >= {"vision", "prefill", "decode"}
+    assert (project.path / "read.txt").read_text().startswith("(512, 512) None\n")
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("model.family.boxes=corner", ["model.family.boxes=corner is not allowed", "did you mean 'corners'"]),
+        ("model.family.template=Read", ["model.family.template=Read is not allowed", "{image} and {prompt}"]),
+        ("model.weights=random", ["reads model.path"]),
+        ("infer=fast", ["infer.engine=fast", "reference, compiled"]),
+        ("model.family.markdown=null", ["model.family.free=null", "model.family.markdown"]),
+    ],
+)
+def test_values_that_are_refused_before_anything_loads(project, key, words):
+    result = run(project, "model=my_ocr", key)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    (line,) = [line for line in result.errlines if line.strip()]
+    assert all(word in line for word in words), line
+
+
+def test_deepseek_ocr_is_greedy_only(project):
+    result = run(project, "infer.generation=checkpoint")
+    (line,) = [line for line in result.errlines if line.strip()]
+    assert "infer.generation=checkpoint is not allowed" in line
+
+
+def test_the_gpus_comparison_at_its_smallest(tmp_path):
+    script = Path(__file__).parents[2] / "benchmarks" / "gpus" / "models.py"
+    options = ["--tiny", "--families", "paddleocr_vl", "lighton_ocr", "--engine", "reference"]
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "out"), *options], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = (tmp_path / "out" / "models.md").read_text().splitlines()
+    assert [line.split(" | ")[:2] for line in table[2:]] == [
+        ["| paddleocr_vl", "reference"],
+        ["| lighton_ocr", "reference"],
+    ]
+    assert all(line.split(" | ")[5] == "6.00" for line in table[2:])
+
+
+def test_compare_models_names_a_model_that_fails(tmp_path):
+    script = Path(__file__).parents[2] / "benchmarks" / "compare_models.py"
+    command = [sys.executable, str(script), str(tmp_path), f"gone=glm_ocr:{tmp_path}/none"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"gone failed: {tmp_path}/gone.log" in done.stderr
+    assert "does not exist" in (tmp_path / "gone.log").read_text()
+    assert "is not NAME=PRESET" in subprocess.run([*command[:3], "gone"], capture_output=True, text=True).stderr

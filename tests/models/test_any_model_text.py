@@ -1,0 +1,123 @@
+"""Answers of document models: boxes in pixels of the source image, and the text that is scored."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pytest_llmprof.config.schema import FamilySettings
+from pytest_llmprof.errors import ModelError
+from pytest_llmprof.models.from_transformers import prompts
+from pytest_llmprof.models.from_transformers.boxes import FORMATS
+from pytest_llmprof.models.from_transformers.plain import plain_text
+
+SIZE = (1000, 500)
+READ = {one.name: one.read for one in FORMATS}
+WHOLE = (0, 0, 1000, 500)
+LOCS = "".join(f"<|LOC_{number}|>" for number in (100, 200, 300, 200, 300, 400, 100, 400))
+ANSWERS = [
+    ("none", "a <loc_1> b", "a <loc_1> b", []),
+    ("deepseek", "<|ref|>title<|/ref|><|det|>[[0, 0, 999, 999]]<|/det|>\nHi", "\nHi", [("title", WHOLE, "Hi")]),
+    (
+        "unlimited",
+        "<|det|>title [0, 0, 999, 999]<|/det|>Hi<|det|>text [0, 0, 0, 9]<|/det|>you",
+        "Hiyou",
+        [("title", WHOLE, "Hi")],
+    ),
+    ("paddle", f"Total{LOCS}\nrest", "Total\nrest", [("text", (100, 100, 300, 200), "Total")]),
+    (
+        "mineru",
+        "<|box_start|>100 200 300 400<|box_end|><|ref_start|>text<|ref_end|>Hi",
+        "Hi",
+        [("text", (100, 100, 300, 200), "Hi")],
+    ),
+    (
+        "doctags",
+        "<text><loc_50><loc_100><loc_150><loc_200>Hi</text>",
+        "Hi</text>",
+        [("text", (100, 100, 300, 200), "Hi")],
+    ),
+    (
+        "qwen",
+        '[{"bbox_2d": [100, 200, 300, 400], "label": "stamp"}]',
+        None,
+        [("stamp", (100, 100, 300, 200), "")],
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "answer", "plain", "boxes"), ANSWERS, ids=[row[0] for row in ANSWERS])
+def test_boxes_are_in_pixels_of_the_source(name, answer, plain, boxes):
+    found = READ[name](answer, SIZE, None)
+    assert found.plain == (answer if plain is None else plain)
+    assert [(box.label, box.box, box.text) for box in found.boxes] == boxes
+
+
+def test_pixels_of_the_resized_image():
+    answer = '```json\n[{"bbox_2d": [28, 28, 56, 56], "text": "Hi"}]\n```'
+    (box,) = READ["qwen2_5"](answer, SIZE, (280, 140)).boxes
+    assert box.box == (100, 100, 200, 200)
+    assert box.text == "Hi"
+
+
+@pytest.mark.parametrize("name", sorted(READ))
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "<|det|>a [1, 2, 3]<|/det|>",
+        "<|ref|>a<|/ref|><|det|>[[9999, 0, 1, 2]]<|/det|>",
+        '{"bbox_2d": [1, 2, 1e999, "x"]}',
+        '{"bbox_2d": [5, 5, 1, 1, 7]}',
+        "<a><loc_600><loc_0><loc_9><loc_9>",
+        "{" * 3000,
+        "<|LOC_1|>" * 3001,
+        "<" * 20_000,
+    ],
+)
+def test_no_answer_raises_an_error(name, answer):
+    found = READ[name](answer, SIZE, None)
+    assert all(0 <= edge <= 1000 for box in found.boxes for edge in box.box)
+
+
+def test_bad_boxes_are_counted():
+    assert READ["unlimited"]("<|det|>a [5, 5, 5, 9]<|/det|><|det|>b [1, 2, 3]<|/det|>", SIZE, None).bad_boxes == 2
+    assert READ["qwen"]('{"bbox_2d": [1, 2]} {"bbox_2d": "x"} {bad}', SIZE, None).bad_boxes == 3
+    assert READ["doctags"]("<a><loc_600><loc_0><loc_9><loc_9>", SIZE, None).bad_boxes == 1
+
+
+@pytest.mark.parametrize(
+    ("markup", "answer", "plain"),
+    [
+        ("text", "# Title\n<b>", "# Title\n<b>"),
+        (
+            "html",
+            "<html><head><style>x</style></head><h1>Title</h1><table><tr><td>a &amp; b</td><td>c</td></tr></table>",
+            "Title a & b c",
+        ),
+        ("doctags", "<doctag><title>Title</title><otsl><fcel>a<fcel>b<nl></otsl></doctag>", "Title a b"),
+        ("json", json.dumps([{"category": "title", "text": "Title"}, {"bbox": [1], "text": "a"}]), "Title a"),
+        ("json", '```json\n{"page": [{"content": "a"}]}\n```', "a"),
+        ("json", "no { json", "no { json"),
+    ],
+)
+def test_the_text_that_is_scored(markup, answer, plain):
+    assert plain_text(answer, markup).split() == plain.split()
+
+
+class _Processor:
+    image_token = "<i>"
+    chat_template = None
+
+
+def test_prompts():
+    family = FamilySettings(markdown=None, free="OCR:", template="{image}\n{prompt}")
+    assert prompts.asked(family, "markdown") == prompts.asked(family, "free") == ("free", "OCR:")
+    assert prompts.asked(family, "OCR:") == ("free", "OCR:")
+    assert prompts.asked(family, "<image>\nSpotting:") == ("other", "Spotting:")
+    assert prompts.whole_prompt(_Processor(), family, "OCR:", "here") == "<i>\nOCR:"
+    with pytest.raises(ModelError, match="leave it out"):
+        prompts.asked(family, "see <image>")
+    with pytest.raises(ModelError, match=r"has no chat template: choose .* model\.family\.template"):
+        prompts.whole_prompt(_Processor(), FamilySettings(), "OCR:", "here")
