@@ -216,7 +216,7 @@ def workplace(pytester, monkeypatch, tmp_path, name):
     (path / "pytest.ini").write_text(f"[pytest]\naddopts = -p no:cacheprovider\nllmprof_override =\n{lines}")
     (path / "benchmarks").mkdir()
     text = (ROOT / "benchmarks" / "test_pages.py").read_text(encoding="utf-8")
-    gate = '@pytest.mark.llmprof_gate(cer="<=0.05")\n'
+    gate = '@pytest.mark.llmprof_gate(cer="<=0.01")\n'
     assert gate in text  # half an answer would break it
     (path / "benchmarks" / "test_pages.py").write_text(text.replace(gate, ""), encoding="utf-8")
     for place in ("a", "letters/b", "drafts/c"):
