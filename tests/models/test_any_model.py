@@ -21,6 +21,7 @@ from pytest_llmprof.config.compose import Composer, ConfigSources
 from pytest_llmprof.config.registry import Registry
 from pytest_llmprof.config.schema import InferSettings, ModelSettings
 from pytest_llmprof.datasets import builtin
+from pytest_llmprof.errors import EngineUnavailable
 from pytest_llmprof.measure.compiles import CompileWatch
 from pytest_llmprof.models import packaged_models
 from pytest_llmprof.models.deepseek_ocr.model import DeepseekOcr
@@ -196,7 +197,10 @@ def test_the_classes_that_need_torchvision():
 def test_compiled_gives_the_tokens_of_the_reference(tmp_path):
     path = zoo.build(zoo.paddleocr_vl, tmp_path)
     settings = preset("paddleocr_vl", path)
-    compiled = load(settings, replace(ALONE, engine="compiled"), BOXES)
+    try:
+        compiled = load(settings, replace(ALONE, engine="compiled"), BOXES)
+    except EngineUnavailable as error:
+        pytest.skip(str(error))
     reference = load(settings, ALONE, BOXES)
     assert compiled.info.engine == "compiled"
     for _ in range(2):  # shapes of all pages are met in the first pass

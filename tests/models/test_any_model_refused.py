@@ -17,7 +17,7 @@ from ocr_helpers import Record, blocks_image
 from PIL import Image
 from test_any_model import ALONE, BOXES, preset, theirs
 
-from pytest_llmprof.errors import ModelError
+from pytest_llmprof.errors import EngineUnavailable, ModelError
 from pytest_llmprof.models.from_transformers import checkpoint, loader
 from pytest_llmprof.models.from_transformers.loader import load
 
@@ -229,3 +229,11 @@ def test_a_prompt_beyond_the_positions(path: Path):
     model = load(preset("paddleocr_vl", path), ALONE, BOXES)
     with pytest.raises(ModelError, match=r"the prompt has \d+ tokens; the model has 20 positions"):
         list(model.generate([blocks_image(1)], ALONE, Record()))
+
+
+def test_a_torch_that_cannot_compile_these_models(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.6.0+cpu")
+    with pytest.raises(EngineUnavailable, match=r"torch 2\.6\.0\+cpu cannot compile this model; use a newer torch"):
+        loader._require_newer_torch()
+    monkeypatch.setattr(torch, "__version__", "2.11.0")
+    loader._require_newer_torch()

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_llmprof.config.schema import AUTO
-from pytest_llmprof.errors import ModelError
+from pytest_llmprof.errors import EngineUnavailable, ModelError
 from pytest_llmprof.measure.collector import paused_garbage_collector
 from pytest_llmprof.models.base import BoxFormat
 from pytest_llmprof.models.deepseek_ocr.checkpoint import digest
@@ -32,6 +32,17 @@ _PACKAGES = (*_EXTRA, "accelerate", "sentencepiece", "tiktoken", "av", "librosa"
 _Result = TypeVar("_Result")
 
 
+def _require_newer_torch() -> None:
+    """The decorators of transformers' models break in the code that torch 2.6 makes of them."""
+    import torch
+
+    if torch.__version__.startswith("2.6."):
+        raise EngineUnavailable(
+            f"infer=compiled: torch {torch.__version__} cannot compile this model; "
+            "use a newer torch, or infer=reference"
+        )
+
+
 def load(settings: ModelSettings, infer: InferSettings, formats: Mapping[str, BoxFormat]) -> TransformersModel:
     """Load the model. Raises `ModelError` with one line for all that the user can fix."""
     engine = ENGINES[0] if infer.engine == AUTO else infer.engine
@@ -40,6 +51,7 @@ def load(settings: ModelSettings, infer: InferSettings, formats: Mapping[str, Bo
     dtype = pick_dtype(settings.dtype, device)
     if engine == "compiled":
         require_compiler(engine, device)
+        _require_newer_torch()
     source = open_source(settings)
     check_memory(source, device)
     with paused_garbage_collector():
