@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,7 +103,15 @@ def load_weights(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtyp
             raise
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise ModelError(f"{checkpoint.directory}: the weights cannot be loaded: {reason}") from error
-    unexpected = found["unexpected_keys"] | _unreported(checkpoint.keys)
+    check_tensors(checkpoint.directory, found, found["unexpected_keys"] | _unreported(checkpoint.keys))
+    if found["error_msgs"]:
+        raise ModelError(f"{checkpoint.directory}: {found['error_msgs'][0]}")
+    return model.to(device).eval().requires_grad_(False)
+
+
+def check_tensors(directory: Path, found: Mapping[str, Any], unexpected: Collection[str] = ()) -> None:
+    """Raise `ModelError` where tensors are missing, *unexpected* or of another shape; *found* is transformers' report
+    of what it has loaded from *directory*."""
     shapes = [f"{name} {list(has)} instead of {list(wants)}" for name, has, wants in found["mismatched_keys"]]
     for problem, tensors in (
         ("lacks {} that config.json asks for", found["missing_keys"]),
@@ -113,10 +121,7 @@ def load_weights(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtyp
         if tensors:
             what = problem.format(count(len(tensors), "tensor"))
             more = f" and {len(tensors) - 3} more" if len(tensors) > 3 else ""
-            raise ModelError(f"{checkpoint.directory}: the checkpoint {what}: {', '.join(sorted(tensors)[:3])}{more}")
-    if found["error_msgs"]:
-        raise ModelError(f"{checkpoint.directory}: {found['error_msgs'][0]}")
-    return model.to(device).eval().requires_grad_(False)
+            raise ModelError(f"{directory}: the checkpoint {what}: {', '.join(sorted(tensors)[:3])}{more}")
 
 
 def _unreported(keys: Collection[str]) -> set[str]:

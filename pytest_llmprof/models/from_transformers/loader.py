@@ -13,11 +13,10 @@ from pytest_llmprof.measure.collector import paused_garbage_collector
 from pytest_llmprof.models.base import BoxFormat
 from pytest_llmprof.models.deepseek_ocr.checkpoint import digest
 from pytest_llmprof.models.deepseek_ocr.engines.graphs import require_compiler
-from pytest_llmprof.models.deepseek_ocr.loader import silenced
+from pytest_llmprof.models.deepseek_ocr.loader import check_tensors, silenced
 from pytest_llmprof.models.device import check_choice, pick_device, pick_dtype
 from pytest_llmprof.models.from_transformers import ENGINES
 from pytest_llmprof.models.from_transformers.checkpoint import Source, open_source, told
-from pytest_llmprof.text.numbers import count
 
 if TYPE_CHECKING:
     import torch
@@ -50,8 +49,8 @@ def load(settings: ModelSettings, infer: InferSettings, formats: Mapping[str, Bo
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)
     if engine == "compiled":
-        require_compiler(engine, device)
         _require_newer_torch()
+        require_compiler(engine, device)
     source = open_source(settings)
     check_memory(source, device)
     with paused_garbage_collector():
@@ -110,15 +109,7 @@ def load_weights(source: Source, device: torch.device, dtype: torch.dtype) -> An
         )  # fmt: skip
 
     model, found = _read(source, "the weights", read)
-    shapes = [f"{name} {list(has)} instead of {list(wants)}" for name, has, wants in found["mismatched_keys"]]
-    for problem, tensors in (
-        ("lacks {} that config.json asks for", found["missing_keys"]),
-        ("has {} of another shape than config.json gives", shapes),
-    ):
-        if tensors:
-            what = problem.format(count(len(tensors), "tensor"))
-            more = f" and {len(tensors) - 3} more" if len(tensors) > 3 else ""
-            raise ModelError(f"{source.directory}: the checkpoint {what}: {', '.join(sorted(tensors)[:3])}{more}")
+    check_tensors(source.directory, found)
     if not (hasattr(model.base_model, "get_image_features") and model._supports_mm_encoder_outputs()):
         raise ModelError(
             f"{source.directory}: {type(model).__name__} encodes images inside its forward pass, so vision and prefill "

@@ -86,7 +86,7 @@ class TransformersModel:
             weights="checkpoint",
             digest=digest,
             parameters=sum(parameter.numel() for parameter in network.parameters()),
-            device=_device_name(self._device),
+            device=str(self._device),
             dtype=str(self._dtype).removeprefix("torch."),
             mode=MODE,
             engine=engine,
@@ -329,7 +329,3 @@ def _note(asked: dict[str, Any]) -> str | None:
         return None
     listed = ", ".join(f"{name}={value}" for name, value in asked.items())
     return f"The checkpoint's generation_config asks for {listed}, which infer.generation=greedy leaves out."
-
-
-def _device_name(device: torch.device) -> str:
-    return "cuda:0" if device.type == "cuda" and device.index is None else str(device)
