@@ -7,6 +7,7 @@ that document-OCR models answer in: tables as HTML, displayed equations as LaTeX
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
 
@@ -16,6 +17,12 @@ _TYPST_SPECIAL = re.compile(r"""([\\#$*_@<>\[\]~`=\-+/"'])""")
 def typst_text(text: str) -> str:
     """*text* so that typst sets exactly these characters (no smart quotes, no markup)."""
     return _TYPST_SPECIAL.sub(r"\\\1", text)
+
+
+def html_table(rows: Iterable[Iterable[str]]) -> str:
+    """The cells of *rows* as the released model writes a table."""
+    lines = ("".join(f"<td>{escape(cell, quote=False)}</td>" for cell in row) for row in rows)
+    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
 
 
 @dataclass(frozen=True)
@@ -117,8 +124,7 @@ class Table:
         )
 
     def markdown(self) -> str:
-        rows = ("".join(f"<td>{escape(cell, quote=False)}</td>" for cell in row) for row in self.rows)
-        return "<table>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
+        return html_table(self.rows)
 
     def free(self) -> str:
         return "\n".join(" ".join(cell for cell in row if cell) for row in self.rows)

@@ -7,7 +7,8 @@ row; in the truth the cells of a row are joined by one space. A block that holds
 from __future__ import annotations
 
 from dataclasses import dataclass
-from html import escape
+
+from document_blocks import html_table
 
 WIDTH = HEIGHT = 512
 
@@ -47,8 +48,7 @@ class Block:
     def markdown(self) -> str:
         """The block in Markdown (nothing for an image); a table in HTML, as the released model writes it."""
         if self.label == "table":
-            rows = ("".join(f"<td>{escape(text, quote=False)}</td>" for _, text in line) for line in self.lines)
-            return "<table>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
+            return html_table((text for _, text in line) for line in self.lines)
         text = "\n".join(self.texts())
         return f"# {text}" if self.label == "title" else text
 
