@@ -70,16 +70,9 @@ def frame(dice: random.Random, box: Box, room: int) -> list[Shape]:
     part = dice.random()
     if part < 0.1:
         width, arm = dice.randint(1, max(1, min(room, 4))), dice.randint(12, 50)
-        corners = ((x1, y1, 1, 1), (x2, y1, -1, 1), (x1, y2, 1, -1), (x2, y2, -1, -1))
-        arms = [
-            (min(x, x + dx * arm), min(y, y + dy * arm), max(x, x + dx * arm), max(y, y + dy * arm))
-            for x, y, dx, dy in corners
-        ]
-        return [
-            Shape(line, width, level)
-            for (x, y, _, _), (a, b, c, d) in zip(corners, arms, strict=True)
-            for line in ((a, y, c, y), (x, b, x, d))
-        ]
+        across = [(left, y, left + arm, y) for y in (y1, y2) for left in (x1, x2 - arm)]
+        down = [(x, top, x, top + arm) for x in (x1, x2) for top in (y1, y2 - arm)]
+        return [Shape(line, width, level) for line in (*across, *down)]
     if part < 0.22:
         sides = ((x1, y1, x2, y1), (x1, y2, x2, y2)) if dice.random() < 0.6 else ((x1, y1, x1, y2), (x2, y1, x2, y2))
         width = dice.randint(1, max(1, min(room, 5)))

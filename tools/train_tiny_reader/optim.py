@@ -91,13 +91,6 @@ class Optimizer:
         weights = dict(self._named)
         torch._foreach_lerp_([self.ema[name] for name in names], [weights[name] for name in names], 1 - keep)
 
-    @torch.no_grad()
-    def follow(self) -> None:
-        """Let the average begin at the weights as they are now."""
-        for name, p in self._named:
-            if name in self.ema:
-                self.ema[name].copy_(p)
-
     def clear(self) -> None:
         """Forget the gradients."""
         for _, p in self._named:

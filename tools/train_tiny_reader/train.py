@@ -89,6 +89,8 @@ class Trainer:
     def __init__(self, settings: Settings) -> None:
         self.s = settings
         model = build(TINY_SIZES if settings.tiny else SIZES, settings.seed)
+        if settings.init and not settings.resume:
+            initialise(model, settings.init)
         self.reader = Reader(model, torch.bfloat16 if settings.half else torch.float32).to(settings.device)
         self.optimizer = Optimizer(
             self.reader, muon=settings.muon, lr=settings.lr, matrix_lr=settings.matrix_lr, average=settings.average
@@ -99,8 +101,6 @@ class Trainer:
         if settings.resume:
             self._resume(settings.resume)
         elif settings.init:
-            initialise(self.reader.model, settings.init)
-            self.optimizer.follow()
             self.stage = len(LEVELS) - 1
             self.requests = Requests(level=LEVELS[-1])
         self._develop = develop_normalised
