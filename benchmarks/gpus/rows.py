@@ -45,7 +45,7 @@ from rates import copy_rate, read_rates
 from pytest_llmprof.models.deepseek_ocr.engines.batch_step import BatchStep, Tiles
 from pytest_llmprof.models.deepseek_ocr.engines.fast import TritonStep
 from pytest_llmprof.models.deepseek_ocr.engines.graphs import Graphs
-from pytest_llmprof.models.deepseek_ocr.engines.kernel_step import KernelStep
+from pytest_llmprof.models.deepseek_ocr.engines.kernel_step import KernelStep, Tuned
 from pytest_llmprof.models.deepseek_ocr.engines.prefill import Cache, Prefill
 from pytest_llmprof.models.deepseek_ocr.engines.step import Sparse, Step
 from pytest_llmprof.models.deepseek_ocr.generation import Limits, pad_prompts
@@ -108,7 +108,7 @@ class Bench:
         if options.cpu:  # few programs: the interpreter is slow for each
             for kind in CANDIDATES:
                 setattr(SeenBatch, kind, Tiles(256, 256, 1, 4))
-                setattr(SeenStep, kind, (256, 4))
+                setattr(SeenStep, kind, Tuned(256, 4))
             SeenBatch.SPLITS = SeenStep.SPLITS = 2
         # The interpreter multiplies in float16, but not in bfloat16.
         self.dtype = torch.float16 if options.cpu else torch.bfloat16

@@ -24,6 +24,7 @@ from pytest_llmprof.models.deepseek_ocr import generation
 from pytest_llmprof.models.deepseek_ocr.engines.batch_step import BatchStep, Tiles
 from pytest_llmprof.models.deepseek_ocr.engines.fast import FastEngine, TritonStep
 from pytest_llmprof.models.deepseek_ocr.engines.graphs import Graphs
+from pytest_llmprof.models.deepseek_ocr.engines.kernel_step import Tuned
 from pytest_llmprof.models.deepseek_ocr.engines.prefill import Cache, Prefill
 from pytest_llmprof.models.deepseek_ocr.engines.reference import ReferenceEngine
 from pytest_llmprof.models.deepseek_ocr.loader import load
@@ -38,7 +39,7 @@ class Coarse(TritonStep):
     """Few programs, each of many rows: the interpreter is slow for each program."""
 
     PROJECT = WIDEN = HEAD = (512, 4)
-    JOIN = EXPERTS = NARROW = (256, 4)
+    JOIN = EXPERTS = NARROW = Tuned(256, 4)
     SPLITS, PLACES, WINDOWS = 2, 64, 512
 
 

@@ -172,7 +172,9 @@ class RecordedBatch(Recorded, BatchStep):
     """Of several."""
 
 
-def compiled(kernel: Any, warps: int, values: tuple[Any, ...], constants: dict[str, Any], capability: int) -> bytes:
+def compiled(
+    kernel: Any, warps: int, values: tuple[Any, ...], constants: dict[str, Any], registers: int | None, capability: int
+) -> bytes:
     """The machine code of one launch, for a GPU that need not be here."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -189,13 +191,19 @@ def compiled(kernel: Any, warps: int, values: tuple[Any, ...], constants: dict[s
         else:
             signature[name] = "constexpr" if value is None else "fp32" if isinstance(value, float) else "i32"
     source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()}, aligned)
-    options = {"num_warps": warps, "launch_pdl": constants["PDL"], "enable_fp_fusion": True}
+    options = {"num_warps": warps, "launch_pdl": constants["PDL"], "enable_fp_fusion": True, "maxnreg": registers}
     return triton.compile(source, GPUTarget("cuda", capability, 32), options).asm["cubin"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability, rows", [(80, 1), (90, 1), (80, 8), (90, 2), (90, 8)])
-def test_kernels_compile_for_a_card_that_is_not_here(capability: int, rows: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "capability, rows, tiles",
+    [(80, 1, {}), (90, 1, {}), (90, 1, TritonStep.ON_H200), (80, 8, {}), (90, 2, {}), (90, 8, {})],
+    ids=["80-1", "90-1", "H200-1", "80-8", "90-2", "90-8"],
+)
+def test_kernels_compile_for_a_card_that_is_not_here(
+    capability: int, rows: int, tiles: dict[str, Any], tmp_path: Path
+) -> None:
     """At full size, for Ampere and for Hopper: the interpreter does not see what the compiler refuses. No registers
     are spilled, and on Hopper weights are asked for before the wait."""
     triton = pytest.importorskip("triton")
@@ -205,7 +213,7 @@ def test_kernels_compile_for_a_card_that_is_not_here(capability: int, rows: int,
 
     with torch.device("meta"), torch.inference_mode():
         model = AutoModelForImageTextToText.from_config(random_config("full"), dtype=torch.bfloat16)
-        one = RecordedStep(model)
+        one = type("One", (RecordedStep,), tiles)(model)
         step: RecordedStep | RecordedBatch = one if rows == 1 else RecordedBatch(one.model, rows)
         step.seen, step.model.dependent = [], capability >= 90
         step(Cache(model, rows, 512), 35)
@@ -213,13 +221,15 @@ def test_kernels_compile_for_a_card_that_is_not_here(capability: int, rows: int,
     programs = {}
     for kernel, warps, values, constants in step.seen:
         kinds = tuple(getattr(value, "dtype", type(value)) for value in values)
-        programs[kernel.__name__, warps, kinds, tuple(sorted(constants.items()))] = kernel, warps, values, constants
+        registers = constants.pop("registers", None) or None
+        key = kernel.__name__, warps, kinds, registers, tuple(sorted(constants.items()))
+        programs[key] = kernel, warps, values, constants, registers
     names = set(kernels.__all__) if rows == 1 else {"begin", "attend", "choose", *batch_kernels.__all__}
     assert {name for name, *_ in programs} == names
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    for number, (kernel, warps, values, constants) in enumerate(programs.values()):
+    for number, (kernel, *launch) in enumerate(programs.values()):
         cubin = tmp_path / f"{number}.cubin"
-        cubin.write_bytes(compiled(kernel, warps, values, constants, capability))
+        cubin.write_bytes(compiled(kernel, *launch, capability))
 
         def dump(what: str, cubin: Path = cubin) -> str:
             command = [str(tools / "cuobjdump"), what, str(cubin)]

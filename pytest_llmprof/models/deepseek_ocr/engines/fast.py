@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Hashable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -17,7 +17,13 @@ from pytest_llmprof.errors import EngineUnavailable, ModelError, error_line
 from pytest_llmprof.models.deepseek_ocr.engines import FAST_DTYPES, FAST_ROWS, FAST_TRITON, old_triton
 from pytest_llmprof.models.deepseek_ocr.engines.batch_step import BatchStep
 from pytest_llmprof.models.deepseek_ocr.engines.graphs import require_compiler
-from pytest_llmprof.models.deepseek_ocr.engines.kernel_step import BLOCK, KernelModel, KernelStep, power_of_two
+from pytest_llmprof.models.deepseek_ocr.engines.kernel_step import (
+    BLOCK,
+    KernelModel,
+    KernelStep,
+    Tuned,
+    power_of_two,
+)
 from pytest_llmprof.models.deepseek_ocr.engines.prefill import Cache, StaticCacheEngine, cache_places
 
 if TYPE_CHECKING:
@@ -121,8 +127,10 @@ class FastEngine(StaticCacheEngine):
 class TritonStep(KernelStep):
     """One decode step of one row that computes what `Step` of `step.py` computes."""
 
-    # For each kernel the rows of a matrix that a program takes, and its warps: the fastest on an H100 at full size.
-    PROJECT, JOIN, WIDEN, EXPERTS, NARROW, HEAD = (16, 4), (8, 4), (16, 8), (8, 2), (16, 8), (16, 4)
+    # The fastest at full size: on an H100, and where an H200 has others.
+    PROJECT, JOIN, WIDEN = Tuned(16, 4), Tuned(8, 4), Tuned(16, 8)
+    EXPERTS, NARROW, HEAD = Tuned(8, 2), Tuned(16, 8), Tuned(16, 4)
+    ON_H200: ClassVar = {"WIDEN": Tuned(16, 8, 128), "NARROW": Tuned(16, 4), "HEAD": Tuned(16, 4, 96)}
     PROGRAMS = 5
     """`head`: programs for each multiprocessor."""
 
@@ -145,8 +153,12 @@ class TritonStep(KernelStep):
         self._routed, self._inner = floats(slots * inner), floats(dense)
         self.scores = floats(text.vocab_size)
         """[vocabulary]: the last step's scores before the ban."""
-        processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-        self._best = floats(min(processors * self.PROGRAMS, -(-text.vocab_size // self.HEAD[0])))
+        card = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+        if card is not None and "H200" in card.name:
+            for kernel, tuned in self.ON_H200.items():
+                setattr(self, kernel, tuned)
+        processors = card.multi_processor_count if card else 1
+        self._best = floats(min(processors * self.PROGRAMS, -(-text.vocab_size // self.HEAD.rows)))
         self._tokens = torch.zeros_like(self._best, dtype=torch.int32)
 
     def __call__(self, cache: Cache, ngram: int) -> None:
@@ -188,9 +200,9 @@ class TritonStep(KernelStep):
                 beside=parts - 1, SLOTS=chosen, EACH=self._each, DENSE=dense, SPAN=self._span, **choice, **shape,
             )  # fmt: skip
         self.launch(
-            kernels.head, (len(self._best),), self.HEAD[1],
+            kernels.head, (len(self._best),), self.HEAD.warps,
             self._stream, model.norm, model.head, self.banned, cache.length,
             self.scores, self._best, self._tokens, eps,
-            VOCABULARY=text.vocab_size, PARTS=parts, ROWS=self.HEAD[0], **shape,
+            VOCABULARY=text.vocab_size, PARTS=parts, ROWS=self.HEAD.rows, registers=self.HEAD.registers, **shape,
         )  # fmt: skip
         self.choose(cache, 4, self._best, self._tokens)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -14,6 +14,16 @@ if TYPE_CHECKING:
 
 BLOCK = 256
 """Columns that a program multiplies at once: a warp's 32 threads take 8 each, 16 bytes of bfloat16."""
+
+
+class Tuned(NamedTuple):
+    """How the programs of a kernel of `kernels.py` are cut."""
+
+    rows: int
+    """Rows of the matrix that a program takes."""
+    warps: int
+    registers: int = 0
+    """Most registers of a thread, so that more programs fit on a multiprocessor; 0: as many as it needs."""
 
 
 class KernelModel:
@@ -115,18 +125,21 @@ class KernelStep:
         return mlp.gate_up, mlp.down, mlp.gate_up, 0, 0
 
     def launch_rows(
-        self, kernel: Any, counts: list[int], tuned: tuple[int, int], *values: Any, beside: int = 1, **constants: Any
+        self, kernel: Any, counts: list[int], tuned: Tuned, *values: Any, beside: int = 1, **constants: Any
     ) -> None:
-        """Launch programs for each of *counts* rows of a matrix, *beside* times; *tuned*: rows a program, warps."""
-        rows, warps = tuned
-        grid = (sum(-(-count // rows) for count in counts), beside)
-        self.launch(kernel, grid, warps, *values, ROWS=rows, **constants)
+        """Launch programs for each of *counts* rows of a matrix, *beside* times."""
+        grid = (sum(-(-count // tuned.rows) for count in counts), beside)
+        self.launch(kernel, grid, tuned.warps, *values, ROWS=tuned.rows, registers=tuned.registers, **constants)
 
-    def launch(self, kernel: Any, grid: tuple[int, ...], warps: int, *values: Any, **constants: Any) -> None:
-        """Launch one kernel; all of a step's launches come through here."""
-        launch = {"enable_fp_fusion": True}  # the default of Triton until 3.10
+    def launch(
+        self, kernel: Any, grid: tuple[int, ...], warps: int, *values: Any, registers: int = 0, **constants: Any
+    ) -> None:
+        """Launch one kernel; all of a step's launches come through here. *registers*: as in `Tuned`."""
+        launch: dict[str, Any] = {"enable_fp_fusion": True}  # the default of Triton until 3.10
         if self.model.dependent:
             launch["launch_pdl"] = True
+        if registers:
+            launch["maxnreg"] = registers
         kernel[grid](*values, PDL=self.model.dependent, num_warps=warps, **constants, **launch)
 
 
