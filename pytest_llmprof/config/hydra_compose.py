@@ -10,10 +10,11 @@ from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.defaults_list import create_defaults_list
 from hydra._internal.utils import create_config_search_path
 from hydra.core.default_element import ResultDefault
+from hydra.errors import ConfigCompositionException
 from hydra.plugins.config_source import ConfigResult
-from hydra.types import RunMode
 from hydra.version import VersionBase, setbase
 from omegaconf import DictConfig, OmegaConf
 
@@ -76,7 +77,13 @@ def compose(
     with _version_base():
         loader = ConfigLoaderImpl(create_config_search_path(None))
         loader.repository.sources[:0] = [_Tree(directory, roots) for directory in directories]
-        found = loader.compute_defaults_list(name, list(overrides), RunMode.RUN)
+        try:
+            found, repository = _defaults(loader, name, overrides, with_hydra=False)
+        except ConfigCompositionException as error:
+            if "hydra/" not in str(error):
+                raise
+            # A tree that is an application's, too, may choose presets of Hydra's own configuration.
+            found, repository = _defaults(loader, name, overrides, with_hydra=True)
         choices = {
             key: option
             for key, option in found.overrides.known_choices.items()
@@ -86,7 +93,7 @@ def compose(
         config = OmegaConf.create()
         layers: list[Layer] = []
         for one in files:
-            body = loader.repository.load_config(one.config_path).config
+            body = repository.load_config(one.config_path).config
             if one.package:
                 inner, body = body, OmegaConf.create()
                 OmegaConf.update(body, one.package, inner, merge=False)
@@ -95,6 +102,12 @@ def compose(
             layers.append((_chosen_by(one, files, choices), keys))
     assert isinstance(config, DictConfig)
     return config, choices, layers
+
+
+def _defaults(loader: ConfigLoaderImpl, name: str, overrides: Sequence[str], *, with_hydra: bool) -> tuple[Any, Any]:
+    """The defaults list of *name*, and what reads each of its files once; Hydra's own configuration takes as long."""
+    parsed, repository = loader._parse_overrides_and_create_caching_repo(name, list(overrides))
+    return create_defaults_list(repository, name, parsed, with_hydra, skip_missing=False), repository
 
 
 def _chosen_by(file: ResultDefault, files: Sequence[ResultDefault], choices: Mapping[str, str]) -> str:

@@ -38,7 +38,8 @@ def frozen_garbage_collector(*, collect: bool = True) -> Iterator[None]:
 def paused_garbage_collector() -> Iterator[None]:
     """No collection inside the block, for imports of large libraries.
 
-    What they make stays, and is walked again and again: a quarter of the time that torch and transformers take.
+    What they make stays, and is walked again and again: a quarter of the time that torch and transformers take. At the
+    end it is put with the old objects (freeze and thaw do that), or the next new object would have all of it walked.
     """
     paused = gc.isenabled()
     gc.disable()
@@ -46,4 +47,7 @@ def paused_garbage_collector() -> Iterator[None]:
         yield
     finally:
         if paused:
+            if gc.get_freeze_count() < _OF_PYTHON:
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()

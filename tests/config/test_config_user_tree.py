@@ -50,6 +50,14 @@ def test_config_that_only_changes_keys(bench):
     assert settings.choices["infer"] == "auto"
 
 
+def test_a_tree_may_choose_presets_of_hydra_itself(bench):
+    """It may be an application's, too; the configuration that only Hydra needs is composed for such a tree alone."""
+    bench.write("config.yaml", "defaults: [llmprof_root, override hydra/job_logging: disabled, _self_]\n")
+    assert not any("hydra" in key for key in bench.settings().choices)
+    bench.write("config.yaml", "defaults: [llmprof_root, override hydra/job_loging: disabled, _self_]\n")
+    assert "hydra/job_loging" in bench.error()
+
+
 @pytest.mark.parametrize("root", ["llmprof_root", "/llmprof_root"])
 @pytest.mark.parametrize("own", ["_self_", None, "first"])
 def test_config_that_lists_our_root(bench, root, own):

@@ -92,6 +92,21 @@ def test_paused_it_collects_nothing_and_is_then_as_before(enabled: bool) -> None
         (gc.enable if was else gc.disable)()
 
 
+def test_what_was_made_while_paused_is_not_walked_at_its_end() -> None:
+    gc.collect()
+    collections = sum(one["collections"] for one in gc.get_stats())
+    with paused_garbage_collector():
+        made = [[] for _ in range(100_000)]
+    made.append([])
+    assert sum(one["collections"] for one in gc.get_stats()) == collections
+    assert gc.get_freeze_count() == 0
+    gc.freeze()  # by the user
+    before = gc.get_freeze_count()
+    with paused_garbage_collector():
+        made += [[] for _ in range(1000)]
+    assert gc.get_freeze_count() == before
+
+
 IMPORTS = """
 import gc, sys
 seen = {}

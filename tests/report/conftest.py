@@ -190,6 +190,7 @@ def profile() -> Profile:
         window_s_profiled=1.64,
         profiler_load_s=2.1,
         stage_cost_s=2.8,
+        stage_costs_s={"start": 0.1, "window": 1.64, "stop": 0.5, "export": 0.32, "release": 0.14, "read": 0.1},
         trace_bytes=55_000_000,
     )
 

@@ -35,6 +35,8 @@ IDLE_SHARE = 0.3
 """A phase whose GPU is idle for more than this is worth a line."""
 COPIES_A_TOKEN = 1.5
 """One device-to-host copy a token is needed: the token itself."""
+PART_SHARE = 0.05
+"""A part of the stage's cost that is shown."""
 OPERATOR_SHARE = 0.15
 PYTHON_SHARE = 0.25
 
@@ -99,8 +101,15 @@ def _window(profile: Profile) -> str:
     if profile.window_ms_profiled is not None and profile.events is not None:
         text += f" {number(profile.window_ms_profiled)} ms and {profile.events:,} events under the profiler."
     if profile.stage_cost_s is not None:
-        text += f" The stage took {number(profile.stage_cost_s)} s beyond the measured rounds."
+        text += f" The stage took {number(profile.stage_cost_s)} s beyond the measured rounds{_costs(profile)}."
     return text + " Times here are slowed by the profiler; compare shares and counts.\n"
+
+
+def _costs(profile: Profile) -> str:
+    """The parts of the stage's cost that are worth a word, in the order in which they came."""
+    least = PART_SHARE * (profile.stage_cost_s or 0.0)
+    parts = [f"{name} {number(seconds)}" for name, seconds in profile.stage_costs_s.items() if seconds >= least]
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def _gpu(profile: Profile, busy: float | None) -> str:
