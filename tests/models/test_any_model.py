@@ -49,10 +49,11 @@ CLASSES = [
 BOXES = {one.name: one for one in FORMATS}
 
 
-def preset(name: str, path: Path) -> ModelSettings:
-    """`model=NAME model.path=PATH` on a CPU."""
+def preset(name: str, path: Path, device: str = "cpu") -> ModelSettings:
+    """`model=NAME model.path=PATH` in float32."""
     registry = Registry.of(packaged_models(), packaged_stages(), builtin())
-    keys = (f"model={zoo.PRESETS.get(name, name)}", f"model.path={path}", "model.device=cpu", "model.dtype=float32")
+    model = {"path": path, "device": device, "dtype": "float32"}
+    keys = (f"model={zoo.PRESETS.get(name, name)}", *(f"model.{key}={value}" for key, value in model.items()))
     sources = ConfigSources(invocation_dir=path, rootdir=path, cli_overrides=keys)
     return Composer(sources, registry).session().model
 
@@ -76,7 +77,7 @@ def images(count: int) -> list[Any]:
 
 def theirs(model: Any, pages: Sequence[Any], infer: InferSettings, **options: Any) -> list[list[int]]:
     """What transformers' own loop generates."""
-    inputs = model.inputs(pages, infer)
+    inputs = model.inputs(pages, infer).to(model.network.device)
     model.network.generation_config = model._generation(infer)
     rows = model.network.generate(
         **inputs, max_new_tokens=infer.max_new_tokens, no_repeat_ngram_size=infer.no_repeat_ngram_size, **options
