@@ -101,6 +101,7 @@ def engine(request: pytest.FixtureRequest, model: Any, monkeypatch: pytest.Monke
     """`static`: as `compiled`, without compiling."""
     monkeypatch.setattr(model, "_compiled", request.param == "static")
     monkeypatch.setattr(model, "_forward", lambda: model.network)
+    monkeypatch.setattr(model, "_cache", None)
     return str(request.param)
 
 
@@ -113,6 +114,10 @@ def test_tokens_and_phases_are_those_of_generate(model, expected, engine):
         tops = ["preprocess", "/preprocess", "vision", "/vision", "prefill", "/prefill", "decode", *steps, "/decode"]
         assert phases.events == tops, f"{engine}, {name}"
     rows = expected["two pages, with a ban"]
+    kept = model._cache  # of a static engine: CUDA graphs need its addresses again
+    assert ours(model, images(2), BANNED) == rows
+    assert model._cache is kept
+    assert (kept is None) == (engine == "reference")
     assert all(len(set(row)) == len(row) for row in rows)
     assert rows[0] != rows[1]
 
