@@ -80,7 +80,10 @@ def _base_of(adapter: Path, timeout_s: float) -> Path:
     need("peft", f"{adapter} is a LoRA directory")
     if not (adapter / "adapter_model.safetensors").is_file():
         raise ModelError(f"{adapter} has no adapter_model.safetensors; pickled adapters are not read")
-    base = read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
+    config = read_json(adapter / "adapter_config.json")
+    if (kind := config.get("peft_type")) != "LORA":
+        raise ModelError(f"{adapter} is an adapter of the kind {kind}: only LORA is merged into the weights")
+    base = config.get("base_model_name_or_path")
     if not isinstance(base, str):
         raise ModelError(f"{adapter}/adapter_config.json names no base_model_name_or_path")
     return resolve(base, None, timeout_s, WANTED)
@@ -143,5 +146,9 @@ def _check_quantization(source: Source) -> None:
     if method not in QUANTIZED:
         raise ModelError(f"{where}: only {' and '.join(QUANTIZED)} are read; use the plain checkpoint")
     need(QUANTIZED[method], where)
-    if method == "bitsandbytes":
-        need("accelerate", where)
+    if method != "bitsandbytes":
+        return
+    need("accelerate", where)
+    if source.adapter is not None:
+        raise ModelError(f"{source.adapter}: merged into {where}, its weights would be rounded anew: "
+                         "name the plain checkpoint as base_model_name_or_path")  # fmt: skip

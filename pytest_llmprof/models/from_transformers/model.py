@@ -56,8 +56,10 @@ class TransformersModel:
         digest: str,
         boxes: BoxFormat,
         where: str,
+        quantized: str | None = None,
     ) -> None:
-        """Wrap transformers' model *network*, on its device, and its *processor*; *where* is the checkpoint.
+        """Wrap transformers' model *network*, on its device, and its *processor*; *where* is the checkpoint,
+        *quantized* by this method.
 
         Raises `ModelError` where they and `model.family` do not fit together.
         """
@@ -90,7 +92,7 @@ class TransformersModel:
             name=NAME,
             weights="checkpoint",
             digest=digest,
-            parameters=sum(parameter.numel() for parameter in network.parameters()),
+            parameters=network.num_parameters(),
             device=str(self._device),
             dtype=str(self._dtype).removeprefix("torch."),
             mode=MODE,
@@ -100,6 +102,7 @@ class TransformersModel:
                 "class": type(network).__name__,
                 "model_type": network.config.model_type,
                 "attention": network.config._attn_implementation,
+                "quantized": quantized,
                 "generation_config": asked,
                 "layers": getattr(text, "num_hidden_layers", None),
                 "hidden_size": getattr(text, "hidden_size", None),
