@@ -19,14 +19,15 @@ from PIL import Image, ImageOps
 
 from pytest_llmprof.config.compose import Composer, ConfigSources
 from pytest_llmprof.config.registry import Registry
-from pytest_llmprof.config.schema import InferSettings, ModelSettings
+from pytest_llmprof.config.schema import InferSettings, ModelSettings, Settings
 from pytest_llmprof.datasets import builtin
-from pytest_llmprof.errors import EngineUnavailable
+from pytest_llmprof.errors import EngineUnavailable, ModelError
 from pytest_llmprof.measure.compiles import CompileWatch
 from pytest_llmprof.models import packaged_models
 from pytest_llmprof.models.deepseek_ocr.model import DeepseekOcr
 from pytest_llmprof.models.deepseek_ocr.prompts import MARKDOWN
 from pytest_llmprof.models.deepseek_ocr.tokenizers import FileTokenizer
+from pytest_llmprof.models.from_transformers import checkpoint
 from pytest_llmprof.models.from_transformers.boxes import FORMATS
 from pytest_llmprof.models.from_transformers.costs import _weights
 from pytest_llmprof.models.from_transformers.loader import load
@@ -49,13 +50,18 @@ CLASSES = [
 BOXES = {one.name: one for one in FORMATS}
 
 
-def preset(name: str, path: Path, device: str = "cpu") -> ModelSettings:
+def session(name: str, path: Path, device: str = "cpu") -> Settings:
     """`model=NAME model.path=PATH` in float32."""
     registry = Registry.of(packaged_models(), packaged_stages(), builtin())
     model = {"path": path, "device": device, "dtype": "float32"}
     keys = (f"model={zoo.PRESETS.get(name, name)}", *(f"model.{key}={value}" for key, value in model.items()))
     sources = ConfigSources(invocation_dir=path, rootdir=path, cli_overrides=keys)
-    return Composer(sources, registry).session().model
+    return Composer(sources, registry).session()
+
+
+def preset(name: str, path: Path, device: str = "cpu") -> ModelSettings:
+    """The model's part of `session`."""
+    return session(name, path, device).model
 
 
 @pytest.fixture(scope="module", params=CLASSES)
@@ -184,6 +190,18 @@ def test_unlimited_ocr_gives_the_tokens_of_deepseek_ocr(official_weights, tmp_pa
     family = replace(settings.family, template="<pad>{image}{prompt}", markdown=MARKDOWN.removeprefix("<image>"))
     any_model = load(replace(settings, family=family), infer, BOXES)
     assert ours(any_model, [image], infer) == ours(own, [image], infer)
+
+
+@pytest.mark.skipif(not zoo.VISION, reason="torchvision is not installed")
+def test_smolvlm_without_num2words(tmp_path, monkeypatch):
+    from transformers.models.smolvlm import processing_smolvlm
+
+    path = zoo.build(zoo.smolvlm, tmp_path)
+    monkeypatch.setattr(processing_smolvlm, "num2words", None)  # as where its import fails
+    monkeypatch.setattr(checkpoint, "find_spec", lambda package: None)
+    wanted = "the processor cannot be loaded: it needs the package num2words: pip install 'pytest-llmprof.models.'$"
+    with pytest.raises(ModelError, match=wanted):
+        load(preset("smolvlm", path), ALONE, BOXES)
 
 
 @pytest.mark.slow

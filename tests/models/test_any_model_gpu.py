@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as hf
 import zoo
 from ocr_helpers import Record, blocks_image
 from test_any_model import ALONE, BANNED, BOXES, CLASSES, SIZES, images, ours, preset, theirs
+from test_any_model_quantized import BITSANDBYTES, METHODS, network_of, quantized
 
 from pytest_llmprof.measure.compiles import CompileWatch
 from pytest_llmprof.models.from_transformers.loader import load
@@ -44,6 +46,18 @@ def test_compiled_gives_the_tokens_of_the_reference(make, tmp_path):
                 pages = [blocks_image(seed, SIZES[seed])]
                 assert ours(compiled, pages, BANNED) == ours(reference, pages, BANNED)
     assert not watch.seen
+
+
+@BITSANDBYTES
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("make", [zoo.paddleocr_vl, zoo.got_ocr2], ids=lambda make: make.__name__)
+def test_bitsandbytes(make, method, tmp_path):
+    base, path = zoo.build(make, tmp_path / "base"), tmp_path / "checkpoint"
+    config = hf.BitsAndBytesConfig(**METHODS[method])
+    quantized(base, path, network_of(base, quantization_config=config, device_map={"": "cuda"}))
+    model = load(preset(make.__name__, path, "cuda"), ALONE, BOXES)
+    assert ours(model, images(2), BANNED) == theirs(model, images(2), BANNED)
+    model.costs(images(1), ALONE, [4])
 
 
 def test_closing_gives_the_memory_back(tmp_path):

@@ -17,6 +17,11 @@ WANTED = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.tiktoken", "merges
 """Files that are fetched from the hub. No code is among them."""
 _UNNAMED = "an unnamed method"
 _TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
+EXTRAS = {
+    "torchvision": "models", "num2words": "models", "peft": "adapters", "accelerate": "quantized",
+    "bitsandbytes": "quantized", "compressed_tensors": "quantized",
+}  # fmt: skip
+"""Packages that a checkpoint may ask for -> the extra that has them."""
 QUANTIZED = {"bitsandbytes": "bitsandbytes", "compressed-tensors": "compressed_tensors"}
 """quant_method -> the package that reads it."""
 _RELEASED = ("deepseek_vl_v2", "DeepseekOCR")
@@ -110,7 +115,8 @@ def told(what: str, work: Callable[[], _Result]) -> _Result:
 def need(package: str, why: str) -> None:
     """Raise `ModelError` where *package* is not installed."""
     if find_spec(package) is None:
-        raise ModelError(f"{why}, which needs the package {package}: pip install {package.replace('_', '-')}")
+        install = f"'pytest-llmprof[{EXTRAS[package]}]'" if package in EXTRAS else package
+        raise ModelError(f"{why}: it needs the package {package.replace('_', '-')}: pip install {install}")
 
 
 def _check_class(directory: Path, config: Mapping[str, Any]) -> None:

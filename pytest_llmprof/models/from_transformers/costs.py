@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from pytest_llmprof.models.base import Costs, PhaseCost
@@ -53,7 +54,7 @@ class CountingPhases:
 
     def routed(self, module: Any, arguments: tuple[Any, ...]) -> None:
         """A hook before a layer's experts: their second argument holds the chosen ones."""
-        total = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+        total = sum(map(_bytes, module.parameters()))
         chosen = arguments[1].unique().numel()
         self.experts.setdefault(self._open[-1], []).append(total * chosen // module.num_experts)
 
@@ -122,6 +123,10 @@ def batch_costs(
     return Costs(found, note)
 
 
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
 def _cost(flops: int, parts: Mapping[str, int]) -> PhaseCost:
     return PhaseCost(flops, sum(parts.values()), parts)
 
@@ -139,15 +144,15 @@ def quantized_layers(network: Any) -> list[Any]:
     return [module for module in network.modules() if type(module).__module__.startswith("bitsandbytes.")]
 
 
-def _scales(layer: Any) -> int:
-    """Bytes that a layer of bitsandbytes reads beside its weights."""
+def scales(layer: Any) -> list[Tensor]:
+    """What a layer of bitsandbytes reads beside its weights; nothing where its checkpoint's scales were not loaded."""
     four = getattr(layer.weight, "quant_state", None)
-    if four is None:
-        found = [layer.weight.SCB if layer.state.SCB is None else layer.state.SCB]
-    else:
-        found = [four.absmax, four.code]
-        found += [four.state2.absmax, four.state2.code] if four.nested else []
-    return sum(tensor.numel() * tensor.element_size() for tensor in found)
+    if four is not None:
+        return [four.absmax, four.code, *([four.state2.absmax, four.state2.code] if four.nested else ())]
+    eight = getattr(layer.weight, "SCB", None)
+    if eight is None and hasattr(layer, "state"):
+        eight = layer.state.SCB  # it moves there at the first product
+    return [] if eight is None else [eight]
 
 
 def _weights(network: Any) -> dict[str, int]:
@@ -158,14 +163,14 @@ def _weights(network: Any) -> dict[str, int]:
         id(parameter) for name, module in network.named_modules() if name.endswith(".experts")
         for parameter in module.parameters()
     }  # fmt: skip
-    scales = {id(layer.weight): _scales(layer) for layer in quantized_layers(network)}
+    beside = {id(layer.weight): sum(map(_bytes, scales(layer))) for layer in quantized_layers(network)}
     text = {id(parameter) for parameter in decoder.parameters() if parameter is not embedding} | {id(head)}
     found = {"vision": 0, "text": 0}
     for parameter in network.parameters():
         part = "text" if id(parameter) in text else "vision"
         if (parameter is embedding and parameter is not head) or (part == "text" and id(parameter) in routed):
             continue
-        found[part] += parameter.numel() * parameter.element_size() + scales.get(id(parameter), 0)
+        found[part] += _bytes(parameter) + beside.get(id(parameter), 0)
     return found
 
 

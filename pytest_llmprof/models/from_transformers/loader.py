@@ -6,7 +6,6 @@ import logging
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_llmprof.config.schema import AUTO
@@ -18,7 +17,8 @@ from pytest_llmprof.models.deepseek_ocr.engines.graphs import require_compiler
 from pytest_llmprof.models.deepseek_ocr.loader import check_tensors, silenced
 from pytest_llmprof.models.device import check_choice, pick_device, pick_dtype
 from pytest_llmprof.models.from_transformers import ENGINES
-from pytest_llmprof.models.from_transformers.checkpoint import Source, open_source, told
+from pytest_llmprof.models.from_transformers.checkpoint import EXTRAS, Source, need, open_source, told
+from pytest_llmprof.text.escape import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -26,10 +26,8 @@ if TYPE_CHECKING:
     from pytest_llmprof.config.schema import InferSettings, ModelSettings
     from pytest_llmprof.models.from_transformers.model import TransformersModel
 
-_EXTRA = ("torchvision", "num2words")
-"""Packages that processors ask for; the extra `models` has them."""
-_PACKAGES = (*_EXTRA, "accelerate", "sentencepiece", "tiktoken", "av", "librosa")
-"""Packages that a processor may ask for."""
+_PACKAGES = (*EXTRAS, "sentencepiece", "tiktoken", "av", "librosa")
+"""Packages that transformers may ask for."""
 _Result = TypeVar("_Result")
 
 
@@ -99,6 +97,8 @@ def load_weights(source: Source, device: torch.device, dtype: torch.dtype) -> An
     shape: transformers alone would use random ones there."""
     import transformers
 
+    from pytest_llmprof.models.from_transformers.costs import quantized_layers, scales
+
     options: dict[str, Any] = {}
     packed = source.quantized == "bitsandbytes"
     if source.quantized == "compressed-tensors":
@@ -109,18 +109,22 @@ def load_weights(source: Source, device: torch.device, dtype: torch.dtype) -> An
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
     def read() -> Any:
-        return transformers.AutoModelForImageTextToText.from_pretrained(
+        model, found = transformers.AutoModelForImageTextToText.from_pretrained(
             source.directory, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False,
             ignore_mismatched_sizes=True, output_loading_info=True, **options,
         )  # fmt: skip
+        if packed and any(not scales(layer) for layer in quantized_layers(model)):
+            raise ValueError("the scales of its layers find no place")
+        return model, found
 
     try:
         model, found = _read(source, "the weights", read)
     except ModelError as error:
-        if source.quantized is None or "CONVERSION" not in str(error):
+        if source.quantized is None or not isinstance(error.__cause__, (ValueError, RuntimeError)):
             raise
-        raise ModelError(f"{source.directory}: transformers cannot unpack its weights, which {source.quantized} has "
-                         "packed: use the plain checkpoint") from error  # fmt: skip
+        reason = one_line(str(error.__cause__), 100)
+        raise ModelError(f"{source.directory}: transformers cannot load this class's weights as {source.quantized} "
+                         f"stores them: use the plain checkpoint ({reason})") from error  # fmt: skip
     check_tensors(source.directory, found)
     if not (hasattr(model.base_model, "get_image_features") and model._supports_mm_encoder_outputs()):
         raise ModelError(
@@ -161,8 +165,6 @@ def _read(source: Source, what: str, work: Callable[[], _Result]) -> _Result:
     except ModelError as error:
         if isinstance(error.__cause__, (ImportError, ValueError)):
             for package in _PACKAGES:
-                if re.search(rf"\b{package}\b", str(error.__cause__), re.IGNORECASE) and find_spec(package) is None:
-                    install = "'pytest-llmprof[models]'" if package in _EXTRA else package
-                    needs = f"{what} needs the package {package}: pip install {install}"
-                    raise ModelError(f"{source.directory}: {needs}") from error
+                if re.search(rf"\b{package.replace('_', '[-_]')}\b", str(error.__cause__), re.IGNORECASE):
+                    need(package, f"{source.directory}: {what} cannot be loaded")
         raise
