@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pytest_llmprof.config.schema import ModelSettings
 from pytest_llmprof.errors import ModelError
-from pytest_llmprof.models.deepseek_ocr.checkpoint import open_checkpoint, read_json, resolve
+from pytest_llmprof.models.checkpoint import open_checkpoint, read_json, resolve
 from pytest_llmprof.text.escape import one_line
 
 WANTED = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.tiktoken", "merges.txt", "vocab.txt")

@@ -12,12 +12,11 @@ from pytest_llmprof.config.schema import AUTO
 from pytest_llmprof.errors import EngineUnavailable, ModelError
 from pytest_llmprof.measure.collector import paused_garbage_collector
 from pytest_llmprof.models.base import BoxFormat
-from pytest_llmprof.models.deepseek_ocr.checkpoint import digest
-from pytest_llmprof.models.deepseek_ocr.engines.graphs import require_compiler
-from pytest_llmprof.models.deepseek_ocr.loader import check_tensors, silenced
+from pytest_llmprof.models.checkpoint import check_tensors, digest, silenced
 from pytest_llmprof.models.device import check_choice, pick_device, pick_dtype
 from pytest_llmprof.models.from_transformers import ENGINES
 from pytest_llmprof.models.from_transformers.checkpoint import EXTRAS, Source, need, open_source, told
+from pytest_llmprof.models.graphs import require_compiler
 from pytest_llmprof.text.escape import one_line
 
 if TYPE_CHECKING:

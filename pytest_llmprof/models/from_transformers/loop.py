@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import StaticCache
 
-from pytest_llmprof.models.deepseek_ocr.generation import ban_repeats
+from pytest_llmprof.models.ngrams import ban_repeats
 
 if TYPE_CHECKING:
     from pytest_llmprof.models.base import Phases
