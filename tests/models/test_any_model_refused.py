@@ -84,9 +84,9 @@ def gguf(path: Path) -> None:
     (path / "model.safetensors").rename(path / "model.gguf")
 
 
-def adapter(path: Path) -> None:
+def adapter(path: Path, kind: str = "LORA") -> None:
     (path / "config.json").unlink()
-    change(path, "adapter_config.json", base_model_name_or_path=str(path))
+    change(path, "adapter_config.json", base_model_name_or_path=str(path), peft_type=kind)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +98,7 @@ def adapter(path: Path) -> None:
         (without_a_weight, ["lacks 1 tensor that config.json asks for"]),
         (gguf, ["GGUF", "*.safetensors"]),
         (adapter, ["is a LoRA directory: it needs the package peft: pip install 'pytest-llmprof[adapters]'"]),
+        (lambda path: adapter(path, "IA3"), ["is an adapter of the kind IA3: only LORA is merged"]),
         (lambda path: (path / "tokenizer.json").unlink(), ["has no tokenizer", "tokenizer.json"]),
         (lambda path: (path / "processor_config.json").write_text("{"), ["the processor cannot be loaded"]),
         (lambda path: (path / "generation_config.json").write_text("{"), ["generation_config.json cannot be read"]),
@@ -145,6 +146,16 @@ def test_bitsandbytes_without_accelerate(path: Path, monkeypatch):
     change(path, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
     wanted = "quantized by bitsandbytes: it needs the package accelerate: pip install 'pytest-llmprof[quantized]'"
     assert wanted in refused(path)
+
+
+def test_a_lora_directory_over_bitsandbytes(path: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "find_spec", lambda package: object())
+    change(path, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
+    lora = tmp_path / "lora"
+    lora.mkdir()
+    change(lora, "adapter_config.json", base_model_name_or_path=str(path), peft_type="LORA")
+    (lora / "adapter_model.safetensors").touch()
+    assert "its weights would be rounded anew: name the plain checkpoint as base_model_name_or_path" in refused(lora)
 
 
 class Blocked:

@@ -82,12 +82,12 @@ def open_source(settings: ModelSettings) -> Source:
 
 def _base_of(adapter: Path, timeout_s: float) -> Path:
     """The directory of the weights that a LoRA directory was trained on."""
-    need("peft", f"{adapter} is a LoRA directory")
-    if not (adapter / "adapter_model.safetensors").is_file():
-        raise ModelError(f"{adapter} has no adapter_model.safetensors; pickled adapters are not read")
     config = read_json(adapter / "adapter_config.json")
     if (kind := config.get("peft_type")) != "LORA":
         raise ModelError(f"{adapter} is an adapter of the kind {kind}: only LORA is merged into the weights")
+    need("peft", f"{adapter} is a LoRA directory")
+    if not (adapter / "adapter_model.safetensors").is_file():
+        raise ModelError(f"{adapter} has no adapter_model.safetensors; pickled adapters are not read")
     base = config.get("base_model_name_or_path")
     if not isinstance(base, str):
         raise ModelError(f"{adapter}/adapter_config.json names no base_model_name_or_path")
