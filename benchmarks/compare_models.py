@@ -11,6 +11,8 @@ where weights are random or pages have no truth), and peak memory (null on a CPU
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,11 +25,17 @@ from pytest_llmprof.text.markdown import table
 from pytest_llmprof.text.numbers import number
 
 SWEEP = Path(__file__).parent / "sweeps" / "test_models.py"
+TIMED_OUT = 124
+"""The exit code of a run that its time limit ended."""
+GRACE_S = 10
+"""Seconds that such a run has to write what it has."""
 HEAD = ("Model", "Engine", "Pages/s", "TTFT ms", "TPOT ms", "Tokens/page", "CER", "Peak GiB")
 
 
-def run_model(out: Path, name: str, model: str, engine: str, stage: str, keys: Sequence[str]) -> int:
-    """Run one model; its log is OUT/NAME.log. Gives pytest's exit code."""
+def run_model(
+    out: Path, name: str, model: str, engine: str, stage: str, keys: Sequence[str], limit_s: float | None = None
+) -> int:
+    """Run one model; its log is OUT/NAME.log. Gives pytest's exit code, `TIMED_OUT` after *limit_s*."""
     preset, _, path = model.partition(":")
     given = [f"model={preset}", *([f"model.path={Path(path).resolve()}"] if path else []), *keys]
     command = [sys.executable, "-m", "pytest", str(SWEEP), "-q", "-p", "no:cacheprovider", "--tb=short"]
@@ -35,8 +43,28 @@ def run_model(out: Path, name: str, model: str, engine: str, stage: str, keys: S
     if engine != "all":
         command += ["-k", engine]
     command += [word for key in given for word in ("--llmprof-override", key)]
-    with (out / f"{name}.log").open("w", encoding="utf-8") as log:
-        return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+    return run_logged(command, out / f"{name}.log", limit_s)
+
+
+def run_logged(command: Sequence[str], log: Path, limit_s: float | None = None) -> int:
+    """Run *command* with its output in *log*. Gives its exit code, `TIMED_OUT` where *limit_s* ended it."""
+    with log.open("w", encoding="utf-8") as stream:
+        # A session of its own, so that what it started ends with it.
+        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            return process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGINT)  # pytest then ends its run directory
+            try:
+                process.wait(GRACE_S)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            return TIMED_OUT
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
 
 
 def rows(out: Path, names: Sequence[str], stage: str) -> Iterator[tuple[str, ...]]:

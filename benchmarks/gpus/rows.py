@@ -44,12 +44,12 @@ from rates import copy_rate, read_rates
 
 from pytest_llmprof.models.deepseek_ocr.engines.batch_step import BatchStep, Tiles
 from pytest_llmprof.models.deepseek_ocr.engines.fast import TritonStep
-from pytest_llmprof.models.deepseek_ocr.engines.graphs import Graphs
 from pytest_llmprof.models.deepseek_ocr.engines.kernel_step import KernelStep, Tuned
 from pytest_llmprof.models.deepseek_ocr.engines.prefill import Cache, Prefill
 from pytest_llmprof.models.deepseek_ocr.engines.step import Sparse, Step
 from pytest_llmprof.models.deepseek_ocr.generation import Limits, pad_prompts
 from pytest_llmprof.models.deepseek_ocr.random_weights import random_config, random_model
+from pytest_llmprof.models.graphs import Graphs
 from pytest_llmprof.text.markdown import table
 
 POSITION, PLACES, NGRAM = 411, 512, 35

@@ -92,7 +92,7 @@ class Checker:
         if not model.path:
             raise ConfigError(
                 "model.path must be set where model.weights=checkpoint: a directory or a hub id, "
-                "--llmprof-override model.path=/models/DeepSeek-OCR"
+                "--llmprof-override model.path=/path/to/checkpoint"
             )
         if _has_placeholder(model.path):
             return model

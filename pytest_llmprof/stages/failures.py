@@ -53,7 +53,7 @@ def describe_error(error: BaseException, recorder: PhaseRecorder, names: Sequenc
         pages = f"batch of {len(names)} ({names[0]}{f' ... {names[-1]}' if len(names) > 1 else ''})"
         return (
             f"out of device memory in phase {where or 'unknown'}, {pages}{_peak_now(device, peak)}{asked}: lower "
-            f"{'infer.batch_size, ' if len(names) > 1 else ''}infer.max_new_tokens or model.mode"
+            f"{'infer.batch_size, ' if len(names) > 1 else ''}infer.max_new_tokens or the pages' size (model.mode)"
         )
     place = f" in phase {where}" if where else ""
     return f"{type(error).__name__}{place}: {text[:500]}"

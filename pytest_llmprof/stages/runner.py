@@ -15,7 +15,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from pytest_llmprof.datasets.base import Page
-from pytest_llmprof.errors import LlmprofError, PageError, StageError
+from pytest_llmprof.errors import LlmprofError, ModelError, PageError, StageError
 from pytest_llmprof.measure.collector import frozen_garbage_collector
 from pytest_llmprof.measure.compiles import CompileWatch, complaint
 from pytest_llmprof.measure.energy import EnergyMeter
@@ -193,6 +193,9 @@ class PagesWorkload:
                 error = found
         self._compiled = bool(watch.seen)
         if error is not None:
+            refused = isinstance(error, ModelError) and len(loaded) > 1
+            if refused and len(self._shape_keys(loaded, batch_id, recorder)) < len(loaded):
+                return self._run(index, batch_id, batch, recorder)  # the others
             self._give_up(error, [page for page, _ in loaded], batch_id, recorder)
             return [], 0.0
         if watch.seen and index >= 0:
@@ -205,6 +208,20 @@ class PagesWorkload:
                 self._fail([page], batch_id, str(answer.fault))
         return good, seconds
 
+    def _shape_keys(
+        self, loaded: Sequence[tuple[Page, Image]], batch_id: int, recorder: PhaseRecorder
+    ) -> list[object]:
+        """The shapes of pages that the model takes; one that it refuses fails by its name."""
+        keys = []
+        for page, image in loaded:
+            try:
+                key = self._model.shape_key(image, self._infer)
+                hash(key)
+                keys.append(key)
+            except Exception as error:  # noqa: BLE001 - as in _run
+                self._give_up(error, [page], batch_id, recorder)
+        return keys
+
     def warmup(self, passes: int, recorder: PhaseRecorder) -> None:
         """Run one batch of each distinct input shape, *passes* times, each to its answer's end.
 
@@ -216,14 +233,8 @@ class PagesWorkload:
         for number in range(passes):
             seen: set[object] = set()
             for batch_id, batch in _batches(self.pages, self._infer.batch_size):
-                loaded = self._images(batch_id, batch)
-                try:
-                    key = tuple(self._model.shape_key(image, self._infer) for _, image in loaded)
-                    known = key in seen
-                except Exception as error:  # noqa: BLE001 - as in _run
-                    self._give_up(error, [page for page, _ in loaded], batch_id, recorder)
-                    continue
-                if not key or known:
+                key = tuple(self._shape_keys(self._images(batch_id, batch), batch_id, recorder))
+                if not key or key in seen:
                     continue
                 seen.add(key)
                 self._run(-1, batch_id, batch, recorder)

@@ -98,7 +98,7 @@ def test_model_path(places):
 
 
 def test_model_path_is_needed_and_must_exist(places):
-    assert "--llmprof-override model.path=/models/DeepSeek-OCR" in places.error(CHECKPOINT)
+    assert "--llmprof-override model.path=/path/to/checkpoint" in places.error(CHECKPOINT)
     assert "/nope/x does not exist, set on the command line" in places.error(CHECKPOINT, "model.path=/nope/x")
     assert "does not exist" in places.error(CHECKPOINT, "model.path=./nope")
     assert "does not exist" in places.error(CHECKPOINT, "model.path=a/b/c")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from pytest_llmprof.config.schema import InferSettings
 from pytest_llmprof.datasets.base import Page
-from pytest_llmprof.errors import LlmprofError, PageError, StageError
+from pytest_llmprof.errors import LlmprofError, ModelError, PageError, StageError
 from pytest_llmprof.measure import phases as phases_module
 from pytest_llmprof.measure.figures import figures_of
 from pytest_llmprof.measure.memory import PhasePeaks
@@ -481,6 +481,26 @@ def test_what_a_model_raises_around_its_answer_fails_its_page_alone(recorder):
     pair, _, failed = workload(Model(), ["broken", "wide"], batch_size=2)
     pair.warmup(1, recorder)
     assert failed == [("broken", "page broken: it is broken"), ("wide", "KeyError: 'wide'")]
+
+
+@pytest.mark.parametrize("passes", [0, 1], ids=["no warm-up", "a warm-up"])
+def test_a_page_that_the_model_refuses_fails_alone_in_its_batch(recorder, passes):
+    class Model(CountingModel):
+        def shape_key(self, image, infer):
+            if image.size == (16, 8):
+                raise ModelError("16 pixels are too wide")
+            return image.size
+
+        def generate(self, images, infer, phases):
+            for image in images:
+                self.shape_key(image, infer)
+            yield from super().generate(images, infer, phases)
+
+    work, seen, failed = workload(Model(), ["a", "wide", "b"], batch_size=3)
+    work.warmup(passes, recorder)
+    samples, _ = work.round(0, recorder)
+    assert failed == [("wide", "16 pixels are too wide")]
+    assert [name for name, _, _ in seen] == ["a", "b"] == [sample.page for sample in samples]
 
 
 @pytest.mark.parametrize(

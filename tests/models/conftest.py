@@ -18,7 +18,7 @@ def official_weights() -> Any:
     """transformers' model with the reference checkpoint's weights, through our loader."""
     import torch
 
-    from pytest_llmprof.models.deepseek_ocr.checkpoint import open_checkpoint
+    from pytest_llmprof.models.checkpoint import open_checkpoint
     from pytest_llmprof.models.deepseek_ocr.loader import load_weights
 
     return load_weights(open_checkpoint(OFFICIAL), torch.device("cpu"), torch.float32)

@@ -23,12 +23,12 @@ from pytest_llmprof.errors import LlmprofError
 from pytest_llmprof.models.deepseek_ocr import generation
 from pytest_llmprof.models.deepseek_ocr.engines.batch_step import BatchStep, Tiles
 from pytest_llmprof.models.deepseek_ocr.engines.fast import FastEngine, TritonStep
-from pytest_llmprof.models.deepseek_ocr.engines.graphs import Graphs
 from pytest_llmprof.models.deepseek_ocr.engines.kernel_step import Tuned
 from pytest_llmprof.models.deepseek_ocr.engines.prefill import Cache, Prefill
 from pytest_llmprof.models.deepseek_ocr.engines.reference import ReferenceEngine
 from pytest_llmprof.models.deepseek_ocr.loader import load
 from pytest_llmprof.models.deepseek_ocr.random_weights import random_config, random_model
+from pytest_llmprof.models.graphs import Graphs
 
 CPU = torch.device("cpu")
 SETTINGS = ModelSettings(weights="random", size="tiny", mode="tiny", device="cpu", dtype="float32")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +14,20 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 import zoo
 from ocr_helpers import Record, blocks_image
 from PIL import Image
-from test_any_model import ALONE, BOXES, preset, theirs
+from test_any_model import ALONE, BOXES, ours, preset, session, theirs
 
+from pytest_llmprof.datasets.base import Page
 from pytest_llmprof.errors import EngineUnavailable, ModelError
+from pytest_llmprof.measure.phases import PhaseRecorder
+from pytest_llmprof.models import packaged_models
 from pytest_llmprof.models.from_transformers import checkpoint, loader
 from pytest_llmprof.models.from_transformers.loader import load
+from pytest_llmprof.run.model_cache import ModelCache
+from pytest_llmprof.stages.runner import PagesWorkload
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +84,9 @@ def gguf(path: Path) -> None:
     (path / "model.safetensors").rename(path / "model.gguf")
 
 
-def adapter(path: Path) -> None:
+def adapter(path: Path, kind: str = "LORA") -> None:
     (path / "config.json").unlink()
-    change(path, "adapter_config.json", base_model_name_or_path=str(path))
+    change(path, "adapter_config.json", base_model_name_or_path=str(path), peft_type=kind)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +97,8 @@ def adapter(path: Path) -> None:
         (truncated, ["is not a whole safetensors file"]),
         (without_a_weight, ["lacks 1 tensor that config.json asks for"]),
         (gguf, ["GGUF", "*.safetensors"]),
-        (adapter, ["is a LoRA directory", "the package peft"]),
+        (adapter, ["is a LoRA directory: it needs the package peft: pip install 'pytest-llmprof[adapters]'"]),
+        (lambda path: adapter(path, "IA3"), ["is an adapter of the kind IA3: only LORA is merged"]),
         (lambda path: (path / "tokenizer.json").unlink(), ["has no tokenizer", "tokenizer.json"]),
         (lambda path: (path / "processor_config.json").write_text("{"), ["the processor cannot be loaded"]),
         (lambda path: (path / "generation_config.json").write_text("{"), ["generation_config.json cannot be read"]),
@@ -104,7 +113,11 @@ def adapter(path: Path) -> None:
         (lambda path: change(path, quantization_config={"quant_method": "gptq"}), ["quantized by gptq", "plain"]),
         (
             lambda path: change(path, quantization_config={"quant_method": "bitsandbytes"}),
-            ["quantized by bitsandbytes", "pip install bitsandbytes"],
+            ["quantized by bitsandbytes: it needs the package bitsandbytes: pip install 'pytest-llmprof[quantized]'"],
+        ),
+        (
+            lambda path: change(path, quantization_config={"quant_method": "compressed-tensors"}),
+            ["quantized by compressed-tensors: it needs the package compressed-tensors: pip install"],
         ),
     ],
 )
@@ -126,6 +139,89 @@ def test_a_missing_package(path: Path, processor: str):
     change(path, "processor_config.json", image_processor={"image_processor_type": "UnlimitedOcrImageProcessor"})
     text = refused(path)
     assert "needs the package torchvision: pip install 'pytest-llmprof[models]'" in text, text
+
+
+def test_bitsandbytes_without_accelerate(path: Path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "find_spec", lambda package: None if package == "accelerate" else object())
+    change(path, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
+    wanted = "quantized by bitsandbytes: it needs the package accelerate: pip install 'pytest-llmprof[quantized]'"
+    assert wanted in refused(path)
+
+
+def test_a_lora_directory_over_bitsandbytes(path: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "find_spec", lambda package: object())
+    change(path, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
+    lora = tmp_path / "lora"
+    lora.mkdir()
+    change(lora, "adapter_config.json", base_model_name_or_path=str(path), peft_type="LORA")
+    (lora / "adapter_model.safetensors").touch()
+    assert "its weights would be rounded anew: name the plain checkpoint as base_model_name_or_path" in refused(lora)
+
+
+class Blocked:
+    """Finds no package of a name, as where it is not installed."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def find_spec(self, name: str, *_: Any) -> None:
+        if name.partition(".")[0] == self.name:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def test_a_package_that_transformers_asks_for(path: Path, monkeypatch):
+    """Whatever asks for it, and however: here where the weights are read."""
+
+    def ask(*_: Any, **options: Any) -> None:
+        import accelerate  # noqa: F401
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "accelerate"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Blocked("accelerate"), *sys.meta_path])
+    monkeypatch.setattr(checkpoint, "find_spec", lambda package: None)
+    monkeypatch.setattr(transformers.AutoModelForImageTextToText, "from_pretrained", ask)
+    wanted = "the weights cannot be loaded: it needs the package accelerate: pip install 'pytest-llmprof[quantized]'"
+    assert wanted in refused(path)
+
+
+def full(*_: Any, **options: Any) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total of 1 GiB")
+
+
+def test_gpu_memory_that_runs_out_at_load(path: Path, monkeypatch):
+    monkeypatch.setattr(transformers.AutoModelForImageTextToText, "from_pretrained", full)
+    cache = ModelCache({one.name: one for one in packaged_models()})
+    with pytest.raises(ModelError) as caught:
+        cache.get(session("paddleocr_vl", path), lambda text: None)
+    text = str(caught.value)
+    assert text.startswith("out of device memory while the model was loaded: CUDA out of memory. Tried to allocate 20")
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("part", ["get_image_features", "forward"])
+def test_gpu_memory_that_runs_out_while_it_reads(path: Path, monkeypatch, part: str):
+    model = load(preset("paddleocr_vl", path), ALONE, BOXES)
+    owner = type(model.network.base_model if part == "get_image_features" else model.network)
+    failed: list[str] = []
+    pages = [Stored(name=name, source=name, path=path) for name in ("one", "two")]
+    work = PagesWorkload(
+        model, pages, replace(ALONE, batch_size=2), on_answer=lambda *_: None,
+        on_failure=lambda page, batch, size, text: failed.append(text), progress=lambda *_: None,
+    )  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, part, functools.wraps(getattr(owner, part))(full))  # generate() reads its signature
+        work.round(0, PhaseRecorder("cpu"))
+    phase = "vision" if part == "get_image_features" else "prefill"
+    assert failed == 2 * [
+        f"out of device memory in phase {phase}, batch of 2 (one ... two), 20.00 GiB more asked for: "
+        "lower infer.batch_size, infer.max_new_tokens or the pages' size (model.mode)"
+    ]
+    assert ours(model, [blocks_image(1)], ALONE), "it reads the next page"
+
+
+class Stored(Page):
+    def load(self) -> Image.Image:
+        return blocks_image(1)
 
 
 def test_too_little_gpu_memory(path: Path, monkeypatch):
@@ -221,6 +317,10 @@ def test_an_image_that_the_processor_does_not_take(path: Path):
     pages = [blocks_image(1), Image.new("RGB", (1, 3000)), blocks_image(2)]
     with pytest.raises(ModelError, match=r"its processor does not take the images .* aspect ratio"):
         list(model.generate(pages, ALONE, Record()))
+    # The measured loop asks for each page's shape, to name the one.
+    assert model.shape_key(pages[0], ALONE) == model.shape_key(pages[2], ALONE)
+    with pytest.raises(ModelError, match="aspect ratio"):
+        model.shape_key(pages[1], ALONE)
 
 
 def test_a_prompt_beyond_the_positions(path: Path):

@@ -86,7 +86,7 @@ def test_deepseek_ocr_is_greedy_only(project):
 
 def test_the_gpus_comparison_at_its_smallest(tmp_path):
     script = Path(__file__).parents[2] / "benchmarks" / "gpus" / "models.py"
-    options = ["--tiny", "--families", "lighton_ocr", "--engine", "reference"]
+    options = ["--tiny", "--families", "lighton_ocr", "--engines", "reference"]
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path / "out"), *options], capture_output=True, text=True, check=False
     )
@@ -94,7 +94,19 @@ def test_the_gpus_comparison_at_its_smallest(tmp_path):
     table = (tmp_path / "out" / "models.md").read_text().splitlines()
     (line,) = table[2:]
     assert line.split(" | ")[:2] == ["| lighton_ocr", "reference"]
-    assert line.split(" | ")[5] == "6.00"
+    times, rest = line.split(" | ")[2:7], line.split(" | ")[7:]
+    assert all(float(time) > 0 for time in times), line
+    assert {cell.strip(" |") for cell in rest} == {"n/a"}, "what a CPU does not have"
+
+
+def test_a_step_that_takes_too_long_is_ended(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    import compare_models
+
+    code = "import time\nprint('begun', flush=True)\ntime.sleep(60)"
+    assert compare_models.run_logged([sys.executable, "-c", code], tmp_path / "log", 2.0) == compare_models.TIMED_OUT
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert (lines[0], lines[-1]) == ("begun", "KeyboardInterrupt")
 
 
 def test_compare_models_names_a_model_that_fails(tmp_path):

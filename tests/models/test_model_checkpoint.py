@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from pytest_llmprof.config.schema import InferSettings, ModelSettings
 from pytest_llmprof.errors import ModelError
+from pytest_llmprof.models.checkpoint import digest, open_checkpoint
 from pytest_llmprof.models.deepseek_ocr import loader
-from pytest_llmprof.models.deepseek_ocr.checkpoint import digest, open_checkpoint
 from pytest_llmprof.models.deepseek_ocr.translate import released_config, translate
 
 CPU = torch.device("cpu")

@@ -14,8 +14,9 @@ from ocr_helpers import INFER, Record, blocks_image, by_row, generate
 from pytest_llmprof.config.schema import InferSettings, ModelSettings
 from pytest_llmprof.errors import EngineUnavailable, ModelError
 from pytest_llmprof.measure.compiles import CompileWatch
+from pytest_llmprof.models import graphs, ngrams
 from pytest_llmprof.models.deepseek_ocr import generation, vision
-from pytest_llmprof.models.deepseek_ocr.engines import graphs, prefill, step
+from pytest_llmprof.models.deepseek_ocr.engines import prefill, step
 from pytest_llmprof.models.deepseek_ocr.loader import load
 
 SETTINGS = ModelSettings(weights="random", size="tiny", mode="tiny", device="cpu", dtype="float32")
@@ -212,7 +213,7 @@ def test_ban_within_a_longer_buffer(ngram: int) -> None:
         ids = torch.randint(0, 4, (3, 40), generator=generator)
         ids[1, : min(length - 1, 5)] = -1
         scores = torch.randn(3, 9, generator=generator)
-        wanted = generation.ban_repeats(ids[:, :length], scores, ngram)
+        wanted = ngrams.ban_repeats(ids[:, :length], scores, ngram)
         assert torch.equal(step.ban_repeats_in_buffer(scores, ids, torch.tensor([length]), ngram), wanted)
 
 

@@ -13,11 +13,12 @@ from PIL import Image
 
 from pytest_llmprof.config.schema import InferSettings, ModelSettings
 from pytest_llmprof.errors import ModelError
+from pytest_llmprof.models.checkpoint import open_checkpoint
 from pytest_llmprof.models.deepseek_ocr import generation, vision
-from pytest_llmprof.models.deepseek_ocr.checkpoint import open_checkpoint
 from pytest_llmprof.models.deepseek_ocr.loader import EMBEDDED, load, load_weights
 from pytest_llmprof.models.deepseek_ocr.model import DeepseekOcr
 from pytest_llmprof.models.deepseek_ocr.preprocessing import Mode, crop_grid, image_tokens
+from pytest_llmprof.models.ngrams import ban_repeats
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -30,12 +31,12 @@ def test_ban_is_what_transformers_bans(seed: int) -> None:
             ids = torch.randint(0, 2 + seed, (3, length), generator=generator)
             scores = torch.randn(3, 9, generator=generator)
             wanted = NoRepeatNGramLogitsProcessor(ngram)(ids, scores.clone())
-            assert torch.equal(generation.ban_repeats(ids, scores.clone(), ngram), wanted)
+            assert torch.equal(ban_repeats(ids, scores.clone(), ngram), wanted)
 
 
 def test_no_ban() -> None:
     scores = torch.randn(1, 9)
-    assert generation.ban_repeats(torch.zeros(1, 50, dtype=torch.int64), scores, 0) is scores
+    assert ban_repeats(torch.zeros(1, 50, dtype=torch.int64), scores, 0) is scores
 
 
 @pytest.mark.parametrize("ngram", [1, 2, 3, 6])
@@ -45,7 +46,7 @@ def test_padding_does_not_change_the_ban(ngram: int) -> None:
         ids = torch.randint(0, 3, (1, length), generator=generator)
         padded = torch.cat([torch.full((1, 7), -1), ids], dim=1)
         scores = torch.randn(1, 5, generator=generator)
-        assert torch.equal(generation.ban_repeats(padded, scores, ngram), generation.ban_repeats(ids, scores, ngram))
+        assert torch.equal(ban_repeats(padded, scores, ngram), ban_repeats(ids, scores, ngram))
 
 
 def test_answers_never_repeat_an_ngram(tiny: Any, phases: Record) -> None:

@@ -17,8 +17,8 @@ from huggingface_hub import constants
 
 from pytest_llmprof.config.schema import InferSettings, ModelSettings
 from pytest_llmprof.errors import ModelError
-from pytest_llmprof.models.deepseek_ocr import checkpoint
-from pytest_llmprof.models.deepseek_ocr.checkpoint import find_here, resolve, size_in_hub
+from pytest_llmprof.models import checkpoint
+from pytest_llmprof.models.checkpoint import find_here, resolve, size_in_hub
 from pytest_llmprof.models.deepseek_ocr.checks import checks
 
 SHA = "0123456789abcdef0123456789abcdef01234567"

@@ -13,8 +13,8 @@ from ocr_helpers import OFFICIAL, Ids, Record, generate
 from PIL import Image
 
 from pytest_llmprof.config.schema import InferSettings
+from pytest_llmprof.models.checkpoint import open_checkpoint
 from pytest_llmprof.models.deepseek_ocr import generation, preprocessing, vision
-from pytest_llmprof.models.deepseek_ocr.checkpoint import open_checkpoint
 from pytest_llmprof.models.deepseek_ocr.loader import load_weights
 from pytest_llmprof.models.deepseek_ocr.model import DeepseekOcr
 

@@ -123,7 +123,7 @@ def test_two(llmprof):
 
 
 def test_an_engine_that_this_machine_cannot_run_is_skipped_with_the_reason(bench, monkeypatch):
-    from pytest_llmprof.models.deepseek_ocr.engines import graphs
+    from pytest_llmprof.models import graphs
 
     def broken(function):
         raise RuntimeError("No working C++ compiler found")

@@ -17,7 +17,7 @@ from train import main
 
 from pytest_llmprof.config.schema import InferSettings, ModelSettings
 from pytest_llmprof.errors import ModelError
-from pytest_llmprof.models.deepseek_ocr.checkpoint import open_checkpoint
+from pytest_llmprof.models.checkpoint import open_checkpoint
 from pytest_llmprof.models.deepseek_ocr.loader import EMBEDDED, load, load_weights
 
 CPU = torch.device("cpu")

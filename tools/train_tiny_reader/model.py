@@ -20,7 +20,7 @@ from pages import CELL_SLOTS, SIZE, SLOT_OF
 from tokens import BOS, EOS, IMAGE, VOCABULARY
 from torch import Tensor, nn
 
-from pytest_llmprof.models.deepseek_ocr.checkpoint import open_checkpoint
+from pytest_llmprof.models.checkpoint import open_checkpoint
 from pytest_llmprof.models.deepseek_ocr.loader import load_weights
 
 __all__ = ["SIZES", "TINY_SIZES", "Reader", "build", "config", "initialise"]

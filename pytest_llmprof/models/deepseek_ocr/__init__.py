@@ -2,7 +2,6 @@
 
 ::
 
-    checkpoint.py     a directory or hub id -> its files; digest of the weights
     translate.py      config.json (released or transformers' layout) -> UnlimitedOcrConfig
     loader.py         settings -> a loaded model (checkpoint, embedded or random weights)
     random_weights.py seeded weights made on the device

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from pytest_llmprof.config.schema import InferSettings, ModelSettings
 from pytest_llmprof.errors import ModelError
-from pytest_llmprof.models.deepseek_ocr.checkpoint import find_here, open_checkpoint, size_in_hub
+from pytest_llmprof.models.checkpoint import find_here, open_checkpoint, size_in_hub
 from pytest_llmprof.models.deepseek_ocr.engines import check_engine
-from pytest_llmprof.models.deepseek_ocr.engines.graphs import require_compiler
 from pytest_llmprof.models.deepseek_ocr.loader import EMBEDDED
 from pytest_llmprof.models.device import pick_device, pick_dtype
+from pytest_llmprof.models.graphs import require_compiler
 from pytest_llmprof.records.checks import Check, ok, problem, warning
 
 _MODEL, _ENGINE = "Model", "Engine"

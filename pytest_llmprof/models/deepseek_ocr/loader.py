@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmprof.config.schema import AUTO, MeasureSettings
 from pytest_llmprof.errors import ModelError
 from pytest_llmprof.measure.collector import paused_garbage_collector
+from pytest_llmprof.models.checkpoint import Checkpoint, check_tensors, digest, open_checkpoint, resolve, silenced
 from pytest_llmprof.models.deepseek_ocr import ENGINES, MODES
-from pytest_llmprof.models.deepseek_ocr.checkpoint import Checkpoint, digest, open_checkpoint, resolve
 from pytest_llmprof.models.deepseek_ocr.engines import check_engine, choose_engine
 from pytest_llmprof.models.deepseek_ocr.tokenizers import BuiltInTokenizer, FileTokenizer, Tokenizer
 from pytest_llmprof.models.device import check_choice, pick_device, pick_dtype
-from pytest_llmprof.text.numbers import count
 
 if TYPE_CHECKING:
     import torch
@@ -109,38 +107,7 @@ def load_weights(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtyp
     return model.to(device).eval().requires_grad_(False)
 
 
-def check_tensors(directory: Path, found: Mapping[str, Any], unexpected: Collection[str] = ()) -> None:
-    """Raise `ModelError` where tensors are missing, *unexpected* or of another shape; *found* is transformers' report
-    of what it has loaded from *directory*."""
-    shapes = [f"{name} {list(has)} instead of {list(wants)}" for name, has, wants in found["mismatched_keys"]]
-    for problem, tensors in (
-        ("lacks {} that config.json asks for", found["missing_keys"]),
-        ("has {} that config.json has no place for", unexpected),
-        ("has {} of another shape than config.json gives", shapes),
-    ):
-        if tensors:
-            what = problem.format(count(len(tensors), "tensor"))
-            more = f" and {len(tensors) - 3} more" if len(tensors) > 3 else ""
-            raise ModelError(f"{directory}: the checkpoint {what}: {', '.join(sorted(tensors)[:3])}{more}")
-
-
 def _unreported(keys: Collection[str]) -> set[str]:
     """Unexpected keys that transformers does not report, because relatives of DeepSeek-OCR have them."""
     hidden = {key for key in keys if "lm_head" in key or "patch_embedding" in key}
     return hidden - {"lm_head.weight", _UNUSED}
-
-
-@contextmanager
-def silenced() -> Iterator[None]:
-    """Keep transformers' progress bar and its report of keys off the terminal: `load_weights` reports keys."""
-    from transformers.utils import logging
-
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()

@@ -10,13 +10,18 @@ from typing import Any, TypeVar
 
 from pytest_llmprof.config.schema import ModelSettings
 from pytest_llmprof.errors import ModelError
-from pytest_llmprof.models.deepseek_ocr.checkpoint import open_checkpoint, read_json, resolve
+from pytest_llmprof.models.checkpoint import open_checkpoint, read_json, resolve
 from pytest_llmprof.text.escape import one_line
 
 WANTED = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.tiktoken", "merges.txt", "vocab.txt")
 """Files that are fetched from the hub. No code is among them."""
 _UNNAMED = "an unnamed method"
 _TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
+EXTRAS = {
+    "torchvision": "models", "num2words": "models", "peft": "adapters", "accelerate": "quantized",
+    "bitsandbytes": "quantized", "compressed_tensors": "quantized",
+}  # fmt: skip
+"""Packages that a checkpoint may ask for -> the extra that has them."""
 QUANTIZED = {"bitsandbytes": "bitsandbytes", "compressed-tensors": "compressed_tensors"}
 """quant_method -> the package that reads it."""
 _RELEASED = ("deepseek_vl_v2", "DeepseekOCR")
@@ -77,10 +82,13 @@ def open_source(settings: ModelSettings) -> Source:
 
 def _base_of(adapter: Path, timeout_s: float) -> Path:
     """The directory of the weights that a LoRA directory was trained on."""
+    config = read_json(adapter / "adapter_config.json")
+    if (kind := config.get("peft_type")) != "LORA":
+        raise ModelError(f"{adapter} is an adapter of the kind {kind}: only LORA is merged into the weights")
     need("peft", f"{adapter} is a LoRA directory")
     if not (adapter / "adapter_model.safetensors").is_file():
         raise ModelError(f"{adapter} has no adapter_model.safetensors; pickled adapters are not read")
-    base = read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
+    base = config.get("base_model_name_or_path")
     if not isinstance(base, str):
         raise ModelError(f"{adapter}/adapter_config.json names no base_model_name_or_path")
     return resolve(base, None, timeout_s, WANTED)
@@ -107,7 +115,8 @@ def told(what: str, work: Callable[[], _Result]) -> _Result:
 def need(package: str, why: str) -> None:
     """Raise `ModelError` where *package* is not installed."""
     if find_spec(package) is None:
-        raise ModelError(f"{why}, which needs the package {package}: pip install {package.replace('_', '-')}")
+        install = f"'pytest-llmprof[{EXTRAS[package]}]'" if package in EXTRAS else package
+        raise ModelError(f"{why}: it needs the package {package.replace('_', '-')}: pip install {install}")
 
 
 def _check_class(directory: Path, config: Mapping[str, Any]) -> None:
@@ -143,5 +152,9 @@ def _check_quantization(source: Source) -> None:
     if method not in QUANTIZED:
         raise ModelError(f"{where}: only {' and '.join(QUANTIZED)} are read; use the plain checkpoint")
     need(QUANTIZED[method], where)
-    if method == "bitsandbytes":
-        need("accelerate", where)
+    if method != "bitsandbytes":
+        return
+    need("accelerate", where)
+    if source.adapter is not None:
+        raise ModelError(f"{source.adapter}: merged into {where}, its weights would be rounded anew: "
+                         "name the plain checkpoint as base_model_name_or_path")  # fmt: skip

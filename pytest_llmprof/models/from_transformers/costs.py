@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from pytest_llmprof.models.base import Costs, PhaseCost
@@ -23,33 +24,48 @@ class CountingPhases:
 
     def __init__(self, counter: FlopCounterMode) -> None:
         self._counter = counter
+        self._unseen = 0
+        """FLOPs of quantized layers, whose products the counter does not know, less what it has seen of them."""
+        self._begin = 0
         self.flops: dict[str, int] = {}
         self.steps: list[int] = []
         self.experts: dict[str, list[int]] = {}
         """Bytes of the experts that were routed to, for each call of a layer, by phase."""
         self._open: list[str] = []
 
+    def _now(self) -> int:
+        return int(self._counter.get_total_flops()) + self._unseen
+
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        begin = self._counter.get_total_flops()
+        begin = self._now()
         self._open.append(name)
         try:
             yield
         finally:
             self._open.pop()
-            self.flops[name] = self.flops.get(name, 0) + self._counter.get_total_flops() - begin
+            self.flops[name] = self.flops.get(name, 0) + self._now() - begin
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        begin = self._counter.get_total_flops()
+        begin = self._now()
         yield
-        self.steps.append(self._counter.get_total_flops() - begin)
+        self.steps.append(self._now() - begin)
 
     def routed(self, module: Any, arguments: tuple[Any, ...]) -> None:
         """A hook before a layer's experts: their second argument holds the chosen ones."""
-        total = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+        total = sum(map(_bytes, module.parameters()))
         chosen = arguments[1].unique().numel()
         self.experts.setdefault(self._open[-1], []).append(total * chosen // module.num_experts)
+
+    def before_quantized(self, module: Any, arguments: tuple[Any, ...]) -> None:
+        """A hook before a quantized layer."""
+        self._begin = self._now()
+
+    def after_quantized(self, module: Any, arguments: tuple[Any, ...], output: Any) -> None:
+        """A hook after a quantized layer: it costs what a plain one does."""
+        plain = 2 * output.numel() * module.in_features
+        self._unseen += plain - (self._now() - self._begin)
 
 
 @contextmanager
@@ -63,6 +79,9 @@ def counted(network: Any) -> Iterator[CountingPhases]:
             phases = CountingPhases(counter)
             layers = [module for name, module in network.named_modules() if name.endswith(".experts")]
             hooks = [module.register_forward_pre_hook(phases.routed) for module in layers]
+            for module in quantized_layers(network):
+                hooks.append(module.register_forward_pre_hook(phases.before_quantized))
+                hooks.append(module.register_forward_hook(phases.after_quantized))
             try:
                 yield phases
             finally:
@@ -99,7 +118,13 @@ def batch_costs(
         f"FLOPs counted over the prompt and {len(phases.steps)} of {steps} decode steps with eager attention; "
         "bytes are weights and cache, without activations"
     )
+    if quantized_layers(network):
+        note += "; quantized layers count as plain products, with their bytes as they are stored"
     return Costs(found, note)
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def _cost(flops: int, parts: Mapping[str, int]) -> PhaseCost:
@@ -114,6 +139,22 @@ def _line(counted: Sequence[int], steps: int) -> int:
     return round(steps * counted[0] + slope * steps * (steps - 1) / 2)
 
 
+def quantized_layers(network: Any) -> list[Any]:
+    """Its layers of bitsandbytes. compressed-tensors' weights are unpacked when they are loaded."""
+    return [module for module in network.modules() if type(module).__module__.startswith("bitsandbytes.")]
+
+
+def scales(layer: Any) -> list[Tensor]:
+    """What a layer of bitsandbytes reads beside its weights; nothing where its checkpoint's scales were not loaded."""
+    four = getattr(layer.weight, "quant_state", None)
+    if four is not None:
+        return [four.absmax, four.code, *([four.state2.absmax, four.state2.code] if four.nested else ())]
+    eight = getattr(layer.weight, "SCB", None)
+    if eight is None and hasattr(layer, "state"):
+        eight = layer.state.SCB  # it moves there at the first product
+    return [] if eight is None else [eight]
+
+
 def _weights(network: Any) -> dict[str, int]:
     """Bytes that vision reads, and that the text model with its head reads beside its routed experts."""
     decoder = network.get_decoder()
@@ -122,14 +163,15 @@ def _weights(network: Any) -> dict[str, int]:
         id(parameter) for name, module in network.named_modules() if name.endswith(".experts")
         for parameter in module.parameters()
     }  # fmt: skip
-    text = {id(parameter): parameter for parameter in decoder.parameters() if parameter is not embedding}
-    text[id(head)] = head
-    sizes = {key: parameter.numel() * parameter.element_size() for key, parameter in text.items() if key not in routed}
-    vision = [
-        parameter.numel() * parameter.element_size() for parameter in network.parameters()
-        if id(parameter) not in text and parameter is not embedding
-    ]  # fmt: skip
-    return {"vision": sum(vision), "text": sum(sizes.values())}
+    beside = {id(layer.weight): sum(map(_bytes, scales(layer))) for layer in quantized_layers(network)}
+    text = {id(parameter) for parameter in decoder.parameters() if parameter is not embedding} | {id(head)}
+    found = {"vision": 0, "text": 0}
+    for parameter in network.parameters():
+        part = "text" if id(parameter) in text else "vision"
+        if (parameter is embedding and parameter is not head) or (part == "text" and id(parameter) in routed):
+            continue
+        found[part] += _bytes(parameter) + beside.get(id(parameter), 0)
+    return found
 
 
 def _cache_place(network: Any) -> int:

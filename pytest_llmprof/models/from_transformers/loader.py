@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import warnings
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_llmprof.config.schema import AUTO
 from pytest_llmprof.errors import EngineUnavailable, ModelError
 from pytest_llmprof.measure.collector import paused_garbage_collector
 from pytest_llmprof.models.base import BoxFormat
-from pytest_llmprof.models.deepseek_ocr.checkpoint import digest
-from pytest_llmprof.models.deepseek_ocr.engines.graphs import require_compiler
-from pytest_llmprof.models.deepseek_ocr.loader import check_tensors, silenced
+from pytest_llmprof.models.checkpoint import check_tensors, digest, silenced
 from pytest_llmprof.models.device import check_choice, pick_device, pick_dtype
 from pytest_llmprof.models.from_transformers import ENGINES
-from pytest_llmprof.models.from_transformers.checkpoint import Source, open_source, told
+from pytest_llmprof.models.from_transformers.checkpoint import EXTRAS, Source, need, open_source, told
+from pytest_llmprof.models.graphs import require_compiler
+from pytest_llmprof.text.escape import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -24,10 +25,8 @@ if TYPE_CHECKING:
     from pytest_llmprof.config.schema import InferSettings, ModelSettings
     from pytest_llmprof.models.from_transformers.model import TransformersModel
 
-_EXTRA = ("torchvision", "num2words")
-"""Packages that processors ask for; the extra `models` has them."""
-_PACKAGES = (*_EXTRA, "accelerate", "sentencepiece", "tiktoken", "av", "librosa")
-"""Packages that a processor may ask for."""
+_PACKAGES = (*EXTRAS, "sentencepiece", "tiktoken", "av", "librosa")
+"""Packages that transformers may ask for."""
 _Result = TypeVar("_Result")
 
 
@@ -73,12 +72,13 @@ def load(settings: ModelSettings, infer: InferSettings, formats: Mapping[str, Bo
         digest=digest(source.files),
         boxes=formats[settings.family.boxes],
         where=str(source.directory),
+        quantized=source.quantized,
     )
 
 
 def check_memory(source: Source, device: torch.device) -> None:
     """Raise `ModelError` where the weights' files are larger than the GPU's free memory."""
-    if device.type != "cuda" or source.quantized is not None:
+    if device.type != "cuda":
         return
     import torch
 
@@ -96,26 +96,41 @@ def load_weights(source: Source, device: torch.device, dtype: torch.dtype) -> An
     shape: transformers alone would use random ones there."""
     import transformers
 
+    from pytest_llmprof.models.from_transformers.costs import quantized_layers, scales
+
     options: dict[str, Any] = {}
-    if source.quantized is not None:
+    packed = source.quantized == "bitsandbytes"
+    if source.quantized == "compressed-tensors":
+        options["quantization_config"] = transformers.CompressedTensorsConfig(dequantize=True)
+    elif packed:
         options["device_map"] = {"": device}
-        if source.quantized == "compressed-tensors":
-            options["quantization_config"] = transformers.CompressedTensorsConfig(run_compressed=False)
+        # At each product of each token it tells that it rounds.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
     def read() -> Any:
-        return transformers.AutoModelForImageTextToText.from_pretrained(
+        model, found = transformers.AutoModelForImageTextToText.from_pretrained(
             source.directory, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False,
             ignore_mismatched_sizes=True, output_loading_info=True, **options,
         )  # fmt: skip
+        if packed and any(not scales(layer) for layer in quantized_layers(model)):
+            raise ValueError("the scales of its layers find no place")
+        return model, found
 
-    model, found = _read(source, "the weights", read)
+    try:
+        model, found = _read(source, "the weights", read)
+    except ModelError as error:
+        if source.quantized is None or not isinstance(error.__cause__, (ValueError, RuntimeError)):
+            raise
+        reason = one_line(str(error.__cause__), 100)
+        raise ModelError(f"{source.directory}: transformers cannot load this class's weights as {source.quantized} "
+                         f"stores them: use the plain checkpoint ({reason})") from error  # fmt: skip
     check_tensors(source.directory, found)
     if not (hasattr(model.base_model, "get_image_features") and model._supports_mm_encoder_outputs()):
         raise ModelError(
             f"{source.directory}: {type(model).__name__} encodes images inside its forward pass, so vision and prefill "
             "cannot be told apart: use a document model of docs/models.md"
         )
-    if source.quantized is None:
+    if not packed:
         model = model.to(device)
     if source.adapter is not None:
         model = _with_adapter(model, source)
@@ -123,23 +138,32 @@ def load_weights(source: Source, device: torch.device, dtype: torch.dtype) -> An
 
 
 def _with_adapter(model: Any, source: Source) -> Any:
-    """*model* with the LoRA weights merged into it."""
+    """*model* with the LoRA weights merged into it. Raises `ModelError` where some do not belong to it: peft alone
+    leaves those out."""
     from peft import PeftModel  # type: ignore[import-not-found, unused-ignore]
 
-    return _read(source, f"the adapter {source.adapter}",
-                 lambda: PeftModel.from_pretrained(model, str(source.adapter)).merge_and_unload())  # fmt: skip
+    def merge() -> Any:
+        wrapped = PeftModel.from_pretrained(model, str(source.adapter))
+        found = wrapped.load_adapter(str(source.adapter), "default")  # from_pretrained keeps what it found to itself
+        if strange := [name for name in found.unexpected_keys if ".lora_" in name]:
+            raise ValueError(f"{len(strange)} of its tensors have no place in the model, such as {strange[0]}")
+        if missing := found.missing_keys:
+            raise ValueError(f"it lacks {len(missing)} tensors of layers that it names, such as {missing[0]}")
+        return wrapped.merge_and_unload()
+
+    return _read(source, f"the adapter {source.adapter}", merge)
 
 
 def _read(source: Source, what: str, work: Callable[[], _Result]) -> _Result:
     """The result of *work*, which reads *what*. What transformers raises becomes one line."""
     try:
-        with silenced():
+        with silenced(), warnings.catch_warnings():
+            # It asks whether one's own quantization_config is meant; peft, of tensors that `_with_adapter` checks.
+            warnings.filterwarnings("ignore", "You passed `quantization_config`|Found missing adapter keys")
             return told(f"{source.directory}: {what} cannot be loaded", work)
     except ModelError as error:
         if isinstance(error.__cause__, (ImportError, ValueError)):
             for package in _PACKAGES:
-                if re.search(rf"\b{package}\b", str(error.__cause__), re.IGNORECASE) and find_spec(package) is None:
-                    install = "'pytest-llmprof[models]'" if package in _EXTRA else package
-                    needs = f"{what} needs the package {package}: pip install {install}"
-                    raise ModelError(f"{source.directory}: {needs}") from error
+                if re.search(rf"\b{package.replace('_', '[-_]')}\b", str(error.__cause__), re.IGNORECASE):
+                    need(package, f"{source.directory}: {what} cannot be loaded")
         raise

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers import StaticCache
 
-from pytest_llmprof.models.deepseek_ocr.generation import ban_repeats
+from pytest_llmprof.models.ngrams import ban_repeats
 
 if TYPE_CHECKING:
     from pytest_llmprof.models.base import Phases
@@ -37,6 +38,8 @@ class Plan:
     """No n-gram of this size occurs twice; 0 = no ban."""
     random: torch.Generator | None
     """Draws the tokens; None = the likeliest."""
+    static: Callable[[StaticCache], StaticCache]
+    """The cache to use in place of a static one that `generate` has made and nothing has filled yet."""
 
 
 def decode(
@@ -52,7 +55,9 @@ def decode(
 
     Rows that have ended go on: what they give is for the caller to leave out.
     """
-    kwargs: dict[str, Any] = model_kwargs
+    kwargs: dict[str, Any] = {
+        name: plan.static(value) if isinstance(value, StaticCache) else value for name, value in model_kwargs.items()
+    }
 
     def choose(output: Any) -> Tensor:
         # A copy, so that the prefill's logits (or a CUDA graph's output) are not held.

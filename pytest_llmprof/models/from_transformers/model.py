@@ -7,6 +7,7 @@ import gc
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +22,7 @@ from pytest_llmprof.text.escape import one_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from transformers import StaticCache
 
     from pytest_llmprof.config.schema import InferSettings, ModelSettings
     from pytest_llmprof.models.base import Costs, Phases
@@ -54,8 +56,10 @@ class TransformersModel:
         digest: str,
         boxes: BoxFormat,
         where: str,
+        quantized: str | None = None,
     ) -> None:
-        """Wrap transformers' model *network*, on its device, and its *processor*; *where* is the checkpoint.
+        """Wrap transformers' model *network*, on its device, and its *processor*; *where* is the checkpoint,
+        *quantized* by this method.
 
         Raises `ModelError` where they and `model.family` do not fit together.
         """
@@ -78,6 +82,9 @@ class TransformersModel:
         """Tokens that end an answer."""
         self._compiled = engine == "compiled"
         self._steps: Any = None
+        self._places = 0
+        """Of the longest static cache so far."""
+        self._cache: tuple[tuple[int, int], StaticCache] | None = None
         self._resized: dict[tuple[int, int], tuple[int, int] | None] = {}
         self.capabilities = Capabilities(phases=_PHASES)
         asked = _asked_for(self._asked)
@@ -85,7 +92,7 @@ class TransformersModel:
             name=NAME,
             weights="checkpoint",
             digest=digest,
-            parameters=sum(parameter.numel() for parameter in network.parameters()),
+            parameters=network.num_parameters(),
             device=str(self._device),
             dtype=str(self._dtype).removeprefix("torch."),
             mode=MODE,
@@ -95,6 +102,7 @@ class TransformersModel:
                 "class": type(network).__name__,
                 "model_type": network.config.model_type,
                 "attention": network.config._attn_implementation,
+                "quantized": quantized,
                 "generation_config": asked,
                 "layers": getattr(text, "num_hidden_layers", None),
                 "hidden_size": getattr(text, "hidden_size", None),
@@ -198,7 +206,7 @@ class TransformersModel:
         """Free the weights; the model cannot run afterwards."""
         if self._steps is not None:
             self._steps.close()
-        self.network = self._steps = None
+        self.network = self._steps = self._cache = None
         gc.collect()  # the modules refer to one another in circles
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
@@ -209,12 +217,13 @@ class TransformersModel:
         length = inputs["input_ids"].shape[1]
         options: dict[str, Any] = {"max_new_tokens": limit}
         if self._compiled:
-            whole = -(-(length + limit) // _BUCKET) * _BUCKET
-            options = {"max_new_tokens": whole - length, "cache_implementation": "static", "disable_compile": True}
+            self._places = max(self._places, -(-(length + limit) // _BUCKET) * _BUCKET)  # generate() never shrinks it
+            options = {"max_new_tokens": self._places - length}
+            options |= {"cache_implementation": "static", "disable_compile": True}
         network.generation_config = config = self._generation(infer)
         random = torch.Generator(self._device).manual_seed(self._seed) if config.do_sample else None
         ngram, config.no_repeat_ngram_size = infer.no_repeat_ngram_size or config.no_repeat_ngram_size or 0, None
-        plan = Plan(phases, self._forward(), ngram, random)
+        plan = Plan(phases, self._forward(), ngram, random, partial(self._kept, inputs["input_ids"].shape[0]))
         try:
             with _vision_phase(network.base_model, phases):
                 steps: Generator[Step, None, None] = network.generate(
@@ -223,6 +232,15 @@ class TransformersModel:
         except ValueError as error:  # so it refuses a value of the generation_config
             raise ModelError(f"{self._where}: transformers cannot generate: {one_line(str(error))}") from error
         return steps
+
+    def _kept(self, rows: int, fresh: StaticCache) -> StaticCache:
+        """*fresh*, or the last answer's cache of its shape, emptied: CUDA graphs hold the addresses of its tensors."""
+        shape = (rows, self._places)
+        if self._cache is None or self._cache[0] != shape:
+            self._cache = (shape, fresh)
+        else:
+            self._cache[1].reset()
+        return self._cache[1]
 
     def _forward(self) -> Any:
         """What runs a decode step."""

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pytest_llmprof.models.deepseek_ocr.engines.graphs import require_compiler
 from pytest_llmprof.models.deepseek_ocr.engines.prefill import Cache, StaticCacheEngine, cache_places
 from pytest_llmprof.models.deepseek_ocr.engines.step import Step
+from pytest_llmprof.models.graphs import require_compiler
 
 if TYPE_CHECKING:
     from pytest_llmprof.models.base import Phases, Token

@@ -16,7 +16,6 @@ import torch
 from pytest_llmprof.errors import EngineUnavailable, ModelError, error_line
 from pytest_llmprof.models.deepseek_ocr.engines import FAST_DTYPES, FAST_ROWS, FAST_TRITON, old_triton
 from pytest_llmprof.models.deepseek_ocr.engines.batch_step import BatchStep
-from pytest_llmprof.models.deepseek_ocr.engines.graphs import require_compiler
 from pytest_llmprof.models.deepseek_ocr.engines.kernel_step import (
     BLOCK,
     KernelModel,
@@ -25,6 +24,7 @@ from pytest_llmprof.models.deepseek_ocr.engines.kernel_step import (
     power_of_two,
 )
 from pytest_llmprof.models.deepseek_ocr.engines.prefill import Cache, StaticCacheEngine, cache_places
+from pytest_llmprof.models.graphs import require_compiler
 
 if TYPE_CHECKING:
     from pytest_llmprof.models.base import Phases, Token

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from pytest_llmprof.models.deepseek_ocr import generation, vision
-from pytest_llmprof.models.deepseek_ocr.engines.graphs import Graphs, compile_whole
 from pytest_llmprof.models.deepseek_ocr.generation import NOT_A_TOKEN, TokenTracker
+from pytest_llmprof.models.graphs import Graphs, compile_whole
+from pytest_llmprof.models.ngrams import ban_repeats
 
 if TYPE_CHECKING:
     from pytest_llmprof.models.base import Phases, Token
@@ -151,7 +152,7 @@ class Prefill:
         mask = generation.causal_mask(cache.starts, length) if padded else None
         hidden = generation.text_forward(self._model.model.language_model, embeddings, positions, mask, cache)
         scores = self._model.lm_head(hidden[:, -1])
-        best, chosen = generation.ban_repeats(cache.ids[:, :length], scores, ngram).max(-1)
+        best, chosen = ban_repeats(cache.ids[:, :length], scores, ngram).max(-1)
         chosen = chosen.masked_fill(best.isnan(), NOT_A_TOKEN)
         cache.last.copy_(chosen)
         cache.ids[:, length] = chosen

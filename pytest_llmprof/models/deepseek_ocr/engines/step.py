@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from pytest_llmprof.errors import ModelError
 from pytest_llmprof.models.deepseek_ocr.engines import LAYERS
-from pytest_llmprof.models.deepseek_ocr.engines.graphs import compile_whole
 from pytest_llmprof.models.deepseek_ocr.generation import NOT_A_TOKEN
+from pytest_llmprof.models.graphs import compile_whole
 
 if TYPE_CHECKING:
     from pytest_llmprof.models.deepseek_ocr.engines.prefill import Cache
@@ -213,7 +213,7 @@ def _choose(
 
 
 def ban_repeats_in_buffer(scores: Tensor, ids: Tensor, length: Tensor, ngram: int) -> Tensor:
-    """`generation.ban_repeats` for a buffer *ids* of which the first *length* places are filled."""
+    """`ngrams.ban_repeats` for a buffer *ids* of which the first *length* places are filled."""
     rows, vocabulary = scores.shape
     if not 0 < ngram <= ids.shape[1]:
         return scores

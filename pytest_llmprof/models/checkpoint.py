@@ -1,4 +1,5 @@
-"""A checkpoint on disk: find and check its files before anything is loaded, and digest its weights."""
+"""A checkpoint on disk: find and check its files before anything is loaded, digest its weights, and check what
+transformers has loaded of them."""
 
 from __future__ import annotations
 
@@ -8,9 +9,9 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, TypeVar
 
 from pytest_llmprof.config.schema import ModelSettings
 from pytest_llmprof.errors import ModelError
+from pytest_llmprof.text.numbers import count
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -277,3 +279,34 @@ def _keys(file: Path) -> list[str]:
     if not keys:
         raise ModelError(f"{file} holds no tensor")
     return keys
+
+
+def check_tensors(directory: Path, found: Mapping[str, Any], unexpected: Collection[str] = ()) -> None:
+    """Raise `ModelError` where tensors are missing, *unexpected* or of another shape; *found* is transformers' report
+    of what it has loaded from *directory*."""
+    shapes = [f"{name} {list(has)} instead of {list(wants)}" for name, has, wants in found["mismatched_keys"]]
+    for problem, tensors in (
+        ("lacks {} that config.json asks for", found["missing_keys"]),
+        ("has {} that config.json has no place for", unexpected),
+        ("has {} of another shape than config.json gives", shapes),
+    ):
+        if tensors:
+            what = problem.format(count(len(tensors), "tensor"))
+            more = f" and {len(tensors) - 3} more" if len(tensors) > 3 else ""
+            raise ModelError(f"{directory}: the checkpoint {what}: {', '.join(sorted(tensors)[:3])}{more}")
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Keep transformers' progress bar and its report of keys off the terminal: `check_tensors` reports keys."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
