@@ -138,7 +138,7 @@ def one_trace(bench, config, steps, path):
         time.sleep(0.0005)
     longest = max(longest, time.perf_counter() - last)
     part("export")
-    found["events()"] = None if config.trace_only else raw_events(profiler)
+    found["events()"] = None if getattr(config, "trace_only", False) else raw_events(profiler)
     mark[0] = time.perf_counter()
     free_profiler(profiler)
     part("release")
