@@ -54,7 +54,8 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., No
         ({"device": "cuda:1", "dtype": "float16"}, {}, ("fast", "a GPU, float16, one page at a time")),
         ({"size": "tiny"}, {}, ("fast", "a GPU, bfloat16, one page at a time")),
         ({"device": "cpu"}, {}, ("reference", "model.device=cpu")),
-        ({}, {"batch_size": 4}, ("compiled", "fast is measured with one page at a time, infer.batch_size=4")),
+        ({}, {"batch_size": 8}, ("fast", "a GPU, bfloat16, 8 pages at a time")),
+        ({}, {"batch_size": 9}, ("compiled", "fast reads up to 8 pages at a time, infer.batch_size=9")),
         ({"dtype": "float32"}, {}, ("compiled", "fast runs in bfloat16 or float16, model.dtype=float32")),
     ],
 )

@@ -22,7 +22,7 @@ sysconfig.get_path = lambda *_: str(Path(__file__).parent)
 MARKED = """
 import pytest
 @pytest.mark.parametrize("x", [
-    "one", pytest.param("four", marks=pytest.mark.llmprof(overrides=["infer.batch_size=4"])),
+    "one", pytest.param("nine", marks=pytest.mark.llmprof(overrides=["infer.batch_size=9"])),
     pytest.param("cpu", marks=pytest.mark.llmprof(overrides=["model.device=cpu"])),
 ])
 def test_it(llmprof_config, x):
@@ -95,7 +95,7 @@ def test_each_test_has_its_own_engine_also_in_workers(gpu_machine, workers):
     result.stdout.fnmatch_lines_random(
         [
             "ENGINE one fast (auto: a GPU, bfloat16, one page at a time)",
-            "ENGINE four compiled (auto: fast is measured with one page at a time, infer.batch_size=4)",
+            "ENGINE nine compiled (auto: fast reads up to 8 pages at a time, infer.batch_size=9)",
             "ENGINE cpu reference (auto: model.device=cpu)",
         ]
     )
@@ -120,7 +120,7 @@ def test_a_chosen_engine_that_cannot_run_says_that_auto_chose_it(bench, monkeypa
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    ("keys", "engine"), [((), "fast"), (("infer.batch_size=2",), "compiled"), (("model.device=cpu",), "reference")]
+    ("keys", "engine"), [((), "fast"), (("infer.batch_size=2",), "fast"), (("model.device=cpu",), "reference")]
 )
 def test_the_default_on_a_gpu(bench, keys, engine):
     """On a machine that has what every engine needs."""

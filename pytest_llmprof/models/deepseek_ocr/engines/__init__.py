@@ -105,8 +105,8 @@ def choose_engine(model: ModelSettings, infer: InferSettings, warmup: int) -> tu
     language = _language_config(model)
     if reason := _why_no_compiler(gpus) or _why_other_layers(language):
         return "reference", f"compiled and fast need {reason}"
-    if infer.batch_size > 1:  # its kernels for more were not run on a GPU yet: tokens and speed are not known there
-        return "compiled", f"fast is measured with one page at a time, infer.batch_size={infer.batch_size}"
+    if infer.batch_size > FAST_ROWS:
+        return "compiled", f"fast reads up to {FAST_ROWS} pages at a time, infer.batch_size={infer.batch_size}"
     dtype = FAST_DTYPES[0] if model.dtype == "auto" else model.dtype
     if dtype not in FAST_DTYPES:
         return "compiled", f"fast runs in {' or '.join(FAST_DTYPES)}, model.dtype={dtype}"
@@ -114,7 +114,8 @@ def choose_engine(model: ModelSettings, infer: InferSettings, warmup: int) -> tu
         return "compiled", f"fast needs Triton {_dotted(FAST_TRITON)} or newer, not {version}"
     if (size := _head_size(language)) & (size - 1):
         return "compiled", f"fast needs heads whose size is a power of two, not {size}"
-    return "fast", f"a GPU, {dtype}, one page at a time"
+    pages = "one page" if infer.batch_size == 1 else f"{infer.batch_size} pages"
+    return "fast", f"a GPU, {dtype}, {pages} at a time"
 
 
 def old_triton(version: str) -> bool:
