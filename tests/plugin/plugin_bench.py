@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import shutil
@@ -34,7 +35,13 @@ def test_output(llmprof_output, llmprof_stage):
 
 
 def warm_up() -> None:
-    """Import here what runs need: pytester forgets what an inner run imported, and torch cannot start twice."""
+    """Import here what runs need: pytester forgets what an inner run imported, and torch cannot start twice.
+
+    A collection of garbage does not walk it (`pytest_collection_finish` of all tests).
+    """
+    import cpuinfo  # noqa: F401
+    import markdown_it  # noqa: F401
+    import rapidfuzz  # noqa: F401
     import xdist.plugin  # noqa: F401
     from PIL import Image
 
@@ -55,6 +62,7 @@ def warm_up() -> None:
     model = plugin().load(ModelSettings(mode="tiny", weights="random", size="tiny"), infer)
     list(model.generate([Image.new("RGB", (64, 64))], infer, PhaseRecorder("cpu")))
     model.close()
+    gc.freeze()
 
 
 class Bench:
