@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from importlib.util import find_spec
@@ -32,6 +33,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """In a worker of pytest-xdist: hand that over."""
+    gc.unfreeze()  # libraries complain of what is left at the end
     if _WORKER:
         session.config.workeroutput["left_out"] = session.config.stash.get(_LEFT_OUT, [])
 
@@ -73,6 +75,12 @@ def _no_browser() -> str | None:
     if not Path("/usr/bin/chromium").exists():
         return "there is no /usr/bin/chromium"
     return None if find_spec("playwright") else "playwright is not installed"
+
+
+def pytest_collection_finish() -> None:
+    """Each model that is closed collects garbage, which would walk all of torch and of these tests again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

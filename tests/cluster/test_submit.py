@@ -20,7 +20,7 @@ LONG = os.environ.get("LLMPROF_FAULTS") == "long"
 WHOLE = {"passed": 6}
 
 
-def test_local_jobs_and_one_run_of_them(suite):
+def test_local_jobs_and_one_run_of_them(suite, monkeypatch, capsys):
     suite.tell("fail", 1)
     lines = suite.submit(*suite.new("local"), code=1)
     suite.check({"passed": 5, "failed": 1})
@@ -30,8 +30,22 @@ def test_local_jobs_and_one_run_of_them(suite):
     again = suite.submit(*suite.new("local"), code=4)
     assert again[0].endswith("/run exists: name a new run")
 
+    # All shards may be complete when it is interrupted.
+    shutil.rmtree(suite.path / "run")
+    monkeypatch.chdir(suite.path)
+    wait = "pytest_llmprof.cli.submit._Submitted._wait"
+    with monkeypatch.context() as patch:
+        patch.setattr(wait, lambda self, shards: signal.raise_signal(signal.SIGINT))
+        assert main(["submit", "--resume=run"]) == 3
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "all shards are complete: llmprof submit --resume run joins them"
+    )
+    suite.submit("--resume=run", code=1)
+    suite.check({"passed": 5, "failed": 1})
+
 
 def test_a_killed_shard_is_named_and_resumed_alone(suite):
+    """Whatever is saved meanwhile: the split stays."""
     suite.tell("die", 4)
     lines = suite.submit(*suite.new("local"), code=3)
     assert any(
@@ -41,20 +55,13 @@ def test_a_killed_shard_is_named_and_resumed_alone(suite):
         "ERROR: shard 2 of 2 did not complete, so there is no joined run: llmprof submit --resume run runs it again"
     )
     assert not (suite.path / "run").exists()
-    lines = suite.submit("--resume=run")
-    assert not any(line.startswith("shard 1/2") for line in lines)
-    suite.check(WHOLE)
-
-
-def test_what_is_saved_before_a_shard_is_resumed_does_not_change_the_split(suite):
-    suite.tell("die", 4)
-    suite.submit(*suite.new("local"), code=3)
     saved = suite.path / ".llmprof" / "main" / "here" / "2099-01-01T00-00-00-x.json"
     saved.parent.mkdir(parents=True)
     ids = [test["id"] for test in json.loads(next(suite.path.glob("run.shards/1/*/run/run.json")).read_text())["tests"]]
     times = [{"id": name, "seconds": 100.0 + place} for place, name in enumerate(ids)]
     saved.write_text(json.dumps({"schema": 1, "tests": times}))
-    suite.submit("--resume=run")
+    lines = suite.submit("--resume=run")
+    assert not any(line.startswith("shard 1/2") for line in lines)
     suite.check(WHOLE)
 
 
@@ -117,21 +124,6 @@ def test_a_local_job_that_goes_on_is_not_started_twice(suite):
             assert time.monotonic() < end
             time.sleep(0.1)
     assert not any("submitted" in line for line in suite.submit("--resume=run"))
-    suite.check(WHOLE)
-
-
-def test_all_shards_may_be_complete_when_it_is_interrupted(suite, monkeypatch, capsys):
-    suite.submit(*suite.new("local"))
-    shutil.rmtree(suite.path / "run")
-    monkeypatch.chdir(suite.path)
-    wait = "pytest_llmprof.cli.submit._Submitted._wait"
-    monkeypatch.setattr(wait, lambda self, shards: signal.raise_signal(signal.SIGINT))
-    assert main(["submit", "--resume=run"]) == 3
-    assert capsys.readouterr().err.splitlines()[-1] == (
-        "all shards are complete: llmprof submit --resume run joins them"
-    )
-    monkeypatch.undo()
-    suite.submit("--resume=run")
     suite.check(WHOLE)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 
-SLOW = settings(max_examples=max(settings.default.max_examples // 6, 20), phases=[Phase.explicit, Phase.generate])
+SLOW = settings(max_examples=max(settings.default.max_examples // 6, 10), phases=[Phase.explicit, Phase.generate])
 """Of a property that takes a tenth of a second for each case, or runs with many parameters: a sixth of the cases, and
 none to find a simpler one."""
 

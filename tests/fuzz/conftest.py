@@ -30,7 +30,7 @@ _PROFILE = os.environ.get("LLMPROF_FUZZ", "short")
 
 # Files are written for each case, and machines differ: neither is a fault of a property.
 _COMMON = settings(deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=True)
-settings.register_profile("short", _COMMON, max_examples=30, derandomize=True)
+settings.register_profile("short", _COMMON, max_examples=15, derandomize=True)
 settings.register_profile("long", _COMMON, max_examples=4_000)
 settings.load_profile(_PROFILE)
 

@@ -23,7 +23,7 @@ class Circle:
 def not_frozen() -> Iterator[None]:
     gc.unfreeze()
     yield
-    gc.unfreeze()
+    gc.freeze()  # as for all other tests
 
 
 def test_garbage_is_collected_before_and_what_lives_is_left_out() -> None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 import re
-import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zoo
+from ocr_helpers import Record, blocks_image
+from test_any_model import ALONE, BOXES, preset
+
+from pytest_llmprof.models.from_transformers.loader import load
 
 DOC = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
 PRESET, HOOK = (re.search(rf"```{kind}\n(.*?)```", DOC, re.DOTALL)[1] for kind in ("yaml", "python"))
@@ -18,13 +25,21 @@ TEST = "def test_pages(llmprof):\n    llmprof.run()\n"
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built outside of pytester, which forgets what is imported in it: torch cannot start twice."""
-    return zoo.build(zoo.paddleocr_vl, tmp_path_factory.mktemp("checkpoint"))
+    """Built and used outside of pytester, which forgets what is imported in it: torch cannot start twice."""
+    path = zoo.build(zoo.paddleocr_vl, tmp_path_factory.mktemp("checkpoint"))
+    model = load(preset("paddleocr_vl", path), ALONE, BOXES)
+    list(model.generate([blocks_image(1)], ALONE, Record()))
+    model.costs([blocks_image(1)], ALONE, [2])
+    model.close()
+    gc.freeze()
+    return path
 
 
 @pytest.fixture
-def project(checkpoint: Path, pytester: pytest.Pytester) -> pytest.Pytester:
+def project(checkpoint: Path, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """The files of docs/models.md, with a tiny checkpoint in place of one's own."""
+    for name in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID"):
+        monkeypatch.delenv(name, raising=False)
     preset = PRESET.replace("/models/my-ocr", str(checkpoint)).replace("<|done|>", "<|IMAGE_END|>")
     pytester.mkdir("conf").joinpath("model").mkdir()
     (pytester.path / "conf" / "model" / "my_ocr.yaml").write_text(preset, encoding="utf-8")
@@ -42,7 +57,7 @@ def run(project: pytest.Pytester, *keys: str) -> pytest.RunResult:
     given = ("dataset.limit=2", "infer.max_new_tokens=4", "measure.rounds=2", "model.device=cpu", *keys)
     options = [word for key in given for word in ("--llmprof-override", key)]
     args = ["-p", "no:cacheprovider", "--llmprof-config-dir=conf", "--llmprof-stage=torch_profiler,static_analysis"]
-    return project.runpytest_subprocess(*args, *options)
+    return project.runpytest_inprocess(*args, *options)
 
 
 def test_a_family_is_a_preset_and_its_boxes_a_hook(project):
@@ -84,13 +99,25 @@ def test_deepseek_ocr_is_greedy_only(project):
     assert "infer.generation=checkpoint is not allowed" in line
 
 
-def test_the_gpus_comparison_at_its_smallest(tmp_path):
-    script = Path(__file__).parents[2] / "benchmarks" / "gpus" / "models.py"
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Imports a script of benchmarks/."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # one of them sets it
+    folder = Path(__file__).parents[2] / "benchmarks"
+
+    def imported(name: str) -> Any:
+        monkeypatch.syspath_prepend(str((folder / name).parent))
+        return importlib.import_module(Path(name).name)
+
+    yield imported
+    for name in ("models", "compare_models"):
+        sys.modules.pop(name, None)
+
+
+def test_the_gpus_comparison_at_its_smallest(tmp_path, script, capfd):
     options = ["--tiny", "--families", "lighton_ocr", "--engines", "reference"]
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "out"), *options], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    code = script("gpus/models").main([str(tmp_path / "out"), *options])
+    assert code == 0, capfd.readouterr()
     table = (tmp_path / "out" / "models.md").read_text().splitlines()
     (line,) = table[2:]
     assert line.split(" | ")[:2] == ["| lighton_ocr", "reference"]
@@ -99,21 +126,19 @@ def test_the_gpus_comparison_at_its_smallest(tmp_path):
     assert {cell.strip(" |") for cell in rest} == {"n/a"}, "what a CPU does not have"
 
 
-def test_a_step_that_takes_too_long_is_ended(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
-    import compare_models
-
+def test_a_step_that_takes_too_long_is_ended(tmp_path, script):
+    compare_models = script("compare_models")
     code = "import time\nprint('begun', flush=True)\ntime.sleep(60)"
     assert compare_models.run_logged([sys.executable, "-c", code], tmp_path / "log", 2.0) == compare_models.TIMED_OUT
     lines = (tmp_path / "log").read_text().splitlines()
     assert (lines[0], lines[-1]) == ("begun", "KeyboardInterrupt")
 
 
-def test_compare_models_names_a_model_that_fails(tmp_path):
-    script = Path(__file__).parents[2] / "benchmarks" / "compare_models.py"
-    command = [sys.executable, str(script), str(tmp_path), f"gone=glm_ocr:{tmp_path}/none"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert f"gone failed: {tmp_path}/gone.log" in done.stderr
+def test_compare_models_names_a_model_that_fails(tmp_path, script, capsys):
+    main = script("compare_models").main
+    assert main([str(tmp_path), f"gone=glm_ocr:{tmp_path}/none"]) == 1
+    assert f"gone failed: {tmp_path}/gone.log" in capsys.readouterr().err
     assert "does not exist" in (tmp_path / "gone.log").read_text()
-    assert "is not NAME=PRESET" in subprocess.run([*command[:3], "gone"], capture_output=True, text=True).stderr
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), "gone"])
+    assert "is not NAME=PRESET" in capsys.readouterr().err

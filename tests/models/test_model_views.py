@@ -32,6 +32,7 @@ from pytest_llmprof.models.deepseek_ocr.views import (
 )
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+LONG = os.environ.get("LLMPROF_FUZZ") == "long"
 AREA = 250_000
 """Pixels of a tried image at most: Pillow and torch take as long as its views need."""
 
@@ -60,7 +61,7 @@ sizes = st.integers(1, 8000).flatmap(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60 if LONG else 15, deadline=None)
 @given(st.sampled_from(sorted(MODES)), sizes)
 @example("base", (1, 1))
 @example("gundam", (8000, 1))
@@ -72,7 +73,7 @@ def test_views_are_pillows(mode: str, size: tuple[int, int]) -> None:
     check(mode, [noise(*size)])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300 if LONG else 100, deadline=None)
 @given(*[st.tuples(st.integers(1, 300), st.integers(1, 300))] * 2)
 @example((30, 299), (20, 3))
 @example((2, 300), (2, 1))

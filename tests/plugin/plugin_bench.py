@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import ForkServer
 
 DATA = Path(__file__).parent / "data"
 TINY = ("dataset.limit=1", "infer.max_new_tokens=4", "measure.rounds=1", "measure.warmup=0")
@@ -34,7 +36,13 @@ def test_output(llmprof_output, llmprof_stage):
 
 
 def warm_up() -> None:
-    """Import here what runs need: pytester forgets what an inner run imported, and torch cannot start twice."""
+    """Import here what runs need: pytester forgets what an inner run imported, and torch cannot start twice.
+
+    A collection of garbage does not walk it (`pytest_collection_finish` of all tests).
+    """
+    import cpuinfo  # noqa: F401
+    import markdown_it  # noqa: F401
+    import rapidfuzz  # noqa: F401
     import xdist.plugin  # noqa: F401
     from PIL import Image
 
@@ -55,13 +63,15 @@ def warm_up() -> None:
     model = plugin().load(ModelSettings(mode="tiny", weights="random", size="tiny"), infer)
     list(model.generate([Image.new("RGB", (64, 64))], infer, PhaseRecorder("cpu")))
     model.close()
+    gc.freeze()
 
 
 class Bench:
     """A directory with tests, an ini file and the plugin's options."""
 
-    def __init__(self, pytester: pytest.Pytester) -> None:
+    def __init__(self, pytester: pytest.Pytester, forks: ForkServer | None = None) -> None:
         self.pytester = pytester
+        self._forks = forks
         self.path = pytester.path
         self.config_dir = self.path / "conf"
         self.ini()
@@ -115,9 +125,12 @@ class Bench:
         """Run pytest in this process; *overrides* are given on the command line."""
         return self.pytester.runpytest_inprocess(*self.args(overrides, args), no_reraise_ctrlc=True)
 
-    def run_apart(self, *overrides: str, args: Sequence[str] = ()) -> pytest.RunResult:
-        """Run pytest in a process of its own."""
-        return self.pytester.runpytest_subprocess(*self.args(overrides, args))
+    def run_apart(self, *overrides: str, args: Sequence[str] = (), fresh: bool = False) -> pytest.RunResult:
+        """Run pytest in a process of its own; *fresh* where it may not have imported anything before."""
+        with pytest.MonkeyPatch.context() as patch:
+            if self._forks and not fresh:
+                patch.setattr(subprocess, "Popen", self._forks.popen)
+            return self.pytester.runpytest_subprocess(*self.args(overrides, args))
 
     def passed(self, *overrides: str, args: Sequence[str] = (), count: int = 1) -> pytest.RunResult:
         """Run it in this process and see *count* tests pass and nothing else."""
@@ -159,7 +172,8 @@ class Bench:
     def start(self, *overrides: str, args: Sequence[str] = ()) -> subprocess.Popen[str]:
         """Start pytest in a process (and process group) of its own."""
         command = [sys.executable, "-m", "pytest", *self.args(overrides, args)]
-        return subprocess.Popen(
+        popen = self._forks.popen if self._forks else subprocess.Popen
+        return popen(
             command,
             cwd=self.path,
             text=True,

@@ -82,7 +82,7 @@ def gpu_machine(bench, monkeypatch):
 
 def test_tests_are_collected_without_torch(gpu_machine):
     gpu_machine.test()
-    result = gpu_machine.run_apart("measure.warmup=1", args=[*STAGE, "--collect-only"])
+    result = gpu_machine.run_apart("measure.warmup=1", args=[*STAGE, "--collect-only"], fresh=True)
     assert result.ret == 0, result.stderr.str()
     result.stdout.fnmatch_lines(["llmprof: *; engine fast (auto: a GPU, bfloat16, one page at a time); *"])
 
@@ -90,7 +90,7 @@ def test_tests_are_collected_without_torch(gpu_machine):
 @pytest.mark.parametrize("workers", [[], ["-n2", "--llmprof-share-gpu"]], ids=["alone", "workers"])
 def test_each_test_has_its_own_engine_also_in_workers(gpu_machine, workers):
     gpu_machine.test(MARKED)
-    result = gpu_machine.run_apart("measure.warmup=1", args=[*STAGE, "-rA", *workers])
+    result = gpu_machine.run_apart("measure.warmup=1", args=[*STAGE, "-rA", *workers], fresh=True)
     result.assert_outcomes(passed=3)
     result.stdout.fnmatch_lines_random(
         [
@@ -102,7 +102,7 @@ def test_each_test_has_its_own_engine_also_in_workers(gpu_machine, workers):
 
 
 def test_show_config_on_a_gpu(gpu_machine):
-    result = gpu_machine.run_apart("measure.warmup=1", args=["--llmprof-show-config"])
+    result = gpu_machine.run_apart("measure.warmup=1", args=["--llmprof-show-config"], fresh=True)
     result.stdout.fnmatch_lines(["  engine: fast  # auto: a GPU, bfloat16, one page at a time"])
 
 

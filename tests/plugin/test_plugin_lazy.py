@@ -36,7 +36,7 @@ def test_nothing_was_composed(request):
 def test_serial(bench, ini, args):
     bench.ini(tiny=bool(ini), **ini)
     bench.test(PLAIN)
-    result = bench.run_apart(args=args)
+    result = bench.run_apart(args=args, fresh=True)
     result.assert_outcomes(passed=2)
     assert "llmprof:" not in result.stdout.str()
     assert not (bench.path / "llmprof-runs").exists()
@@ -49,7 +49,7 @@ def test_in_xdist_workers(bench):
             '    assert "pytest_llmprof.run.session" not in sys.modules\n', ""
         )
     )
-    result = bench.run_apart(args=["-n2"])
+    result = bench.run_apart(args=["-n2"], fresh=True)
     result.assert_outcomes(passed=1)
     assert not (bench.path / "llmprof-runs").exists()
 
@@ -62,7 +62,7 @@ def test_it(llmprof_output, llmprof_config):
     assert not {"torch", "transformers", "nvtx"} & set(sys.modules)
 """
     )
-    bench.run_apart().assert_outcomes(passed=1)
+    bench.run_apart(fresh=True).assert_outcomes(passed=1)
 
 
 @pytest.mark.parametrize(

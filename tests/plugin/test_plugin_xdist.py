@@ -26,7 +26,7 @@ def test_plain():
 def test_one_run_of_the_real_model(bench):
     bench.test(MANY)
     # An old driver beside a torch for CUDA is the machine's matter.
-    result = bench.run_apart(args=["-n2", *STAGE, "-W", "error", "-W", "ignore:CUDA initialization"])
+    result = bench.run_apart(args=["-n2", *STAGE, "-W", "error", "-W", "ignore:CUDA initialization"], fresh=True)
     result.assert_outcomes(passed=5)
     clean(result)
     assert result.stderr.str() == ""
