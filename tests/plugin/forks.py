@@ -66,6 +66,8 @@ class Forked(subprocess.Popen[Any]):
         }
         self._server = socket.socket(socket.AF_UNIX)
         self._server.connect(self._address)
+        self._answered = select.poll()
+        self._answered.register(self._server, select.POLLIN)
         files = [0 if read == -1 else read, 1 if write == -1 else write, 2 if error == -1 else error]
         data = json.dumps(request).encode() + b"\n"
         sent = socket.send_fds(self._server, [data], files)
@@ -76,7 +78,7 @@ class Forked(subprocess.Popen[Any]):
         self._close_pipe_fds(*pipes)
 
     def _try_wait(self, wait_flags: int) -> tuple[int, int]:
-        if wait_flags & os.WNOHANG and not select.select([self._server], [], [], 0)[0]:
+        if wait_flags & os.WNOHANG and not self._answered.poll(0):
             return 0, 0
         line = self._answers.readline()
         self._answers.close()
