@@ -296,7 +296,7 @@ SHEETS: tuple[Sheet, ...] = (
                 "DejaVuSans",
                 26,
                 32,
-                44,
+                48,
             ),
             Block(
                 "text",
@@ -308,7 +308,7 @@ SHEETS: tuple[Sheet, ...] = (
                 "DejaVuSans",
                 26,
                 32,
-                44,
+                48,
             ),
             Block(
                 "text",

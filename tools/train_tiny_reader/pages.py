@@ -145,14 +145,15 @@ class Painter:
 
     def __init__(
         self, source: Source, families: tuple[Family, ...], folder: Path | None, *,
-        frames: float = 0.25, tables: float = 0.3,
+        frames: float = 0.25, tables: float = 0.3, empty: float = 0.06, spread: float = 0.0,
     ) -> None:
         """*frames*: the share of pages with a frame round everything, and of what else is drawn beside text.
 
-        *tables*: the share of pages on which a table is tried.
+        *tables*: the share of pages on which a table is tried; *empty*: that of empty cells in a grid. *spread*: the
+        share of columns (of other lines a quarter of it) whose rows are as far apart as a table's.
         """
         self.source, self.families, self.folder = source, families, folder
-        self.frames, self.tables = frames, tables
+        self.frames, self.tables, self.empty, self.spread = frames, tables, empty, spread
         self._weights = [family.weight for family in families]
         rows = np.arange(SIZE // SLOT[1]) * SLOT[1] + SLOT[1] / 2
         columns = np.arange(SIZE // SLOT[0]) * SLOT[0] + SLOT[0] / 2
@@ -358,6 +359,9 @@ class Painter:
         dice = 0.0 if prose else rng.random()
         if self.tables and 0.4 < dice < 0.5:  # more columns, so that they are told from tables
             dice = 0.7
+        if self.spread and not prose and rng.random() < self.spread * (1 if 0.64 <= dice < 0.82 else 0.25):
+            step = max(step, round(style.size * rng.uniform(1.5, 2.3)))
+            count = max(1, min(count, (SIZE - 16 - y) // step))
         rows: list[list[tuple[int, str]]]
         if dice < 0.5:
             rows = [[(style.left, text)] for text in self._wrap(rng, letters, room, count, characters)]
@@ -461,7 +465,7 @@ class Painter:
         if head:
             rows.insert(0, self.source.heads(rng, columns))
         if look == "grid":
-            rows = [[text if n == 0 or rng.random() > 0.06 else "" for n, text in enumerate(row)] for row in rows]
+            rows = [[text if n == 0 or rng.random() > self.empty else "" for n, text in enumerate(row)] for row in rows]
         pad, room = rng.randint(5, 13), SIZE - 12 - style.left
         widths = self._fit(rows, letters, heavy, room - 2 * pad * columns)
         if sum(4 + len(text) for row in rows for text in row) > characters:

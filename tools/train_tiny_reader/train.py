@@ -240,7 +240,8 @@ class Trainer:
 def _painter(data: Path | None) -> Painter:
     if data is None:
         return Painter(Source.load(None), BUILTIN, None)
-    return Painter(Source.load(data / "text"), TRAINED, data / "fonts")
+    text, fonts = Source.load(data / "text"), data / "fonts"
+    return Painter(text, TRAINED, fonts, tables=0.45, empty=0.1, spread=0.5)
 
 
 def _ahead(stream: Iterator[dict[str, Tensor]], device: str) -> Iterator[dict[str, Tensor]]:
