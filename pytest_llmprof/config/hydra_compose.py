@@ -97,8 +97,10 @@ def compose(
             if one.package:
                 inner, body = body, OmegaConf.create()
                 OmegaConf.update(body, one.package, inner, merge=False)
-            config.merge_with(body)
             keys: Any = OmegaConf.to_container(body, resolve=False)
+            if wrong := _clash(OmegaConf.to_container(config, resolve=False), keys):
+                raise ConfigError(f"the presets don't compose: {one.config_path}.yaml: {wrong}")
+            config.merge_with(body)
             layers.append((_chosen_by(one, files, choices), keys))
     assert isinstance(config, DictConfig)
     return config, choices, layers
@@ -108,6 +110,18 @@ def _defaults(loader: ConfigLoaderImpl, name: str, overrides: Sequence[str], *, 
     """The defaults list of *name*, and what reads each of its files once; Hydra's own configuration takes as long."""
     parsed, repository = loader._parse_overrides_and_create_caching_repo(name, list(overrides))
     return create_defaults_list(repository, name, parsed, with_hydra, skip_missing=False), repository
+
+
+def _clash(under: Any, over: Any, path: str = "") -> str | None:
+    """Where *over* has a list in the place of a block of *under*, or a block in that of a list, which cannot merge."""
+    if isinstance(under, Mapping) and isinstance(over, Mapping):
+        found = (_clash(under.get(key), value, f"{path}.{key}".lstrip(".")) for key, value in over.items())
+        return next(filter(None, found), None)
+    if isinstance(under, Mapping) and isinstance(over, list):
+        return f"{path} is a list; it must be a block of keys"
+    if isinstance(under, list) and isinstance(over, Mapping):
+        return f"{path} is a block of keys; it must be a list"
+    return None
 
 
 def _chosen_by(file: ResultDefault, files: Sequence[ResultDefault], choices: Mapping[str, str]) -> str:

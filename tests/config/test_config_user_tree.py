@@ -133,6 +133,18 @@ def test_a_preset_that_names_what_is_not_there(bench):
     assert bench.error("night=a").startswith(f"{path}: Too many components")
 
 
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("family: [a]", "model.family is a list; it must be a block of keys"),
+        ("family: {stop: {a: 1}}", "model.family.stop is a block of keys; it must be a list"),
+    ],
+)
+def test_a_list_in_the_place_of_a_block(bench, body, words):
+    bench.write("model/odd.yaml", f"defaults: [transformers]\n{body}\n")
+    assert bench.error("model=odd") == f"the presets don't compose: model/odd.yaml: {words}"
+
+
 def test_files_that_are_not_yaml(bench):
     path = bench.write("config.yaml", "measure:\n  rounds: [\n")
     assert f"{path}:" in bench.error()
