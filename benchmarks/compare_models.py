@@ -1,6 +1,6 @@
 """The same pages through several models, in one table.
 
-    python benchmarks/compare_models.py OUT NAME=PRESET[:PATH] ... [--engine reference] [--stage STAGE]
+    python benchmarks/compare_models.py OUT NAME=PRESET[:PATH or hub id] ... [--engine reference] [--stage STAGE]
         [--set KEY=VALUE ...]
 
 Each model runs in a pytest of its own, whose run directory is OUT/NAME. The table goes to standard output and to
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import msgspec
 
+from pytest_llmprof.config.presets import quoted
 from pytest_llmprof.records.metrics import Metrics
 from pytest_llmprof.text.markdown import table
 from pytest_llmprof.text.numbers import number
@@ -37,7 +38,9 @@ def run_model(
 ) -> int:
     """Run one model; its log is OUT/NAME.log. Gives pytest's exit code, `TIMED_OUT` after *limit_s*."""
     preset, _, path = model.partition(":")
-    given = [f"model={preset}", *([f"model.path={Path(path).resolve()}"] if path else []), *keys]
+    if os.path.isdir(here := os.path.expanduser(path)):
+        path = os.path.abspath(here)
+    given = [f"model={preset}", *([f"model.path={quoted(path)}"] if path else []), *keys]
     command = [sys.executable, "-m", "pytest", str(SWEEP), "-q", "-p", "no:cacheprovider", "--tb=short"]
     command += [f"--llmprof-stage={stage}", f"--llmprof-run-dir={out / name}"]
     if engine != "all":
@@ -84,15 +87,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("models", nargs="+", metavar="NAME=PRESET[:PATH]")
-    parser.add_argument("--engine", default="reference", help="reference, compiled or all")
+    parser.add_argument("--engine", default="reference", choices=("reference", "compiled", "all"))
     parser.add_argument("--stage", default="direct_inference")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides for all of them")
     given = parser.parse_args(arguments)
     models = {}
     for text in given.models:
         name, equals, model = text.partition("=")
-        if not equals or not model or "/" in name:
+        if not equals or not model or "/" in name or name in ("", ".", ".."):
             parser.error(f"{text!r} is not NAME=PRESET[:PATH], such as glm=glm_ocr:/models/GLM-OCR")
+        if name in models:
+            parser.error(f"two models are named {name}: their runs would be one directory")
+        if (given.out / name).exists():
+            parser.error(f"{given.out / name} is there already, whose figures are not of this call: name another OUT")
         models[name] = model
     given.out.mkdir(parents=True, exist_ok=True)
     failed = [

@@ -81,6 +81,7 @@ def test_a_family_is_a_preset_and_its_boxes_a_hook(project):
     [
         ("model.family.boxes=corner", ["model.family.boxes=corner is not allowed", "did you mean 'corners'"]),
         ("model.family.template=Read", ["model.family.template=Read is not allowed", "{image} and {prompt}"]),
+        ("'model.family.template={image}{image}{prompt}'", ["{image} and {prompt}, the image once"]),
         ("model.weights=random", ["reads model.path"]),
         ("infer=fast", ["infer.engine=fast", "reference, compiled"]),
         ("model.family.markdown=null", ["model.family.free=null", "model.family.markdown"]),
@@ -139,6 +140,29 @@ def test_compare_models_names_a_model_that_fails(tmp_path, script, capsys):
     assert main([str(tmp_path), f"gone=glm_ocr:{tmp_path}/none"]) == 1
     assert f"gone failed: {tmp_path}/gone.log" in capsys.readouterr().err
     assert "does not exist" in (tmp_path / "gone.log").read_text()
-    with pytest.raises(SystemExit):
-        main([str(tmp_path), "gone"])
-    assert "is not NAME=PRESET" in capsys.readouterr().err
+    (tmp_path / "old").mkdir()
+    for models, words in (
+        (["gone"], "is not NAME=PRESET"),
+        (["=glm_ocr"], "is not NAME=PRESET"),
+        (["a=glm_ocr", "a=qwen_vl"], "two models are named a"),
+        (["old=glm_ocr"], f"{tmp_path}/old is there already"),
+    ):
+        with pytest.raises(SystemExit):
+            main([str(tmp_path), *models])
+        assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("path", "given"),
+    [("päth [1]", "HERE/päth [1]"), ("owner/name", "owner/name"), ("HERE/gone", "HERE/gone")],
+)
+def test_the_paths_that_compare_models_hands_on(tmp_path, script, monkeypatch, path, given):
+    """A directory of here, with any name; a hub id as it is."""
+    compare_models = script("compare_models")
+    commands: list[list[str]] = []
+    monkeypatch.setattr(compare_models, "run_logged", lambda command, log, limit: commands.append(command))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "päth [1]").mkdir()
+    path, given = (text.replace("HERE", str(tmp_path)) for text in (path, given))
+    compare_models.run_model(tmp_path, "a", f"glm_ocr:{path}", "all", "direct_inference", [])
+    assert f"model.path='{given}'" in commands[0]

@@ -54,8 +54,8 @@ def _check(added: Iterable[BoxFormat], model: ModelSettings) -> Iterator[tuple[s
         yield "family.boxes", family.boxes, f"one of {', '.join(formats)}"
     if family.markdown is None and family.free is None:
         yield "family.free", None, "a text where model.family.markdown is null, too"
-    if family.template is not None and not ("{image}" in family.template and "{prompt}" in family.template):
-        yield "family.template", family.template, "a text with {image} and {prompt}"
+    if family.template is not None and not (family.template.count("{image}") == 1 and "{prompt}" in family.template):
+        yield "family.template", family.template, "a text with {image} and {prompt}, the image once"
     if model.weights != "checkpoint":
         yield "weights", model.weights, f"checkpoint: {NAME} reads model.path"
 
