@@ -57,7 +57,8 @@ def translate(config: Mapping[str, Any], where: str) -> UnlimitedOcrConfig:
         return _released(config, where)
     if kind == "unlimited_ocr":
         return _native(config, where)
-    raise ModelError(f"{where}: model_type {kind!r} is not supported; supported: {_SUPPORTED}")
+    raise ModelError(f"{where}: model_type {kind!r} is not supported; supported: {_SUPPORTED}; other document models "
+                     "run through model=transformers")  # fmt: skip
 
 
 def released_config(config: UnlimitedOcrConfig) -> dict[str, Any]:
