@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import StaticCache
 
+from pytest_llmprof.errors import ModelError
 from pytest_llmprof.models.ngrams import ban_repeats
 
 if TYPE_CHECKING:
@@ -70,8 +71,13 @@ def decode(
     with plan.phases.phase("prefill"):
         output = model._prefill(input_ids, generation_config, kwargs)
         kwargs = model._update_model_kwargs_for_generation(output, kwargs)
+        unusable = output.logits[:, -1].isnan().any().to(input_ids.device)
+        if plan.random is not None and bool(unusable):  # a GPU that draws from them stops for good
+            raise _no_numbers(output.logits.dtype)
         chosen = choose(output)
-        ids = chosen.tolist()
+        *ids, failed = torch.cat([chosen, unusable[None]]).tolist()  # one read
+        if failed:
+            raise _no_numbers(output.logits.dtype)
     yield ids, perf_counter_ns()
     with plan.phases.phase("decode"), model._optimize_model_for_decode():
         while True:
@@ -83,3 +89,10 @@ def decode(
                 chosen = choose(output)
                 ids = chosen.tolist()
             yield ids, perf_counter_ns()
+
+
+def _no_numbers(dtype: torch.dtype) -> ModelError:
+    return ModelError(
+        "the model's scores are no numbers (NaN): its weights hold NaN or infinity, or values grow beyond "
+        f"{str(dtype).removeprefix('torch.')}; try another model.dtype, such as float32"
+    )

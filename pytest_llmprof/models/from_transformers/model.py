@@ -34,11 +34,16 @@ _ANSWER_CHANGING = (
     *("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty"),
     *("no_repeat_ngram_size", "encoder_repetition_penalty", "bad_words_ids", "suppress_tokens", "sequence_bias"),
     *("begin_suppress_tokens", "min_length", "min_new_tokens", "exponential_decay_length_penalty"),
+    *("epsilon_cutoff", "eta_cutoff", "top_h", "encoder_no_repeat_ngram_size"),
 )
 """Fields of a generation_config that change an answer's tokens, and that `infer.generation=checkpoint` follows."""
+_SAMPLED = (
+    *("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h"),
+)
+"""Those that have no effect without sampling."""
 _NOT_FOLLOWED = (
     *("num_beams", "num_return_sequences", "penalty_alpha", "guidance_scale", "stop_strings", "forced_bos_token_id"),
-    *("forced_eos_token_id", "watermarking_config", "dola_layers", "constraints", "force_words_ids"),
+    *("forced_eos_token_id", "watermarking_config", "dola_layers", "constraints", "force_words_ids", "token_healing"),
 )
 """Fields that change them, too, but that the loop here does not know."""
 
@@ -126,9 +131,10 @@ class TransformersModel:
         live = [True] * len(images)
         if self._steps is not None:
             self._steps.close()  # models keep the positions of one answer, so two never run in turns
-        self._steps = steps = self._run(inputs, infer, limit, phases)
-        del inputs
+        steps: Generator[Step, None, None] | None = None
         try:
+            self._steps = steps = self._run(inputs, infer, limit, phases)
+            del inputs
             for number, (ids, now) in enumerate(steps, 1):
                 last = number == limit
                 ends = ["eos" if token in eos else "length" if last else None for token in ids]
@@ -137,8 +143,14 @@ class TransformersModel:
                 if not any(live):
                     steps.close()  # ends the phase before the last tokens are handed on
                 yield from tokens
+        except (ValueError, TypeError, LookupError) as error:
+            # So it refuses a value of the generation_config, or a prompt with image tokens of its own.
+            if not isinstance(error, ValueError) and infer.generation == "greedy":
+                raise
+            raise ModelError(f"{self._where}: transformers cannot generate: {one_line(str(error))}") from error
         finally:
-            steps.close()
+            if steps is not None:
+                steps.close()
 
     def inputs(self, images: Sequence[Image], infer: InferSettings) -> Any:
         """A batch as the processor's tensors, on the CPU. Raises `ModelError` for what the processor does not take."""
@@ -224,13 +236,10 @@ class TransformersModel:
         random = torch.Generator(self._device).manual_seed(self._seed) if config.do_sample else None
         ngram, config.no_repeat_ngram_size = infer.no_repeat_ngram_size or config.no_repeat_ngram_size or 0, None
         plan = Plan(phases, self._forward(), ngram, random, partial(self._kept, inputs["input_ids"].shape[0]))
-        try:
-            with _vision_phase(network.base_model, phases):
-                steps: Generator[Step, None, None] = network.generate(
-                    **inputs, **options, custom_generate=decode, plan=plan
-                )
-        except ValueError as error:  # so it refuses a value of the generation_config
-            raise ModelError(f"{self._where}: transformers cannot generate: {one_line(str(error))}") from error
+        with _vision_phase(network.base_model, phases):
+            steps: Generator[Step, None, None] = network.generate(
+                **inputs, **options, custom_generate=decode, plan=plan
+            )
         return steps
 
     def _kept(self, rows: int, fresh: StaticCache) -> StaticCache:
@@ -259,6 +268,9 @@ class TransformersModel:
             if other := [f"{name}={found[name]}" for name in _NOT_FOLLOWED if name in found]:
                 raise ModelError(f"{self._where}: its generation_config asks for {', '.join(other)}, which is not "
                                  "followed: use infer.generation=greedy")  # fmt: skip
+            if type(ngram := found.get("no_repeat_ngram_size", 0)) is not int:
+                raise ModelError(f"{self._where}: its generation_config asks for no_repeat_ngram_size={ngram!r}, which "
+                                 "is no whole number")  # fmt: skip
             # The least length of an answer counts up to its end tokens. The end itself is for `generate` above to see.
             followed |= found | {"eos_token_id": sorted(self.eos)}
         return GenerationConfig(
@@ -286,10 +298,16 @@ class TransformersModel:
     def _end_tokens(self) -> frozenset[int]:
         """Ids that end an answer: the checkpoint's and the family's. Raises `ModelError` for an unknown one."""
         own = self._asked.eos_token_id
-        found = {*(own if isinstance(own, list) else [own]), self.tokenizer.eos_token_id} - {None}
-        if strange := [token for token in found if not isinstance(token, int)]:
+        own = [token for token in (own if isinstance(own, list) else [own]) if token is not None]
+        if strange := [token for token in own if type(token) is not int]:
             raise ModelError(f"{self._where}: its generation_config has the eos_token_id {strange[0]!r}, which is no "
                              "token's number")  # fmt: skip
+        found = {token for token in own if 0 <= token < self._vocabulary}
+        if own and not found:
+            raise ModelError(f"{self._where}: its generation_config has the eos_token_id {own[0]}, which is outside "
+                             f"the model's vocabulary of {self._vocabulary}: no answer would end there")  # fmt: skip
+        if self.tokenizer.eos_token_id is not None:
+            found.add(self.tokenizer.eos_token_id)
         for token in self.family.stop:
             if token not in self.tokenizer.get_vocab():
                 raise ModelError(f"{self._where}: model.family.stop names {token}, which the tokenizer does not have: "
@@ -334,10 +352,13 @@ def _asked_for(config: Any) -> dict[str, Any]:
     names = (*_ANSWER_CHANGING, *_NOT_FOLLOWED)
     found = {name: changed[name] for name in names if changed.get(name) is not None}
     if not found.get("do_sample"):  # else these have no effect
-        for name in ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p"):
+        for name in _SAMPLED:
             found.pop(name, None)
     for name in ("num_beams", "num_return_sequences", "guidance_scale", "repetition_penalty"):  # 1 changes nothing
         if found.get(name) == 1:
+            del found[name]
+    for name in _NOT_FOLLOWED:  # nor do these where they are off
+        if not found.get(name, True):
             del found[name]
     return found
 
