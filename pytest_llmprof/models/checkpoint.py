@@ -23,6 +23,12 @@ from pytest_llmprof.text.numbers import count
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+ADAPTER = "adapter_config.json"
+_PLAIN = ("F64", "F32", "F16", "BF16")
+"""safetensors' names of the dtypes that weights have where nothing is quantized."""
+_WEIGHTS = ("weight", "bias", "_proj")
+"""Ends of the names of tensors that are weights; buffers may be whole numbers."""
+_LFS = b"version https://git-lfs"
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _WANTED = ("config.json", "tokenizer.json", "*.safetensors", _INDEX)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -51,25 +57,27 @@ def resolve(
     revision: str | None,
     hub_timeout_s: float = ModelSettings.hub_timeout_s,
     wanted: tuple[str, ...] = _WANTED,
+    key: str = "model.path",
 ) -> Path:
     """Return the directory of *path* (a directory or a hub id), downloaded where needed.
 
-    Only files that *wanted* names are downloaded: config, tokenizer and safetensors, never code. Raises `ModelError`.
+    Only files that *wanted* names are downloaded: config, tokenizer and safetensors, never code. Raises `ModelError`,
+    which names the path as the value of *key*.
     """
-    directory = _local(path, revision)
-    return _download(path, revision, hub_timeout_s, wanted) if directory is None else directory
+    directory = _local(path, revision, key)
+    return _download(path, revision, hub_timeout_s, wanted, key) if directory is None else directory
 
 
-def _local(path: str, revision: str | None) -> Path | None:
+def _local(path: str, revision: str | None, key: str = "model.path") -> Path | None:
     """The directory *path*; None for a hub id. Raises `ModelError`."""
     directory = Path(os.path.expanduser(path))
     if os.path.isdir(directory):
         if revision is not None:
-            raise ModelError(f"model.revision={revision} is for hub ids; model.path={path} is a directory")
+            raise ModelError(f"model.revision={revision} is for hub ids; {key}={path} is a directory")
         return directory
     if os.path.exists(directory) or not _HUB_ID.fullmatch(path):
         what = "is a file" if os.path.exists(directory) else "does not exist"
-        raise ModelError(f"model.path={path} {what}; give a checkpoint's directory or a hub id (owner/name)")
+        raise ModelError(f"{key}={path} {what}; give a checkpoint's directory or a hub id (owner/name)")
     return None
 
 
@@ -105,7 +113,7 @@ def size_in_hub(repo: str, revision: str | None, timeout_s: float) -> int:
     return sum(file.size or 0 for file in files if any(fnmatch(file.rfilename, pattern) for pattern in _WANTED))
 
 
-def _download(repo: str, revision: str | None, timeout_s: float, wanted: tuple[str, ...]) -> Path:
+def _download(repo: str, revision: str | None, timeout_s: float, wanted: tuple[str, ...], key: str) -> Path:
     from huggingface_hub import constants, errors, snapshot_download
 
     def snapshot(*, cached: bool) -> Path:
@@ -115,7 +123,7 @@ def _download(repo: str, revision: str | None, timeout_s: float, wanted: tuple[s
 
     network = errors.HTTPError  # type: ignore[attr-defined]  # the HTTP library's own base class
     no_such = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError)
-    here = f"model.path={repo} is no directory here, and"
+    here = f"{key}={repo} is no directory here, and"
     at = f" at revision {revision}" if revision else ""
     offline = constants.is_offline_mode() and not _given_up
     reason = "it was silent for an earlier model"
@@ -204,7 +212,15 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     """Check that *directory* holds a config and readable safetensors; list its files. Raises `ModelError`."""
     config = read_json(directory / "config.json")
     weights = _weights(directory)
-    keys = frozenset(key for file in weights for key in _keys(file))
+    if (directory / ADAPTER).is_file():
+        raise ModelError(
+            f"{directory} holds a whole checkpoint and an adapter ({ADAPTER}), for whose sake transformers reads other "
+            "weights: keep them in two directories, and name one of them"
+        )
+    dtypes = {key: dtype for file in weights for key, dtype in tensor_dtypes(file).items()}
+    if not config.get("quantization_config"):
+        check_dtypes(directory, dtypes)
+    keys = frozenset(dtypes)
     tokenizer = directory / "tokenizer.json"
     return Checkpoint(directory, config, weights, keys, tokenizer if tokenizer.is_file() else None)
 
@@ -236,6 +252,7 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
+        check_fetched(file)
         raise ModelError(f"{file} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
         raise ModelError(f"{file} holds no JSON object")
@@ -243,6 +260,8 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def _weights(directory: Path) -> tuple[Path, ...]:
+    if (directory / _SINGLE).is_file():  # transformers reads it where there is an index, too
+        return (directory / _SINGLE,)
     index = directory / _INDEX
     if index.is_file():
         content = read_json(index)
@@ -258,27 +277,42 @@ def _weights(directory: Path) -> tuple[Path, ...]:
             more = f" and {len(missing) - 1} more" if missing[1:] else ""
             raise ModelError(f"{directory}: {_INDEX} names files that are missing: {missing[0]}{more}")
         return files
-    if (directory / _SINGLE).is_file():
-        return (directory / _SINGLE,)
     if any(next(directory.glob(pattern), None) for pattern in _PICKLED):
         raise ModelError(f"{directory} holds pickled weights only, which can run code; only *.safetensors are read")
-    others = sorted(file.name for file in directory.glob("*.safetensors"))
+    others = sorted(file.name for file in directory.glob("*.safetensors") if file.is_file())
     found = f" (found {others[0]} without its {_INDEX})" if others else ""
     raise ModelError(f"{directory} has no weights: expected {_SINGLE} or {_INDEX}{found}")
 
 
-def _keys(file: Path) -> list[str]:
-    """The names of a file's tensors, from its header; a truncated file is refused."""
+def tensor_dtypes(file: Path) -> dict[str, str]:
+    """The dtypes of a file's tensors by name, from its header; a truncated file is refused."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, framework="np") as opened:
-            keys = list(opened.keys())
+            dtypes = {key: str(opened.get_slice(key).get_dtype()) for key in opened.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError) as error:
+        check_fetched(file)
         raise ModelError(f"{file} is not a whole safetensors file: {error}") from error
-    if not keys:
+    if not dtypes:
         raise ModelError(f"{file} holds no tensor")
-    return keys
+    return dtypes
+
+
+def check_dtypes(directory: Path, dtypes: Mapping[str, str]) -> None:
+    """Raise `ModelError` for weights that are no plain numbers: transformers alone would take them as they are."""
+    strange = [f"{key} {dtype}" for key, dtype in dtypes.items() if key.endswith(_WEIGHTS) and dtype not in _PLAIN]
+    if strange:
+        more = f" and {len(strange) - 1} more" if strange[1:] else ""
+        raise ModelError(f"{directory}: nothing says how its weights are quantized, and they are not all of "
+                         f"{', '.join(_PLAIN)}: {strange[0]}{more}; use the plain checkpoint")  # fmt: skip
+
+
+def check_fetched(file: Path) -> None:
+    """Raise `ModelError` where *file* is what Git LFS keeps in a file's place."""
+    with suppress(OSError), file.open("rb") as stream:
+        if stream.read(len(_LFS)) == _LFS:
+            raise ModelError(f"{file} is a pointer of Git LFS, not the file itself: run git lfs pull there")
 
 
 def check_tensors(directory: Path, found: Mapping[str, Any], unexpected: Collection[str] = ()) -> None:

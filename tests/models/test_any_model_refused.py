@@ -20,6 +20,7 @@ from ocr_helpers import Record, blocks_image
 from PIL import Image
 from test_any_model import ALONE, BOXES, ours, preset, session, theirs
 
+from pytest_llmprof.config.schema import ModelSettings
 from pytest_llmprof.datasets.base import Page
 from pytest_llmprof.errors import EngineUnavailable, ModelError
 from pytest_llmprof.measure.phases import PhaseRecorder
@@ -84,8 +85,29 @@ def gguf(path: Path) -> None:
     (path / "model.safetensors").rename(path / "model.gguf")
 
 
+def rewrite(path: Path, changed: Callable[[Any], Any], name: str = "mlp.down_proj.weight") -> None:
+    """Change a tensor of the weights' file."""
+    from safetensors.torch import load_file, save_file
+
+    file = path / "model.safetensors"
+    weights = load_file(file)
+    key = next(key for key in weights if key.endswith(name))
+    weights[key] = changed(weights[key])
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def pointer(path: Path, name: str) -> None:
+    """What Git LFS keeps in a file's place."""
+    (path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n")
+
+
+def without_a_tokenizers_file(path: Path) -> None:
+    (path / "tokenizer.json").unlink()
+    (path / "tokenizer.json").symlink_to(path / "gone")
+
+
 def adapter(path: Path, kind: str = "LORA") -> None:
-    (path / "config.json").unlink()
+    (path / "model.safetensors").unlink()  # beside a config.json, as some trainers save it
     change(path, "adapter_config.json", base_model_name_or_path=str(path), peft_type=kind)
 
 
@@ -96,6 +118,23 @@ def adapter(path: Path, kind: str = "LORA") -> None:
         (of_another_tokenizer, ["the tokenizer has", "do not belong together"]),
         (truncated, ["is not a whole safetensors file"]),
         (without_a_weight, ["lacks 1 tensor that config.json asks for"]),
+        (
+            lambda path: rewrite(path, lambda tensor: tensor.to(torch.int8)),
+            ["nothing says how its weights are quantized", "mlp.down_proj.weight I8", "use the plain checkpoint"],
+        ),
+        (lambda path: rewrite(path, lambda tensor: tensor.to(torch.float8_e4m3fn)), ["mlp.down_proj.weight F8_E4M3"]),
+        (lambda path: pointer(path, "model.safetensors"), ["model.safetensors is a pointer of Git LFS"]),
+        (lambda path: pointer(path, "tokenizer.json"), ["tokenizer.json is a pointer of Git LFS", "git lfs pull"]),
+        (lambda path: pointer(path, "config.json"), ["config.json is a pointer of Git LFS"]),
+        (without_a_tokenizers_file, ["has no tokenizer"]),
+        (
+            lambda path: change(path, "adapter_config.json", base_model_name_or_path="other", peft_type="LORA"),
+            ["holds a whole checkpoint and an adapter (adapter_config.json)", "keep them in two directories"],
+        ),
+        (
+            lambda path: change(path, "processor_config.json", processor_class="NoSuchProcessor"),
+            ["its processor", "has no tokenizer: its processor_config.json (processor_class) is of another model"],
+        ),
         (gguf, ["GGUF", "*.safetensors"]),
         (adapter, ["is a LoRA directory: it needs the package peft: pip install 'pytest-llmprof[adapters]'"]),
         (lambda path: adapter(path, "IA3"), ["is an adapter of the kind IA3: only LORA is merged"]),
@@ -103,6 +142,11 @@ def adapter(path: Path, kind: str = "LORA") -> None:
         (lambda path: (path / "processor_config.json").write_text("{"), ["the processor cannot be loaded"]),
         (lambda path: (path / "generation_config.json").write_text("{"), ["generation_config.json cannot be read"]),
         (lambda path: change(path, "generation_config.json", eos_token_id="</s>"), ["eos_token_id '</s>'", "number"]),
+        (lambda path: change(path, "generation_config.json", eos_token_id={"a": 1}), ["eos_token_id {'a': 1}, which"]),
+        (
+            lambda path: change(path, "generation_config.json", eos_token_id=[-1, 99999]),
+            ["the eos_token_id -1, which is outside the model's vocabulary of"],
+        ),
         (lambda path: change(path, model_type=["llama"]), ["model_type ['llama'] is unknown"]),
         (lambda path: change(path, text_config=[1]), ["cannot be loaded", "text_config"]),
         (lambda path: change(path, quantization_config=[1]), ["quantized by an unnamed method"]),
@@ -156,6 +200,48 @@ def test_a_lora_directory_over_bitsandbytes(path: Path, tmp_path: Path, monkeypa
     change(lora, "adapter_config.json", base_model_name_or_path=str(path), peft_type="LORA")
     (lora / "adapter_model.safetensors").touch()
     assert "its weights would be rounded anew: name the plain checkpoint as base_model_name_or_path" in refused(lora)
+
+
+@pytest.mark.parametrize(
+    ("base", "words"),
+    [
+        ("/nowhere", "base_model_name_or_path=/nowhere does not exist; give a checkpoint's directory or a hub id"),
+        ("", "adapter_config.json names no base_model_name_or_path"),
+        ("LORA", "is an adapter, too: name the plain checkpoint there"),
+    ],
+)
+def test_the_base_of_a_lora_directory(path: Path, tmp_path: Path, monkeypatch, base: str, words: str):
+    monkeypatch.setattr(checkpoint, "find_spec", lambda package: object())
+    lora = tmp_path / "lora"
+    lora.mkdir()
+    base = str(lora) if base == "LORA" else base
+    change(lora, "adapter_config.json", base_model_name_or_path=base, peft_type="LORA")
+    (lora / "adapter_model.safetensors").touch()
+    text = refused_anywhere(lora)
+    assert words in text
+    assert "model.path" not in text
+
+
+def refused_anywhere(path: Path) -> str:
+    with pytest.raises(ModelError) as caught:
+        checkpoint.open_source(ModelSettings(path=str(path)))
+    return str(caught.value)
+
+
+def test_a_whole_file_beside_an_index(path: Path):
+    """transformers reads the file, so the digest and all checks are of that, too."""
+    index = {"metadata": {}, "weight_map": {"a": "model-00001-of-00001.safetensors"}}
+    change(path, "model.safetensors.index.json", **index)
+    assert checkpoint.open_source(ModelSettings(path=str(path))).files[0] == path / "model.safetensors"
+
+
+@pytest.mark.parametrize("kind", ["greedy", "checkpoint"])
+def test_weights_that_are_no_numbers(path: Path, kind: str):
+    rewrite(path, lambda tensor: tensor * float("nan"), "layers.1.mlp.down_proj.weight")
+    change(path, "generation_config.json", do_sample=True)
+    model = load(preset("paddleocr_vl", path), ALONE, BOXES)
+    with pytest.raises(ModelError, match=r"the model's scores are no numbers \(NaN\).*beyond float32; try"):
+        list(model.generate([blocks_image(1)], replace(ALONE, generation=kind), Record()))
 
 
 class Blocked:
@@ -232,7 +318,7 @@ def test_too_little_gpu_memory(path: Path, monkeypatch):
 
 
 def test_generation_config(path: Path):
-    change(path, "generation_config.json", repetition_penalty=5.0, use_cache=False, num_beams=1)
+    change(path, "generation_config.json", repetition_penalty=5.0, use_cache=False, num_beams=1, stop_strings=[])
     model = load(preset("paddleocr_vl", path), ALONE, BOXES)
     plain = load(preset("paddleocr_vl", path), ALONE, BOXES)
     assert model.info.details["generation_config"] == {"repetition_penalty": 5.0}
@@ -267,6 +353,8 @@ def test_sampling_is_seeded(path: Path):
         ({"stop_strings": ["a"]}, "asks for stop_strings=['a'], which is not followed"),
         ({"do_sample": True, "num_return_sequences": 3}, "asks for num_return_sequences=3"),
         ({"repetition_penalty": "x"}, "cannot generate: `penalty` has to be"),
+        ({"no_repeat_ngram_size": "2"}, "asks for no_repeat_ngram_size='2', which is no whole number"),
+        ({"suppress_tokens": "x"}, "cannot generate: "),
         ({"do_sample": True, "temperature": -1.0}, "cannot generate: `temperature` (=-1.0) has to be"),
     ],
 )
@@ -277,6 +365,25 @@ def test_a_generation_config_that_cannot_be_followed(path: Path, asked: dict[str
     with pytest.raises(ModelError, match=re.escape(words)) as caught:
         list(model.generate([blocks_image(1)], replace(ALONE, generation="checkpoint"), Record()))
     assert "\n" not in str(caught.value)
+
+
+def test_what_narrows_the_draws_is_followed(path: Path):
+    """Without a word about it, transformers' own answers would be others."""
+    asked = {"do_sample": True, "temperature": 5.0, "top_k": 0, "epsilon_cutoff": 0.02}
+    change(path, "generation_config.json", **asked)
+    model = load(preset("paddleocr_vl", path), ALONE, BOXES)
+    follow = replace(ALONE, generation="checkpoint", max_new_tokens=24)
+    narrow = [token.id for token in model.generate([blocks_image(1)], follow, Record())]
+    assert model.info.details["generation_config"] == asked
+    change(path, "generation_config.json", epsilon_cutoff=None)
+    model = load(preset("paddleocr_vl", path), ALONE, BOXES)
+    wide = [token.id for token in model.generate([blocks_image(1)], follow, Record())]
+    assert len(set(narrow)) < len(set(wide))
+
+
+def test_end_tokens_beyond_the_vocabulary_are_left_out(path: Path):
+    change(path, "generation_config.json", eos_token_id=[2, 99999])
+    assert load(preset("paddleocr_vl", path), ALONE, BOXES).eos == {2}
 
 
 def test_a_generation_configs_least_length_and_ban(path: Path):

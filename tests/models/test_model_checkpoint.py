@@ -265,6 +265,7 @@ def test_missing_shard(copy: Path) -> None:
     ],
 )
 def test_broken_index(copy: Path, index: dict[str, Any], said: str) -> None:
+    (copy / "model.safetensors").rename(copy / "model-00001-of-00001.safetensors")  # else no index is read
     (copy / "model.safetensors.index.json").write_text(json.dumps(index))
     assert said in refusal(copy)
 

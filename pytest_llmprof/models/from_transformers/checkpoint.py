@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -10,7 +11,15 @@ from typing import Any, TypeVar
 
 from pytest_llmprof.config.schema import ModelSettings
 from pytest_llmprof.errors import ModelError
-from pytest_llmprof.models.checkpoint import open_checkpoint, read_json, resolve
+from pytest_llmprof.models.checkpoint import (
+    ADAPTER,
+    check_dtypes,
+    check_fetched,
+    open_checkpoint,
+    read_json,
+    resolve,
+    tensor_dtypes,
+)
 from pytest_llmprof.text.escape import one_line
 
 WANTED = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.tiktoken", "merges.txt", "vocab.txt")
@@ -56,7 +65,7 @@ def open_source(settings: ModelSettings) -> Source:
         raise ModelError("model.name=transformers needs model.path: a checkpoint's directory or hub id")
     directory = resolve(settings.path, settings.revision, settings.hub_timeout_s, WANTED)
     adapter = None
-    if (directory / "adapter_config.json").is_file() and not (directory / "config.json").is_file():
+    if _is_adapter(directory):
         adapter, directory = directory, _base_of(directory, settings.hub_timeout_s)
     if next(directory.glob("*.gguf"), None) and not next(directory.glob("*.safetensors"), None):
         raise ModelError(f"{directory} holds GGUF files only, which transformers reads for no document model: "
@@ -66,7 +75,10 @@ def open_source(settings: ModelSettings) -> Source:
     if not any((directory / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
         raise ModelError(f"{directory} has no processor (processor_config.json or preprocessor_config.json): "
                          "copy it from where the weights are from")  # fmt: skip
-    if not any(next(directory.glob(name), None) for name in _TOKENIZERS):
+    tokenizers = [file for name in _TOKENIZERS for file in directory.glob(name) if file.is_file()]
+    for file in tokenizers:
+        check_fetched(file)
+    if not tokenizers:
         raise ModelError(f"{directory} has no tokenizer ({', '.join(_TOKENIZERS)}): copy it from where the weights are "
                          "from")  # fmt: skip
     files = found.weights
@@ -74,24 +86,37 @@ def open_source(settings: ModelSettings) -> Source:
         read_json(generation)  # transformers goes without one that it cannot read
         files += (generation,)
     if adapter is not None:
-        files += (adapter / "adapter_model.safetensors",)
+        files += (adapter / ADAPTER, adapter / "adapter_model.safetensors")
     source = Source(directory, files, found.config, adapter)
     _check_quantization(source)
+    if adapter is not None:
+        check_dtypes(adapter, tensor_dtypes(files[-1]))
     return source
+
+
+def _is_adapter(directory: Path) -> bool:
+    """Whether it holds an adapter alone. Some trainers put a config.json beside it."""
+    weights = ("model.safetensors", "model.safetensors.index.json")
+    return (directory / ADAPTER).is_file() and not any((directory / name).is_file() for name in weights)
 
 
 def _base_of(adapter: Path, timeout_s: float) -> Path:
     """The directory of the weights that a LoRA directory was trained on."""
-    config = read_json(adapter / "adapter_config.json")
+    config = read_json(adapter / ADAPTER)
     if (kind := config.get("peft_type")) != "LORA":
         raise ModelError(f"{adapter} is an adapter of the kind {kind}: only LORA is merged into the weights")
     need("peft", f"{adapter} is a LoRA directory")
     if not (adapter / "adapter_model.safetensors").is_file():
         raise ModelError(f"{adapter} has no adapter_model.safetensors; pickled adapters are not read")
-    base = config.get("base_model_name_or_path")
-    if not isinstance(base, str):
-        raise ModelError(f"{adapter}/adapter_config.json names no base_model_name_or_path")
-    return resolve(base, None, timeout_s, WANTED)
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not isinstance(base, str) or not base:
+        raise ModelError(f"{adapter / ADAPTER} names no base_model_name_or_path")
+    named = f"{adapter / ADAPTER}: base_model_name_or_path"
+    local = os.path.isdir(os.path.expanduser(base))
+    directory = resolve(base, None if local or not revision else str(revision), timeout_s, WANTED, named)
+    if _is_adapter(directory):
+        raise ModelError(f"{named}={base} is an adapter, too: name the plain checkpoint there")
+    return directory
 
 
 def told(what: str, work: Callable[[], _Result]) -> _Result:

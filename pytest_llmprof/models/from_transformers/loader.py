@@ -62,7 +62,10 @@ def load(settings: ModelSettings, infer: InferSettings, formats: Mapping[str, Bo
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is None or getattr(processor, "image_processor", None) is None:
         lacks = "tokenizer" if tokenizer is None else "image processor"
-        raise ModelError(f"{source.directory}: its processor {type(processor).__name__} has no {lacks}")
+        raise ModelError(
+            f"{source.directory}: its processor {type(processor).__name__} has no {lacks}: its processor_config.json "
+            "(processor_class) is of another model, or of another transformers"
+        )
     network = load_weights(source, device, dtype)
     return TransformersModel(
         network,
