@@ -114,7 +114,7 @@ def _of_benchmark(file: _BenchmarkFile, path: Path) -> SavedRun:
             )
         )
     found = SavedRun(
-        key=_key(file.datetime, ([one.stats["median"]] for one in file.benchmarks)),
+        key=_key(file.datetime, "", ([one.stats["median"]] for one in file.benchmarks)),
         source=str(path),
         started=file.datetime,
         machine=machine_name(machine),
@@ -179,7 +179,7 @@ def saved_run(directory: Path) -> SavedRun:
             _add_config(saved, records.metrics.fingerprint.config, directory / test.dir / "config.yaml")
             if records.environment and saved.git is None:
                 saved.git = records.environment.git
-    saved.key = _key(record.started, seconds)
+    saved.key = _key(record.started, record.session, seconds)
     saved.machine = " + ".join(machines_of(saved)) or machine_name(None)
     return saved
 
@@ -228,9 +228,9 @@ def whole_key(key: str) -> str:
     return key.partition("-")[0]
 
 
-def _key(started: str, seconds: Iterable[Iterable[float]]) -> str:
-    """Measured times tell runs apart that began in the same second."""
-    text = msgspec.json.encode([started, [list(one) for one in seconds]])
+def _key(started: str, session: str, seconds: Iterable[Iterable[float]]) -> str:
+    """Sessions tell runs apart that began in the same second; of pytest-benchmark's, measured times do."""
+    text = msgspec.json.encode([started, session, [list(one) for one in seconds]])
     return hashlib.sha256(text).hexdigest()[:16]
 
 

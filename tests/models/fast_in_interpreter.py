@@ -38,7 +38,7 @@ INFER = InferSettings(max_new_tokens=7, no_repeat_ngram_size=3)
 class Coarse(TritonStep):
     """Few programs, each of many rows: the interpreter is slow for each program."""
 
-    PROJECT = WIDEN = HEAD = (512, 4)
+    PROJECT = WIDEN = HEAD = Tuned(512, 4)
     JOIN = EXPERTS = NARROW = Tuned(256, 4)
     SPLITS, PLACES, WINDOWS = 2, 64, 512
 
