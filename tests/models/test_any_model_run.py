@@ -81,7 +81,7 @@ def test_a_family_is_a_preset_and_its_boxes_a_hook(project):
     [
         ("model.family.boxes=corner", ["model.family.boxes=corner is not allowed", "did you mean 'corners'"]),
         ("model.family.template=Read", ["model.family.template=Read is not allowed", "{image} and {prompt}"]),
-        ("'model.family.template={image}{image}{prompt}'", ["{image} and {prompt}, the image once"]),
+        ("model.family.template='{image}{image}{prompt}'", ["{image} and {prompt}, the image once"]),
         ("model.weights=random", ["reads model.path"]),
         ("infer=fast", ["infer.engine=fast", "reference, compiled"]),
         ("model.family.markdown=null", ["model.family.free=null", "model.family.markdown"]),
