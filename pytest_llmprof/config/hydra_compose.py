@@ -98,9 +98,12 @@ def compose(
                 inner, body = body, OmegaConf.create()
                 OmegaConf.update(body, one.package, inner, merge=False)
             keys: Any = OmegaConf.to_container(body, resolve=False)
-            if wrong := _clash(OmegaConf.to_container(config, resolve=False), keys):
-                raise ConfigError(f"the presets don't compose: {one.config_path}.yaml: {wrong}")
-            config.merge_with(body)
+            try:
+                config.merge_with(body)
+            except TypeError as error:
+                if wrong := _clash(OmegaConf.to_container(config, resolve=False), keys):
+                    raise ConfigError(f"the presets don't compose: {one.config_path}.yaml: {wrong}") from error
+                raise
             layers.append((_chosen_by(one, files, choices), keys))
     assert isinstance(config, DictConfig)
     return config, choices, layers
