@@ -21,8 +21,8 @@ from pytest_llmprof.config.schema import ModelSettings
 from pytest_llmprof.errors import ModelError
 from pytest_llmprof.text.numbers import count
 
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
 ADAPTER = "adapter_config.json"
 _PLAIN = ("F64", "F32", "F16", "BF16")
 """safetensors' names of the dtypes that weights have where nothing is quantized."""
@@ -30,7 +30,7 @@ _WEIGHTS = ("weight", "bias", "_proj")
 """Ends of the names of tensors that are weights; buffers may be whole numbers."""
 _LFS = b"version https://git-lfs"
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_WANTED = ("config.json", "tokenizer.json", "*.safetensors", _INDEX)
+_WANTED = ("config.json", "tokenizer.json", "*.safetensors", INDEX)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _Result = TypeVar("_Result")
 _CHUNK = 1 << 20
@@ -260,9 +260,9 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def _weights(directory: Path) -> tuple[Path, ...]:
-    if (directory / _SINGLE).is_file():  # transformers reads it where there is an index, too
-        return (directory / _SINGLE,)
-    index = directory / _INDEX
+    if (directory / SINGLE).is_file():  # transformers reads it where there is an index, too
+        return (directory / SINGLE,)
+    index = directory / INDEX
     if index.is_file():
         content = read_json(index)
         shards = content.get("weight_map")
@@ -275,13 +275,13 @@ def _weights(directory: Path) -> tuple[Path, ...]:
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             more = f" and {len(missing) - 1} more" if missing[1:] else ""
-            raise ModelError(f"{directory}: {_INDEX} names files that are missing: {missing[0]}{more}")
+            raise ModelError(f"{directory}: {INDEX} names files that are missing: {missing[0]}{more}")
         return files
     if any(next(directory.glob(pattern), None) for pattern in _PICKLED):
         raise ModelError(f"{directory} holds pickled weights only, which can run code; only *.safetensors are read")
     others = sorted(file.name for file in directory.glob("*.safetensors") if file.is_file())
-    found = f" (found {others[0]} without its {_INDEX})" if others else ""
-    raise ModelError(f"{directory} has no weights: expected {_SINGLE} or {_INDEX}{found}")
+    found = f" (found {others[0]} without its {INDEX})" if others else ""
+    raise ModelError(f"{directory} has no weights: expected {SINGLE} or {INDEX}{found}")
 
 
 def tensor_dtypes(file: Path) -> dict[str, str]:

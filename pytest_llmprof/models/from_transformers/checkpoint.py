@@ -13,6 +13,8 @@ from pytest_llmprof.config.schema import ModelSettings
 from pytest_llmprof.errors import ModelError
 from pytest_llmprof.models.checkpoint import (
     ADAPTER,
+    INDEX,
+    SINGLE,
     check_dtypes,
     check_fetched,
     open_checkpoint,
@@ -96,8 +98,7 @@ def open_source(settings: ModelSettings) -> Source:
 
 def _is_adapter(directory: Path) -> bool:
     """Whether it holds an adapter alone. Some trainers put a config.json beside it."""
-    weights = ("model.safetensors", "model.safetensors.index.json")
-    return (directory / ADAPTER).is_file() and not any((directory / name).is_file() for name in weights)
+    return (directory / ADAPTER).is_file() and not any((directory / name).is_file() for name in (SINGLE, INDEX))
 
 
 def _base_of(adapter: Path, timeout_s: float) -> Path:
