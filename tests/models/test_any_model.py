@@ -218,6 +218,16 @@ def test_with_the_packages_of_the_extras():
     assert "skipped" not in done.stdout, done.stdout[-3000:]
 
 
+def check_compiled(compiled, reference):
+    """Equal tokens, and nothing is compiled or captured once the shapes of all pages were met."""
+    for _ in range(2):
+        with CompileWatch() as watch:
+            for seed in (0, 1):
+                pages = [blocks_image(seed, SIZES[seed])]
+                assert ours(compiled, pages, BANNED) == ours(reference, pages, BANNED)
+    assert not watch.seen
+
+
 @pytest.mark.slow
 def test_compiled_gives_the_tokens_of_the_reference(tmp_path):
     path = zoo.build(zoo.paddleocr_vl, tmp_path)
@@ -228,9 +238,4 @@ def test_compiled_gives_the_tokens_of_the_reference(tmp_path):
         pytest.skip(str(error))
     reference = load(settings, ALONE, BOXES)
     assert compiled.info.engine == "compiled"
-    for _ in range(2):  # shapes of all pages are met in the first pass
-        with CompileWatch() as watch:
-            for seed in (0, 1):
-                pages = [blocks_image(seed, SIZES[seed])]
-                assert ours(compiled, pages, BANNED) == ours(reference, pages, BANNED)
-    assert not watch.seen
+    check_compiled(compiled, reference)

@@ -11,11 +11,10 @@ import pytest
 import torch
 import transformers as hf
 import zoo
-from ocr_helpers import Record, blocks_image
-from test_any_model import ALONE, BANNED, BOXES, CLASSES, SIZES, images, ours, preset, theirs
+from ocr_helpers import Record
+from test_any_model import ALONE, BANNED, BOXES, CLASSES, check_compiled, images, ours, preset, theirs
 from test_any_model_quantized import BITSANDBYTES, METHODS, network_of, quantized
 
-from pytest_llmprof.measure.compiles import CompileWatch
 from pytest_llmprof.models.from_transformers.loader import load
 
 pytestmark = pytest.mark.gpu
@@ -40,12 +39,7 @@ def test_tokens_are_those_of_generate(make, tmp_path, monkeypatch):
 def test_compiled_gives_the_tokens_of_the_reference(make, tmp_path):
     reference = loaded(make, tmp_path)
     compiled = load(preset(make.__name__, tmp_path, "cuda"), replace(ALONE, engine="compiled"), BOXES)
-    for _ in range(2):  # shapes of all pages are met in the first pass
-        with CompileWatch() as watch:
-            for seed in (0, 1):
-                pages = [blocks_image(seed, SIZES[seed])]
-                assert ours(compiled, pages, BANNED) == ours(reference, pages, BANNED)
-    assert not watch.seen
+    check_compiled(compiled, reference)
 
 
 @BITSANDBYTES
