@@ -15,12 +15,13 @@ from typing import Any
 os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
-from ocr_helpers import Record, blocks_image, generate
+from ocr_helpers import Record, blocks_image, generate, sam_attention_by_torch
 
 from pytest_llmprof.config.schema import DatasetSettings, InferSettings, ModelSettings
 from pytest_llmprof.datasets.embedded import embedded_dataset
 from pytest_llmprof.errors import LlmprofError
 from pytest_llmprof.models.deepseek_ocr import generation
+from pytest_llmprof.models.deepseek_ocr.engines import sam_attention
 from pytest_llmprof.models.deepseek_ocr.engines.batch_step import BatchStep, Tiles
 from pytest_llmprof.models.deepseek_ocr.engines.fast import FastEngine, TritonStep
 from pytest_llmprof.models.deepseek_ocr.engines.kernel_step import Tuned
@@ -136,6 +137,16 @@ def errors(config: Any, rows: int) -> list[float]:
         return [((one - exact).norm() / exact.norm()).item() for one in (step.scores, at_once(model))]
 
 
+def sam_errors(side: int, heads: int, size: int) -> list[float]:
+    """The error of SAM's attention in float16 against float32, norm of the difference / norm, and that of torch's."""
+    generator = torch.Generator().manual_seed(side)
+    qkv = torch.randn(2, side * side, 3, heads, size, generator=generator).half()
+    rows, columns = torch.randn(2, side, side, size, generator=generator).half().unbind(0)
+    exact = sam_attention_by_torch(qkv.float(), rows.float(), columns.float())
+    found = sam_attention.mix(qkv, rows, columns, size**-0.5), sam_attention_by_torch(qkv, rows, columns)
+    return [((one.float() - exact).norm() / exact.norm()).item() for one in found]
+
+
 def main() -> None:
     from pytest_llmprof.models.deepseek_ocr.engines import fast
 
@@ -171,6 +182,7 @@ def main() -> None:
                 "not a number in a batch": prompts(grouped, [20, 12], replace(limits, max_new_tokens=2), broken=True),
                 "positions": prompts(tiny, [60], replace(limits, positions=65)),
                 "too long": prompts(tiny, [60], replace(limits, positions=60)),
+                "sam": [sam_errors(*shape) for shape in ((16, 1, 32), (14, 2, 32), (20, 1, 16))],
                 "errors": {rows: errors(config, rows) for rows in (2, 3, 8)},
             }
         )

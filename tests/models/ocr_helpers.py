@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from pytest_llmprof.config.schema import InferSettings
@@ -57,6 +58,19 @@ class Ids:
 def generate(model: Any, prompts: generation.Prompts, embeddings: Any, limits: generation.Limits) -> list[Token]:
     """What the reference engine does after the vision tower."""
     return list(generation.stream(model, prompts, embeddings, limits, Record()))
+
+
+def sam_attention_by_torch(qkv: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """What `sam_attention.mix` gives, as transformers computes it: the position terms as one matrix."""
+    views, places, _, heads, size = qkv.shape
+    side = len(rows)
+    query, key, value = qkv.permute(2, 0, 3, 1, 4)
+    grid = query.reshape(views * heads, side, side, size)
+    down = torch.einsum("phwc,hkc->phwk", grid, rows)
+    across = torch.einsum("phwc,wkc->phwk", grid, columns)
+    bias = (down[..., :, None] + across[..., None, :]).reshape(views, heads, places, places)
+    mixed = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    return mixed.transpose(1, 2).reshape(views, places, heads * size)
 
 
 def blocks_image(seed: int, size: tuple[int, int] = (300, 200)) -> Image.Image:

@@ -12,14 +12,16 @@ import json
 import os
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from ocr_helpers import Record, blocks_image
+from ocr_helpers import Record, blocks_image, sam_attention_by_torch
 
 from pytest_llmprof.config.schema import InferSettings, ModelSettings
 from pytest_llmprof.errors import EngineUnavailable, ModelError
@@ -103,6 +105,14 @@ def test_scores_of_several_rows_are_as_near_to_float32_as_those_of_transformers(
 
 
 @pytest.mark.slow
+def test_attention_of_views_is_as_near_to_float32_as_torchs(cases: Any) -> None:
+    """In float16, with sides of whole tiles of keys and others."""
+    assert len(cases["sam"]) == 3
+    for ours, torchs in cases["sam"]:
+        assert 0 < ours <= torchs
+
+
+@pytest.mark.slow
 def test_what_goes_wrong_is_said(cases: Any) -> None:
     for case in ("not a number", "not a number in a batch"):
         assert "scores of token 2 are not numbers" in cases[case]["fast"]
@@ -173,7 +183,7 @@ class RecordedBatch(Recorded, BatchStep):
 
 
 def compiled(
-    kernel: Any, warps: int, values: tuple[Any, ...], constants: dict[str, Any], registers: int | None, capability: int
+    kernel: Any, values: tuple[Any, ...], constants: dict[str, Any], options: dict[str, Any], capability: int
 ) -> bytes:
     """The machine code of one launch, for a GPU that need not be here."""
     import triton
@@ -191,8 +201,8 @@ def compiled(
         else:
             signature[name] = "constexpr" if value is None else "fp32" if isinstance(value, float) else "i32"
     source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()}, aligned)
-    options = {"num_warps": warps, "launch_pdl": constants["PDL"], "enable_fp_fusion": True, "maxnreg": registers}
-    return triton.compile(source, GPUTarget("cuda", capability, 32), options).asm["cubin"]
+    target = GPUTarget("cuda", capability, 32)
+    return triton.compile(source, target, {"enable_fp_fusion": True, **options}).asm["cubin"]
 
 
 @pytest.mark.slow
@@ -227,9 +237,10 @@ def test_kernels_compile_for_a_card_that_is_not_here(
     names = set(kernels.__all__) if rows == 1 else {"begin", "attend", "choose", *batch_kernels.__all__}
     assert {name for name, *_ in programs} == names
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    for number, (kernel, *launch) in enumerate(programs.values()):
+    for number, (kernel, warps, values, constants, registers) in enumerate(programs.values()):
         cubin = tmp_path / f"{number}.cubin"
-        cubin.write_bytes(compiled(kernel, *launch, capability))
+        options = {"num_warps": warps, "launch_pdl": constants["PDL"], "maxnreg": registers}
+        cubin.write_bytes(compiled(kernel, values, constants, options, capability))
 
         def dump(what: str, cubin: Path = cubin) -> str:
             command = [str(tools / "cuobjdump"), what, str(cubin)]
@@ -242,6 +253,35 @@ def test_kernels_compile_for_a_card_that_is_not_here(
             before, _, after = dump("-sass").partition("ACQBULK")
             assert before.count("LDG.E.128") == 20  # 4 rows of a thread, 5 blocks of columns
             assert "LDG.E.128" not in after
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability, side", [(80, 40), (90, 64), (90, 14)])
+def test_attention_of_views_compiles_for_a_card_that_is_not_here(
+    capability: int, side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At full size; no registers are spilled."""
+    triton = pytest.importorskip("triton")
+    from pytest_llmprof.models.deepseek_ocr.engines import sam_attention
+
+    launches = []
+    for name in ("positions", "attend"):
+        kernel = getattr(sam_attention, name)
+        noted = defaultdict(lambda kernel=kernel: lambda *given, **named: launches.append((kernel, given, named)))
+        monkeypatch.setattr(sam_attention, name, noted)
+    numbers = partial(torch.empty, dtype=torch.bfloat16, device="meta")
+    table = numbers(side, side, 64)
+    sam_attention.mix(numbers(1, side * side, 3, 12, 64), table, table, 0.125)
+    assert [kernel.__name__ for kernel, *_ in launches] == ["positions", "attend"]
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    for kernel, given, named in launches:
+        options = {name: named.pop(name) for name in ("num_warps", "num_stages") if name in named}
+        cubin = tmp_path / f"{kernel.__name__}.cubin"
+        cubin.write_bytes(compiled(kernel, given, named, options, capability))
+        command = [str(tools / "cuobjdump"), "--dump-resource-usage", str(cubin)]
+        used = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert " STACK:0 " in used, (kernel.__name__, used)
+        assert " LOCAL:0 " in used, (kernel.__name__, used)
 
 
 # On a GPU: the full size.
@@ -280,6 +320,22 @@ def read_and_feed(model: Any, embeddings: torch.Tensor, forced: torch.Tensor, at
 
 def error(scores: torch.Tensor, exact: torch.Tensor) -> float:
     return ((scores.float() - exact).norm() / exact.norm()).item()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("views, side, size", [(1, 64, 64), (25, 14, 64), (6, 40, 64), (3, 20, 32), (1, 8, 16)])
+def test_attention_of_views(views: int, side: int, size: int, dtype: torch.dtype) -> None:
+    """As near to float32 as torch's, and the same bits again."""
+    from pytest_llmprof.models.deepseek_ocr.engines import sam_attention
+
+    generator = torch.Generator(CUDA).manual_seed(side)
+    qkv = torch.randn(views, side * side, 3, 12, size, generator=generator, device=CUDA).to(dtype)
+    rows, columns = torch.randn(2, side, side, size, generator=generator, device=CUDA).to(dtype).unbind(0)
+    exact = sam_attention_by_torch(qkv.float(), rows.float(), columns.float())
+    ours = sam_attention.mix(qkv, rows, columns, size**-0.5)
+    assert 0 < error(ours, exact) <= error(sam_attention_by_torch(qkv, rows, columns), exact)
+    assert torch.equal(sam_attention.mix(qkv, rows, columns, size**-0.5), ours)
 
 
 @pytest.mark.gpu

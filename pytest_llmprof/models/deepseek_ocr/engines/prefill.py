@@ -94,7 +94,8 @@ class Cache:
 class Prefill:
     """One model's vision tower and prefill, replayed from CUDA graphs.
 
-    Unless *compiled* is False it changes the model: its vision layers run compiled from now on.
+    Unless *compiled* is False it changes the model: from now on its vision layers run compiled, and its text layers
+    with fewer kernels.
     """
 
     def __init__(self, model: Any, graphs: Graphs, compiled: bool = True) -> None:
@@ -112,6 +113,9 @@ class Prefill:
         tower = model.model.vision_tower
         _share_sam_layers(tower.sam_encoder.layers)
         _share_layers(tower.vision_encoder.encoder.layers)
+        patches = tower.sam_encoder.patch_embed
+        patches.forward = partial(_project_patches, patches.projection)
+        _shorten_text(model.model.language_model)
 
     def embeddings(self, inputs: Inputs, phases: Phases) -> Tensor:
         """The prompts' embeddings, [rows, length, hidden], with the images' features merged in: phase vision."""
@@ -222,6 +226,38 @@ def pad_crops(crops: Tensor) -> Tensor:
     return torch.cat([crops, crops.new_zeros((wanted - count, *crops.shape[1:]))]) if wanted > count else crops
 
 
+def _project_patches(projection: Any, pixels: Tensor) -> Tensor:
+    """The convolution of patches that do not overlap, as a matrix product: with 3 channels cuDNN takes longer.
+
+    *pixels* [views, channels, height, width] -> [views, rows, columns, width of the encoder].
+    """
+    size: int = projection.kernel_size[0]
+    views, channels, height, width = pixels.shape
+    patches = pixels.reshape(views, channels, height // size, size, width // size, size)
+    patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3)
+    return torch.nn.functional.linear(patches, projection.weight.flatten(1), projection.bias)
+
+
+def _shorten_text(text: Any) -> None:
+    """Make the text layers launch fewer and shorter kernels: norms by torch's own one, and experts sorted as bytes,
+    which is one pass of a radix sort in place of eight."""
+    for module in text.modules():
+        if hasattr(module, "variance_epsilon"):
+            weight = module.weight
+            module.forward = partial(_norm, weight=weight, size=tuple(weight.shape), eps=module.variance_epsilon)
+        elif hasattr(module, "num_experts") and hasattr(module, "gate_up_proj") and module.num_experts <= 256:
+            module.register_forward_pre_hook(_experts_as_bytes)
+
+
+def _norm(hidden: Tensor, weight: Tensor, size: tuple[int, ...], eps: float) -> Tensor:
+    return torch.nn.functional.rms_norm(hidden, size, weight, eps)
+
+
+def _experts_as_bytes(experts: Any, inputs: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    hidden, chosen, weights = inputs
+    return hidden, chosen.to(torch.uint8), weights
+
+
 def _share_layers(layers: Any) -> None:
     """Run *layers* of one shape through one compiled function, which takes their weights as inputs."""
     call = _compiled(layers[0])
@@ -245,6 +281,11 @@ def _compiled(layer: Any) -> Any:
     if hasattr(template, "attn"):
         # The ready tables are passed in place of the weights that they are computed from.
         template.attn.get_rel_pos = lambda queries, keys, table: table
+        weight, size = layer.attn.qkv.weight, layer.attn.qkv.in_features // layer.attn.num_attention_heads
+        if weight.is_cuda and weight.dtype.itemsize == 2 and size in (16, 32, 64, 128):
+            from pytest_llmprof.models.deepseek_ocr.engines import sam_attention  # needs Triton, as this GPU's compiler
+
+            template.attn.forward = partial(sam_attention.forward, template.attn)
 
     def call(weights: dict[str, Tensor], *inputs: Any) -> Any:
         return torch.func.functional_call(template, weights, inputs)
