@@ -438,6 +438,14 @@ def test_a_prompt_beyond_the_positions(path: Path):
         list(model.generate([blocks_image(1)], ALONE, Record()))
 
 
+def test_a_class_that_cannot_be_compiled(path: Path, monkeypatch):
+    monkeypatch.setattr(loader, "require_compiler", lambda engine, device: None)
+    change(path, model_type="unlimited_ocr")
+    wanted = "infer=compiled: the static cache of unlimited_ocr has the length of each prompt, .*: use infer=reference$"
+    with pytest.raises(ModelError, match=wanted):
+        load(preset("unlimited_ocr", path), replace(ALONE, engine="compiled"), BOXES)
+
+
 def test_a_torch_that_cannot_compile_these_models(monkeypatch):
     monkeypatch.setattr(torch, "__version__", "2.6.0+cpu")
     with pytest.raises(EngineUnavailable, match=r"torch 2\.6\.0\+cpu cannot compile this model; use a newer torch"):

@@ -51,6 +51,8 @@ def load(settings: ModelSettings, infer: InferSettings, formats: Mapping[str, Bo
         _require_newer_torch()
         require_compiler(engine, device)
     source = open_source(settings)
+    if engine == "compiled":
+        check_compilable(source)
     check_memory(source, device)
     with paused_garbage_collector():
         import transformers
@@ -77,6 +79,14 @@ def load(settings: ModelSettings, infer: InferSettings, formats: Mapping[str, Bo
         where=str(source.directory),
         quantized=source.quantized,
     )
+
+
+def check_compilable(source: Source) -> None:
+    """Raise `ModelError` for the class whose static cache has the length of each prompt: it takes no prompt of another
+    length a second time, and a step compiled for two lengths overran it (torch 2.13, on a CPU)."""
+    if (kind := source.config["model_type"]) == "unlimited_ocr":
+        raise ModelError(f"infer=compiled: the static cache of {kind} has the length of each prompt, so no compiled "
+                         "step serves all pages: use infer=reference")  # fmt: skip
 
 
 def check_memory(source: Source, device: torch.device) -> None:
