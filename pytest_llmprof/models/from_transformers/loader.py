@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_llmprof.config.schema import AUTO
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _PACKAGES = (*EXTRAS, "sentencepiece", "tiktoken", "av", "librosa")
 """Packages that transformers may ask for."""
+_PACKED_ROWS = 32
+"""bitsandbytes packs so many rows of a weight together."""
 _Result = TypeVar("_Result")
 
 
@@ -143,11 +145,22 @@ def load_weights(source: Source, device: torch.device, dtype: torch.dtype) -> An
             f"{source.directory}: {type(model).__name__} encodes images inside its forward pass, so vision and prefill "
             "cannot be told apart: use a document model of docs/models.md"
         )
+    if packed and device.type == "cpu":
+        keep_unpacked(quantized_layers(model))
     if not packed:
         model = model.to(device)
     if source.adapter is not None:
         model = _with_adapter(model, source)
     return model.eval().requires_grad_(False)
+
+
+def keep_unpacked(layers: Sequence[Any]) -> None:
+    """Let 4-bit *layers* whose sizes are no whole blocks run as they are stored. Where the CPU has AVX512-BF16,
+    bitsandbytes packs each layer anew at its first product, and fails for those."""
+    for layer in layers:
+        state = getattr(layer.weight, "quant_state", None)
+        if state is not None and (layer.in_features % state.blocksize or layer.out_features % _PACKED_ROWS):
+            layer.support_avx512bf16_for_cpu = False
 
 
 def _with_adapter(model: Any, source: Source) -> Any:
