@@ -232,7 +232,7 @@ def test_a_whole_file_beside_an_index(path: Path):
     """transformers reads the file, so the digest and all checks are of that, too."""
     index = {"metadata": {}, "weight_map": {"a": "model-00001-of-00001.safetensors"}}
     change(path, "model.safetensors.index.json", **index)
-    assert checkpoint.open_source(ModelSettings(path=str(path))).files[0] == path / "model.safetensors"
+    assert checkpoint.open_source(ModelSettings(path=str(path))).weights == (path / "model.safetensors",)
 
 
 @pytest.mark.parametrize("kind", ["greedy", "checkpoint"])

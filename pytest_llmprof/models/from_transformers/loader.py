@@ -76,7 +76,7 @@ def load(settings: ModelSettings, infer: InferSettings, formats: Mapping[str, Bo
         processor,
         settings,
         engine=engine,
-        digest=digest(source.files),
+        digest=digest(source.weights, beside=source.beside),
         boxes=formats[settings.family.boxes],
         where=str(source.directory),
         quantized=source.quantized,
@@ -98,7 +98,7 @@ def check_memory(source: Source, device: torch.device) -> None:
     import torch
 
     free, _ = torch.cuda.mem_get_info(device)
-    needed = sum(file.stat().st_size for file in source.files)
+    needed = sum(file.stat().st_size for file in source.weights)
     if needed > free:
         raise ModelError(
             f"{source.directory}: the weights are {needed / 2**30:.1f} GiB, and {device} has {free / 2**30:.1f} GiB "
