@@ -146,8 +146,11 @@ def told(what: str, work: Callable[[], _Result]) -> _Result:
     except Exception as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        plain = isinstance(error, (ValueError, OSError, ImportError, RuntimeError)) and str(error).strip()
-        text = str(error) if plain else f"{type(error).__name__}: {error}"
+        shown: BaseException = error
+        while isinstance(shown, ImportError) and shown.__cause__ is not None:  # it tells to look there
+            shown = shown.__cause__
+        plain = isinstance(shown, (ValueError, OSError, ImportError, RuntimeError)) and str(shown).strip()
+        text = str(shown) if plain else f"{type(shown).__name__}: {shown}"
         raise ModelError(f"{what}: {one_line(text)}") from error
 
 

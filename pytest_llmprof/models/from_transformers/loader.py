@@ -14,7 +14,7 @@ from pytest_llmprof.measure.collector import paused_garbage_collector
 from pytest_llmprof.models.base import BoxFormat
 from pytest_llmprof.models.checkpoint import check_tensors, digest, silenced
 from pytest_llmprof.models.device import check_choice, pick_device, pick_dtype
-from pytest_llmprof.models.from_transformers import ENGINES
+from pytest_llmprof.models.from_transformers import ENGINES, prompts
 from pytest_llmprof.models.from_transformers.checkpoint import EXTRAS, Source, need, open_source, told
 from pytest_llmprof.models.graphs import require_compiler
 from pytest_llmprof.text.escape import one_line
@@ -70,6 +70,9 @@ def load(settings: ModelSettings, infer: InferSettings, formats: Mapping[str, Bo
             f"{source.directory}: its processor {type(processor).__name__} has no {lacks}: its processor_config.json "
             "(processor_class) is of another model, or of another transformers"
         )
+    where = str(source.directory)
+    # A template that cannot be used is refused before the weights are read, not at each page.
+    prompts.whole_prompt(processor, settings.family, prompts.asked(settings.family, infer.prompt)[1], where)
     network = load_weights(source, device, dtype)
     return TransformersModel(
         network,
@@ -78,7 +81,7 @@ def load(settings: ModelSettings, infer: InferSettings, formats: Mapping[str, Bo
         engine=engine,
         digest=digest(source.weights, beside=source.beside),
         boxes=formats[settings.family.boxes],
-        where=str(source.directory),
+        where=where,
         quantized=source.quantized,
     )
 
