@@ -28,11 +28,12 @@ WANTED = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.tiktoken", "merges
 """Files that are fetched from the hub. No code is among them."""
 _UNNAMED = "an unnamed method"
 _TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
-_BESIDE = (
-    *("config.json", "generation_config.json", "processor_config.json", "*preprocessor_config.json"),
+_PROCESSORS = (
+    *("processor_config.json", "*preprocessor_config.json", "chat_template.*", "additional_chat_templates/*.jinja"),
     *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", *_TOKENIZERS[1:]),
-    *("chat_template.*", "additional_chat_templates/*.jinja"),
 )
+"""Files of a processor, its tokenizer and its chat templates."""
+_BESIDE = ("config.json", "generation_config.json", *_PROCESSORS)
 """Files beside the weights that transformers reads, and that change the answers."""
 EXTRAS = {
     "torchvision": "models", "num2words": "models", "peft": "adapters", "accelerate": "quantized",
@@ -107,6 +108,11 @@ def _files(directory: Path, names: tuple[str, ...]) -> tuple[Path, ...]:
     """The files of *directory* that one of *names*, patterns, fits; in an order that does not change."""
     found = {file for name in names for file in directory.glob(name) if file.is_file()}
     return tuple(sorted(found))
+
+
+def processor_files(directory: Path) -> tuple[Path, ...]:
+    """Its files of a processor, tokenizer and chat templates."""
+    return _files(directory, _PROCESSORS)
 
 
 def _is_adapter(directory: Path) -> bool:

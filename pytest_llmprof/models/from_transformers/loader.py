@@ -15,7 +15,7 @@ from pytest_llmprof.models.base import BoxFormat
 from pytest_llmprof.models.checkpoint import check_tensors, digest, silenced
 from pytest_llmprof.models.device import check_choice, pick_device, pick_dtype
 from pytest_llmprof.models.from_transformers import ENGINES, prompts
-from pytest_llmprof.models.from_transformers.checkpoint import EXTRAS, Source, need, open_source, told
+from pytest_llmprof.models.from_transformers.checkpoint import EXTRAS, Source, need, open_source, processor_files, told
 from pytest_llmprof.models.graphs import require_compiler
 from pytest_llmprof.text.escape import one_line
 
@@ -73,6 +73,7 @@ def load(settings: ModelSettings, infer: InferSettings, formats: Mapping[str, Bo
     where = str(source.directory)
     # A template that cannot be used is refused before the weights are read, not at each page.
     prompts.whole_prompt(processor, settings.family, prompts.asked(settings.family, infer.prompt)[1], where)
+    note = what_is_left_out(source, processor, templated=settings.family.template is None)
     network = load_weights(source, device, dtype)
     return TransformersModel(
         network,
@@ -83,6 +84,7 @@ def load(settings: ModelSettings, infer: InferSettings, formats: Mapping[str, Bo
         boxes=formats[settings.family.boxes],
         where=where,
         quantized=source.quantized,
+        note=note,
     )
 
 
@@ -181,6 +183,37 @@ def _with_adapter(model: Any, source: Source) -> Any:
         return wrapped.merge_and_unload()
 
     return _read(source, f"the adapter {source.adapter}", merge)
+
+
+def what_is_left_out(source: Source, processor: Any, *, templated: bool) -> str | None:
+    """A line for a LoRA directory whose own tokenizer or processor is another than *processor*, its base's; or whose
+    chat template is, where prompts are *templated*."""
+    import transformers
+
+    adapter = source.adapter
+    if adapter is None or not (own := processor_files(adapter)):
+        return None
+    whole = any(file.name.endswith("processor_config.json") for file in own)
+    reader = transformers.AutoProcessor if whole else transformers.AutoTokenizer
+
+    def differences() -> list[str]:
+        found = reader.from_pretrained(adapter, local_files_only=True, trust_remote_code=False)
+        ours, theirs = processor.tokenizer, getattr(found, "tokenizer", found)
+        pairs = {"vocabulary": (ours.get_vocab(), theirs.get_vocab())}
+        template = getattr(found, "chat_template", None) or theirs.chat_template
+        if template and templated:
+            pairs["chat template"] = (processor.chat_template or ours.chat_template, template)
+        if whole:
+            pairs["image processor"] = (processor.image_processor.to_dict(), found.image_processor.to_dict())
+        return [f"another {name}" for name, (one, other) in pairs.items() if one != other]
+
+    try:
+        names = _read(source, f"the tokenizer or processor in {adapter}", differences)
+    except ModelError as error:
+        return f"The adapter's own tokenizer and processor are not used: {error}."
+    if not names:
+        return None
+    return f"The adapter's directory has {' and '.join(names)} than its base; what is used is the base's."
 
 
 def _read(source: Source, what: str, work: Callable[[], _Result]) -> _Result:

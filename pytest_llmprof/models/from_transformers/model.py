@@ -71,9 +71,10 @@ class TransformersModel:
         boxes: BoxFormat,
         where: str,
         quantized: str | None = None,
+        note: str | None = None,
     ) -> None:
         """Wrap transformers' model *network*, on its device, and its *processor*; *where* is the checkpoint,
-        *quantized* by this method.
+        *quantized* by this method. *note* is for the report.
 
         Raises `ModelError` where they and `model.family` do not fit together.
         """
@@ -112,7 +113,7 @@ class TransformersModel:
             dtype=str(self._dtype).removeprefix("torch."),
             mode=MODE,
             engine=engine,
-            note=_note(asked),
+            note=" ".join(text for text in (note, _note(asked)) if text) or None,
             details={
                 "class": type(network).__name__,
                 "model_type": network.config.model_type,
