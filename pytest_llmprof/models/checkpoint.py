@@ -225,19 +225,19 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     return Checkpoint(directory, config, weights, keys, tokenizer if tokenizer.is_file() else None)
 
 
-def digest(files: tuple[Path, ...], whole: int = _WHOLE) -> str:
-    """Return a digest of the weight files' names and contents.
+def digest(files: tuple[Path, ...], whole: int = _WHOLE, beside: tuple[Path, ...] = ()) -> str:
+    """Return a digest of the names and contents of the weights' *files* and of those *beside* them.
 
-    Up to *whole* bytes in all it is "sha256:..." of everything. For bigger checkpoints it is "sha256-sampled:..." of
-    each file's name, size, first MiB (with the safetensors header) and last MiB.
+    Up to *whole* bytes of weights it is "sha256:..." of everything. For bigger ones it is "sha256-sampled:...", with
+    each of *files* by its name, size, first MiB (with the safetensors header) and last MiB.
     """
     sizes = [file.stat().st_size for file in files]
     sampled = sum(sizes) > whole
     digest = hashlib.sha256()
-    for file, size in zip(files, sizes, strict=True):
+    for file, size in (*zip(files, sizes, strict=True), *((file, file.stat().st_size) for file in beside)):
         digest.update(f"{file.name}\0{size}\0".encode())
         with file.open("rb") as stream:
-            if sampled and size > 2 * _CHUNK:
+            if sampled and size > 2 * _CHUNK and file not in beside:
                 digest.update(stream.read(_CHUNK))
                 stream.seek(size - _CHUNK)
             while chunk := stream.read(_CHUNK):

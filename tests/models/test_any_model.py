@@ -30,7 +30,7 @@ from pytest_llmprof.models.deepseek_ocr.tokenizers import FileTokenizer
 from pytest_llmprof.models.from_transformers import checkpoint
 from pytest_llmprof.models.from_transformers.boxes import FORMATS
 from pytest_llmprof.models.from_transformers.costs import _weights
-from pytest_llmprof.models.from_transformers.loader import load
+from pytest_llmprof.models.from_transformers.loader import check_compilable, load
 from pytest_llmprof.stages import packaged_stages
 
 ALONE = InferSettings(prompt="Read it.", max_new_tokens=8, no_repeat_ngram_size=0, ignore_eos=True)
@@ -136,6 +136,25 @@ def test_an_end_token_ends_its_row_alone(model, expected, engine, monkeypatch):
     ended = [row[: row.index(end) + 1] if end in row else row for row in (first, second)]
     assert [[token for token, _ in row] for row in rows] == ended, engine
     assert [row[-1][1] for row in rows] == ["eos" if end in first else "length", "eos"]
+
+
+def test_one_traced_step_serves_all_pages(model, monkeypatch):
+    """As `compiled`, but what torch.compile has traced runs without the C++ or Triton code that it would become."""
+    source = checkpoint.open_source(ModelSettings(path=model._where))
+    if model.info.details["model_type"] == "unlimited_ocr":
+        with pytest.raises(ModelError, match="use infer=reference"):
+            check_compilable(source)
+        return
+    check_compilable(source)
+    asked = (BANNED, replace(BANNED, prompt="Read all of it."))  # prompts of two lengths
+    eager = [ours(model, [blocks_image(seed, SIZES[seed])], asked[seed]) for seed in (0, 1)]
+    torch._dynamo.reset()
+    step = torch.compile(model.network.__call__, backend="eager", fullgraph=True)
+    for name, value in {"_compiled": True, "_cache": None, "_forward": lambda: step}.items():
+        monkeypatch.setattr(model, name, value)
+    with CompileWatch() as watch:
+        assert [ours(model, [blocks_image(seed, SIZES[seed])], asked[seed]) for seed in (0, 1)] == eager
+    assert len(watch.seen) == 1, watch.seen
 
 
 def test_costs_are_counted(model):

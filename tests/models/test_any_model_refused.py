@@ -67,6 +67,14 @@ def of_another_tokenizer(path: Path) -> None:
     words.save_pretrained(path)
 
 
+def without_the_image_token(path: Path) -> None:
+    zoo.tokenizer([], {"image_token": "a"}).save_pretrained(path)
+
+
+def without_a_template(path: Path) -> None:
+    (path / "chat_template.jinja").unlink()
+
+
 def truncated(path: Path) -> None:
     file = path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
@@ -116,6 +124,8 @@ def adapter(path: Path, kind: str = "LORA") -> None:
     [
         (without_processor, ["has no processor", "preprocessor_config.json"]),
         (of_another_tokenizer, ["the tokenizer has", "do not belong together"]),
+        (without_the_image_token, ["the tokenizer has no token", "the model's image token", "do not belong together"]),
+        (without_a_template, ["has no chat template: choose the model's own preset, or set model.family.template"]),
         (truncated, ["is not a whole safetensors file"]),
         (without_a_weight, ["lacks 1 tensor that config.json asks for"]),
         (
@@ -232,7 +242,7 @@ def test_a_whole_file_beside_an_index(path: Path):
     """transformers reads the file, so the digest and all checks are of that, too."""
     index = {"metadata": {}, "weight_map": {"a": "model-00001-of-00001.safetensors"}}
     change(path, "model.safetensors.index.json", **index)
-    assert checkpoint.open_source(ModelSettings(path=str(path))).files[0] == path / "model.safetensors"
+    assert checkpoint.open_source(ModelSettings(path=str(path))).weights == (path / "model.safetensors",)
 
 
 @pytest.mark.parametrize("kind", ["greedy", "checkpoint"])
@@ -270,8 +280,22 @@ def test_a_package_that_transformers_asks_for(path: Path, monkeypatch):
     assert wanted in refused(path)
 
 
+def test_an_import_that_fails_names_its_cause(path: Path, monkeypatch):
+    """As beside a torchvision that is built for another torch."""
+
+    def broken(*_: Any, **options: Any) -> None:
+        raise ImportError("Could not import module 'AutoProcessor'") from RuntimeError("operator torchvision::nms")
+
+    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", broken)
+    assert refused(path).endswith("the processor cannot be loaded: operator torchvision::nms")
+
+
+def full_error() -> Exception:
+    return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total of 1 GiB")
+
+
 def full(*_: Any, **options: Any) -> None:
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total of 1 GiB")
+    raise full_error()
 
 
 def test_gpu_memory_that_runs_out_at_load(path: Path, monkeypatch):
@@ -408,15 +432,84 @@ def test_a_generation_configs_least_length_and_ban(path: Path):
     [
         ("{% for x in", "its chat template cannot be used: TemplateSyntaxError"),
         ("{{ raise_exception('no') }}", "its chat template cannot be used: TemplateError: no"),
-        ("no image", "its processor does not take the images with this prompt"),
     ],
 )
 def test_a_broken_chat_template(path: Path, template: str, words: str):
     (path / "chat_template.jinja").write_text(template)
+    assert words in refused(path)  # not page after page
+
+
+def test_a_chat_template_without_an_image(path: Path):
+    (path / "chat_template.jinja").write_text("no image")
     model = load(preset("paddleocr_vl", path), ALONE, BOXES)
-    with pytest.raises(ModelError, match=words) as caught:
+    with pytest.raises(ModelError, match="its processor does not take the images with this prompt") as caught:
         list(model.generate([blocks_image(1)], ALONE, Record()))
     assert "\n" not in str(caught.value)
+
+
+def processor(path: Path, **sizes: Any) -> None:
+    """Change sizes of the image processor."""
+    file = path / "processor_config.json"
+    content = json.loads(file.read_text())
+    content["image_processor"] |= sizes
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ({"patch_size": 16}, "has the patch_size 16, config.json's vision_config the patch_size 14; the former has"),
+        ({"merge_size": 4}, "has the merge_size 4, config.json's vision_config the spatial_merge_size 2; the former"),
+        # Seen at the first page alone.
+        ({"patch_size": 28}, "the model does not take what its processor gives (size: "),
+        ({"temporal_patch_size": 2}, "patch_size=14, merge_size=2): copy processor_config.json or preprocessor_config"),
+    ],
+    ids=["patches", "merged patches", "larger patches", "two frames"],
+)
+def test_a_processor_with_other_sizes_than_the_model(path: Path, sizes: dict[str, int], words: str):
+    processor(path, **sizes)
+    with pytest.raises(ModelError) as caught:
+        list(load(preset("paddleocr_vl", path), ALONE, BOXES).generate([blocks_image(1)], ALONE, Record()))
+    text = str(caught.value)
+    assert words in text
+    assert "from where the weights are from" in text
+    assert "=None" not in text
+    assert len(text) < 600 + len(str(path))
+
+
+def test_an_image_size_that_a_model_has_no_places_for(tmp_path: Path):
+    zoo.build(zoo.granite_docling, tmp_path)
+    processor(tmp_path, size=zoo.square(128))
+    model = load(preset("granite_docling", tmp_path), ALONE, BOXES)
+    with pytest.raises(ModelError, match=r"what its processor gives \(size: height=128, width=128\): copy processor"):
+        list(model.generate([blocks_image(1)], ALONE, Record()))
+
+
+def test_an_error_that_is_not_of_shapes_keeps_its_traceback(path: Path, monkeypatch):
+    model = load(preset("paddleocr_vl", path), ALONE, BOXES)
+    for error in (RuntimeError("CUDA error: an illegal memory access"), full_error()):
+
+        def broken(*_: Any, error: Exception = error, **options: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(model.network.base_model, "forward", broken)
+        with pytest.raises(type(error)) as caught:
+            list(model.generate([blocks_image(1)], ALONE, Record()))
+        assert caught.value is error
+
+
+def test_a_quantized_model_whose_layers_do_not_run(path: Path, monkeypatch):
+    """As bitsandbytes' 8 bits in SAM."""
+    model = load(preset("paddleocr_vl", path), ALONE, BOXES)
+    model.info.details["quantized"] = "bitsandbytes"
+
+    def broken(*_: Any, **options: Any) -> None:
+        raise RuntimeError("The size of tensor a (4) must match the size of tensor b (32)")
+
+    monkeypatch.setattr(model.network.base_model, "forward", broken)
+    wanted = r"cannot run this class's layers as bitsandbytes stores them: use the plain checkpoint \(The size of "
+    with pytest.raises(ModelError, match=wanted):
+        list(model.generate([blocks_image(1)], ALONE, Record()))
 
 
 def test_an_image_that_the_processor_does_not_take(path: Path):
@@ -436,6 +529,14 @@ def test_a_prompt_beyond_the_positions(path: Path):
     model = load(preset("paddleocr_vl", path), ALONE, BOXES)
     with pytest.raises(ModelError, match=r"the prompt has \d+ tokens; the model has 20 positions"):
         list(model.generate([blocks_image(1)], ALONE, Record()))
+
+
+def test_a_class_that_cannot_be_compiled(path: Path, monkeypatch):
+    monkeypatch.setattr(loader, "require_compiler", lambda engine, device: None)
+    change(path, model_type="unlimited_ocr")
+    wanted = "infer=compiled: the static cache of unlimited_ocr has the length of each prompt, .*: use infer=reference$"
+    with pytest.raises(ModelError, match=wanted):
+        load(preset("unlimited_ocr", path), replace(ALONE, engine="compiled"), BOXES)
 
 
 def test_a_torch_that_cannot_compile_these_models(monkeypatch):

@@ -28,6 +28,13 @@ WANTED = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.tiktoken", "merges
 """Files that are fetched from the hub. No code is among them."""
 _UNNAMED = "an unnamed method"
 _TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
+_PROCESSORS = (
+    *("processor_config.json", "*preprocessor_config.json", "chat_template.*", "additional_chat_templates/*.jinja"),
+    *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", *_TOKENIZERS[1:]),
+)
+"""Files of a processor, its tokenizer and its chat templates."""
+_BESIDE = ("config.json", "generation_config.json", *_PROCESSORS)
+"""Files beside the weights that transformers reads, and that change the answers."""
 EXTRAS = {
     "torchvision": "models", "num2words": "models", "peft": "adapters", "accelerate": "quantized",
     "bitsandbytes": "quantized", "compressed_tensors": "quantized",
@@ -46,8 +53,10 @@ class Source:
 
     directory: Path
     """Of the configuration, the processor and the weights."""
-    files: tuple[Path, ...]
-    """Weights and what else changes the answers, for the digest."""
+    weights: tuple[Path, ...]
+    """Files of weights, an adapter's last."""
+    beside: tuple[Path, ...]
+    """Files beside them that change the answers, too."""
     config: Mapping[str, Any]
     adapter: Path | None = None
     """A LoRA directory that is laid over the weights."""
@@ -77,23 +86,33 @@ def open_source(settings: ModelSettings) -> Source:
     if not any((directory / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
         raise ModelError(f"{directory} has no processor (processor_config.json or preprocessor_config.json): "
                          "copy it from where the weights are from")  # fmt: skip
-    tokenizers = [file for name in _TOKENIZERS for file in directory.glob(name) if file.is_file()]
-    for file in tokenizers:
-        check_fetched(file)
-    if not tokenizers:
+    if not _files(directory, _TOKENIZERS):
         raise ModelError(f"{directory} has no tokenizer ({', '.join(_TOKENIZERS)}): copy it from where the weights are "
                          "from")  # fmt: skip
-    files = found.weights
+    weights, beside = found.weights, _files(directory, _BESIDE)
     if (generation := directory / "generation_config.json").is_file():
         read_json(generation)  # transformers goes without one that it cannot read
-        files += (generation,)
     if adapter is not None:
-        files += (adapter / ADAPTER, adapter / "adapter_model.safetensors")
-    source = Source(directory, files, found.config, adapter)
+        weights += (adapter / "adapter_model.safetensors",)
+        beside += (adapter / ADAPTER,)
+    for file in beside:
+        check_fetched(file)
+    source = Source(directory, weights, beside, found.config, adapter)
     _check_quantization(source)
     if adapter is not None:
-        check_dtypes(adapter, tensor_dtypes(files[-1]))
+        check_dtypes(adapter, tensor_dtypes(weights[-1]))
     return source
+
+
+def _files(directory: Path, names: tuple[str, ...]) -> tuple[Path, ...]:
+    """The files of *directory* that one of *names*, patterns, fits; in an order that does not change."""
+    found = {file for name in names for file in directory.glob(name) if file.is_file()}
+    return tuple(sorted(found))
+
+
+def processor_files(directory: Path) -> tuple[Path, ...]:
+    """Its files of a processor, tokenizer and chat templates."""
+    return _files(directory, _PROCESSORS)
 
 
 def _is_adapter(directory: Path) -> bool:
@@ -133,8 +152,11 @@ def told(what: str, work: Callable[[], _Result]) -> _Result:
     except Exception as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        plain = isinstance(error, (ValueError, OSError, ImportError, RuntimeError)) and str(error).strip()
-        text = str(error) if plain else f"{type(error).__name__}: {error}"
+        shown: BaseException = error
+        while isinstance(shown, ImportError) and shown.__cause__ is not None:  # it tells to look there
+            shown = shown.__cause__
+        plain = isinstance(shown, (ValueError, OSError, ImportError, RuntimeError)) and str(shown).strip()
+        text = str(shown) if plain else f"{type(shown).__name__}: {shown}"
         raise ModelError(f"{what}: {one_line(text)}") from error
 
 

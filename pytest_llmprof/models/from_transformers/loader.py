@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_llmprof.config.schema import AUTO
@@ -14,8 +14,8 @@ from pytest_llmprof.measure.collector import paused_garbage_collector
 from pytest_llmprof.models.base import BoxFormat
 from pytest_llmprof.models.checkpoint import check_tensors, digest, silenced
 from pytest_llmprof.models.device import check_choice, pick_device, pick_dtype
-from pytest_llmprof.models.from_transformers import ENGINES
-from pytest_llmprof.models.from_transformers.checkpoint import EXTRAS, Source, need, open_source, told
+from pytest_llmprof.models.from_transformers import ENGINES, prompts
+from pytest_llmprof.models.from_transformers.checkpoint import EXTRAS, Source, need, open_source, processor_files, told
 from pytest_llmprof.models.graphs import require_compiler
 from pytest_llmprof.text.escape import one_line
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _PACKAGES = (*EXTRAS, "sentencepiece", "tiktoken", "av", "librosa")
 """Packages that transformers may ask for."""
+_PACKED_ROWS = 32
+"""bitsandbytes packs so many rows of a weight together."""
 _Result = TypeVar("_Result")
 
 
@@ -51,6 +53,8 @@ def load(settings: ModelSettings, infer: InferSettings, formats: Mapping[str, Bo
         _require_newer_torch()
         require_compiler(engine, device)
     source = open_source(settings)
+    if engine == "compiled":
+        check_compilable(source)
     check_memory(source, device)
     with paused_garbage_collector():
         import transformers
@@ -66,17 +70,30 @@ def load(settings: ModelSettings, infer: InferSettings, formats: Mapping[str, Bo
             f"{source.directory}: its processor {type(processor).__name__} has no {lacks}: its processor_config.json "
             "(processor_class) is of another model, or of another transformers"
         )
+    where = str(source.directory)
+    # A template that cannot be used is refused before the weights are read, not at each page.
+    prompts.whole_prompt(processor, settings.family, prompts.asked(settings.family, infer.prompt)[1], where)
+    note = what_is_left_out(source, processor, templated=settings.family.template is None)
     network = load_weights(source, device, dtype)
     return TransformersModel(
         network,
         processor,
         settings,
         engine=engine,
-        digest=digest(source.files),
+        digest=digest(source.weights, beside=source.beside),
         boxes=formats[settings.family.boxes],
-        where=str(source.directory),
+        where=where,
         quantized=source.quantized,
+        note=note,
     )
+
+
+def check_compilable(source: Source) -> None:
+    """Raise `ModelError` for the class whose static cache has the length of each prompt: it takes no prompt of another
+    length a second time, and a step compiled for two lengths overran it (torch 2.13, on a CPU)."""
+    if (kind := source.config["model_type"]) == "unlimited_ocr":
+        raise ModelError(f"infer=compiled: the static cache of {kind} has the length of each prompt, so no compiled "
+                         "step serves all pages: use infer=reference")  # fmt: skip
 
 
 def check_memory(source: Source, device: torch.device) -> None:
@@ -86,7 +103,7 @@ def check_memory(source: Source, device: torch.device) -> None:
     import torch
 
     free, _ = torch.cuda.mem_get_info(device)
-    needed = sum(file.stat().st_size for file in source.files)
+    needed = sum(file.stat().st_size for file in source.weights)
     if needed > free:
         raise ModelError(
             f"{source.directory}: the weights are {needed / 2**30:.1f} GiB, and {device} has {free / 2**30:.1f} GiB "
@@ -133,11 +150,22 @@ def load_weights(source: Source, device: torch.device, dtype: torch.dtype) -> An
             f"{source.directory}: {type(model).__name__} encodes images inside its forward pass, so vision and prefill "
             "cannot be told apart: use a document model of docs/models.md"
         )
+    if packed and device.type == "cpu":
+        keep_unpacked(quantized_layers(model))
     if not packed:
         model = model.to(device)
     if source.adapter is not None:
         model = _with_adapter(model, source)
     return model.eval().requires_grad_(False)
+
+
+def keep_unpacked(layers: Sequence[Any]) -> None:
+    """Let 4-bit *layers* whose sizes are no whole blocks run as they are stored. Where the CPU has AVX512-BF16,
+    bitsandbytes packs each layer anew at its first product, and fails for those."""
+    for layer in layers:
+        state = getattr(layer.weight, "quant_state", None)
+        if state is not None and (layer.in_features % state.blocksize or layer.out_features % _PACKED_ROWS):
+            layer.support_avx512bf16_for_cpu = False
 
 
 def _with_adapter(model: Any, source: Source) -> Any:
@@ -155,6 +183,37 @@ def _with_adapter(model: Any, source: Source) -> Any:
         return wrapped.merge_and_unload()
 
     return _read(source, f"the adapter {source.adapter}", merge)
+
+
+def what_is_left_out(source: Source, processor: Any, *, templated: bool) -> str | None:
+    """A line for a LoRA directory whose own tokenizer or processor is another than *processor*, its base's; or whose
+    chat template is, where prompts are *templated*."""
+    import transformers
+
+    adapter = source.adapter
+    if adapter is None or not (own := processor_files(adapter)):
+        return None
+    whole = any(file.name.endswith("processor_config.json") for file in own)
+    reader = transformers.AutoProcessor if whole else transformers.AutoTokenizer
+
+    def differences() -> list[str]:
+        found = reader.from_pretrained(adapter, local_files_only=True, trust_remote_code=False)
+        ours, theirs = processor.tokenizer, getattr(found, "tokenizer", found)
+        pairs = {"vocabulary": (ours.get_vocab(), theirs.get_vocab())}
+        template = getattr(found, "chat_template", None) or theirs.chat_template
+        if template and templated:
+            pairs["chat template"] = (processor.chat_template or ours.chat_template, template)
+        if whole:
+            pairs["image processor"] = (processor.image_processor.to_dict(), found.image_processor.to_dict())
+        return [f"another {name}" for name, (one, other) in pairs.items() if one != other]
+
+    try:
+        names = _read(source, f"the tokenizer or processor in {adapter}", differences)
+    except ModelError as error:
+        return f"The adapter's own tokenizer and processor are not used: {error}."
+    if not names:
+        return None
+    return f"The adapter's directory has {' and '.join(names)} than its base; what is used is the base's."
 
 
 def _read(source: Source, what: str, work: Callable[[], _Result]) -> _Result:

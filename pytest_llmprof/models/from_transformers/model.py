@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import gc
-from collections.abc import Generator, Iterator, Sequence
+import re
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -46,6 +47,14 @@ _NOT_FOLLOWED = (
     *("forced_eos_token_id", "watermarking_config", "dola_layers", "constraints", "force_words_ids", "token_healing"),
 )
 """Fields that change them, too, but that the loop here does not know."""
+_SIZES = (
+    ("patch_size", "patch_size", "a multiple of it"), ("merge_size", "spatial_merge_size", "equal"),
+    ("temporal_patch_size", "temporal_patch_size", "equal"),
+)  # fmt: skip
+"""Sizes of the processor, those of the model's vision_config, and what the former have to be."""
+_PROCESSOR = "processor_config.json or preprocessor_config.json"
+_OF_SHAPES = re.compile(r"\b(?:sizes?|shapes?|channels|dimensions?)\b")
+"""In what torch says of tensors that do not go together."""
 
 
 class TransformersModel:
@@ -62,9 +71,10 @@ class TransformersModel:
         boxes: BoxFormat,
         where: str,
         quantized: str | None = None,
+        note: str | None = None,
     ) -> None:
         """Wrap transformers' model *network*, on its device, and its *processor*; *where* is the checkpoint,
-        *quantized* by this method.
+        *quantized* by this method. *note* is for the report.
 
         Raises `ModelError` where they and `model.family` do not fit together.
         """
@@ -82,6 +92,7 @@ class TransformersModel:
         text = network.config.get_text_config(decoder=True)
         self._positions: int = getattr(text, "max_position_embeddings", None) or 1 << 30
         self._image_id = self._check_tokens()
+        self._check_sizes()
         self._asked = network.generation_config
         self.eos = self._end_tokens()
         """Tokens that end an answer."""
@@ -102,7 +113,7 @@ class TransformersModel:
             dtype=str(self._dtype).removeprefix("torch."),
             mode=MODE,
             engine=engine,
-            note=_note(asked),
+            note=" ".join(text for text in (note, _note(asked)) if text) or None,
             details={
                 "class": type(network).__name__,
                 "model_type": network.config.model_type,
@@ -129,6 +140,7 @@ class TransformersModel:
             inputs = inputs.to(self._device, self._dtype)
         eos = () if infer.ignore_eos else self.eos
         live = [True] * len(images)
+        number = 0
         if self._steps is not None:
             self._steps.close()  # models keep the positions of one answer, so two never run in turns
         steps: Generator[Step, None, None] | None = None
@@ -148,9 +160,24 @@ class TransformersModel:
             if not isinstance(error, ValueError) and infer.generation == "greedy":
                 raise
             raise ModelError(f"{self._where}: transformers cannot generate: {one_line(str(error))}") from error
+        except RuntimeError as error:
+            if number or type(error) is not RuntimeError or not _OF_SHAPES.search(str(error)):
+                raise
+            raise ModelError(self._unfit(str(error))) from error
         finally:
             if steps is not None:
                 steps.close()
+
+    def _unfit(self, reason: str) -> str:
+        """The line for shapes that do not go together before the first token."""
+        if method := self.info.details["quantized"]:
+            what = f"transformers cannot run this class's layers as {method} stores them: use the plain checkpoint"
+        else:
+            reader = self.processor.image_processor
+            sizes = [_shown(name, getattr(reader, name, None)) for name in ("size", "patch_size", "merge_size")]
+            what = (f"the model does not take what its processor gives ({', '.join(filter(None, sizes))}): copy "
+                    f"{_PROCESSOR} from where the weights are from")  # fmt: skip
+        return f"{self._where}: {what} ({one_line(reason, 200)})"
 
     def inputs(self, images: Sequence[Image], infer: InferSettings) -> Any:
         """A batch as the processor's tensors, on the CPU. Raises `ModelError` for what the processor does not take."""
@@ -289,11 +316,30 @@ class TransformersModel:
         config = self.network.config
         image = next((value for key in ("image_token_id", "image_token_index")
                       if isinstance(value := getattr(config, key, None), int)), None)  # fmt: skip
-        if len(self.tokenizer) > self._vocabulary or image is None:
-            what = ("config.json names no image token" if image is None else
-                    f"the tokenizer has {len(self.tokenizer)} tokens, the model {self._vocabulary}")  # fmt: skip
-            raise ModelError(f"{self._where}: {what}: the tokenizer and the weights do not belong together")
-        return image
+        if image is None:
+            what = "config.json names no image token"
+        elif len(self.tokenizer) > self._vocabulary:
+            what = f"the tokenizer has {len(self.tokenizer)} tokens, the model {self._vocabulary}"
+        elif image not in self.tokenizer.get_vocab().values():
+            what = f"the tokenizer has no token {image}, the model's image token"
+        else:
+            return image
+        raise ModelError(f"{self._where}: {what}: the tokenizer and the weights do not belong together")
+
+    def _check_sizes(self) -> None:
+        """Raise `ModelError` where the processor cuts images into other patches than the model takes: some classes
+        would answer all the same."""
+        vision = getattr(self.network.config, "vision_config", None)
+        readers = (self.processor.image_processor, self.processor)
+        for own, wanted, how in _SIZES:
+            given = _first_whole(own, readers)
+            needed = _first_whole(wanted, (vision, getattr(vision, "sam_config", None)))
+            if not given or not needed or given == needed or (own == wanted == "patch_size" and given % needed == 0):
+                continue
+            raise ModelError(
+                f"{self._where}: its processor has the {own} {given}, config.json's vision_config the {wanted} "
+                f"{needed}; the former has to be {how}: copy {_PROCESSOR} from where the weights are from"
+            )
 
     def _end_tokens(self) -> frozenset[int]:
         """Ids that end an answer: the checkpoint's and the family's. Raises `ModelError` for an unknown one."""
@@ -344,6 +390,20 @@ def _vision_phase(base: Any, phases: Phases) -> Iterator[None]:
         yield
     finally:
         del base.get_image_features
+
+
+def _first_whole(name: str, holders: Sequence[Any]) -> int | None:
+    """The first whole number of this name that one of *holders* has."""
+    return next((value for one in holders if type(value := getattr(one, name, None)) is int), None)
+
+
+def _shown(name: str, value: Any) -> str:
+    """A processor's size as text; nothing where it has none."""
+    if isinstance(value, int):
+        return f"{name}={value}"
+    parts = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
+    listed = ", ".join(f"{key}={part}" for key, part in parts.items() if part is not None)
+    return f"{name}: {listed}" if listed else ""
 
 
 def _asked_for(config: Any) -> dict[str, Any]:
