@@ -225,7 +225,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     return Checkpoint(directory, config, weights, keys, tokenizer if tokenizer.is_file() else None)
 
 
-def digest(files: tuple[Path, ...], whole: int = _WHOLE, beside: tuple[Path, ...] = ()) -> str:
+def digest(files: tuple[Path, ...], beside: tuple[Path, ...] = (), whole: int = _WHOLE) -> str:
     """Return a digest of the names and contents of the weights' *files* and of those *beside* them.
 
     Up to *whole* bytes of weights it is "sha256:..." of everything. For bigger ones it is "sha256-sampled:...", with

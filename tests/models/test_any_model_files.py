@@ -39,7 +39,7 @@ def base(whole: Path) -> Any:
 
 def digest_of(path: Path, whole: int = 1 << 30) -> str:
     source = checkpoint.open_source(ModelSettings(path=str(path)))
-    return digest(source.weights, whole, source.beside)
+    return digest(source.weights, source.beside, whole)
 
 
 def test_the_digest_is_of_all_that_changes_answers(path: Path):

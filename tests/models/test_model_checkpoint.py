@@ -370,7 +370,11 @@ def test_checkpoint_with_tokenizer(copy: Path) -> None:
     model = loader.load(ModelSettings(path=str(copy), mode="tiny", device="cpu"), InferSettings())
 
     assert model.info.weights == "checkpoint"
-    assert model.info.digest == digest(open_checkpoint(copy).weights)
+    files = open_checkpoint(copy).weights, (copy / "config.json", copy / "tokenizer.json")
+    assert model.info.digest == digest(*files)
+    tokenizer.add_tokens(["more"])  # another tokenizer over the same weights is another model
+    tokenizer.save(str(copy / "tokenizer.json"))
+    assert digest(*files) != model.info.digest
     assert model.info.dtype == "float32"
     assert model.text([2, 3, 1]) == "\nF</s>"
     assert model.parse("F</s>", (9, 9)).plain == "F"

@@ -58,7 +58,7 @@ def load(settings: ModelSettings, infer: InferSettings) -> DeepseekOcr:
             raise ModelError(f"{file} is missing; prompts cannot be read without it")
         tokenizer = FileTokenizer(checkpoint.tokenizer)
         network = load_weights(checkpoint, device, dtype)
-        weights_digest = digest(checkpoint.weights)
+        weights_digest = digest(checkpoint.weights, (checkpoint.directory / "config.json", checkpoint.tokenizer))
     return DeepseekOcr(
         network,
         tokenizer,

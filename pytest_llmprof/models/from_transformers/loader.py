@@ -80,7 +80,7 @@ def load(settings: ModelSettings, infer: InferSettings, formats: Mapping[str, Bo
         processor,
         settings,
         engine=engine,
-        digest=digest(source.weights, beside=source.beside),
+        digest=digest(source.weights, source.beside),
         boxes=formats[settings.family.boxes],
         where=where,
         quantized=source.quantized,
