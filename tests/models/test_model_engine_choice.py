@@ -14,8 +14,8 @@ import pytest
 
 from pytest_llmprof.config.schema import InferSettings, ModelSettings
 from pytest_llmprof.measure.visible_gpus import VisibleGpus
+from pytest_llmprof.models import engine_choice as here
 from pytest_llmprof.models.deepseek_ocr import engines
-from pytest_llmprof.models.deepseek_ocr.engines import old_triton
 from pytest_llmprof.models.deepseek_ocr.loader import EMBEDDED, load
 
 RANDOM = ModelSettings(weights="random")
@@ -31,17 +31,20 @@ def gpu(*capability: int) -> Callable[[str | None], VisibleGpus]:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
-    """A machine on which every engine runs; called with names of `engines`, it lacks something."""
+    """A machine on which every engine runs; called with something else, it has that."""
     (tmp_path / "Python.h").touch()
     for name in ("CC", "CPATH", "C_INCLUDE_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(engines.sysconfig, "get_path", lambda name, scheme: str(tmp_path))
-    monkeypatch.setattr(engines.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(here.sysconfig, "get_path", lambda name, scheme: str(tmp_path))
+    monkeypatch.setattr(here.shutil, "which", lambda name: f"/usr/bin/{name}")
 
-    def change(**found: Any) -> None:
-        for name, value in {"_gpus": gpu(9, 0), "torch_has_cuda": lambda: True, "_triton": lambda: "3.6.0"}.items():
-            monkeypatch.setattr(engines, name, found.get(name, value))
+    def change(gpus: object = gpu(9, 0), cuda: bool = True, triton: str = "3.6.0") -> None:
+        file = tmp_path / "triton.py"
+        file.write_text(f"__version__ = '{triton}'")
+        monkeypatch.setattr(here, "_gpus", gpus)
+        monkeypatch.setattr(here, "torch_has_cuda", lambda: cuda)
+        monkeypatch.setattr(here, "package_file", lambda name: file if triton else None)
 
     change()
     return change
@@ -68,16 +71,16 @@ def test_by_the_settings(
 @pytest.mark.parametrize(
     ("lacks", "chosen"),
     [
-        ({"_gpus": lambda visible: VisibleGpus((), "nvidia-smi -L")}, ("reference", "no GPU is found")),
-        ({"torch_has_cuda": lambda: False}, ("reference", "compiled and fast need a torch that is built for CUDA")),
+        ({"gpus": lambda visible: VisibleGpus((), "nvidia-smi -L")}, ("reference", "no GPU is found")),
+        ({"cuda": False}, ("reference", "compiled and fast need a torch that is built for CUDA")),
         (
-            {"_gpus": gpu(7, 5)},
+            {"gpus": gpu(7, 5)},
             ("reference", "compiled and fast need compute capability 8.0, and a GPU here has 7.5"),
         ),
-        ({"_gpus": gpu(8, 0)}, ("fast", "a GPU, bfloat16, one page at a time")),
-        ({"_gpus": gpu()}, ("fast", "a GPU, bfloat16, one page at a time")),
-        ({"_triton": lambda: ""}, ("reference", "compiled and fast need Triton, which is not installed")),
-        ({"_triton": lambda: "3.4.1"}, ("compiled", "fast needs Triton 3.5 or newer, not 3.4.1")),
+        ({"gpus": gpu(8, 0)}, ("fast", "a GPU, bfloat16, one page at a time")),
+        ({"gpus": gpu()}, ("fast", "a GPU, bfloat16, one page at a time")),
+        ({"triton": ""}, ("reference", "compiled and fast need Triton, which is not installed")),
+        ({"triton": "3.4.1"}, ("compiled", "fast needs Triton 3.5 or newer, not 3.4.1")),
     ],
 )
 def test_by_the_machine(machine: Callable[..., None], lacks: dict[str, Any], chosen: tuple[str, str]) -> None:
@@ -99,7 +102,7 @@ def test_without_a_compiler(machine: object, monkeypatch: pytest.MonkeyPatch, tm
     (tmp_path / "own" / "Python.h").touch()
     monkeypatch.setenv("CPATH", os.pathsep.join(["/nowhere", str(tmp_path / "own")]))
     assert choose_engine(RANDOM, InferSettings())[0] == "fast"
-    monkeypatch.setattr(engines.shutil, "which", lambda name: None)
+    monkeypatch.setattr(here.shutil, "which", lambda name: None)
     reason = "compiled and fast need a C compiler, and none is found (gcc, clang)"
     assert choose_engine(RANDOM, InferSettings()) == ("reference", reason)
     monkeypatch.setenv("CC", "/opt/cc")
@@ -108,8 +111,8 @@ def test_without_a_compiler(machine: object, monkeypatch: pytest.MonkeyPatch, tm
 
 def test_headers_of_debians_own_python(machine: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folders = {"posix_local": "/usr/local/nowhere", "posix_prefix": str(tmp_path)}
-    monkeypatch.setattr(engines.sysconfig, "get_default_scheme", lambda: "posix_local")
-    monkeypatch.setattr(engines.sysconfig, "get_path", lambda name, scheme: folders[scheme])
+    monkeypatch.setattr(here.sysconfig, "get_default_scheme", lambda: "posix_local")
+    monkeypatch.setattr(here.sysconfig, "get_path", lambda name, scheme: folders[scheme])
     assert choose_engine(RANDOM, InferSettings())[0] == "fast"
 
 
@@ -171,18 +174,18 @@ def test_a_checkpoint_of_the_hub(machine: object, tmp_path: Path, monkeypatch: p
         *(("3.4rc1", True), ("3.5rc1", False), ("3.6+git1", False), ("3", True), ("4", False), ("unknown", False)),
     ],
 )
-def test_old_triton(version: str, old: bool) -> None:
-    assert old_triton(version) is old
+def test_older(version: str, old: bool) -> None:
+    assert here.older(version, (3, 5)) is old
 
 
 def test_the_installed_triton_is_read_as_it_names_itself() -> None:
     triton = pytest.importorskip("triton")
-    assert engines._triton() == triton.__version__
+    assert here.triton_version() == triton.__version__
 
 
 @pytest.mark.parametrize(
     ("text", "version"),
-    [(b"__version__ = '3.5rc1'", "3.5rc1"), (b"\xff\xfe", "3.5"), (b"", "3.5"), (None, "")],
+    [(b"__version__ = '3.5rc1'", "3.5rc1"), (b"\xff\xfe", "unknown"), (b"", "unknown"), (None, "")],
 )
 def test_a_triton_of_another_make(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: bytes | None, version: str
@@ -193,7 +196,7 @@ def test_a_triton_of_another_make(
     else:
         (tmp_path / "triton.py").write_bytes(text)
         monkeypatch.syspath_prepend(tmp_path)
-    assert engines._triton() == version
+    assert here.triton_version() == version
 
 
 def test_the_loader_takes_auto_too() -> None:
