@@ -12,6 +12,7 @@ import shutil
 import sysconfig
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,14 @@ def older(version: str, least: tuple[int, int]) -> bool:
 def dotted(version: tuple[int, int]) -> str:
     """(3, 5) as "3.5"."""
     return ".".join(map(str, version))
+
+
+def torch_version() -> str:
+    """The version of the torch that is installed; "unknown" where it does not say. It is not imported for that."""
+    try:
+        return metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return _UNKNOWN
 
 
 def triton_version() -> str:
