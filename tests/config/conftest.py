@@ -15,7 +15,8 @@ from pytest_llmprof.config.schema import Settings
 from pytest_llmprof.datasets import builtin
 from pytest_llmprof.errors import ConfigError
 from pytest_llmprof.measure.visible_gpus import VisibleGpus
-from pytest_llmprof.models.deepseek_ocr import engines, plugin
+from pytest_llmprof.models import engine_choice
+from pytest_llmprof.models.deepseek_ocr import plugin
 from pytest_llmprof.stages import packaged_stages
 
 MARKER = "tests/test_x.py:12"
@@ -69,7 +70,7 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     """A bench in an empty place, on a machine without a GPU."""
-    monkeypatch.setattr(engines, "_gpus", lambda visible: VisibleGpus((), "nobody"))
+    monkeypatch.setattr(engine_choice, "_gpus", lambda visible: VisibleGpus((), "nobody"))
     start, root = tmp_path / "start", tmp_path / "root"
     start.mkdir()
     root.mkdir()

@@ -67,7 +67,7 @@ def test_a_family_is_a_preset_and_its_boxes_a_hook(project):
     metrics = json.loads((stage_dir / "metrics.json").read_text())
     assert metrics["prompt"] == "<|IMAGE_PLACEHOLDER|>\nMarkdown, please:"
     assert metrics["model"]["details"]["class"] == "PaddleOCRVLForConditionalGeneration"
-    assert metrics["fingerprint"]["engine_reason"] == "compiled is not measured for these models"
+    assert metrics["fingerprint"]["engine_reason"] == "model.device=cpu"
     assert metrics["deterministic"] is True
     assert set(metrics["samples"][0]["phases"]) == {"preprocess", "vision", "prefill", "decode"}
     assert metrics["quality"]["cer"] is not None

@@ -2,6 +2,7 @@
 
 ::
 
+    auto.py        what infer.engine=auto becomes
     checkpoint.py  a directory or hub id -> what it is, or why it cannot be used
     loader.py      settings -> a loaded model
     prompts.py     infer.prompt and the family -> the whole prompt
@@ -61,7 +62,9 @@ def _check(added: Iterable[BoxFormat], model: ModelSettings) -> Iterator[tuple[s
 
 
 def _choose_engine(model: ModelSettings, infer: InferSettings, measure: MeasureSettings) -> tuple[str, str]:
-    return ENGINES[0], "compiled is not measured for these models"
+    from pytest_llmprof.models.from_transformers.auto import choose_engine
+
+    return choose_engine(model, infer, measure.warmup)
 
 
 def plugin(formats: Iterable[BoxFormat] = ()) -> ModelPlugin:

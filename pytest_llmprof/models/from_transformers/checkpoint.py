@@ -63,11 +63,16 @@ class Source:
 
     @property
     def quantized(self) -> str | None:
-        """The quant_method, None for plain weights."""
-        settings = self.config.get("quantization_config")
-        if not settings:
-            return None
-        return str(settings.get("quant_method", _UNNAMED)) if isinstance(settings, dict) else _UNNAMED
+        """What its weights are quantized by, None for plain ones."""
+        return quant_method(self.config)
+
+
+def quant_method(config: Mapping[str, Any]) -> str | None:
+    """The quant_method of a config.json, None for plain weights."""
+    settings = config.get("quantization_config")
+    if not settings:
+        return None
+    return str(settings.get("quant_method", _UNNAMED)) if isinstance(settings, dict) else _UNNAMED
 
 
 def open_source(settings: ModelSettings) -> Source:

@@ -14,7 +14,9 @@ from pytest_llmprof.measure.collector import paused_garbage_collector
 from pytest_llmprof.models.base import BoxFormat
 from pytest_llmprof.models.checkpoint import check_tensors, digest, silenced
 from pytest_llmprof.models.device import check_choice, pick_device, pick_dtype
+from pytest_llmprof.models.engine_choice import older
 from pytest_llmprof.models.from_transformers import ENGINES, prompts
+from pytest_llmprof.models.from_transformers.auto import TORCH
 from pytest_llmprof.models.from_transformers.checkpoint import EXTRAS, Source, need, open_source, processor_files, told
 from pytest_llmprof.models.graphs import require_compiler
 from pytest_llmprof.text.escape import one_line
@@ -33,10 +35,9 @@ _Result = TypeVar("_Result")
 
 
 def _require_newer_torch() -> None:
-    """The decorators of transformers' models break in the code that torch 2.6 makes of them."""
     import torch
 
-    if torch.__version__.startswith("2.6."):
+    if older(torch.__version__, TORCH):
         raise EngineUnavailable(
             f"infer=compiled: torch {torch.__version__} cannot compile this model; "
             "use a newer torch, or infer=reference"

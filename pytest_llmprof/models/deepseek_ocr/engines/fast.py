@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from pytest_llmprof.errors import EngineUnavailable, ModelError, error_line
-from pytest_llmprof.models.deepseek_ocr.engines import FAST_DTYPES, FAST_ROWS, FAST_TRITON, old_triton
+from pytest_llmprof.models.deepseek_ocr.engines import FAST_DTYPES, FAST_ROWS, FAST_TRITON
 from pytest_llmprof.models.deepseek_ocr.engines.batch_step import BatchStep
 from pytest_llmprof.models.deepseek_ocr.engines.kernel_step import (
     BLOCK,
@@ -24,6 +24,7 @@ from pytest_llmprof.models.deepseek_ocr.engines.kernel_step import (
     power_of_two,
 )
 from pytest_llmprof.models.deepseek_ocr.engines.prefill import Cache, StaticCacheEngine, cache_places
+from pytest_llmprof.models.engine_choice import dotted, older
 from pytest_llmprof.models.graphs import require_compiler
 
 if TYPE_CHECKING:
@@ -50,9 +51,9 @@ def check_supported(device: torch.device, dtype: torch.dtype, batch_size: int) -
             f"infer=fast needs Triton, and it cannot be imported: {error_line(error)}; use infer=reference"
         ) from None
     version = getattr(triton, "__version__", "of no version")
-    if old_triton(version):
-        needed = ".".join(map(str, FAST_TRITON))
-        raise EngineUnavailable(f"infer=fast needs Triton {needed} or newer, not {version}; use infer=compiled")
+    if older(version, FAST_TRITON):
+        needed = f"Triton {dotted(FAST_TRITON)} or newer"
+        raise EngineUnavailable(f"infer=fast needs {needed}, not {version}; use infer=compiled")
     name = str(dtype).removeprefix("torch.")
     if not interpreted and name not in FAST_DTYPES:
         raise ModelError(f"infer=fast runs in bfloat16 or float16; for model.dtype={name} use infer=compiled")
