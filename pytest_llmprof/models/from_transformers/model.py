@@ -100,7 +100,7 @@ class TransformersModel:
         self._steps: Any = None
         self._places = 0
         """Of the longest static cache so far."""
-        self._cache: tuple[tuple[int, int], StaticCache] | None = None
+        self._caches: dict[tuple[int, int], StaticCache] = {}
         self._resized: dict[tuple[int, int], tuple[int, int] | None] = {}
         self.capabilities = Capabilities(phases=_PHASES)
         asked = _asked_for(self._asked)
@@ -245,7 +245,8 @@ class TransformersModel:
         """Free the weights; the model cannot run afterwards."""
         if self._steps is not None:
             self._steps.close()
-        self.network = self._steps = self._cache = None
+        self.network = self._steps = None
+        self._caches.clear()
         gc.collect()  # the modules refer to one another in circles
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
@@ -270,13 +271,14 @@ class TransformersModel:
         return steps
 
     def _kept(self, rows: int, fresh: StaticCache) -> StaticCache:
-        """*fresh*, or the last answer's cache of its shape, emptied: CUDA graphs hold the addresses of its tensors."""
+        """*fresh*, or an earlier answer's cache of its shape, emptied: CUDA graphs hold its tensors' addresses."""
         shape = (rows, self._places)
-        if self._cache is None or self._cache[0] != shape:
-            self._cache = (shape, fresh)
-        else:
-            self._cache[1].reset()
-        return self._cache[1]
+        if shape in self._caches:
+            self._caches[shape].reset()
+        else:  # shorter ones are not used again
+            kept = {one: cache for one, cache in self._caches.items() if one[1] == self._places}
+            self._caches = {**kept, shape: fresh}
+        return self._caches[shape]
 
     def _forward(self) -> Any:
         """What runs a decode step."""
