@@ -206,6 +206,8 @@ def fork_workers(address: str) -> None:
 def serve(address: str) -> None:
     import pytest
 
+    from pytest_llmprof.measure.collector import frozen_garbage_collector
+
     base = sys.path[1:]  # without this directory
     given = len([word for word in os.environ.get("PYTHONPATH", "").split(os.pathsep) if word])
     with open(os.devnull, "w") as null:
@@ -227,10 +229,15 @@ def serve(address: str) -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
     running: dict[int, socket.socket] = {}
-    gc.collect()
-    gc.freeze()
-    os.write(answers, b"ready")
-    os.close(answers)
+    gc.unfreeze()  # what the run has frozen
+    with frozen_garbage_collector():
+        os.write(answers, b"ready")
+        os.close(answers)
+        answer(listener, awake, running, base[given:])
+
+
+def answer(listener: socket.socket, awake: socket.socket, running: dict[int, socket.socket], path: list[str]) -> None:
+    """Fork until standard input ends."""
     while True:
         ready, _, _ = select.select([0, listener, awake], [], [])
         if awake in ready:
@@ -245,7 +252,7 @@ def serve(address: str) -> None:
                 data += asker.recv(1 << 20)
             pid = os.fork()
             if pid == 0:
-                child(json.loads(data), files, base[given:])
+                child(json.loads(data), files, path)
             for file in files:
                 os.close(file)
             running[pid] = asker
