@@ -31,8 +31,6 @@ import pytest
 from execnet import gateway_io
 from execnet.gateway_base import Popen2IO
 
-from pytest_llmprof.measure.collector import frozen_garbage_collector
-
 _EVENTS = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.truncate", "os.chmod"}
 _LINES = ("run/directory.py", "plugin/results.py", "plugin/manager.py", "records/files.py", "plugin/benchmark_sink.py")
 """Files of the plugin whose lines are moments, where the fault says "lines"."""
@@ -173,6 +171,9 @@ def serve() -> None:
     with tempfile.TemporaryFile() as stream, redirect(stream.fileno()):
         # Imports all that a run needs.
         assert pytest.main([*warm_up["args"], "--rootdir", warm_up["cwd"], warm_up["cwd"]]) == 0
+    # Not before pytest, which rewrites the package's asserts.
+    from pytest_llmprof.measure.collector import frozen_garbage_collector
+
     cpuinfo.get_cpu_info = cache(cpuinfo.get_cpu_info)
     cpuinfo.get_cpu_info()  # it starts a process
     print(json.dumps("ready"), flush=True)

@@ -206,8 +206,6 @@ def fork_workers(address: str) -> None:
 def serve(address: str) -> None:
     import pytest
 
-    from pytest_llmprof.measure.collector import frozen_garbage_collector
-
     base = sys.path[1:]  # without this directory
     given = len([word for word in os.environ.get("PYTHONPATH", "").split(os.pathsep) if word])
     with open(os.devnull, "w") as null:
@@ -219,6 +217,9 @@ def serve(address: str) -> None:
         sys.exit(int(code))
     for name in ("conftest", "test_warm_up", "plugin_bench", "pynvml"):  # some runs have their own
         sys.modules.pop(name, None)
+    # Not before pytest, which rewrites the package's asserts.
+    from pytest_llmprof.measure.collector import frozen_garbage_collector
+
     fork_workers(address)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
