@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from pytest_llmprof.measure.collector import frozen_garbage_collector
 
 pytest_plugins = ["pytester"]
 
@@ -22,6 +24,7 @@ if _WORKER:
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # So is it in a shell's background, and in all that these tests start, some of which they interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+_FROZEN = ExitStack()
 _LEFT_OUT = pytest.StashKey[list[str]]()
 
 
@@ -33,7 +36,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """In a worker of pytest-xdist: hand that over."""
-    gc.unfreeze()  # libraries complain of what is left at the end
+    _FROZEN.close()  # libraries complain of what is left at the end
     if _WORKER:
         session.config.workeroutput["left_out"] = session.config.stash.get(_LEFT_OUT, [])
 
@@ -78,9 +81,11 @@ def _no_browser() -> str | None:
 
 
 def pytest_collection_finish() -> None:
-    """Each model that is closed collects garbage, which would walk all of torch and of these tests again and again."""
-    gc.collect()
-    gc.freeze()
+    """Each model that is closed collects garbage, which would walk all of torch and of these tests again and again.
+
+    A block of the package's own: to see whether somebody else has frozen objects it would count them for each run.
+    """
+    _FROZEN.enter_context(frozen_garbage_collector())
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,10 @@ _MOST = 100_000
 
 def read_keys(path: Path) -> dict[str, Any]:
     """A YAML file's keys, as OmegaConf reads them. Raises `ConfigError` where it can't."""
-    from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
     try:
-        text = path.read_text(encoding="utf-8")
-        _check_size(text)
-        config = OmegaConf.load(io.StringIO(text))
+        content = copy.deepcopy(_read(path.read_text(encoding="utf-8")))
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{path}{line} is not YAML: {error.problem or error.context}") from None
@@ -33,10 +32,17 @@ def read_keys(path: Path) -> dict[str, Any]:
     # Hydra's words for a key or a number that it cannot take are those of Python.
     except (OSError, ValueError, TypeError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path} can't be read: {' '.join(str(error).split())}") from None
-    if not isinstance(config, DictConfig):
+    if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold keys and values, not a list")
-    content = OmegaConf.to_container(config, resolve=False)
-    return {str(name): value for name, value in content.items()} if isinstance(content, dict) else {}
+    return {str(name): value for name, value in content.items()}
+
+
+@lru_cache(maxsize=256)  # each composition of a session reads the same files
+def _read(text: str) -> Any:
+    from omegaconf import OmegaConf
+
+    _check_size(text)
+    return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
 
 
 def _check_size(text: str) -> None:

@@ -35,6 +35,10 @@ class _Tree(FileConfigSource):  # type: ignore[misc]
         super().__init__("llmprof", f"file://{directory}")
         self.roots = roots
 
+    def __deepcopy__(self, memo: object) -> _Tree:
+        """Hydra copies what it reads from; nothing changes this."""
+        return self
+
     def is_config(self, config_path: str) -> bool:
         return config_path in self.roots or bool(super().is_config(config_path))
 

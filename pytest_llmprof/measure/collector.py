@@ -13,6 +13,8 @@ from contextlib import contextmanager
 
 _OF_PYTHON = 1000
 """Fewer frozen objects than this are the interpreter's own: CPython 3.12 begins with 375. To thaw them is harmless."""
+_ours = False
+"""Whether a block of ours has frozen objects. To count what is frozen takes a tenth of a second in a large process."""
 
 
 @contextmanager
@@ -22,16 +24,20 @@ def frozen_garbage_collector(*, collect: bool = True) -> Iterator[None]:
     Where something is frozen already (by an enclosing block or the user) nothing more is: what is frozen can only be
     thawed as a whole, and a model that stayed frozen would never be freed.
     """
+    global _ours
+
     if collect:
         gc.collect()
-    ours = gc.get_freeze_count() < _OF_PYTHON
-    if ours:
-        gc.freeze()
+    if _frozen():
+        yield
+        return
+    gc.freeze()
+    _ours = True
     try:
         yield
     finally:
-        if ours:
-            gc.unfreeze()
+        _ours = False
+        gc.unfreeze()
 
 
 @contextmanager
@@ -47,7 +53,12 @@ def paused_garbage_collector() -> Iterator[None]:
         yield
     finally:
         if paused:
-            if gc.get_freeze_count() < _OF_PYTHON:
+            due = gc.get_count()[0] > gc.get_threshold()[0]
+            if due and not _frozen():
                 gc.freeze()
                 gc.unfreeze()
             gc.enable()
+
+
+def _frozen() -> bool:
+    return _ours or gc.get_freeze_count() >= _OF_PYTHON

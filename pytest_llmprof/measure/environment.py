@@ -10,7 +10,7 @@ import os
 import platform
 import subprocess
 import sys
-from contextlib import suppress
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -76,11 +76,15 @@ def environment(
 
 def versions() -> dict[str, str | None]:
     """The installed version of each of `PACKAGES`."""
-    found: dict[str, str | None] = dict.fromkeys(PACKAGES)
-    for name in PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+    return {name: _version(name) for name in PACKAGES}
+
+
+@cache
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _cuda_of_torch() -> str | None:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import jinja2
 
 
 def render_template(path: Path, **values: object) -> str:
     """Fill the template *path*. In a template of SVG or HTML values are escaped; elsewhere they must be already."""
+    return _template(path).render(**values)
+
+
+@cache
+def _template(path: Path) -> jinja2.Template:
     import jinja2
 
     environment = jinja2.Environment(
@@ -16,4 +26,4 @@ def render_template(path: Path, **values: object) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    return environment.get_template(path.name).render(**values)
+    return environment.get_template(path.name)

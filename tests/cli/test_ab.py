@@ -334,6 +334,7 @@ import time
 def test_wait(llmprof, llmprof_config):
     llmprof.measure(lambda: time.sleep(0.05 if llmprof_config.measure.rounds == 5 else 0.25))
 """
+_REAL_ARGS = ("test_it.py", "--llmprof-stage=direct_inference")
 
 
 @pytest.mark.slow
@@ -341,7 +342,7 @@ def test_the_real_pytest_with_two_overrides(stub, capfd, monkeypatch):
     """Three pairs: the least 12 processes of a job would take a minute."""
     monkeypatch.setattr(ab_module, "Plan", lambda: Plan(first=3, max_pairs=3))
     Path("test_it.py").write_text(_REAL)
-    code = main(["ab", "--a", "measure.rounds=5", "--b", "measure.rounds=6", "--metric=total_ms:5%", "test_it.py"])
+    code = main(["ab", "--a", "measure.rounds=5", "--b", "measure.rounds=6", "--metric=total_ms:5%", *_REAL_ARGS])
     out, err = capfd.readouterr()
     assert code == 1, err
     line = next(line for line in out.splitlines() if line.startswith("  Total a page"))
@@ -360,7 +361,7 @@ def test_the_real_pytest_with_two_revisions_is_interrupted(repository, interrupt
         git("add", ".")
         git("commit", "-q", "-m", tag)
         git("tag", tag)
-    arguments = ("--a-ref", "quick", "--b-ref", "slow", "--format", "json", "test_it.py")
+    arguments = ("--a-ref", "quick", "--b-ref", "slow", "--format", "json", *_REAL_ARGS)
     code, out, err = interrupted(*arguments, after="pair 1 of", number=number)
     assert code == 3, err
     found = json.loads(out)

@@ -1,4 +1,5 @@
-"""Runs pytest in forked processes, each with one fault: started once, so that a run costs no import of torch.
+"""Runs pytest in forked processes, each with one fault: started once, so that a run costs no import of torch. Workers
+of pytest-xdist are forks, too: children of their controller.
 
 A request is a line of JSON on standard input: cwd, args, fault, log, timeout. The answer is the exit status, negative
 for a signal. The file <log>.count has the number of moments at which the fault could have come.
@@ -13,22 +14,71 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import cpuinfo
 import psutil
 import pytest
+from execnet import gateway_io
+from execnet.gateway_base import Popen2IO
 
 _EVENTS = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.truncate", "os.chmod"}
 _LINES = ("run/directory.py", "plugin/results.py", "plugin/manager.py", "records/files.py", "plugin/benchmark_sink.py")
 """Files of the plugin whose lines are moments, where the fault says "lines"."""
 _LEFT_OUT = ("test_it.py", "conftest.py", ".pyc", ".png", "pytest.ini")
+
+
+class Spare:
+    """A process that waits to be a worker of pytest-xdist, with what of `subprocess.Popen` execnet needs."""
+
+    def __init__(self) -> None:
+        read, sent = os.pipe()
+        answers, write = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.dup2(read, 0)
+            os.dup2(write, 1)
+            os.closerange(3, 256)
+            wanted = select.poll()
+            wanted.register(0, select.POLLIN)
+            if wanted.poll()[0][1] & select.POLLIN:  # else the controller has ended without it
+                sys.argv = ["-c"]
+                with suppress(SystemExit):
+                    exec(gateway_io.popen_bootstrapline, {"__name__": "__main__"})
+            os._exit(0)
+        os.close(read)
+        os.close(write)
+        self.stdin, self.stdout = os.fdopen(sent, "wb"), os.fdopen(answers, "rb")
+
+    def wait(self) -> int:
+        return os.waitpid(self.pid, 0)[1]
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+
+def spare_workers(count: int) -> None:
+    """Fork now, while there is one thread, the first *count* workers that pytest-xdist will start here."""
+    spares = [Spare() for _ in range(count)]
+
+    class Io(gateway_io.Popen2IOMaster):
+        def __init__(self, args: list[str], execmodel: Any) -> None:
+            if not spares:
+                super().__init__(args, execmodel)
+                return
+            self.popen = spares.pop(0)
+            Popen2IO.__init__(self, self.popen.stdin, self.popen.stdout, execmodel=execmodel)
+
+    gateway_io.Popen2IOMaster = Io
 
 
 class Moments:
@@ -95,6 +145,7 @@ def child(request: dict[str, Any]) -> int:
     moments = Moments(request["cwd"] + os.sep, request["fault"])
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     with redirect(log):
+        spare_workers(sum(int(word[2:]) for word in request["args"] if word.startswith("-n")))
         if request["fault"].get("lines"):
             sys.settrace(moments.trace)
         else:
@@ -120,7 +171,18 @@ def serve() -> None:
     with tempfile.TemporaryFile() as stream, redirect(stream.fileno()):
         # Imports all that a run needs.
         assert pytest.main([*warm_up["args"], "--rootdir", warm_up["cwd"], warm_up["cwd"]]) == 0
+    # Not before pytest, which rewrites the package's asserts.
+    from pytest_llmprof.measure.collector import frozen_garbage_collector
+
+    cpuinfo.get_cpu_info = cache(cpuinfo.get_cpu_info)
+    cpuinfo.get_cpu_info()  # it starts a process
     print(json.dumps("ready"), flush=True)
+    with frozen_garbage_collector():
+        answer()
+
+
+def answer() -> None:
+    """Run what is asked for until standard input ends."""
     for line in sys.stdin:
         request = json.loads(line)
         pid = os.fork()

@@ -63,7 +63,7 @@ def test_a_worker_at_random(faults, tmp_path):
     shutil.copytree(faults.root, tmp_path / "six", ignore=shutil.ignore_patterns("llmprof-runs", "*.pyc"))
     root = tmp_path / "six"
     (root / "test_it.py").write_text(SIX_TESTS)
-    args = [*options("measure.rounds=40"), "-n2"]
+    args = [*options("measure.rounds=300"), "-n2"]
     whole = faults.run({}, args, root)
     assert whole.code == 0, whole.text
     moments, crashed = random.Random(1), 0

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from pytest_llmprof.measure import collector
 from pytest_llmprof.measure.collector import frozen_garbage_collector, paused_garbage_collector
 
 
@@ -20,7 +21,8 @@ class Circle:
 
 
 @pytest.fixture(autouse=True)
-def not_frozen() -> Iterator[None]:
+def not_frozen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(collector, "_ours", False)
     gc.unfreeze()
     yield
     gc.freeze()  # as for all other tests
@@ -62,6 +64,30 @@ def test_what_the_user_froze_stays_frozen_and_nothing_else_does() -> None:
     del model
     gc.collect()
     assert found() is None
+
+
+def test_a_block_within_another_neither_thaws_nor_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To count what is frozen is to walk it: a tenth of a second for torch, transformers and pytest."""
+    with frozen_garbage_collector():
+        before = gc.get_freeze_count()
+        with monkeypatch.context() as patch:
+            patch.delattr(gc, "get_freeze_count")
+            with frozen_garbage_collector(collect=False):
+                pass
+            with paused_garbage_collector():
+                made = [[] for _ in range(1000)]
+        assert gc.get_freeze_count() == before
+    assert gc.get_freeze_count() == 0
+    assert len(made) == 1000
+
+
+def test_paused_it_counts_nothing_where_little_was_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where torch is imported already, that is nothing."""
+    gc.collect()
+    monkeypatch.delattr(gc, "get_freeze_count")
+    with paused_garbage_collector():
+        made = [[] for _ in range(100)]
+    assert len(made) == 100
 
 
 def test_what_python_froze_itself_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -217,6 +217,9 @@ def serve(address: str) -> None:
         sys.exit(int(code))
     for name in ("conftest", "test_warm_up", "plugin_bench", "pynvml"):  # some runs have their own
         sys.modules.pop(name, None)
+    # Not before pytest, which rewrites the package's asserts.
+    from pytest_llmprof.measure.collector import frozen_garbage_collector
+
     fork_workers(address)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
@@ -227,10 +230,15 @@ def serve(address: str) -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
     running: dict[int, socket.socket] = {}
-    gc.collect()
-    gc.freeze()
-    os.write(answers, b"ready")
-    os.close(answers)
+    gc.unfreeze()  # what the run has frozen
+    with frozen_garbage_collector():
+        os.write(answers, b"ready")
+        os.close(answers)
+        answer(listener, awake, running, base[given:])
+
+
+def answer(listener: socket.socket, awake: socket.socket, running: dict[int, socket.socket], path: list[str]) -> None:
+    """Fork until standard input ends."""
     while True:
         ready, _, _ = select.select([0, listener, awake], [], [])
         if awake in ready:
@@ -245,7 +253,7 @@ def serve(address: str) -> None:
                 data += asker.recv(1 << 20)
             pid = os.fork()
             if pid == 0:
-                child(json.loads(data), files, base[given:])
+                child(json.loads(data), files, path)
             for file in files:
                 os.close(file)
             running[pid] = asker

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import json
+import pickle
 import re
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +37,14 @@ def test_output(llmprof_output, llmprof_stage):
 """Writes what `llmprof_output` holds; loads no model."""
 
 
+@cache
 def warm_up() -> None:
     """Import here what runs need: pytester forgets what an inner run imported, and torch cannot start twice.
 
-    A collection of garbage does not walk it (`pytest_collection_finish` of all tests).
+    A collection of garbage does not walk it (`pytest_collection_finish` of all tests). pytest-benchmark's library asks
+    the processor what it is in a process of its own, for each run: here that is done once.
     """
-    import cpuinfo  # noqa: F401
+    import cpuinfo
     import markdown_it  # noqa: F401
     import rapidfuzz  # noqa: F401
     import xdist.plugin  # noqa: F401
@@ -50,20 +54,46 @@ def warm_up() -> None:
     from pytest_llmprof.config.registry import Registry
     from pytest_llmprof.config.schema import InferSettings, ModelSettings
     from pytest_llmprof.datasets import builtin
+    from pytest_llmprof.measure import environment  # noqa: F401
     from pytest_llmprof.measure.phases import PhaseRecorder
     from pytest_llmprof.models.deepseek_ocr import plugin
-    from pytest_llmprof.report import write_report  # noqa: F401
+    from pytest_llmprof.outputs import gallery  # noqa: F401
+    from pytest_llmprof.plugin import benchmark_sink  # noqa: F401
+    from pytest_llmprof.report import page, run_summary, write_report  # noqa: F401
+    from pytest_llmprof.run import collisions, model_cache, session  # noqa: F401
     from pytest_llmprof.run.runner import Runner  # noqa: F401
+    from pytest_llmprof.stages import callable as measured_callable  # noqa: F401
     from pytest_llmprof.stages import packaged_stages
     from pytest_llmprof.stages.runner import PagesWorkload  # noqa: F401
+    from pytest_llmprof.stages.torch_profiler import summary  # noqa: F401
     from pytest_llmprof.stages.torch_profiler.kineto import read_trace  # noqa: F401
 
+    cpuinfo.get_cpu_info = cache(cpuinfo.get_cpu_info)
+    _remember_compositions()
     Composer(ConfigSources(Path(), Path()), Registry.of([plugin()], packaged_stages(), builtin())).show()
     infer = InferSettings(max_new_tokens=2, engine="reference")
     model = plugin().load(ModelSettings(mode="tiny", weights="random", size="tiny"), infer)
     list(model.generate([Image.new("RGB", (64, 64))], infer, PhaseRecorder("cpu")))
     model.close()
     gc.freeze()
+
+
+def _remember_compositions() -> None:
+    """Compose the same presets of the same files once: most runs here have the packaged ones (tests/config composes
+    anew each time)."""
+    from pytest_llmprof.config import hydra_compose
+
+    compose = hydra_compose.compose
+    known: dict[Any, bytes] = {}
+
+    def remembered(directories: Sequence[Path], *given: Any) -> Any:
+        files = [path for directory in directories for path in sorted(directory.rglob("*")) if path.is_file()]
+        key = repr((directories, given, [(path, path.read_bytes()) for path in files]))
+        if key not in known:
+            known[key] = pickle.dumps(compose(directories, *given))
+        return pickle.loads(known[key])
+
+    hydra_compose.compose = remembered
 
 
 class Bench:
