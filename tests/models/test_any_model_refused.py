@@ -26,7 +26,9 @@ from pytest_llmprof.errors import EngineUnavailable, ModelError
 from pytest_llmprof.measure.phases import PhaseRecorder
 from pytest_llmprof.models import packaged_models
 from pytest_llmprof.models.from_transformers import checkpoint, loader
+from pytest_llmprof.models.from_transformers import checks as doctor_checks
 from pytest_llmprof.models.from_transformers.loader import load
+from pytest_llmprof.records.checks import Check
 from pytest_llmprof.run.model_cache import ModelCache
 from pytest_llmprof.stages.runner import PagesWorkload
 
@@ -542,6 +544,56 @@ def test_a_class_that_cannot_be_compiled(path: Path, monkeypatch):
 def test_a_torch_that_cannot_compile_these_models(monkeypatch):
     monkeypatch.setattr(torch, "__version__", "2.6.0+cpu")
     with pytest.raises(EngineUnavailable, match=r"torch 2\.6\.0\+cpu cannot compile this model; use a newer torch"):
-        loader._require_newer_torch()
+        loader.check_compiler(torch.device("cpu"))
     monkeypatch.setattr(torch, "__version__", "2.11.0")
     loader._require_newer_torch()
+
+
+def doctor(path: Path, engine: str = "reference") -> list[Check]:
+    return list(doctor_checks.checks(preset("paddleocr_vl", path), replace(ALONE, engine=engine)))
+
+
+def test_doctor_reads_the_checkpoint_and_its_processor(path: Path):
+    model, engine = doctor(path)
+    assert (model.status, engine.status) == ("ok", "ok")
+    assert model.found.startswith(f"{path}, paddleocr_vl, PaddleOCRVLProcessor, 0.00 GiB")
+    (path / "tokenizer.json").unlink()
+    model, engine = doctor(path)
+    assert model.status == "problem"
+    assert "has no tokenizer" in model.found
+    assert engine.status == "ok"
+
+
+@pytest.mark.skipif(zoo.VISION, reason="torchvision is installed")
+def test_doctor_names_a_missing_package(path: Path):
+    change(path, "processor_config.json", processor_class="UnlimitedOcrProcessor")
+    change(path, "processor_config.json", image_processor={"image_processor_type": "UnlimitedOcrImageProcessor"})
+    model, _ = doctor(path)
+    assert model.status == "problem"
+    assert "pip install 'pytest-llmprof[models]'" in model.found
+
+
+def test_doctor_downloads_no_base_of_an_adapter(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "find_spec", lambda package: object())
+    config = {"peft_type": "LORA", "base_model_name_or_path": "nobody/no-such-base"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "adapter_model.safetensors").touch()
+    model, _ = doctor(tmp_path)
+    assert (model.status, model.mend) == ("warning", "the first run downloads it")
+    assert model.found.endswith("base_model_name_or_path=nobody/no-such-base is not in the cache")
+
+
+def test_doctor_tries_the_engine(path: Path, monkeypatch):
+    def broken(engine: str, device: torch.device) -> None:
+        raise EngineUnavailable(f"infer={engine} needs a compiler")
+
+    monkeypatch.setattr(loader, "require_compiler", broken)
+    _, engine = doctor(path, engine="compiled")
+    assert (engine.status, engine.found) == ("problem", "infer=compiled needs a compiler")
+    monkeypatch.setattr(loader, "require_compiler", lambda engine, device: None)
+    assert doctor(path, engine="compiled")[1].status == "ok"
+    source = replace(checkpoint.open_source(ModelSettings(path=str(path))), config={"model_type": "unlimited_ocr"})
+    monkeypatch.setattr(doctor_checks, "open_source", lambda settings, download: source)
+    _, engine = doctor(path, engine="compiled")
+    assert engine.status == "problem"
+    assert "use infer=reference" in engine.found

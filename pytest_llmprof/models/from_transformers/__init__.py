@@ -11,6 +11,7 @@
     plain.py       an answer's markup -> the text that is scored
     costs.py       FLOPs and bytes of a batch, counted
     model.py       implements the adapter protocol with these
+    checks.py      whether it could be loaded, for llmprof doctor
 
 A family is a preset (`model.family.*`), no code. Importing this package imports neither torch nor transformers.
 """
@@ -26,6 +27,7 @@ from pytest_llmprof.models.base import BoxFormat, ModelPlugin
 if TYPE_CHECKING:
     from pytest_llmprof.config.schema import InferSettings, MeasureSettings, ModelSettings
     from pytest_llmprof.models.base import LoadedModel
+    from pytest_llmprof.records.checks import Check
 
 __all__ = ["ENGINES", "MODE", "NAME", "plugin"]
 
@@ -61,6 +63,12 @@ def _check(added: Iterable[BoxFormat], model: ModelSettings) -> Iterator[tuple[s
         yield "weights", model.weights, f"checkpoint: {NAME} reads model.path"
 
 
+def _checks(model: ModelSettings, infer: InferSettings) -> Iterable[Check]:
+    from pytest_llmprof.models.from_transformers.checks import checks
+
+    return checks(model, infer)
+
+
 def _choose_engine(model: ModelSettings, infer: InferSettings, measure: MeasureSettings) -> tuple[str, str]:
     from pytest_llmprof.models.from_transformers.auto import choose_engine
 
@@ -78,4 +86,5 @@ def plugin(formats: Iterable[BoxFormat] = ()) -> ModelPlugin:
         choose_engine=_choose_engine,
         generations=("greedy", "checkpoint"),
         check_model=partial(_check, added),
+        checks=_checks,
     )

@@ -17,6 +17,7 @@ from pytest_llmprof.models.checkpoint import (
     SINGLE,
     check_dtypes,
     check_fetched,
+    find_here,
     open_checkpoint,
     read_json,
     resolve,
@@ -75,14 +76,19 @@ def quant_method(config: Mapping[str, Any]) -> str | None:
     return str(settings.get("quant_method", _UNNAMED)) if isinstance(settings, dict) else _UNNAMED
 
 
-def open_source(settings: ModelSettings) -> Source:
-    """Find `model.path` and look what it is. Raises `ModelError`, one line that says what can be used instead."""
+class BaseElsewhere(ModelError):
+    """The base of an adapter has to be downloaded first."""
+
+
+def open_source(settings: ModelSettings, *, download: bool = True) -> Source:
+    """Find `model.path` and look what it is. Raises `ModelError`, one line that says what can be used instead;
+    `BaseElsewhere` where an adapter's base is not here and must not be downloaded."""
     if settings.path is None:
         raise ModelError("model.name=transformers needs model.path: a checkpoint's directory or hub id")
     directory = resolve(settings.path, settings.revision, settings.hub_timeout_s, WANTED)
     adapter = None
     if _is_adapter(directory):
-        adapter, directory = directory, _base_of(directory, settings.hub_timeout_s)
+        adapter, directory = directory, _base_of(directory, settings.hub_timeout_s, download)
     if next(directory.glob("*.gguf"), None) and not next(directory.glob("*.safetensors"), None):
         raise ModelError(f"{directory} holds GGUF files only, which transformers reads for no document model: "
                          "use the model's *.safetensors checkpoint")  # fmt: skip
@@ -125,7 +131,7 @@ def _is_adapter(directory: Path) -> bool:
     return (directory / ADAPTER).is_file() and not any((directory / name).is_file() for name in (SINGLE, INDEX))
 
 
-def _base_of(adapter: Path, timeout_s: float) -> Path:
+def _base_of(adapter: Path, timeout_s: float, download: bool) -> Path:
     """The directory of the weights that a LoRA directory was trained on."""
     config = read_json(adapter / ADAPTER)
     if (kind := config.get("peft_type")) != "LORA":
@@ -138,7 +144,10 @@ def _base_of(adapter: Path, timeout_s: float) -> Path:
         raise ModelError(f"{adapter / ADAPTER} names no base_model_name_or_path")
     named = f"{adapter / ADAPTER}: base_model_name_or_path"
     local = os.path.isdir(os.path.expanduser(base))
-    directory = resolve(base, None if local or not revision else str(revision), timeout_s, WANTED, named)
+    at = None if local or not revision else str(revision)
+    if not download and find_here(base, at) is None:
+        raise BaseElsewhere(f"{named}={base} is not in the cache")
+    directory = resolve(base, at, timeout_s, WANTED, named)
     if _is_adapter(directory):
         raise ModelError(f"{named}={base} is an adapter, too: name the plain checkpoint there")
     return directory

@@ -34,7 +34,8 @@ _PACKED_ROWS = 32
 _Result = TypeVar("_Result")
 
 
-def _require_newer_torch() -> None:
+def check_compiler(device: torch.device) -> None:
+    """Raise `EngineUnavailable` where `compiled` does not work on *device*."""
     import torch
 
     if older(torch.__version__, TORCH):
@@ -42,6 +43,7 @@ def _require_newer_torch() -> None:
             f"infer=compiled: torch {torch.__version__} cannot compile this model; "
             "use a newer torch, or infer=reference"
         )
+    require_compiler("compiled", device)
 
 
 def load(settings: ModelSettings, infer: InferSettings, formats: Mapping[str, BoxFormat]) -> TransformersModel:
@@ -51,26 +53,15 @@ def load(settings: ModelSettings, infer: InferSettings, formats: Mapping[str, Bo
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)
     if engine == "compiled":
-        _require_newer_torch()
-        require_compiler(engine, device)
+        check_compiler(device)
     source = open_source(settings)
     if engine == "compiled":
         check_compilable(source)
     check_memory(source, device)
     with paused_garbage_collector():
-        import transformers
-
         from pytest_llmprof.models.from_transformers.model import TransformersModel
 
-    processor = _read(source, "the processor", lambda: transformers.AutoProcessor.from_pretrained(source.directory,
-                      local_files_only=True, trust_remote_code=False))  # fmt: skip
-    tokenizer = getattr(processor, "tokenizer", None)
-    if tokenizer is None or getattr(processor, "image_processor", None) is None:
-        lacks = "tokenizer" if tokenizer is None else "image processor"
-        raise ModelError(
-            f"{source.directory}: its processor {type(processor).__name__} has no {lacks}: its processor_config.json "
-            "(processor_class) is of another model, or of another transformers"
-        )
+    processor = read_processor(source)
     where = str(source.directory)
     # A template that cannot be used is refused before the weights are read, not at each page.
     prompts.whole_prompt(processor, settings.family, prompts.asked(settings.family, infer.prompt)[1], where)
@@ -87,6 +78,23 @@ def load(settings: ModelSettings, infer: InferSettings, formats: Mapping[str, Bo
         quantized=source.quantized,
         note=note,
     )
+
+
+def read_processor(source: Source) -> Any:
+    """The checkpoint's processor. Raises `ModelError` where it cannot be made, or is not one of images and text."""
+    with paused_garbage_collector():
+        import transformers
+
+    processor = _read(source, "the processor", lambda: transformers.AutoProcessor.from_pretrained(source.directory,
+                      local_files_only=True, trust_remote_code=False))  # fmt: skip
+    tokenizer = getattr(processor, "tokenizer", None)
+    if tokenizer is None or getattr(processor, "image_processor", None) is None:
+        lacks = "tokenizer" if tokenizer is None else "image processor"
+        raise ModelError(
+            f"{source.directory}: its processor {type(processor).__name__} has no {lacks}: its processor_config.json "
+            "(processor_class) is of another model, or of another transformers"
+        )
+    return processor
 
 
 def check_compilable(source: Source) -> None:
