@@ -28,9 +28,9 @@ def positions(
     qkv, rows, columns, result,
     SIDE: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr, HEADS: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Each query times the tables of its row (program < SIDE) or column: qkv [views, SIDE * SIDE, 3, HEADS, SIZE] and
+    """Each query times the tables of its row (line < SIDE) or column: qkv [views, SIDE * SIDE, 3, HEADS, SIZE] and
     *rows*, *columns* [SIDE, SIDE, SIZE] -> result [views * HEADS, SIDE * SIDE, 2, PADDED]."""
-    line, pair = tl.program_id(0), tl.program_id(1)
+    line, pair = tl.program_id(0) % (2 * SIDE), tl.program_id(0) // (2 * SIDE)
     n, c = tl.arange(0, BLOCK), tl.arange(0, SIZE)
     if line < SIDE:
         query, table, shift = line * SIDE + n, rows + line * (SIDE * SIZE), 0
@@ -57,9 +57,10 @@ def attend(
     LENGTH: tl.constexpr = SIDE * SIDE
     WIDTH: tl.constexpr = 3 * HEADS * SIZE
     TILES: tl.constexpr = (SIDE + TILE - 1) // TILE
-    pair = tl.program_id(1)
+    BLOCKS: tl.constexpr = (LENGTH + QUERIES - 1) // QUERIES
+    block, pair = tl.program_id(0) % BLOCKS, tl.program_id(0) // BLOCKS
     view = (pair // HEADS).to(tl.int64)
-    q, c = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES), tl.arange(0, SIZE)
+    q, c = block * QUERIES + tl.arange(0, QUERIES), tl.arange(0, SIZE)
     live = q < LENGTH
     start = qkv + view * (LENGTH * WIDTH) + pair % HEADS * SIZE
     query = tl.load(start + q[:, None] * WIDTH + c[None, :], mask=live[:, None], other=0.0)
@@ -105,10 +106,11 @@ def mix(qkv: Tensor, rows: Tensor, columns: Tensor, scale: float) -> Tensor:
     block = max(16, 1 << (padded - 1).bit_length())
     found = qkv.new_empty((views * heads, places, 2, padded))
     result = qkv.new_empty((views, places, heads * size))
-    positions[2 * side, views * heads](
+    # One axis: a grid's others hold 65535 programs, and many views of small windows are more.
+    positions[(2 * side * views * heads,)](
         qkv, rows, columns, found, SIDE=side, PADDED=padded, BLOCK=block, HEADS=heads, SIZE=size
     )
-    attend[triton.cdiv(places, _QUERIES), views * heads](
+    attend[(triton.cdiv(places, _QUERIES) * views * heads,)](
         qkv, found, result,
         SIDE=side, PADDED=padded, HEADS=heads, SIZE=size, QUERIES=_QUERIES, TILE=_TILE, SCALE=scale,
         num_warps=_WARPS, num_stages=_STAGES,
