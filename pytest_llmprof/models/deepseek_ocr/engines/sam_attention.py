@@ -68,7 +68,8 @@ def attend(
     row, column = n // TILE, n % TILE
     # Rows 0 to 7 are 1 at the keys of this row, rows 8 to 15 at those of this column.
     spread = tl.where(k[:, None] < TILE, k[:, None] == row[None, :], k[:, None] - TILE == column[None, :])
-    spread = spread.to(query.dtype)
+    # Triton 3.2 ends the process (SIGFPE, on GPUs before Hopper) where a factor of a product is made of truth values.
+    spread = tl.where(spread, 1.0, 0.0).to(query.dtype)
     known = positions + (pair.to(tl.int64) * LENGTH + tl.minimum(q, LENGTH - 1))[:, None] * (2 * PADDED)
     top = tl.full([QUERIES], float("-inf"), tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
