@@ -130,6 +130,14 @@ def test_config_of_another_size(copy: Path, key: str) -> None:
         ({"model_type": "llama"}, "model_type 'llama' is not supported; supported: deepseek_vl_v2"),
         ({"model_type": "unlimited_ocr"}, "text_config is missing"),
         ({"model_type": "unlimited_ocr", "text_config": {}}, "this is Unlimited-OCR, not DeepSeek-OCR"),
+        (
+            {
+                "model_type": "unlimited_ocr",
+                "text_config": {"num_hidden_layers": 1, "layer_types": ["full_attention"]},
+                "vision_config": {"sam_config": {"patch_size": 32}},
+            },
+            "vision_config.sam_config.patch_size is 32, but DeepSeek-OCR has 16; supported: ",
+        ),
         ({"language_config": None}, "language_config is missing"),
         ({"language_config": [1]}, "language_config is [1]; expected a table"),
         ({"language_config": {"hidden_size": 96}}, "language_config.intermediate_size is missing"),

@@ -18,6 +18,7 @@ from pytest_llmprof.models import graphs, ngrams
 from pytest_llmprof.models.deepseek_ocr import generation, vision
 from pytest_llmprof.models.deepseek_ocr.engines import prefill, step
 from pytest_llmprof.models.deepseek_ocr.loader import load
+from pytest_llmprof.models.deepseek_ocr.random_weights import random_config, random_model
 
 SETTINGS = ModelSettings(weights="random", size="tiny", mode="tiny", device="cpu", dtype="float32")
 
@@ -138,6 +139,25 @@ def test_crops_come_in_few_shapes(
         wanted = vision.insert_features(embeddings, pages, inputs.image_starts)
     assert shapes["sam"] == [1] if count is None else [1, count]
     torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"use_rel_pos": False}, {"window_size": 7, "hidden_size": 160, "num_attention_heads": 2}, {"qkv_bias": False}],
+    ids=["no relative positions", "windows that do not fit, heads of 80", "no bias"],
+)
+def test_vision_of_other_sams(changes: dict[str, Any], phases: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the layers share gives what each gave by itself; the compiler's part is left out."""
+    config = random_config("tiny")
+    for key, value in changes.items():
+        setattr(config.vision_config.sam_config, key, value)
+    model = random_model(config, 0, torch.device("cpu"), torch.float32)
+    pixels = torch.randn(2, 3, 512, 512, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr(prefill, "compile_whole", lambda function: function)
+    with torch.inference_mode():
+        wanted = vision.encode_views(model, pixels, phases)
+        prefill.Prefill(model, graphs.Graphs(torch.device("cpu")))
+        torch.testing.assert_close(vision.encode_views(model, pixels, phases), wanted)
 
 
 def test_crops_of_several_pages() -> None:

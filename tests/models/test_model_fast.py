@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import gc
 import json
+import math
 import os
 import subprocess
 import sys
@@ -282,6 +283,26 @@ def test_attention_of_views_compiles_for_a_card_that_is_not_here(
         used = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         assert " STACK:0 " in used, (kernel.__name__, used)
         assert " LOCAL:0 " in used, (kernel.__name__, used)
+
+
+def test_attention_of_many_views_fits_into_a_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA launches no more than 65535 programs along any axis but the first."""
+    pytest.importorskip("triton")
+    from pytest_llmprof.models.deepseek_ocr.engines import sam_attention
+
+    grids: list[tuple[int, ...]] = []
+
+    class Noted:
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            grids.append(grid)
+            return lambda *given, **named: None
+
+    for name in ("positions", "attend"):
+        monkeypatch.setattr(sam_attention, name, Noted())
+    table = torch.empty(2, 2, 16, dtype=torch.float16, device="meta")
+    sam_attention.mix(table.new_empty(6000, 4, 3, 12, 16), table, table, 0.25)
+    assert [math.prod(grid) for grid in grids] == [4 * 72000, 72000]
+    assert all(max(grid[1:], default=1) <= 65535 for grid in grids)
 
 
 # On a GPU: the full size.

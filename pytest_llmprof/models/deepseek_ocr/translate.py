@@ -45,6 +45,8 @@ _FIXED: Mapping[str, Any] = {
     "tie_word_embeddings": False,
 }
 """Values of the language model that the architecture requires; with another value it is another model."""
+_PATCH = 16
+"""Pixels of a side of SAM's patches: a prompt's image tokens are counted by it."""
 
 
 def translate(config: Mapping[str, Any], where: str) -> UnlimitedOcrConfig:
@@ -170,7 +172,11 @@ def _native(config: Mapping[str, Any], where: str) -> UnlimitedOcrConfig:
             f"not DeepSeek-OCR; supported: {_SUPPORTED}"
         )
     known = {key: config[key] for key in ("text_config", "vision_config", "image_token_id") if key in config}
-    return _build(where, **known)
+    built = _build(where, **known)
+    if (patch := built.vision_config.sam_config.patch_size) != _PATCH:
+        raise ModelError(f"{where}: vision_config.sam_config.patch_size is {patch!r}, but DeepSeek-OCR has {_PATCH}; "
+                         f"supported: {_SUPPORTED}")  # fmt: skip
+    return built
 
 
 def _build(where: str, **values: Any) -> UnlimitedOcrConfig:

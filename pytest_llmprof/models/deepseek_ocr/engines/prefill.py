@@ -282,7 +282,8 @@ def _compiled(layer: Any) -> Any:
         # The ready tables are passed in place of the weights that they are computed from.
         template.attn.get_rel_pos = lambda queries, keys, table: table
         weight, size = layer.attn.qkv.weight, layer.attn.qkv.in_features // layer.attn.num_attention_heads
-        if weight.is_cuda and weight.dtype.itemsize == 2 and size in (16, 32, 64, 128):
+        kernels = layer.attn.use_rel_pos and size in (16, 32, 64, 128)
+        if kernels and weight.is_cuda and weight.dtype.itemsize == 2:
             from pytest_llmprof.models.deepseek_ocr.engines import sam_attention  # needs Triton, as this GPU's compiler
 
             template.attn.forward = partial(sam_attention.forward, template.attn)
@@ -299,7 +300,9 @@ def _forward(call: Any, weights: Any, hidden: Tensor, attention_mask: None = Non
 
 def _sam_forward(call: Any, weights: Any, window: int, attention: Any, tables: dict[Any, Any], hidden: Tensor) -> Any:
     size = (window, window) if window else (hidden.shape[1], hidden.shape[2])
-    if size not in tables:
+    if not attention.use_rel_pos:
+        tables[size] = {}
+    elif size not in tables:
         tables[size] = {
             "attn.rel_pos_h": attention.get_rel_pos(size[0], size[0], attention.rel_pos_h),
             "attn.rel_pos_w": attention.get_rel_pos(size[1], size[1], attention.rel_pos_w),

@@ -28,9 +28,9 @@ def positions(
     qkv, rows, columns, result,
     SIDE: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr, HEADS: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Each query times the tables of its row (program < SIDE) or column: qkv [views, SIDE * SIDE, 3, HEADS, SIZE] and
+    """Each query times the tables of its row (line < SIDE) or column: qkv [views, SIDE * SIDE, 3, HEADS, SIZE] and
     *rows*, *columns* [SIDE, SIDE, SIZE] -> result [views * HEADS, SIDE * SIDE, 2, PADDED]."""
-    line, pair = tl.program_id(0), tl.program_id(1)
+    line, pair = tl.program_id(0) % (2 * SIDE), tl.program_id(0) // (2 * SIDE)
     n, c = tl.arange(0, BLOCK), tl.arange(0, SIZE)
     if line < SIDE:
         query, table, shift = line * SIDE + n, rows + line * (SIDE * SIZE), 0
@@ -57,9 +57,10 @@ def attend(
     LENGTH: tl.constexpr = SIDE * SIDE
     WIDTH: tl.constexpr = 3 * HEADS * SIZE
     TILES: tl.constexpr = (SIDE + TILE - 1) // TILE
-    pair = tl.program_id(1)
+    BLOCKS: tl.constexpr = (LENGTH + QUERIES - 1) // QUERIES
+    block, pair = tl.program_id(0) % BLOCKS, tl.program_id(0) // BLOCKS
     view = (pair // HEADS).to(tl.int64)
-    q, c = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES), tl.arange(0, SIZE)
+    q, c = block * QUERIES + tl.arange(0, QUERIES), tl.arange(0, SIZE)
     live = q < LENGTH
     start = qkv + view * (LENGTH * WIDTH) + pair % HEADS * SIZE
     query = tl.load(start + q[:, None] * WIDTH + c[None, :], mask=live[:, None], other=0.0)
@@ -67,7 +68,8 @@ def attend(
     row, column = n // TILE, n % TILE
     # Rows 0 to 7 are 1 at the keys of this row, rows 8 to 15 at those of this column.
     spread = tl.where(k[:, None] < TILE, k[:, None] == row[None, :], k[:, None] - TILE == column[None, :])
-    spread = spread.to(query.dtype)
+    # Triton 3.2 ends the process (SIGFPE, on GPUs before Hopper) where a factor of a product is made of truth values.
+    spread = tl.where(spread, 1.0, 0.0).to(query.dtype)
     known = positions + (pair.to(tl.int64) * LENGTH + tl.minimum(q, LENGTH - 1))[:, None] * (2 * PADDED)
     top = tl.full([QUERIES], float("-inf"), tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
@@ -105,10 +107,11 @@ def mix(qkv: Tensor, rows: Tensor, columns: Tensor, scale: float) -> Tensor:
     block = max(16, 1 << (padded - 1).bit_length())
     found = qkv.new_empty((views * heads, places, 2, padded))
     result = qkv.new_empty((views, places, heads * size))
-    positions[2 * side, views * heads](
+    # One axis: a grid's others hold 65535 programs, and many views of small windows are more.
+    positions[(2 * side * views * heads,)](
         qkv, rows, columns, found, SIDE=side, PADDED=padded, BLOCK=block, HEADS=heads, SIZE=size
     )
-    attend[triton.cdiv(places, _QUERIES), views * heads](
+    attend[(triton.cdiv(places, _QUERIES) * views * heads,)](
         qkv, found, result,
         SIDE=side, PADDED=padded, HEADS=heads, SIZE=size, QUERIES=_QUERIES, TILE=_TILE, SCALE=scale,
         num_warps=_WARPS, num_stages=_STAGES,
