@@ -69,14 +69,13 @@ def test_what_the_user_froze_stays_frozen_and_nothing_else_does() -> None:
 def test_a_block_within_another_neither_thaws_nor_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """To count what is frozen is to walk it: a tenth of a second for torch, transformers and pytest."""
     with frozen_garbage_collector():
-        before = gc.get_freeze_count()
         with monkeypatch.context() as patch:
             patch.delattr(gc, "get_freeze_count")
             with frozen_garbage_collector(collect=False):
                 pass
             with paused_garbage_collector():
                 made = [[] for _ in range(1000)]
-        assert gc.get_freeze_count() == before
+        assert gc.get_freeze_count() > 1000
     assert gc.get_freeze_count() == 0
     assert len(made) == 1000
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -37,3 +38,6 @@ def bench(pytester: pytest.Pytester, forks: ForkServer, monkeypatch: pytest.Monk
     before = signal.getsignal(signal.SIGTERM)
     yield Bench(pytester, forks)
     assert signal.getsignal(signal.SIGTERM) == before
+    # What runs leave behind (parsers' tables, pytest's own) would be walked by each later one, three times and more.
+    gc.collect()
+    gc.freeze()
