@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from pytest_llmprof.config.schema import ModelSettings
 from pytest_llmprof.errors import ModelError
+from pytest_llmprof.text.escape import quoted
 from pytest_llmprof.text.numbers import count
 
 INDEX = "model.safetensors.index.json"
@@ -270,7 +271,7 @@ def _weights(directory: Path) -> tuple[Path, ...]:
             raise ModelError(f"{index} lacks its weight_map or metadata")
         names = sorted(set(map(str, shards.values())))
         if strange := next((name for name in names if Path(name).name != name), None):
-            raise ModelError(f"{index} names {strange!r}, which is no file of this directory")
+            raise ModelError(f"{index} names {quoted(strange)}, which is no file of this directory")
         files = tuple(directory / name for name in names)
         missing = [file.name for file in files if not file.is_file()]
         if missing:

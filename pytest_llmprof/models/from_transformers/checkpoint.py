@@ -22,7 +22,7 @@ from pytest_llmprof.models.checkpoint import (
     resolve,
     tensor_dtypes,
 )
-from pytest_llmprof.text.escape import one_line
+from pytest_llmprof.text.escape import one_line, quoted
 
 WANTED = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.tiktoken", "merges.txt", "vocab.txt")
 """Files that are fetched from the hub. No code is among them."""
@@ -72,7 +72,7 @@ def quant_method(config: Mapping[str, Any]) -> str | None:
     settings = config.get("quantization_config")
     if not settings:
         return None
-    return str(settings.get("quant_method", _UNNAMED)) if isinstance(settings, dict) else _UNNAMED
+    return one_line(str(settings.get("quant_method", _UNNAMED)), 100) if isinstance(settings, dict) else _UNNAMED
 
 
 def open_source(settings: ModelSettings) -> Source:
@@ -129,7 +129,8 @@ def _base_of(adapter: Path, timeout_s: float) -> Path:
     """The directory of the weights that a LoRA directory was trained on."""
     config = read_json(adapter / ADAPTER)
     if (kind := config.get("peft_type")) != "LORA":
-        raise ModelError(f"{adapter} is an adapter of the kind {kind}: only LORA is merged into the weights")
+        raise ModelError(f"{adapter} is an adapter of the kind {one_line(str(kind), 100)}: only LORA is merged into "
+                         "the weights")  # fmt: skip
     need("peft", f"{adapter} is a LoRA directory")
     if not (adapter / "adapter_model.safetensors").is_file():
         raise ModelError(f"{adapter} has no adapter_model.safetensors; pickled adapters are not read")
@@ -181,7 +182,7 @@ def _check_class(directory: Path, config: Mapping[str, Any]) -> None:
     )
 
     kind = str(config.get("model_type"))
-    where = f"{directory}: model_type {config.get('model_type')!r}"
+    where = f"{directory}: model_type {quoted(config.get('model_type'))}"
     if kind in _RELEASED:
         raise ModelError(f"{where} is DeepSeek-OCR as released: model=deepseek_ocr reads it without its code")
     if kind not in CONFIG_MAPPING_NAMES:
