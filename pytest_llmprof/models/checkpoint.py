@@ -310,10 +310,25 @@ def check_dtypes(directory: Path, dtypes: Mapping[str, str]) -> None:
 
 
 def check_fetched(file: Path) -> None:
-    """Raise `ModelError` where *file* is what Git LFS keeps in a file's place."""
-    with suppress(OSError), file.open("rb") as stream:
-        if stream.read(len(_LFS)) == _LFS:
-            raise ModelError(f"{file} is a pointer of Git LFS, not the file itself: run git lfs pull there")
+    """Raise `ModelError` where *file* cannot be read, or is what Git LFS keeps in a file's place."""
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(len(_LFS))
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read: {error.strerror}") from error
+    if start == _LFS:
+        raise ModelError(f"{file} is a pointer of Git LFS, not the file itself: run git lfs pull there")
+
+
+def check_text(file: Path) -> None:
+    """Raise `ModelError` where *file*, one of a checkpoint's, is no text, or no JSON object though its name says so."""
+    if file.suffix == ".json":
+        read_json(file)
+        return
+    try:
+        file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} cannot be read as text: {error}") from error
 
 
 def check_tensors(directory: Path, found: Mapping[str, Any], unexpected: Collection[str] = ()) -> None:
