@@ -27,10 +27,11 @@ from pytest_llmprof.text.escape import one_line, quoted
 WANTED = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.tiktoken", "merges.txt", "vocab.txt")
 """Files that are fetched from the hub. No code is among them."""
 _UNNAMED = "an unnamed method"
-_TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
+_TOKENIZERS = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "*.tiktoken", "tekken.json")
 _PROCESSORS = (
-    *("processor_config.json", "*preprocessor_config.json", "chat_template.*", "additional_chat_templates/*.jinja"),
-    *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", *_TOKENIZERS[1:]),
+    *("processor_config.json", "*preprocessor_config.json", "chat_template.json", "chat_template.jinja"),
+    *("additional_chat_templates/*.jinja", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json"),
+    *("merges.txt", *_TOKENIZERS[1:]),
 )
 """Files of a processor, its tokenizer and its chat templates."""
 _BESIDE = ("config.json", "generation_config.json", *_PROCESSORS)
