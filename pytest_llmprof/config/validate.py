@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -177,10 +178,11 @@ class Checker:
         if not path.is_dir():
             self._wrong_path(key, value, f"{path} is not a directory")
         try:
-            empty = next(path.iterdir(), None) is None
+            if (first := next(path.iterdir(), None)) is not None:
+                os.lstat(first)  # one may be allowed to list its names, and no more
         except OSError as error:
             self._wrong_path(key, value, f"{path} can't be read ({error.strerror})")
-        if empty:
+        if first is None:
             self._wrong_path(key, value, f"{path} is an empty directory")
         return path
 

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from pytest_llmprof.config.schema import ModelSettings
 from pytest_llmprof.errors import ModelError
+from pytest_llmprof.text.escape import quoted
 from pytest_llmprof.text.numbers import count
 
 INDEX = "model.safetensors.index.json"
@@ -270,7 +271,7 @@ def _weights(directory: Path) -> tuple[Path, ...]:
             raise ModelError(f"{index} lacks its weight_map or metadata")
         names = sorted(set(map(str, shards.values())))
         if strange := next((name for name in names if Path(name).name != name), None):
-            raise ModelError(f"{index} names {strange!r}, which is no file of this directory")
+            raise ModelError(f"{index} names {quoted(strange)}, which is no file of this directory")
         files = tuple(directory / name for name in names)
         missing = [file.name for file in files if not file.is_file()]
         if missing:
@@ -309,10 +310,25 @@ def check_dtypes(directory: Path, dtypes: Mapping[str, str]) -> None:
 
 
 def check_fetched(file: Path) -> None:
-    """Raise `ModelError` where *file* is what Git LFS keeps in a file's place."""
-    with suppress(OSError), file.open("rb") as stream:
-        if stream.read(len(_LFS)) == _LFS:
-            raise ModelError(f"{file} is a pointer of Git LFS, not the file itself: run git lfs pull there")
+    """Raise `ModelError` where *file* cannot be read, or is what Git LFS keeps in a file's place."""
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(len(_LFS))
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read: {error.strerror}") from error
+    if start == _LFS:
+        raise ModelError(f"{file} is a pointer of Git LFS, not the file itself: run git lfs pull there")
+
+
+def check_text(file: Path) -> None:
+    """Raise `ModelError` where *file*, one of a checkpoint's, is no text, or no JSON object though its name says so."""
+    if file.suffix == ".json":
+        read_json(file)
+        return
+    try:
+        file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} cannot be read as text: {error}") from error
 
 
 def check_tensors(directory: Path, found: Mapping[str, Any], unexpected: Collection[str] = ()) -> None:

@@ -54,6 +54,11 @@ def one_line(text: str, limit: int = 300) -> str:
     return shorten(" ".join(visible(text[: 4 * limit]).split()), limit)
 
 
+def quoted(value: object, limit: int = 100) -> str:
+    """`repr` of a stranger's *value* as one visible line of at most *limit* characters."""
+    return one_line(repr(value), limit)
+
+
 def inline(text: str, limit: int = 300) -> str:
     """*text* as one line of plain text in Markdown: a heading, a table cell, the text of a link."""
     return _MARKDOWN.sub(r"\\\1", html.escape(one_line(text, limit), quote=False))

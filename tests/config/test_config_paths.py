@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from pytest_llmprof.config.frozen import FrozenComposer, freeze
@@ -106,6 +108,21 @@ def test_model_path_is_needed_and_must_exist(places):
     assert "is an empty directory" in places.error(CHECKPOINT, "model.path=empty")
     assert "is not a directory" in places.error(CHECKPOINT, "model.path=data/a.png")
     assert "goes with a hub id" in places.error(CHECKPOINT, "model.path=data", "model.revision=main")
+
+
+def test_a_directory_whose_names_alone_may_be_read(places, monkeypatch):
+    """Its list can be asked for, none of its files can."""
+    real = os.lstat
+
+    def lstat(path, **options):
+        if os.path.dirname(path) == str(places.start / "data"):
+            raise PermissionError(13, "Permission denied")
+        return real(path, **options)
+
+    monkeypatch.setattr(os, "lstat", lstat)
+    wanted = f"{places.start / 'data'} can't be read (Permission denied), set on the command line"
+    assert wanted in places.error(CHECKPOINT, "model.path=data")
+    assert wanted in places.error("dataset=image_folder", "dataset.root=data")
 
 
 def test_model_path_without_a_preset_that_reads_it(places):

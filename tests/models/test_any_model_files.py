@@ -56,7 +56,8 @@ def test_the_digest_is_of_all_that_changes_answers(path: Path):
         found[name] = digest_of(path)
     assert len(set(found.values())) == len(found)
     (path / "README.md").write_text("# A model")
-    (path / "trainer_state.json").write_text("{}")
+    for name in ("trainer_state.json", "chat_template.jinja.bak", "chat_template.md", "vocab.md"):
+        (path / name).write_text("{}")
     assert digest_of(path) == list(found.values())[-1]
 
 

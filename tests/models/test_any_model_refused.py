@@ -151,15 +151,21 @@ def adapter(path: Path, kind: str = "LORA") -> None:
         (adapter, ["is a LoRA directory: it needs the package peft: pip install 'pytest-llmprof[adapters]'"]),
         (lambda path: adapter(path, "IA3"), ["is an adapter of the kind IA3: only LORA is merged"]),
         (lambda path: (path / "tokenizer.json").unlink(), ["has no tokenizer", "tokenizer.json"]),
-        (lambda path: (path / "processor_config.json").write_text("{"), ["the processor cannot be loaded"]),
+        (lambda path: (path / "processor_config.json").write_text("{"), ["processor_config.json cannot be read as"]),
+        (lambda path: (path / "tokenizer_config.json").write_text("[]"), ["tokenizer_config.json holds no JSON"]),
+        (lambda path: (path / "chat_template.jinja").write_bytes(b"\xff"), ["chat_template.jinja cannot be read as"]),
         (lambda path: (path / "generation_config.json").write_text("{"), ["generation_config.json cannot be read"]),
         (lambda path: change(path, "generation_config.json", eos_token_id="</s>"), ["eos_token_id '</s>'", "number"]),
         (lambda path: change(path, "generation_config.json", eos_token_id={"a": 1}), ["eos_token_id {'a': 1}, which"]),
+        (lambda path: change(path, "generation_config.json", bos_token_id="<s>"), ["bos_token_id '<s>', which is no"]),
         (
             lambda path: change(path, "generation_config.json", eos_token_id=[-1, 99999]),
             ["the eos_token_id -1, which is outside the model's vocabulary of"],
         ),
         (lambda path: change(path, model_type=["llama"]), ["model_type ['llama'] is unknown"]),
+        (lambda path: change(path, model_type="a\n" * 9000), ["… is unknown"]),
+        (lambda path: change(path, quantization_config={"quant_method": "a" * 9000}), ["quantized by aaa", "…: only"]),
+        (lambda path: adapter(path, "a" * 9000), ["an adapter of the kind aaa"]),
         (lambda path: change(path, text_config=[1]), ["cannot be loaded", "text_config"]),
         (lambda path: change(path, quantization_config=[1]), ["quantized by an unnamed method"]),
         (lambda path: change(path, model_type="llama"), ["'llama' reads text alone", "docs/models.md"]),
@@ -182,6 +188,19 @@ def test_broken_checkpoints(path: Path, broken: Callable[[Path], None], words: l
     broken(path)
     text = refused(path)
     assert all(word in text for word in words), text
+
+
+def test_a_file_beside_the_weights_that_may_not_be_read(path: Path, monkeypatch):
+    (path / "vocab.txt").touch()
+    real = Path.open
+
+    def opened(file: Path, *given: Any, **named: Any) -> Any:
+        if file.name == "vocab.txt":
+            raise PermissionError(13, "Permission denied")
+        return real(file, *given, **named)
+
+    monkeypatch.setattr(Path, "open", opened)
+    assert refused(path).endswith("vocab.txt cannot be read: Permission denied")
 
 
 def test_a_family_of_another_model(path: Path):

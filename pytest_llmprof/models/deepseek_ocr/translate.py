@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmprof.errors import ModelError
+from pytest_llmprof.text.escape import quoted
 
 if TYPE_CHECKING:
     from transformers import UnlimitedOcrConfig
@@ -59,8 +60,8 @@ def translate(config: Mapping[str, Any], where: str) -> UnlimitedOcrConfig:
         return _released(config, where)
     if kind == "unlimited_ocr":
         return _native(config, where)
-    raise ModelError(f"{where}: model_type {kind!r} is not supported; supported: {_SUPPORTED}; other document models "
-                     "run through model=transformers")  # fmt: skip
+    raise ModelError(f"{where}: model_type {quoted(kind)} is not supported; supported: {_SUPPORTED}; other "
+                     "document models run through model=transformers")  # fmt: skip
 
 
 def released_config(config: UnlimitedOcrConfig) -> dict[str, Any]:
@@ -97,7 +98,7 @@ def _released(config: Mapping[str, Any], where: str) -> UnlimitedOcrConfig:
     for key, value in _FIXED.items():
         if language.get(key, value) != value:
             raise ModelError(
-                f"{where}: language_config.{key} is {language[key]!r}, but DeepSeek-OCR has {value!r}; "
+                f"{where}: language_config.{key} is {quoted(language[key])}, but DeepSeek-OCR has {value!r}; "
                 f"supported: {_SUPPORTED}"
             )
     text = {key: _value(language, key, where, "language_config") for key in _TEXT_KEYS}
@@ -107,7 +108,8 @@ def _released(config: Mapping[str, Any], where: str) -> UnlimitedOcrConfig:
     text["rope_parameters"] = {"rope_type": "default", "rope_theta": theta}
     layers = text["num_hidden_layers"]
     if not isinstance(layers, int) or isinstance(layers, bool) or layers < 1:
-        raise ModelError(f"{where}: language_config.num_hidden_layers is {layers!r}; expected a whole number from 1")
+        raise ModelError(f"{where}: language_config.num_hidden_layers is {quoted(layers)}; expected a whole number "
+                         "from 1")  # fmt: skip
     text["layer_types"] = [FULL_ATTENTION] * layers
 
     vision = _table(config, "vision_config", where)
@@ -116,12 +118,12 @@ def _released(config: Mapping[str, Any], where: str) -> UnlimitedOcrConfig:
     projector = config.get("projector_config") or {}
     if projector.get("projector_type", "linear") != "linear":
         kind = projector["projector_type"]
-        raise ModelError(f"{where}: projector_config.projector_type is {kind!r}; supported: linear")
+        raise ModelError(f"{where}: projector_config.projector_type is {quoted(kind)}; supported: linear")
     features = clip["hidden_size"] + sam["downsample_channels"][-1]
     for key, size in (("input_dim", features), ("n_embed", text["hidden_size"])):
         if projector.get(key, size) != size:
             found = projector[key]
-            raise ModelError(f"{where}: projector_config.{key} is {found!r}, but the other sizes make it {size}")
+            raise ModelError(f"{where}: projector_config.{key} is {quoted(found)}, but the other sizes make it {size}")
     return _build(
         where,
         text_config=text,
@@ -148,7 +150,7 @@ def _sam(width: Mapping[str, Any], vision: Mapping[str, Any], where: str) -> dic
     sizes = _renamed(source, _SAM_KEYS, defaults, where, path)
     channels = sizes["downsample_channels"]
     if not isinstance(channels, list) or len(channels) != 2:
-        raise ModelError(f"{where}: {path}.downsample_channels is {channels!r}; expected two numbers")
+        raise ModelError(f"{where}: {path}.downsample_channels is {quoted(channels)}; expected two numbers")
     mlp = source.get("mlp_dim", 4 * sizes["hidden_size"])
     return {**sizes, "mlp_dim": mlp, "image_size": vision.get("image_size", 1024)}
 
@@ -174,8 +176,8 @@ def _native(config: Mapping[str, Any], where: str) -> UnlimitedOcrConfig:
     known = {key: config[key] for key in ("text_config", "vision_config", "image_token_id") if key in config}
     built = _build(where, **known)
     if (patch := built.vision_config.sam_config.patch_size) != _PATCH:
-        raise ModelError(f"{where}: vision_config.sam_config.patch_size is {patch!r}, but DeepSeek-OCR has {_PATCH}; "
-                         f"supported: {_SUPPORTED}")  # fmt: skip
+        raise ModelError(f"{where}: vision_config.sam_config.patch_size is {quoted(patch)}, but DeepSeek-OCR has "
+                         f"{_PATCH}; supported: {_SUPPORTED}")  # fmt: skip
     return built
 
 
@@ -193,7 +195,7 @@ def _build(where: str, **values: Any) -> UnlimitedOcrConfig:
 def _table(config: Mapping[str, Any], key: str, where: str, parent: str = "") -> Mapping[str, Any]:
     value = _value(config, key, where, parent)
     if not isinstance(value, Mapping):
-        raise ModelError(f"{where}: {_path(parent, key)} is {value!r}; expected a table")
+        raise ModelError(f"{where}: {_path(parent, key)} is {quoted(value)}; expected a table")
     return value
 
 

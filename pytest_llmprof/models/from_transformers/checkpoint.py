@@ -23,15 +23,16 @@ from pytest_llmprof.models.checkpoint import (
     resolve,
     tensor_dtypes,
 )
-from pytest_llmprof.text.escape import one_line
+from pytest_llmprof.text.escape import one_line, quoted
 
 WANTED = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.tiktoken", "merges.txt", "vocab.txt")
 """Files that are fetched from the hub. No code is among them."""
 _UNNAMED = "an unnamed method"
-_TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
+_TOKENIZERS = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "*.tiktoken", "tekken.json")
 _PROCESSORS = (
-    *("processor_config.json", "*preprocessor_config.json", "chat_template.*", "additional_chat_templates/*.jinja"),
-    *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", *_TOKENIZERS[1:]),
+    *("processor_config.json", "*preprocessor_config.json", "chat_template.json", "chat_template.jinja"),
+    *("additional_chat_templates/*.jinja", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json"),
+    *("merges.txt", *_TOKENIZERS[1:]),
 )
 """Files of a processor, its tokenizer and its chat templates."""
 _BESIDE = ("config.json", "generation_config.json", *_PROCESSORS)
@@ -73,7 +74,7 @@ def quant_method(config: Mapping[str, Any]) -> str | None:
     settings = config.get("quantization_config")
     if not settings:
         return None
-    return str(settings.get("quant_method", _UNNAMED)) if isinstance(settings, dict) else _UNNAMED
+    return one_line(str(settings.get("quant_method", _UNNAMED)), 100) if isinstance(settings, dict) else _UNNAMED
 
 
 class BaseElsewhere(ModelError):
@@ -135,7 +136,8 @@ def _base_of(adapter: Path, timeout_s: float, download: bool) -> Path:
     """The directory of the weights that a LoRA directory was trained on."""
     config = read_json(adapter / ADAPTER)
     if (kind := config.get("peft_type")) != "LORA":
-        raise ModelError(f"{adapter} is an adapter of the kind {kind}: only LORA is merged into the weights")
+        raise ModelError(f"{adapter} is an adapter of the kind {one_line(str(kind), 100)}: only LORA is merged into "
+                         "the weights")  # fmt: skip
     need("peft", f"{adapter} is a LoRA directory")
     if not (adapter / "adapter_model.safetensors").is_file():
         raise ModelError(f"{adapter} has no adapter_model.safetensors; pickled adapters are not read")
@@ -190,7 +192,7 @@ def _check_class(directory: Path, config: Mapping[str, Any]) -> None:
     )
 
     kind = str(config.get("model_type"))
-    where = f"{directory}: model_type {config.get('model_type')!r}"
+    where = f"{directory}: model_type {quoted(config.get('model_type'))}"
     if kind in _RELEASED:
         raise ModelError(f"{where} is DeepSeek-OCR as released: model=deepseek_ocr reads it without its code")
     if kind not in CONFIG_MAPPING_NAMES:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_llmprof.config.schema import AUTO
 from pytest_llmprof.errors import EngineUnavailable, ModelError
 from pytest_llmprof.measure.collector import paused_garbage_collector
 from pytest_llmprof.models.base import BoxFormat
-from pytest_llmprof.models.checkpoint import check_tensors, digest, silenced
+from pytest_llmprof.models.checkpoint import check_tensors, check_text, digest, silenced
 from pytest_llmprof.models.device import check_choice, pick_device, pick_dtype
 from pytest_llmprof.models.engine_choice import older
 from pytest_llmprof.models.from_transformers import ENGINES, prompts
@@ -22,6 +22,8 @@ from pytest_llmprof.models.graphs import require_compiler
 from pytest_llmprof.text.escape import one_line
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from pytest_llmprof.config.schema import InferSettings, ModelSettings
@@ -86,7 +88,7 @@ def read_processor(source: Source) -> Any:
         import transformers
 
     processor = _read(source, "the processor", lambda: transformers.AutoProcessor.from_pretrained(source.directory,
-                      local_files_only=True, trust_remote_code=False))  # fmt: skip
+                      local_files_only=True, trust_remote_code=False), source.beside)  # fmt: skip
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is None or getattr(processor, "image_processor", None) is None:
         lacks = "tokenizer" if tokenizer is None else "image processor"
@@ -217,7 +219,7 @@ def what_is_left_out(source: Source, processor: Any, *, templated: bool) -> str 
         return [f"another {name}" for name, (one, other) in pairs.items() if one != other]
 
     try:
-        names = _read(source, f"the tokenizer or processor in {adapter}", differences)
+        names = _read(source, f"the tokenizer or processor in {adapter}", differences, own)
     except ModelError as error:
         return f"The adapter's own tokenizer and processor are not used: {error}."
     if not names:
@@ -225,8 +227,9 @@ def what_is_left_out(source: Source, processor: Any, *, templated: bool) -> str 
     return f"The adapter's directory has {' and '.join(names)} than its base; what is used is the base's."
 
 
-def _read(source: Source, what: str, work: Callable[[], _Result]) -> _Result:
-    """The result of *work*, which reads *what*. What transformers raises becomes one line."""
+def _read(source: Source, what: str, work: Callable[[], _Result], files: Iterable[Path] = ()) -> _Result:
+    """The result of *work*, which reads *what*. What transformers raises becomes one line; where one of *files* is
+    broken, that is said instead: Python's own words name no file."""
     try:
         with silenced(), warnings.catch_warnings():
             # It asks whether one's own quantization_config is meant; peft, of tensors that `_with_adapter` checks.
@@ -237,4 +240,7 @@ def _read(source: Source, what: str, work: Callable[[], _Result]) -> _Result:
             for package in _PACKAGES:
                 if re.search(rf"\b{package.replace('_', '[-_]')}\b", str(error.__cause__), re.IGNORECASE):
                     need(package, f"{source.directory}: {what} cannot be loaded")
+        for file in files:
+            if file.suffix in (".json", ".jinja"):
+                check_text(file)
         raise

@@ -19,7 +19,7 @@ from pytest_llmprof.models.from_transformers import MODE, NAME, prompts
 from pytest_llmprof.models.from_transformers.checkpoint import told
 from pytest_llmprof.models.from_transformers.loop import Plan, Step, decode
 from pytest_llmprof.models.from_transformers.plain import plain_text
-from pytest_llmprof.text.escape import one_line
+from pytest_llmprof.text.escape import one_line, quoted
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -298,8 +298,8 @@ class TransformersModel:
                 raise ModelError(f"{self._where}: its generation_config asks for {', '.join(other)}, which is not "
                                  "followed: use infer.generation=greedy")  # fmt: skip
             if type(ngram := found.get("no_repeat_ngram_size", 0)) is not int:
-                raise ModelError(f"{self._where}: its generation_config asks for no_repeat_ngram_size={ngram!r}, which "
-                                 "is no whole number")  # fmt: skip
+                raise ModelError(f"{self._where}: its generation_config asks for no_repeat_ngram_size={quoted(ngram)}, "
+                                 "which is no whole number")  # fmt: skip
             # The least length of an answer counts up to its end tokens. The end itself is for `generate` above to see.
             followed |= found | {"eos_token_id": sorted(self.eos)}
         return GenerationConfig(
@@ -347,9 +347,11 @@ class TransformersModel:
         """Ids that end an answer: the checkpoint's and the family's. Raises `ModelError` for an unknown one."""
         own = self._asked.eos_token_id
         own = [token for token in (own if isinstance(own, list) else [own]) if token is not None]
-        if strange := [token for token in own if type(token) is not int]:
-            raise ModelError(f"{self._where}: its generation_config has the eos_token_id {strange[0]!r}, which is no "
-                             "token's number")  # fmt: skip
+        named = [("eos_token_id", token) for token in own] + [("bos_token_id", self._asked.bos_token_id)]
+        for name, token in named:
+            if token is not None and type(token) is not int:
+                raise ModelError(f"{self._where}: its generation_config has the {name} {quoted(token)}, which is no "
+                                 "token's number")  # fmt: skip
         found = {token for token in own if 0 <= token < self._vocabulary}
         if own and not found:
             raise ModelError(f"{self._where}: its generation_config has the eos_token_id {own[0]}, which is outside "
