@@ -147,6 +147,15 @@ def sam_errors(side: int, heads: int, size: int) -> list[float]:
     return [((one.float() - exact).norm() / exact.norm()).item() for one in found]
 
 
+def sam_far() -> list[bool]:
+    """Whether SAM's attention and torch's give numbers where float16 does not hold the scores of a row of keys."""
+    qkv = torch.full((1, 64, 3, 1, 16), 100.0).half()
+    rows, columns = torch.zeros(2, 8, 8, 16).half().unbind(0)
+    rows[:, 3] = -50
+    found = sam_attention.mix(qkv, rows, columns, 0.25), sam_attention_by_torch(qkv, rows, columns)
+    return [bool(one.isfinite().all()) for one in found]
+
+
 def main() -> None:
     from pytest_llmprof.models.deepseek_ocr.engines import fast
 
@@ -183,6 +192,7 @@ def main() -> None:
                 "positions": prompts(tiny, [60], replace(limits, positions=65)),
                 "too long": prompts(tiny, [60], replace(limits, positions=60)),
                 "sam": [sam_errors(*shape) for shape in ((16, 1, 32), (14, 2, 32), (20, 1, 16))],
+                "sam far": sam_far(),
                 "errors": {rows: errors(config, rows) for rows in (2, 3, 8)},
             }
         )

@@ -111,6 +111,7 @@ def test_attention_of_views_is_as_near_to_float32_as_torchs(cases: Any) -> None:
     assert len(cases["sam"]) == 3
     for ours, torchs in cases["sam"]:
         assert 0 < ours <= torchs
+    assert cases["sam far"] == [True, True]
 
 
 @pytest.mark.slow

@@ -41,8 +41,10 @@ def positions(
     asked = tl.load(start + query[:, None] * (3 * HEADS * SIZE) + c[None, :], mask=inside[:, None], other=0.0)
     known = tl.load(table + n[None, :] * SIZE + c[:, None], mask=inside[None, :], other=0.0)
     place = (pair.to(tl.int64) * (SIDE * SIDE) + query)[:, None] * (2 * PADDED) + shift + n[None, :]
-    found = tl.dot(asked, known).to(result.dtype.element_ty)
-    tl.store(result + place, found, mask=inside[:, None] & (n < PADDED)[None, :])
+    found = tl.dot(asked, known)
+    if result.dtype.element_ty == tl.float16:  # infinity times the zeros of `attend` would be no number
+        found = tl.minimum(tl.maximum(found, -65504.0), 65504.0)
+    tl.store(result + place, found.to(result.dtype.element_ty), mask=inside[:, None] & (n < PADDED)[None, :])
 
 
 @triton.jit
