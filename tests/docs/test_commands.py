@@ -6,7 +6,7 @@ it. What a user would replace (`BEFORE`, a path of their own) is replaced. pytes
 
 from __future__ import annotations
 
-import os
+import json
 import re
 import shlex
 import shutil
@@ -273,8 +273,20 @@ def run(workplace, pytester, monkeypatch, tmp_path) -> Callable[[str], int]:
     return one
 
 
-LONG = ("ci.md", "configuration.md", "quickstart.md")
-"""Documents whose commands take half a minute each."""
+@pytest.mark.slow
+def test_a_quick_look_holds_the_gate(pytester, monkeypatch):
+    """As it stands, without the small runs' ini: whole answers to as many pages as each document's command takes."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    of_few = [one for found in HERE.values() for one in found if "dataset.limit=" in one and "dataset=" not in one]
+    assert {re.search(r"dataset\.limit=(\d+)", one)[1] for one in of_few} == {"2"}
+    (quick,) = [one for one in of_few if one in HERE["quickstart.md"]]
+    (pytester.path / "benchmarks").mkdir()
+    shutil.copy(ROOT / "benchmarks" / "test_pages.py", pytester.path / "benchmarks")
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider", *shlex.split(quick)[1:])
+    result.assert_outcomes(passed=2)
+    for file in pytester.path.glob("llmprof-runs/latest/*/*/*/metrics.json"):
+        gates = json.loads(file.read_bytes())["gates"]
+        assert [(gate["name"], gate["outcome"]) for gate in gates] == [("cer", "passed")]
 
 
 def allowed(command: str) -> tuple[int, ...]:
@@ -285,8 +297,6 @@ def allowed(command: str) -> tuple[int, ...]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, found in HERE.items() if found])
 def test_commands(name, run, workplace, capfd):
-    if name in LONG and os.environ.get("LLMPROF_CI") != "long":
-        pytest.skip("takes half a minute: LLMPROF_CI=long runs it")
     for command in HERE[name]:
         for before in FIRST.get(command, ()):
             assert run(before) == 0, before
