@@ -1,7 +1,9 @@
-"""Fixtures of the model tests: the reference checkpoint and a tiny random model."""
+"""Fixtures of the model tests: the reference checkpoint, a tiny random model, a document model's checkpoint."""
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,3 +35,17 @@ def tiny() -> Any:
     return load(
         ModelSettings(weights="random", size="tiny", mode="tiny", device="cpu", dtype="float32"), InferSettings()
     )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint of a document model, paddleocr_vl."""
+    import zoo
+
+    return zoo.build(zoo.paddleocr_vl, tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture
+def path(whole: Path, tmp_path: Path) -> Path:
+    """A copy of it, to change or break."""
+    return Path(shutil.copytree(whole, tmp_path / "copy"))

@@ -22,17 +22,6 @@ from pytest_llmprof.models.from_transformers.loader import load
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return zoo.build(zoo.paddleocr_vl, tmp_path_factory.mktemp("whole"))
-
-
-@pytest.fixture
-def path(whole: Path, tmp_path: Path) -> Path:
-    """A copy to change."""
-    return Path(shutil.copytree(whole, tmp_path / "copy"))
-
-
-@pytest.fixture(scope="module")
 def base(whole: Path) -> Any:
     return load(preset("paddleocr_vl", whole), ALONE, BOXES)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import re
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,17 +30,6 @@ from pytest_llmprof.models.from_transformers.loader import load
 from pytest_llmprof.records.checks import Check
 from pytest_llmprof.run.model_cache import ModelCache
 from pytest_llmprof.stages.runner import PagesWorkload
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return zoo.build(zoo.paddleocr_vl, tmp_path_factory.mktemp("whole"))
-
-
-@pytest.fixture
-def path(whole: Path, tmp_path: Path) -> Path:
-    """A copy to break."""
-    return Path(shutil.copytree(whole, tmp_path / "copy"))
 
 
 def change(path: Path, name: str = "config.json", **values: Any) -> None:
