@@ -207,6 +207,21 @@ def compiled(
     return triton.compile(source, target, {"enable_fp_fusion": True, **options}).asm["cubin"]
 
 
+def dump(what: str, cubin: Path) -> str:
+    """What cuobjdump says of machine code."""
+    import triton
+
+    program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return subprocess.run([str(program), what, str(cubin)], capture_output=True, text=True, check=True).stdout
+
+
+def check_registers(cubin: Path, name: str) -> None:
+    """No registers are spilled."""
+    used = dump("--dump-resource-usage", cubin)
+    assert " STACK:0 " in used, (name, used)
+    assert " LOCAL:0 " in used, (name, used)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "capability, rows, tiles",
@@ -218,7 +233,7 @@ def test_kernels_compile_for_a_card_that_is_not_here(
 ) -> None:
     """At full size, for Ampere and for Hopper: the interpreter does not see what the compiler refuses. No registers
     are spilled, and on Hopper weights are asked for before the wait."""
-    triton = pytest.importorskip("triton")
+    pytest.importorskip("triton")
     from transformers import AutoModelForImageTextToText
 
     from pytest_llmprof.models.deepseek_ocr.engines import batch_kernels, kernels
@@ -238,21 +253,13 @@ def test_kernels_compile_for_a_card_that_is_not_here(
         programs[key] = kernel, warps, values, constants, registers
     names = set(kernels.__all__) if rows == 1 else {"begin", "attend", "choose", *batch_kernels.__all__}
     assert {name for name, *_ in programs} == names
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     for number, (kernel, warps, values, constants, registers) in enumerate(programs.values()):
         cubin = tmp_path / f"{number}.cubin"
         options = {"num_warps": warps, "launch_pdl": constants["PDL"], "maxnreg": registers}
         cubin.write_bytes(compiled(kernel, values, constants, options, capability))
-
-        def dump(what: str, cubin: Path = cubin) -> str:
-            command = [str(tools / "cuobjdump"), what, str(cubin)]
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-        used = dump("--dump-resource-usage")
-        assert " STACK:0 " in used, (kernel.__name__, used)
-        assert " LOCAL:0 " in used, (kernel.__name__, used)
+        check_registers(cubin, kernel.__name__)
         if kernel is kernels.project and capability >= 90:
-            before, _, after = dump("-sass").partition("ACQBULK")
+            before, _, after = dump("-sass", cubin).partition("ACQBULK")
             assert before.count("LDG.E.128") == 20  # 4 rows of a thread, 5 blocks of columns
             assert "LDG.E.128" not in after
 
@@ -263,7 +270,7 @@ def test_attention_of_views_compiles_for_a_card_that_is_not_here(
     capability: int, side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At full size; no registers are spilled."""
-    triton = pytest.importorskip("triton")
+    pytest.importorskip("triton")
     from pytest_llmprof.models.deepseek_ocr.engines import sam_attention
 
     launches = []
@@ -275,15 +282,11 @@ def test_attention_of_views_compiles_for_a_card_that_is_not_here(
     table = numbers(side, side, 64)
     sam_attention.mix(numbers(1, side * side, 3, 12, 64), table, table, 0.125)
     assert [kernel.__name__ for kernel, *_ in launches] == ["positions", "attend"]
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     for kernel, given, named in launches:
         options = {name: named.pop(name) for name in ("num_warps", "num_stages") if name in named}
         cubin = tmp_path / f"{kernel.__name__}.cubin"
         cubin.write_bytes(compiled(kernel, given, named, options, capability))
-        command = [str(tools / "cuobjdump"), "--dump-resource-usage", str(cubin)]
-        used = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        assert " STACK:0 " in used, (kernel.__name__, used)
-        assert " LOCAL:0 " in used, (kernel.__name__, used)
+        check_registers(cubin, kernel.__name__)
 
 
 def test_attention_of_many_views_fits_into_a_grid(monkeypatch: pytest.MonkeyPatch) -> None:
