@@ -226,19 +226,24 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     return Checkpoint(directory, config, weights, keys, tokenizer if tokenizer.is_file() else None)
 
 
+def total_bytes(files: tuple[Path, ...]) -> int:
+    """The bytes of all *files*."""
+    return sum(file.stat().st_size for file in files)
+
+
 def digest(files: tuple[Path, ...], beside: tuple[Path, ...] = (), whole: int = _WHOLE) -> str:
     """Return a digest of the names and contents of the weights' *files* and of those *beside* them.
 
     Up to *whole* bytes of weights it is "sha256:..." of everything. For bigger ones it is "sha256-sampled:...", with
     each of *files* by its name, size, first MiB (with the safetensors header) and last MiB.
     """
-    sizes = [file.stat().st_size for file in files]
-    sampled = sum(sizes) > whole
+    sampled = total_bytes(files) > whole
     digest = hashlib.sha256()
-    for file, size in (*zip(files, sizes, strict=True), *((file, file.stat().st_size) for file in beside)):
+    for file in (*files, *beside):
+        size = file.stat().st_size
         digest.update(f"{file.name}\0{size}\0".encode())
         with file.open("rb") as stream:
-            if sampled and size > 2 * _CHUNK and file not in beside:
+            if sampled and size > 2 * _CHUNK and file in files:
                 digest.update(stream.read(_CHUNK))
                 stream.seek(size - _CHUNK)
             while chunk := stream.read(_CHUNK):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_llmprof.config.schema import InferSettings, ModelSettings
-from pytest_llmprof.models.checkpoint import open_checkpoint
+from pytest_llmprof.models.checkpoint import open_checkpoint, total_bytes
 from pytest_llmprof.models.checks import MODEL, checkpoint_check, engine_check
 from pytest_llmprof.models.deepseek_ocr.engines import check_engine
 from pytest_llmprof.models.deepseek_ocr.loader import EMBEDDED
@@ -40,5 +40,5 @@ def _on_disk(directory: Path, name: str) -> Check:
     found = open_checkpoint(directory)
     if found.tokenizer is None:
         return problem(MODEL, f"{directory} has no tokenizer.json", "copy it from where the weights are from")
-    size = sum(file.stat().st_size for file in found.weights)
+    size = total_bytes(found.weights)
     return ok(MODEL, f"{name}, {len(found.keys)} tensors, {size / 2**30:,.2f} GiB")

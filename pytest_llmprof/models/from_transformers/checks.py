@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_llmprof.models.checkpoint import total_bytes
 from pytest_llmprof.models.checks import MODEL, checkpoint_check, engine_check
 from pytest_llmprof.models.device import pick_dtype
 from pytest_llmprof.models.from_transformers.checkpoint import BaseElsewhere, Source, open_source
@@ -36,7 +37,7 @@ def checks(model: ModelSettings, infer: InferSettings) -> Iterator[Check]:
             return warning(MODEL, str(error), "the first run downloads it")
         processor = read_processor(source)
         sources.append(source)
-        size = sum(file.stat().st_size for file in source.weights)
+        size = total_bytes(source.weights)
         kind = source.config.get("model_type")
         return ok(MODEL, f"{directory}, {kind}, {type(processor).__name__}, {size / 2**30:,.2f} GiB")
 

@@ -12,7 +12,7 @@ from pytest_llmprof.config.schema import AUTO
 from pytest_llmprof.errors import EngineUnavailable, ModelError
 from pytest_llmprof.measure.collector import paused_garbage_collector
 from pytest_llmprof.models.base import BoxFormat
-from pytest_llmprof.models.checkpoint import check_tensors, check_text, digest, silenced
+from pytest_llmprof.models.checkpoint import check_tensors, check_text, digest, silenced, total_bytes
 from pytest_llmprof.models.device import check_choice, pick_device, pick_dtype
 from pytest_llmprof.models.engine_choice import older
 from pytest_llmprof.models.from_transformers import ENGINES, prompts
@@ -114,7 +114,7 @@ def check_memory(source: Source, device: torch.device) -> None:
     import torch
 
     free, _ = torch.cuda.mem_get_info(device)
-    needed = sum(file.stat().st_size for file in source.weights)
+    needed = total_bytes(source.weights)
     if needed > free:
         raise ModelError(
             f"{source.directory}: the weights are {needed / 2**30:.1f} GiB, and {device} has {free / 2**30:.1f} GiB "

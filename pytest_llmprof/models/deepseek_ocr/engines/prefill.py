@@ -300,11 +300,9 @@ def _forward(call: Any, weights: Any, hidden: Tensor, attention_mask: None = Non
 
 def _sam_forward(call: Any, weights: Any, window: int, attention: Any, tables: dict[Any, Any], hidden: Tensor) -> Any:
     size = (window, window) if window else (hidden.shape[1], hidden.shape[2])
-    if not attention.use_rel_pos:
-        tables[size] = {}
-    elif size not in tables:
+    if attention.use_rel_pos and size not in tables:
         tables[size] = {
             "attn.rel_pos_h": attention.get_rel_pos(size[0], size[0], attention.rel_pos_h),
             "attn.rel_pos_w": attention.get_rel_pos(size[1], size[1], attention.rel_pos_w),
         }
-    return call(weights | tables[size], hidden)
+    return call(weights | tables.get(size, {}), hidden)
