@@ -74,7 +74,8 @@ class FaultBench:
         self._log = logs / "log"
         shutil.copy(DATA / "echo_plugin.py", root / "conftest.py")
         shutil.copytree(DATA / "echo_conf", root / "echo_conf")
-        (root / "pytest.ini").write_text("[pytest]\naddopts = -p no:cacheprovider\n")
+        # A worker of pytest-rerunfailures ends in a traceback of its own when its controller is killed.
+        (root / "pytest.ini").write_text("[pytest]\naddopts = -p no:cacheprovider -p no:rerunfailures\n")
         (root / "test_it.py").write_text(TESTS)
         (root / ".benchmarks").mkdir()  # pytest-benchmark makes it
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
