@@ -486,6 +486,23 @@ def test_a_processor_with_other_sizes_than_the_model(path: Path, sizes: dict[str
     assert len(text) < 600 + len(str(path))
 
 
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ({"image_mean": [0.5, float("nan"), 0.5]}, "the image_mean (0.5, nan, 0.5), which leaves nothing of a page"),
+        ({"image_std": [0.5, 0.5, 0]}, "the image_std (0.5, 0.5, 0), which"),
+        ({"image_std": float("inf")}, "the image_std inf, which"),
+        ({"rescale_factor": 0.0}, "the rescale_factor 0.0, which"),
+    ],
+    ids=["NaN", "zero", "infinity", "all equal"],
+)
+def test_a_processor_whose_numbers_leave_no_pixel(path: Path, numbers: dict[str, Any], words: str):
+    processor(path, **numbers)
+    assert words in refused(path)  # not at the first page, as NaN of the weights
+    processor(path, do_normalize=False, do_rescale=False)
+    load(preset("paddleocr_vl", path), ALONE, BOXES)  # then they are not used
+
+
 def test_an_image_size_that_a_model_has_no_places_for(tmp_path: Path):
     zoo.build(zoo.granite_docling, tmp_path)
     processor(tmp_path, size=zoo.square(128))

@@ -35,6 +35,8 @@ _PROCESSORS = (
     *("merges.txt", *_TOKENIZERS[1:]),
 )
 """Files of a processor, its tokenizer and its chat templates."""
+PROCESSOR = "processor_config.json or preprocessor_config.json"
+"""The files that make a processor, for messages."""
 _BESIDE = ("config.json", "generation_config.json", *_PROCESSORS)
 """Files beside the weights that transformers reads, and that change the answers."""
 EXTRAS = {
@@ -96,8 +98,7 @@ def open_source(settings: ModelSettings, *, download: bool = True) -> Source:
     found = open_checkpoint(directory)
     _check_class(directory, found.config)
     if not any((directory / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
-        raise ModelError(f"{directory} has no processor (processor_config.json or preprocessor_config.json): "
-                         "copy it from where the weights are from")  # fmt: skip
+        raise ModelError(f"{directory} has no processor ({PROCESSOR}): copy it from where the weights are from")
     if not _files(directory, _TOKENIZERS):
         raise ModelError(f"{directory} has no tokenizer ({', '.join(_TOKENIZERS)}): copy it from where the weights are "
                          "from")  # fmt: skip

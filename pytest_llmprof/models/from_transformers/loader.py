@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +18,15 @@ from pytest_llmprof.models.device import check_choice, pick_device, pick_dtype
 from pytest_llmprof.models.engine_choice import older
 from pytest_llmprof.models.from_transformers import ENGINES, prompts
 from pytest_llmprof.models.from_transformers.auto import TORCH
-from pytest_llmprof.models.from_transformers.checkpoint import EXTRAS, Source, need, open_source, processor_files, told
+from pytest_llmprof.models.from_transformers.checkpoint import (
+    EXTRAS,
+    PROCESSOR,
+    Source,
+    need,
+    open_source,
+    processor_files,
+    told,
+)
 from pytest_llmprof.models.graphs import require_compiler
 from pytest_llmprof.text.escape import one_line
 
@@ -96,7 +105,20 @@ def read_processor(source: Source) -> Any:
             f"{source.directory}: its processor {type(processor).__name__} has no {lacks}: its processor_config.json "
             "(processor_class) is of another model, or of another transformers"
         )
+    _check_scaling(source.directory, processor.image_processor)
     return processor
+
+
+def _check_scaling(directory: Path, reader: Any) -> None:
+    """Raise `ModelError` for numbers that make all pixels equal, infinite or NaN: the weights would look broken."""
+    for switch, names in (("do_rescale", ("rescale_factor",)), ("do_normalize", ("image_mean", "image_std"))):
+        for name in names if getattr(reader, switch, True) else ():
+            value = getattr(reader, name, None)
+            listed = value if isinstance(value, (list, tuple)) else [value]
+            numbers = [one for one in listed if isinstance(one, (int, float))]
+            if not all(abs(one) < math.inf and (one or name == "image_mean") for one in numbers):
+                raise ModelError(f"{directory}: its processor has the {name} {value}, which leaves nothing of a page: "
+                                 f"copy {PROCESSOR} from where the weights are from")  # fmt: skip
 
 
 def check_compilable(source: Source) -> None:

@@ -16,7 +16,7 @@ import torch
 from pytest_llmprof.errors import ModelError
 from pytest_llmprof.models.base import BoxFormat, Capabilities, ModelInfo, ParsedOutput, Token
 from pytest_llmprof.models.from_transformers import MODE, NAME, prompts
-from pytest_llmprof.models.from_transformers.checkpoint import told
+from pytest_llmprof.models.from_transformers.checkpoint import PROCESSOR, told
 from pytest_llmprof.models.from_transformers.loop import Plan, Step, decode
 from pytest_llmprof.models.from_transformers.plain import plain_text
 from pytest_llmprof.text.escape import one_line, quoted
@@ -52,7 +52,6 @@ _SIZES = (
     ("temporal_patch_size", "temporal_patch_size", "equal"),
 )  # fmt: skip
 """Sizes of the processor, those of the model's vision_config, and what the former have to be."""
-_PROCESSOR = "processor_config.json or preprocessor_config.json"
 _OF_SHAPES = re.compile(r"\b(?:sizes?|shapes?|channels|dimensions?)\b")
 """In what torch says of tensors that do not go together."""
 
@@ -176,7 +175,7 @@ class TransformersModel:
             reader = self.processor.image_processor
             sizes = [_shown(name, getattr(reader, name, None)) for name in ("size", "patch_size", "merge_size")]
             what = (f"the model does not take what its processor gives ({', '.join(filter(None, sizes))}): copy "
-                    f"{_PROCESSOR} from where the weights are from")  # fmt: skip
+                    f"{PROCESSOR} from where the weights are from")  # fmt: skip
         return f"{self._where}: {what} ({one_line(reason, 200)})"
 
     def inputs(self, images: Sequence[Image], infer: InferSettings) -> Any:
@@ -340,7 +339,7 @@ class TransformersModel:
                 continue
             raise ModelError(
                 f"{self._where}: its processor has the {own} {given}, config.json's vision_config the {wanted} "
-                f"{needed}; the former has to be {how}: copy {_PROCESSOR} from where the weights are from"
+                f"{needed}; the former has to be {how}: copy {PROCESSOR} from where the weights are from"
             )
 
     def _end_tokens(self) -> frozenset[int]:
