@@ -1,7 +1,7 @@
 """Confidence intervals for the change between two sides.
 
 The unit is the process: one value of each metric for each. Rounds inside a process are not replicates of it. Values are
-compared as logarithms, so an interval of the difference is one of the ratio. Sources: docs/comparing.md.
+compared as logarithms, so an interval of the difference is one of the ratio. Sources: docs/statistics.md.
 """
 
 from __future__ import annotations

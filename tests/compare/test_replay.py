@@ -1,4 +1,4 @@
-"""Gates drawn from recorded processes: the scripts, and the rates that docs/comparing.md promises of the pools."""
+"""Gates drawn from recorded processes: the scripts, and the rates that docs/statistics.md promises of the pools."""
 
 import gzip
 import importlib

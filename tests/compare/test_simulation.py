@@ -1,4 +1,4 @@
-"""The script of benchmarks/gates with fewer gates: what docs/comparing.md promises of recorded noise."""
+"""The script of benchmarks/gates with fewer gates: what docs/statistics.md promises of recorded noise."""
 
 import importlib.util
 import sys

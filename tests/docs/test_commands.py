@@ -57,13 +57,6 @@ ELSEWHERE = {
         "markdown --out ab benchmarks > ab.md || code=$?": "tests/cli/test_ab.py::test_two_revisions",
         'cat ab.md >> "$GITHUB_STEP_SUMMARY"': "tests/ci/test_workflows.py::test_the_summary_goes_to_the_job",
         'exit "${code:-0}"': "tests/cli/test_ab.py::test_two_overrides",
-        "python benchmarks/gates/replay.py": "tests/compare/test_replay.py::test_the_promised_rates_hold",
-        "python benchmarks/gates/record.py OUT --minutes 8":
-            "tests/compare/test_replay.py::test_a_process_is_recorded",
-        "python benchmarks/gates/record.py OUT --levels 0,5 --rounds 16 --minutes 10":
-            "tests/compare/test_replay.py::test_a_process_is_recorded",
-        "python benchmarks/gates/record.py OUT --duet --levels 0,2,5 --rounds 8":
-            "tests/compare/test_replay.py::test_a_duet_is_recorded",
     },
     "engines.md": {
         "pytest benchmarks --llmprof-override infer=compiled": "tests/models/test_model_compiled.py::test_pages",
@@ -82,6 +75,15 @@ ELSEWHERE = {
             "tests/plugin/test_plugin_nsys.py::test_occurrences_of_one_phase_and_one_that_never_opens",
         "pytest benchmarks --llmprof-stage=nsys --llmprof-override 'pipeline.nsys.env={LD_LIBRARY_PATH: "
         "/opt/nsys-libs}'": "tests/plugin/test_plugin_nsys.py::test_phases_and_predictions",
+    },
+    "statistics.md": {
+        "python benchmarks/gates/replay.py": "tests/compare/test_replay.py::test_the_promised_rates_hold",
+        "python benchmarks/gates/record.py OUT --minutes 8":
+            "tests/compare/test_replay.py::test_a_process_is_recorded",
+        "python benchmarks/gates/record.py OUT --levels 0,5 --rounds 16 --minutes 10":
+            "tests/compare/test_replay.py::test_a_process_is_recorded",
+        "python benchmarks/gates/record.py OUT --duet --levels 0,2,5 --rounds 8":
+            "tests/compare/test_replay.py::test_a_duet_is_recorded",
     },
 }
 """Commands that another test runs, or what they come to: by its file and name. They take minutes or need a program."""
@@ -122,9 +124,6 @@ NOT_HERE = {
         "dataset.limit=1 --llmprof-override infer.ignore_eos=true --llmprof-override infer.max_new_tokens=65 "
         "--llmprof-override measure.rounds=5 --llmprof-override "
         "pipeline.direct_inference.output.prediction.enable=true": "a GPU: its numbers are of one",
-        "GATES_MINUTES=9 .ci/gpu OUT gates": "a GPU",
-        "python benchmarks/gates/record.py OUT --duet --levels 0,1 --rounds 16 --device cuda --engine fast "
-        "--minutes 12": "a GPU",
     },
     "nsight.md": {
         "pytest benchmarks --llmprof-stage=torch_profiler,nsys,ncu": "a GPU, for ncu; tests/stages has ncu's output",
@@ -137,6 +136,11 @@ NOT_HERE = {
     "quickstart.md": {
         "python3 -m venv .venv && . .venv/bin/activate && pip install -e .":
             "an installation, as in README's commands, which CI runs",
+    },
+    "statistics.md": {
+        "GATES_MINUTES=9 .ci/gpu OUT gates": "a GPU",
+        "python benchmarks/gates/record.py OUT --duet --levels 0,1 --rounds 16 --device cuda --engine fast "
+        "--minutes 12": "a GPU",
     },
 }
 """Commands that cannot run on any machine that runs these tests, with what they need."""
