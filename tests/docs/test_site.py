@@ -27,7 +27,7 @@ def test_the_navigation_has_every_page():
     assert {"README.md", "CHANGELOG.md", "CONTRIBUTING.md"} <= {page.name for page in PAGES}
     assert len(PAGES) == len(set(PAGES))
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert not [page for page in PAGES if page.parent.name == "docs" and f"](docs/{page.name})" not in readme]
+    assert not [page for page in PAGES if page.parent == ROOT / "docs" and f"](docs/{page.name})" not in readme]
 
 
 @ALL
