@@ -77,6 +77,8 @@ ELSEWHERE = {
         "/opt/nsys-libs}'": "tests/plugin/test_plugin_nsys.py::test_phases_and_predictions",
     },
     "statistics.md": {
+        "python benchmarks/gates/simulate.py --gates 3000 --seed 2027":
+            "tests/compare/test_simulation.py::test_recorded_noise",
         "python benchmarks/gates/replay.py": "tests/compare/test_replay.py::test_the_promised_rates_hold",
         "python benchmarks/gates/record.py OUT --minutes 8":
             "tests/compare/test_replay.py::test_a_process_is_recorded",
@@ -119,11 +121,6 @@ NOT_HERE = {
     "comparing.md": {
         "llmprof merge RUN... -o RUN": "no command but its form; ci.md has some that run here",
         "llmprof submit --cluster slurm --shards N -- ARGS": "no command but its form",
-        "llmprof ab --a infer=compiled --b infer=fast --minutes 8 --metric tpot_ms benchmarks/test_pages.py -k free "
-        "--llmprof-stage=direct_inference --llmprof-override model=deepseek_ocr_random --llmprof-override "
-        "dataset.limit=1 --llmprof-override infer.ignore_eos=true --llmprof-override infer.max_new_tokens=65 "
-        "--llmprof-override measure.rounds=5 --llmprof-override "
-        "pipeline.direct_inference.output.prediction.enable=true": "a GPU: its numbers are of one",
     },
     "nsight.md": {
         "pytest benchmarks --llmprof-stage=torch_profiler,nsys,ncu": "a GPU, for ncu; tests/stages has ncu's output",
@@ -138,6 +135,11 @@ NOT_HERE = {
             "an installation, as in README's commands, which CI runs",
     },
     "statistics.md": {
+        "llmprof ab --a infer=compiled --b infer=fast --minutes 8 --metric tpot_ms benchmarks/test_pages.py -k free "
+        "--llmprof-stage=direct_inference --llmprof-override model=deepseek_ocr_random --llmprof-override "
+        "dataset.limit=1 --llmprof-override infer.ignore_eos=true --llmprof-override infer.max_new_tokens=65 "
+        "--llmprof-override measure.rounds=5 --llmprof-override "
+        "pipeline.direct_inference.output.prediction.enable=true": "a GPU: its numbers are of one",
         "GATES_MINUTES=9 .ci/gpu OUT gates": "a GPU",
         "python benchmarks/gates/record.py OUT --duet --levels 0,1 --rounds 16 --device cuda --engine fast "
         "--minutes 12": "a GPU",
