@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -70,6 +71,7 @@ def test_pixels_of_the_resized_image():
         "<|ref|>a<|/ref|><|det|>[[9999, 0, 1, 2]]<|/det|>",
         '{"bbox_2d": [1, 2, 1e999, "x"]}',
         '{"bbox_2d": [5, 5, 1, 1, 7]}',
+        '{"bbox_2d": [1, 2, 3, 1' + "0" * 400 + "]}",
         "<a><loc_600><loc_0><loc_9><loc_9>",
         "{" * 3000,
         "<|LOC_1|>" * 3001,
@@ -81,9 +83,38 @@ def test_no_answer_raises_an_error(name, answer):
     assert all(0 <= edge <= 1000 for box in found.boxes for edge in box.box)
 
 
+LONG = ("a" * 60_000, "\n" * 60_000, "```" + "\n" * 60_000, '{"a":"\\"{' * 6000, "<|LOC_1|>" * 6000)
+"""Answers in a loop, about as long as they may be."""
+
+
+@pytest.mark.parametrize("answer", LONG, ids=lambda answer: answer[:12])
+def test_a_long_answer_is_read_at_once(answer):
+    begin = time.monotonic()
+    for read in READ.values():
+        read(answer, SIZE, None)
+    for markup in ("text", "html", "doctags", "json"):
+        plain_text(answer, markup)
+    assert time.monotonic() - begin < 4
+
+
+def test_braces_in_a_text_are_not_an_objects():
+    answer = json.dumps([{"bbox_2d": [100, 200, 300, 400], "text": r"\frac{a}{b} \"{"}])
+    found = READ["qwen"](answer, SIZE, None)
+    assert [(box.box, box.text) for box in found.boxes] == [((100, 100, 300, 200), r"\frac{a}{b} \"{")]
+    assert found.bad_boxes == 0
+    assert READ["qwen"](r"$\frac{a}{b}$", SIZE, None).bad_boxes == 0
+
+
+def test_the_text_of_a_box_ends_at_the_next_one():
+    found = READ["paddle"](f"a > b{LOCS} c{LOCS}{LOCS}\nd{LOCS}", SIZE, None)
+    assert [box.text for box in found.boxes] == ["a > b", "c", "", "d"]
+    assert found.plain == "a > b c\nd"
+
+
 def test_bad_boxes_are_counted():
     assert READ["unlimited"]("<|det|>a [5, 5, 5, 9]<|/det|><|det|>b [1, 2, 3]<|/det|>", SIZE, None).bad_boxes == 2
-    assert READ["qwen"]('{"bbox_2d": [1, 2]} {"bbox_2d": "x"} {bad}', SIZE, None).bad_boxes == 3
+    assert READ["qwen"]('{"bbox_2d": [1, 2]} {"bbox_2d": "x"} {"bbox": bad}', SIZE, None).bad_boxes == 3
+    assert READ["qwen"]('{"bbox_2d": [1, 2, 3, 4], "bbox": 1}, {"bbox_2d": [1', SIZE, None).bad_boxes == 1, "cut off"
     assert READ["doctags"]("<a><loc_600><loc_0><loc_9><loc_9>", SIZE, None).bad_boxes == 1
 
 
@@ -96,9 +127,12 @@ def test_bad_boxes_are_counted():
             "<html><head><style>x</style></head><h1>Title</h1><table><tr><td>a &amp; b</td><td>c</td></tr></table>",
             "Title a & b c",
         ),
+        ("html", "<p>a<![if x]>b<![endif]></p>c<![", "a<![if x]>b<![endif]> c<!["),
+        ("html", "<p>a <![foo[ b", "a <![foo[ b"),
         ("doctags", "<doctag><title>Title</title><otsl><fcel>a<fcel>b<nl></otsl></doctag>", "Title a b"),
         ("json", json.dumps([{"category": "title", "text": "Title"}, {"bbox": [1], "text": "a"}]), "Title a"),
         ("json", '```json\n{"page": [{"content": "a"}]}\n```', "a"),
+        ("json", '``` \n{"text": "a"}```', "a"),
         ("json", "no { json", "no { json"),
     ],
 )

@@ -6,10 +6,10 @@ Answers are untrusted: no text raises an error, and what is not a box is counted
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,12 @@ from pytest_llmprof.records.predictions import Box
 
 Size = tuple[int, int]
 _NUMBER = re.compile(r"\d{1,6}")
-_OBJECT = re.compile(r"\{[^{}]*\}")
+_LINE_OR_TAG = re.compile(r"[<\n]")
+_OBJECT = re.compile(r'\{(?:[^{}"]++|"(?:[^"\\]++|\\.)*+"){0,1000}+\}', re.DOTALL)
+"""An object without another one in it. Braces in its texts, such as a formula's, are not its own. The limit is for
+texts that only look like objects: each brace would be the start of a search to the answer's end."""
+_BOX_KEYS = ("bbox_2d", "bbox")
+_BOX_KEY = re.compile(rf'"(?:{"|".join(_BOX_KEYS)})"\s*:')
 
 
 @dataclass(frozen=True)
@@ -32,33 +37,44 @@ class _Found:
     text: str
 
 
+def _all_after(before: str, after: str) -> str:
+    return after
+
+
+def _up_to_a_tag(before: str, after: str) -> str:
+    return after.partition("<")[0]
+
+
+def _the_line_before(before: str, after: str) -> str:
+    return _LINE_OR_TAG.split(before)[-1]
+
+
 @dataclass(frozen=True)
 class Spans:
-    """A format whose boxes a pattern finds. Its groups: `numbers`, and if it has them `label` and `text`.
-
-    Without a group `text` the text of a box is what follows it, up to the next one.
-    """
+    """A format whose boxes a pattern finds. Its groups: `numbers`, and if it has one `label`."""
 
     pattern: re.Pattern[str]
     scale: float
     """The number that stands for the image's whole width or height."""
     corners: int = 2
+    text_of: Callable[[str, str], str] = _all_after
+    """The text of a box, out of what stands between it and the box before, and between it and the next one."""
 
     def read(self, text: str, size: Size, resized: Size | None) -> ParsedOutput:
         """See `BoxFormat.read`."""
         matches = list(self.pattern.finditer(text))
-        starts = [match.start() for match in matches[1:]] + [len(text)]
-        inline = "text" in self.pattern.groupindex
+        ends = [0, *(match.end() for match in matches)]
+        starts = [*(match.start() for match in matches), len(text)]
+        between = [text[end:start] for end, start in zip(ends, starts, strict=True)]
         found = [
             _Found(
                 match.groupdict().get("label") or "text",
                 [float(number) for number in _NUMBER.findall(match["numbers"])],
-                (match["text"] if inline else text[match.end() : start]) or "",
+                self.text_of(before, after),
             )
-            for match, start in zip(matches, starts, strict=bool(matches))
+            for match, before, after in zip(matches, between[:-1], between[1:], strict=True)
         ]
-        plain = self.pattern.sub(lambda match: (match["text"] or "") if inline else "", text)
-        return _output(plain, found, size, (self.scale, self.scale), self.corners)
+        return _output("".join(between), found, size, (self.scale, self.scale), self.corners)
 
 
 def _output(
@@ -76,11 +92,10 @@ def _output(
 
 def _pixels(numbers: Sequence[float], size: Size, scales: tuple[float, float]) -> tuple[int, int, int, int] | None:
     """The box around the corners, in pixels of the source; None where it is outside the image or has no area."""
-    if not all(math.isfinite(number) for number in numbers):
+    axes = [(numbers[axis::2], scale) for axis, scale in enumerate(scales)]
+    if not all(0 <= number <= scale for edges, scale in axes for number in edges):  # nor is NaN
         return None
-    columns, rows = ([number / scale for number in numbers[axis::2]] for axis, scale in enumerate(scales))
-    if min(*columns, *rows) < 0 or max(*columns, *rows) > 1:
-        return None
+    columns, rows = ([number / scale for number in edges] for edges, scale in axes)
     left, right = (round(edge(columns) * size[0]) for edge in (min, max))
     top, bottom = (round(edge(rows) * size[1]) for edge in (min, max))
     return (left, top, right, bottom) if left < right and top < bottom else None
@@ -90,36 +105,33 @@ def _deepseek(text: str, size: Size, resized: Size | None) -> ParsedOutput:
     return parsing.parse(text, size, ())
 
 
-def _objects(text: str) -> Iterator[dict[str, Any] | None]:
-    """The innermost JSON objects of *text*, None for what looks like one and is not."""
+def _objects(text: str) -> Iterator[dict[str, Any]]:
+    """The innermost JSON objects of *text*."""
     for match in _OBJECT.finditer(text):
-        try:
-            value = json.loads(match[0])
-        except (ValueError, RecursionError):
-            value = None
-        yield value if isinstance(value, dict) else None
+        with suppress(ValueError, RecursionError):
+            yield json.loads(match[0])
 
 
 def _json(text: str, size: Size, resized: Size | None, *, grid: int | None) -> ParsedOutput:
     """JSON objects with `bbox_2d` (or `bbox`); *grid* None: in pixels of the resized image."""
-    found, broken = [], 0
+    found: list[_Found] = []
+    unread = len(_BOX_KEY.findall(text))
     for item in _objects(text):
-        if item is None:
-            broken += 1
+        given = [item[key] for key in _BOX_KEYS if key in item]
+        if not given:
             continue
-        numbers = next((item[key] for key in ("bbox_2d", "bbox") if key in item), None)
-        if numbers is None:
-            continue
+        unread -= len(given)
+        numbers = given[0]
         good = isinstance(numbers, list) and all(type(number) in (int, float) for number in numbers)
         words = [str(item.get(key) or "") for key in ("label", "category", "text_content", "text")]
         found.append(_Found(words[0] or words[1] or "text", numbers if good else (), words[2] or words[3]))
     whole = (resized or size) if grid is None else (grid, grid)
     output = _output(text, found, size, (whole[0], whole[1]))
-    return ParsedOutput(text, output.boxes, output.bad_boxes + broken)
+    return replace(output, bad_boxes=output.bad_boxes + max(unread, 0))
 
 
-def _spans(pattern: str, scale: float, corners: int = 2) -> Callable[[str, Size, Size | None], ParsedOutput]:
-    return Spans(re.compile(pattern, re.DOTALL), scale, corners).read
+def _spans(pattern: str, *how: Any) -> Callable[[str, Size, Size | None], ParsedOutput]:
+    return Spans(re.compile(pattern), *how).read
 
 
 FORMATS = (
@@ -132,7 +144,7 @@ FORMATS = (
     ),
     BoxFormat(
         "paddle",
-        _spans(r"(?P<text>[^<\n]{0,2000})(?P<numbers>(?:<\|LOC_\d{1,4}\|>){8})", 1000, 4),
+        _spans(r"(?P<numbers>(?:<\|LOC_\d{1,4}\|>){8})", 1000, 4, _the_line_before),
         "`text<|LOC_n|>` with eight numbers, four corners, 0 to 1000",
     ),
     BoxFormat(
@@ -146,7 +158,7 @@ FORMATS = (
     ),
     BoxFormat(
         "doctags",
-        _spans(r"<(?P<label>[a-z_0-9]{1,40})>(?P<numbers>(?:<loc_\d{1,4}>){4})(?P<text>[^<]*)", 500),
+        _spans(r"<(?P<label>[a-z_0-9]{1,40})>(?P<numbers>(?:<loc_\d{1,4}>){4})", 500, 2, _up_to_a_tag),
         "`<label><loc_x1><loc_y1><loc_x2><loc_y2>text`, 0 to 500",
     ),
     BoxFormat("qwen", partial(_json, grid=1000), '`{"bbox_2d": [x1, y1, x2, y2], "label": …}`, 0 to 1000'),

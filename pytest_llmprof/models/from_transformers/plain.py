@@ -23,7 +23,7 @@ _SILENT = frozenset(("script", "style", "head"))
 _TAG = re.compile(r"</?[a-z_][a-z_0-9]*>")
 _CELLS = re.compile(r"<(?:fcel|ecel|lcel|ucel|xcel|ched|rhed|srow)>")
 _TEXTS = ("text", "text_content", "content", "markdown", "html", "latex")
-_FENCE = re.compile(r"```(?:json)?\s*\n(.*?)\n?```", re.DOTALL)
+_FENCE = re.compile(r"```(?:json)?[^\S\n]*\n(.*?)```", re.DOTALL)
 
 
 def plain_text(answer: str, markup: str) -> str:
@@ -59,7 +59,7 @@ class _Texts(HTMLParser):
 
 def _html(answer: str) -> str:
     parser = _Texts()
-    parser.feed(answer)
+    parser.feed(answer.replace("<![", "&lt;!["))  # Word's and XML's own sections: the parser stops at unknown ones
     parser.close()
     return "".join(parser.parts).strip()
 
