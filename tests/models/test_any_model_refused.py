@@ -263,6 +263,26 @@ def test_weights_that_are_no_numbers(path: Path, kind: str):
         list(model.generate([blocks_image(1)], replace(ALONE, generation=kind), Record()))
 
 
+@pytest.mark.parametrize(("kind", "factor"), [("greedy", "nan"), ("checkpoint", "nan"), ("checkpoint", "inf")])
+def test_scores_that_are_no_numbers_amid_an_answer(path: Path, monkeypatch, kind: str, factor: str):
+    """As where values outgrow float16 after some tokens; on a GPU a draw from them would end all further work."""
+    change(path, "generation_config.json", do_sample=True)
+    model = load(preset("paddleocr_vl", path), ALONE, BOXES)
+    owner, calls = type(model.network), []
+
+    @functools.wraps(owner.forward)  # generate() reads its signature
+    def forward(*given: Any, **options: Any) -> Any:
+        calls.append(given)
+        output = forward.__wrapped__(*given, **options)
+        if len(calls) > 3:
+            output.logits = output.logits.abs() * float(factor)
+        return output
+
+    monkeypatch.setattr(owner, "forward", forward)
+    with pytest.raises(ModelError, match=r"the model's scores are no numbers \(NaN\)"):
+        list(model.generate([blocks_image(1)], replace(ALONE, generation=kind), Record()))
+
+
 class Blocked:
     """Finds no package of a name, as where it is not installed."""
 

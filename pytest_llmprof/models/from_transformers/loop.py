@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,8 +24,27 @@ from pytest_llmprof.models.ngrams import ban_repeats
 if TYPE_CHECKING:
     from pytest_llmprof.models.base import Phases
 
-Step = tuple[list[int], int]
-"""One token a row, and when they were on the host."""
+_NO_TOKEN = -1
+"""In place of one that cannot be drawn."""
+
+
+class Step(NamedTuple):
+    """What a step gives."""
+
+    ids: list[int]
+    """One token a row."""
+    time_ns: int
+    """When they were on the host."""
+    scores: Tensor
+    """[rows, vocabulary], as the model gave them."""
+
+    def check(self) -> None:
+        """Raise `ModelError` where the scores are no numbers.
+
+        Once an answer, since the host waits for it. That is enough: NaN in the cache makes all later scores NaN.
+        """
+        if self.scores.isnan().any():
+            raise _no_numbers(self.scores.dtype)
 
 
 @dataclass(frozen=True)
@@ -52,7 +71,8 @@ def decode(
     plan: Plan,
     **model_kwargs: Any,
 ) -> Generator[Step, None, None]:
-    """Yield the tokens of each step until the caller stops. Call it in inference mode.
+    """Yield the tokens of each step until the caller stops. Call it in inference mode. Raises `ModelError` where the
+    first scores are no numbers, or none can be drawn by them; of later ones the caller asks `Step.check`.
 
     Rows that have ended go on: what they give is for the caller to leave out.
     """
@@ -66,19 +86,20 @@ def decode(
         scores = ban_repeats(input_ids, logits_processor(input_ids, scores), plan.ngram)
         if plan.random is None:
             return scores.argmax(-1)
-        return torch.multinomial(scores.softmax(-1), 1, generator=plan.random).squeeze(1)
+        shares = scores.softmax(-1)
+        # A GPU that draws from NaN stops for good.
+        drawn = torch.multinomial(shares.nan_to_num(1.0), 1, generator=plan.random).squeeze(1)
+        return drawn.masked_fill(shares[:, 0].isnan(), _NO_TOKEN)  # one NaN makes all of its row NaN
 
     with plan.phases.phase("prefill"):
         output = model._prefill(input_ids, generation_config, kwargs)
         kwargs = model._update_model_kwargs_for_generation(output, kwargs)
         unusable = output.logits[:, -1].isnan().any().to(input_ids.device)
-        if plan.random is not None and bool(unusable):  # a GPU that draws from them stops for good
-            raise _no_numbers(output.logits.dtype)
         chosen = choose(output)
         *ids, failed = torch.cat([chosen, unusable[None]]).tolist()  # one read
-        if failed:
+        if failed or _NO_TOKEN in ids:
             raise _no_numbers(output.logits.dtype)
-    yield ids, perf_counter_ns()
+    yield Step(ids, perf_counter_ns(), output.logits[:, -1])
     with plan.phases.phase("decode"), model._optimize_model_for_decode():
         while True:
             with plan.phases.step():
@@ -88,7 +109,9 @@ def decode(
                 kwargs = model._update_model_kwargs_for_generation(output, kwargs)
                 chosen = choose(output)
                 ids = chosen.tolist()
-            yield ids, perf_counter_ns()
+                if _NO_TOKEN in ids:
+                    raise _no_numbers(output.logits.dtype)
+            yield Step(ids, perf_counter_ns(), output.logits[:, -1])
 
 
 def _no_numbers(dtype: torch.dtype) -> ModelError:

@@ -146,13 +146,14 @@ class TransformersModel:
         try:
             self._steps = steps = self._run(inputs, infer, limit, phases)
             del inputs
-            for number, (ids, now) in enumerate(steps, 1):
+            for number, step in enumerate(steps, 1):
                 last = number == limit
-                ends = ["eos" if token in eos else "length" if last else None for token in ids]
-                tokens = [Token(row, ids[row], None, now, ends[row]) for row, on in enumerate(live) if on]
+                ends = ["eos" if token in eos else "length" if last else None for token in step.ids]
+                tokens = [Token(row, step.ids[row], None, step.time_ns, ends[row]) for row, on in enumerate(live) if on]
                 live = [on and end is None for on, end in zip(live, ends, strict=True)]
                 if not any(live):
                     steps.close()  # ends the phase before the last tokens are handed on
+                    step.check()
                 yield from tokens
         except (ValueError, TypeError, LookupError) as error:
             # So it refuses a value of the generation_config, or a prompt with image tokens of its own.
