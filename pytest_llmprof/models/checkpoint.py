@@ -69,7 +69,7 @@ def resolve(
     return _download(path, revision, hub_timeout_s, wanted, key) if directory is None else directory
 
 
-def _local(path: str, revision: str | None, key: str = "model.path") -> Path | None:
+def _local(path: str, revision: str | None, key: str) -> Path | None:
     """The directory *path*; None for a hub id. Raises `ModelError`."""
     directory = Path(os.path.expanduser(path))
     if os.path.isdir(directory):
@@ -82,9 +82,9 @@ def _local(path: str, revision: str | None, key: str = "model.path") -> Path | N
     return None
 
 
-def find_here(path: str, revision: str | None) -> Path | None:
+def find_here(path: str, revision: str | None, key: str = "model.path") -> Path | None:
     """As `resolve`, without the network: None for a hub id that is not in the cache."""
-    directory = _local(path, revision)
+    directory = _local(path, revision, key)
     if directory is None:
         from huggingface_hub import errors, snapshot_download
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_llmprof.errors import ModelError
+from pytest_llmprof.errors import EngineUnavailable, ModelError
 from pytest_llmprof.models.checkpoint import find_here, size_in_hub
 from pytest_llmprof.models.device import pick_device
 from pytest_llmprof.records.checks import Check, ok, problem, warning
@@ -28,7 +28,7 @@ def checkpoint_check(model: ModelSettings, look: Callable[[Path], Check]) -> Che
         directory = find_here(model.path, model.revision)
         return _in_hub(model, model.path) if directory is None else look(directory)
     except ModelError as error:
-        return problem(MODEL, str(error), "set model.path to a checkpoint's directory or a hub id that is there")
+        return problem(MODEL, str(error), "do as that says, or set model.path to another checkpoint")
 
 
 def _in_hub(model: ModelSettings, path: str) -> Check:
@@ -47,5 +47,8 @@ def engine_check(model: ModelSettings, infer: InferSettings, try_out: Callable[[
         try_out(device)
     except ModelError as error:
         chosen = "" if infer.engine_reason is None else f"infer.engine={infer.engine_shown}: "
-        return problem(ENGINE, f"{chosen}{error}", "choose another engine (infer=reference runs everywhere)")
+        mend = "change the setting as that says"
+        if isinstance(error, EngineUnavailable):
+            mend = "choose another engine (infer=reference runs everywhere)"
+        return problem(ENGINE, f"{chosen}{error}", mend)
     return ok(ENGINE, f"infer.engine={infer.engine_shown} on {device}")

@@ -239,6 +239,7 @@ def test_the_base_of_a_lora_directory(path: Path, tmp_path: Path, monkeypatch, b
     text = refused_anywhere(lora)
     assert words in text
     assert "model.path" not in text
+    assert doctor(lora)[0].found == text
 
 
 def refused_anywhere(path: Path) -> str:
@@ -628,6 +629,16 @@ def test_doctor_downloads_no_base_of_an_adapter(tmp_path: Path, monkeypatch):
     assert model.found.endswith("base_model_name_or_path=nobody/no-such-base is not in the cache")
 
 
+def test_doctor_tells_a_setting_from_an_engine(path: Path, monkeypatch):
+    settings = preset("paddleocr_vl", path)
+    _, engine = doctor_checks.checks(replace(settings, device="cuda:99"), ALONE)
+    assert (engine.status, engine.mend) == ("problem", "change the setting as that says")
+    assert engine.found.startswith("model.device=cuda:99, but torch sees ")
+    (path / "processor_config.json").unlink()
+    model, _ = doctor(path)
+    assert model.mend.startswith("do as that says, or set model.path to another")
+
+
 def test_doctor_tries_the_engine(path: Path, monkeypatch):
     def broken(engine: str, device: torch.device) -> None:
         raise EngineUnavailable(f"infer={engine} needs a compiler")
@@ -635,6 +646,7 @@ def test_doctor_tries_the_engine(path: Path, monkeypatch):
     monkeypatch.setattr(loader, "require_compiler", broken)
     _, engine = doctor(path, engine="compiled")
     assert (engine.status, engine.found) == ("problem", "infer=compiled needs a compiler")
+    assert engine.mend == "choose another engine (infer=reference runs everywhere)"
     monkeypatch.setattr(loader, "require_compiler", lambda engine, device: None)
     assert doctor(path, engine="compiled")[1].status == "ok"
     source = replace(checkpoint.open_source(ModelSettings(path=str(path))), config={"model_type": "unlimited_ocr"})
