@@ -38,7 +38,7 @@ _CHUNK = 1 << 20
 _WHOLE = 512 << 20
 """Checkpoints up to this many bytes are hashed whole."""
 _given_up: list[Future[Path]] = []
-"""Downloads that outlast the time limit; nothing else is downloaded until they have ended."""
+"""Downloads that nobody waits for any more; nothing else is downloaded until they have ended."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,8 @@ def _download(repo: str, revision: str | None, timeout_s: float, wanted: tuple[s
             return snapshot(cached=True)
     except no_such as error:
         raise ModelError(f"{here} the hub gave no such model{at}: {_first_line(error)}") from error
+    except ValueError as error:  # a file too large for the packages that are installed, say
+        raise ModelError(f"{here} its download fails: {_first_line(error)}") from error
     except (network, OSError) as error:
         reason = _first_line(error)
         if isinstance(error, OSError) and error.errno:  # of this machine
@@ -151,28 +153,41 @@ def _watched(work: Callable[[], Path], folder: Path, timeout_s: float) -> Path |
     """The result of *work*, done in a thread; None where nothing in *folder* has grown for *timeout_s*.
 
     huggingface_hub has no way to stop its threads, and this process ends only after them. So they are told that they
-    are offline, at which they give up; until then no other download begins.
+    are offline, at which they give up; until then no other download begins. At Ctrl-C, too: data that still arrives
+    would keep them, so their connections are closed.
     """
-    from huggingface_hub import constants
+    from huggingface_hub import close_session, constants
 
+    # It writes so many bytes at a time: 10 MiB of a slow hub would look like silence.
+    constants.DOWNLOAD_CHUNK_SIZE = min(constants.DOWNLOAD_CHUNK_SIZE, _CHUNK)
     done = _in_thread(work)
     size, since = -1, time.monotonic()
-    while not wait([done], timeout=min(timeout_s, 1.0)).done:
-        if (now := _bytes_in(folder)) != size:
-            size, since = now, time.monotonic()
-        elif time.monotonic() - since > timeout_s:
-            break
-    else:
-        return done.result()
-    _given_up.append(done)
+    try:
+        while not wait([done], timeout=min(timeout_s, 1.0)).done:
+            if (now := _bytes_in(folder)) != size:
+                size, since = now, time.monotonic()
+            elif time.monotonic() - since > timeout_s:
+                _give_up(done)
+                return None
+    except KeyboardInterrupt:
+        _give_up(done)
+        close_session()
+        raise
+    return done.result()
+
+
+def _give_up(download: Future[Path]) -> None:
+    """Be offline until *download* has ended."""
+    from huggingface_hub import constants
+
+    _given_up.append(download)
     offline, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
 
     def ended(_: Future[Path]) -> None:
-        _given_up.remove(done)
+        _given_up.remove(download)
         constants.HF_HUB_OFFLINE = offline
 
-    done.add_done_callback(ended)
-    return None
+    download.add_done_callback(ended)
 
 
 def _in_thread(work: Callable[[], _Result]) -> Future[_Result]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import errno
 import os
 import socket
@@ -63,6 +64,23 @@ def silent_in_the_files(connection: socket.socket, path: str) -> None:
         connection.sendall(answered(TREE if "/tree/" in path else INFO))
 
 
+def slow(connection: socket.socket, path: str, size: int = 4 << 20) -> None:
+    """A file of 4 MiB, of which one arrives each second."""
+    if "/resolve/" not in path:
+        connection.sendall(answered(TREE.replace("9", str(size)) if "/tree/" in path else INFO))
+        return
+    head = ["HTTP/1.1 200 OK", f"Content-Length: {size}", f"X-Repo-Commit: {SHA}", f'ETag: "{SHA}"', "", ""]
+    with suppress(OSError):
+        connection.sendall("\r\n".join(head).encode())
+        for _ in range(size >> 16):
+            time.sleep(1 / 16)
+            connection.sendall(b"x" * (1 << 16))
+
+
+def endless(connection: socket.socket, path: str) -> None:
+    slow(connection, path, 1 << 30)
+
+
 def no_such_model(connection: socket.socket, path: str) -> None:
     connection.sendall(answered("{}", "404 Not Found", "X-Error-Code: RepoNotFound"))
 
@@ -91,7 +109,10 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[A
         server = socket.create_server(("127.0.0.1", 0))
         servers.append(server)
         threading.Thread(target=serve, args=(server, answer), daemon=True).start()
-        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        files = "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + files)
 
     yield start
     for one in (*servers, *connections):
@@ -122,6 +143,30 @@ def test_a_hub_that_falls_silent(hub: Callable[[Answer], None], answer: Answer) 
     text = error(revision="v1")
     assert text.startswith("model.path=owner/model is no directory here, and the hub (http://127.0.0.1:")
     assert text.endswith(" is not reachable for it at revision v1: it sent nothing for 1 s (model.hub_timeout_s)")
+
+
+def test_a_slow_hub_is_not_silent(hub: Callable[[Answer], None]) -> None:
+    """huggingface_hub would write 10 MiB at a time: to the one who watches the files, nothing for ten seconds."""
+    hub(slow)
+    assert (resolve("owner/model", None, 2.5) / "config.json").stat().st_size == 4 << 20
+
+
+def test_a_download_ends_at_ctrl_c(hub: Callable[[Answer], None], tmp_path: Path) -> None:
+    """This process ends only after huggingface_hub's threads."""
+    hub(endless)
+
+    def press() -> None:
+        while not any(file.stat().st_size for file in tmp_path.rglob("*.incomplete")):
+            time.sleep(0.1)
+        _thread.interrupt_main()
+
+    threading.Thread(target=press, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        resolve("owner/model", None, 20.0)
+    (download,) = [thread for thread in threading.enumerate() if thread.name == "hub"]
+    download.join(15)
+    assert not download.is_alive()
+    assert constants.HF_HUB_OFFLINE is False
 
 
 def test_a_silent_hub_costs_no_model_that_the_cache_has(hub: Callable[[Answer], None], tmp_path: Path) -> None:
@@ -167,6 +212,16 @@ def test_a_full_disk_is_not_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
     assert f"its copy from the hub cannot be kept in {constants.HF_HUB_CACHE}: No space left on device" in error()
+
+
+def test_a_file_that_huggingface_hub_does_not_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above 50 GB it wants another package."""
+
+    def large(*_: object, **__: object) -> str:
+        raise ValueError("The file is too large. Install `hf_xet`")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", large)
+    assert error().endswith("no directory here, and its download fails: The file is too large. Install `hf_xet`")
 
 
 def with_files(connection: socket.socket, path: str) -> None:
