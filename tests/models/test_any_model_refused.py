@@ -310,6 +310,15 @@ def test_a_package_that_transformers_asks_for(path: Path, monkeypatch):
     assert wanted in refused(path)
 
 
+def test_a_directory_that_is_called_as_a_package(path: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "find_spec", lambda package: None)
+    place = path.rename(tmp_path / "peft")
+    change(place, "processor_config.json", image_processor={"image_processor_type": "NoSuchImageProcessor"})
+    text = refused(place)
+    assert "the processor cannot be loaded: Unrecognized image processor" in text
+    assert "package" not in text
+
+
 def test_an_import_that_fails_names_its_cause(path: Path, monkeypatch):
     """As beside a torchvision that is built for another torch."""
 

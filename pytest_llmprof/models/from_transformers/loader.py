@@ -259,8 +259,11 @@ def _read(source: Source, what: str, work: Callable[[], _Result], files: Iterabl
             return told(f"{source.directory}: {what} cannot be loaded", work)
     except ModelError as error:
         if isinstance(error.__cause__, (ImportError, ValueError)):
+            reason = str(error.__cause__)
+            for place in filter(None, (source.directory, source.adapter)):
+                reason = reason.replace(str(place), "")  # it may be called as a package is
             for package in _PACKAGES:
-                if re.search(rf"\b{package.replace('_', '[-_]')}\b", str(error.__cause__), re.IGNORECASE):
+                if re.search(rf"\b{package.replace('_', '[-_]')}\b", reason, re.IGNORECASE):
                     need(package, f"{source.directory}: {what} cannot be loaded")
         for file in files:
             if file.suffix in (".json", ".jinja"):
