@@ -29,7 +29,7 @@ from pytest_llmprof.models.deepseek_ocr.prompts import MARKDOWN
 from pytest_llmprof.models.deepseek_ocr.tokenizers import FileTokenizer
 from pytest_llmprof.models.from_transformers import checkpoint
 from pytest_llmprof.models.from_transformers.boxes import FORMATS
-from pytest_llmprof.models.from_transformers.costs import _weights
+from pytest_llmprof.models.from_transformers.costs import _weights, attention_of
 from pytest_llmprof.models.from_transformers.loader import check_compilable, load
 from pytest_llmprof.stages import packaged_stages
 
@@ -160,6 +160,7 @@ def test_one_traced_step_serves_all_pages(model, monkeypatch):
 
 def test_costs_are_counted(model):
     infer = replace(ALONE, max_new_tokens=2)
+    before = [implementation for _, implementation in attention_of(model.network)]
     costs = {steps: model.costs(images(1), infer, [steps + 1]) for steps in (0, 1, 2, 3, 6)}
     network = model.network
     head = network.get_output_embeddings().weight
@@ -179,7 +180,8 @@ def test_costs_are_counted(model):
     read = one["decode"].parts["weights"] - _weights(network)["text"]
     assert bool(layers) == (read > 0)
     assert read <= experts / 2, "two of four experts a token"
-    assert network.config._attn_implementation == model.info.details["attention"]
+    assert [implementation for _, implementation in attention_of(network)] == before
+    assert model.info.details["attention"] == network.get_decoder().config._attn_implementation
     assert ours(model, images(1), ALONE) == theirs(model, images(1), ALONE)
 
 

@@ -71,10 +71,10 @@ class CountingPhases:
 @contextmanager
 def counted(network: Any) -> Iterator[CountingPhases]:
     """Count what *network* does, with eager attention and experts."""
-    attention, experts = network.config._attn_implementation, network.get_experts_implementation()
-    network.set_attn_implementation("eager")
-    network.set_experts_implementation("eager")
+    attention, experts = attention_of(network), network.get_experts_implementation()
     try:
+        network.set_attn_implementation("eager")
+        network.set_experts_implementation("eager")
         with FlopCounterMode(display=False) as counter:
             phases = CountingPhases(counter)
             layers = [module for name, module in network.named_modules() if name.endswith(".experts")]
@@ -88,8 +88,16 @@ def counted(network: Any) -> Iterator[CountingPhases]:
                 for hook in hooks:
                     hook.remove()
     finally:
-        network.set_attn_implementation(attention)
+        for config, implementation in attention:
+            config._attn_implementation = implementation  # sets those inside it, too, which follow
         network.set_experts_implementation(experts)
+
+
+def attention_of(network: Any) -> list[tuple[Any, str]]:
+    """Each configuration of its modules, outer ones first, and the implementation of attention that it names: a tower
+    may have another one than the text model."""
+    found = {id(module.config): module.config for module in network.modules() if hasattr(module, "config")}
+    return [(one, one._attn_implementation) for one in found.values() if hasattr(one, "_attn_implementation")]
 
 
 def batch_costs(

@@ -88,7 +88,7 @@ class TransformersModel:
         self._where = where
         self._device, self._dtype = network.device, network.dtype
         self._vocabulary: int = network.get_input_embeddings().num_embeddings
-        text = network.config.get_text_config(decoder=True)
+        text, vision = network.config.get_text_config(decoder=True), getattr(network.config, "vision_config", None)
         self._positions: int = getattr(text, "max_position_embeddings", None) or 1 << 30
         self._image_id = self._check_tokens()
         self._check_sizes()
@@ -116,7 +116,8 @@ class TransformersModel:
             details={
                 "class": type(network).__name__,
                 "model_type": network.config.model_type,
-                "attention": network.config._attn_implementation,
+                "attention": text._attn_implementation,
+                "vision_attention": getattr(vision, "_attn_implementation", None),
                 "quantized": quantized,
                 "generation_config": asked,
                 "layers": getattr(text, "num_hidden_layers", None),
