@@ -42,8 +42,9 @@ def compile_whole(function: Callable[..., Any]) -> Callable[..., Any]:
 def require_compiler(engine: str, device: torch.device) -> None:
     """Compile one addition for *device*; raise `EngineUnavailable` where torch.compile does not work."""
     with torch.inference_mode():
+        given = torch.zeros(8, device=device)  # out of the try: a full device lacks no compiler
         try:
-            compile_whole(lambda tensor: tensor + 1)(torch.zeros(8, device=device))
+            compile_whole(lambda tensor: tensor + 1)(given)
         # Whatever the reason (no C++ compiler, no Python headers, no Triton), the user gets its first line.
         except Exception as error:
             text = str(error).strip().removeprefix(_HEADING)

@@ -275,3 +275,14 @@ def test_no_compiler(heading: str, monkeypatch: pytest.MonkeyPatch) -> None:
         "infer=compiled needs torch.compile, which does not work on cpu here: No working C++ compiler found; "
         "use infer=reference"
     ]
+
+
+def test_a_full_device_is_no_missing_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tests would be skipped."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "zeros", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        graphs.require_compiler("compiled", torch.device("cpu"))
