@@ -61,6 +61,26 @@ def test_small_files_count_whole_beside_large_weights(path: Path):
     assert all(one.startswith("sha256-sampled:") for one in digests)
 
 
+@pytest.mark.parametrize(
+    ("boxes", "answer", "plain", "text"),
+    [
+        ("unlimited", "<|det|>title [0, 0, 999, 999]<|/det|>Hi</s>", "Hi", "Hi"),
+        ("deepseek", "<s><|ref|>Hello<|/ref|><|det|>[[0, 0, 999, 999]]<|/det|></s>", "Hello", "Hello"),
+        ("unlimited", "<|det|>title [0, 0, 999, 999]<|/det|>Hi<|IMAGE_END|>", "Hi", "Hi"),
+        ("unlimited", "<|det|>title [0, 0, 999, 999]<|/det|>aHi a", "aHi a", "aHi a"),
+    ],
+    ids=["text", "labels", "an end token that the tokenizer does not name", "a word that ends answers"],
+)
+def test_what_frames_an_answer_is_no_text_of_a_box(path: Path, boxes: str, answer: str, plain: str, text: str):
+    settings = preset("paddleocr_vl", path)
+    words = load(settings, ALONE, BOXES).tokenizer.get_vocab()
+    config = {"eos_token_id": [words["</s>"], words["<|IMAGE_END|>"], words["a"]]}
+    (path / "generation_config.json").write_text(json.dumps(config))
+    model = load(replace(settings, family=replace(settings.family, boxes=boxes)), ALONE, BOXES)
+    found = model.parse(answer, (1000, 500))
+    assert (found.plain.strip(), [box.text for box in found.boxes]) == (plain, [text])
+
+
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import re
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -95,6 +95,7 @@ class TransformersModel:
         self._asked = network.generation_config
         self.eos = self._end_tokens()
         """Tokens that end an answer."""
+        self._frame = self._frame_tokens()
         self._compiled = engine == "compiled"
         self._steps: Any = None
         self._places = 0
@@ -211,10 +212,9 @@ class TransformersModel:
 
     def parse(self, text: str, size: tuple[int, int]) -> ParsedOutput:
         """Read an answer about an image of *size* (width, height)."""
+        text = _without(text, self._frame)  # else an end token would be the text of the last box
         found = self._boxes.read(text, size, self._resized_size(size) if self._boxes.resized else None)
-        plain = found.plain
-        for token in sorted({*self.tokenizer.all_special_tokens, *self.family.stop}, key=len, reverse=True):
-            plain = plain.replace(token, "")
+        plain = _without(found.plain, self.tokenizer.all_special_tokens)
         return ParsedOutput(plain_text(plain, self.family.answer), found.boxes, found.bad_boxes, found.loop_text)
 
     def shape_key(self, image: Image, infer: InferSettings) -> object:
@@ -368,6 +368,13 @@ class TransformersModel:
             raise ModelError(f"{self._where} names no end token; set model.family.stop")
         return frozenset(found)
 
+    def _frame_tokens(self) -> frozenset[str]:
+        """Tokens around an answer: begin, end, padding. No plain word is among them, though a checkpoint may end at
+        one."""
+        words = self.tokenizer
+        ends = [self.text([token]) for token in self.eos if not words.decode([token], skip_special_tokens=True)]
+        return frozenset(filter(None, (words.bos_token, words.eos_token, words.pad_token, *ends, *self.family.stop)))
+
     def _resized_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
         """The size that the processor gives an image of *size*, from its grid of patches; None where it has none."""
         if size not in self._resized:
@@ -395,6 +402,12 @@ def _vision_phase(base: Any, phases: Phases) -> Iterator[None]:
         yield
     finally:
         del base.get_image_features
+
+
+def _without(text: str, tokens: Iterable[str]) -> str:
+    for token in sorted(tokens, key=len, reverse=True):
+        text = text.replace(token, "")
+    return text
 
 
 def _first_whole(name: str, holders: Sequence[Any]) -> int | None:
