@@ -45,7 +45,7 @@ class _Texts(HTMLParser):
         self._silent = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._silent += tag in _SILENT
+        self._silent = 0 if tag == "body" else self._silent + (tag in _SILENT)  # the head's own end may be left out
         self.parts.append("\n" if tag in _BLOCKS else " " if tag in ("td", "th") else "")
 
     def handle_endtag(self, tag: str) -> None:
@@ -81,7 +81,7 @@ def _texts(value: Any) -> Iterator[str]:
         for item in value:
             yield from _texts(item)
     elif isinstance(value, dict):
-        named = [value[key] for key in _TEXTS if isinstance(value.get(key), str)]
+        named = [value[key] for key in _TEXTS if isinstance(value.get(key), str) and value[key].strip()]
         if named:
             yield named[0]
         else:
