@@ -31,7 +31,8 @@ _WEIGHTS = ("weight", "bias", "_proj")
 """Ends of the names of tensors that are weights; buffers may be whole numbers."""
 _LFS = b"version https://git-lfs"
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_WANTED = ("config.json", "tokenizer.json", "*.safetensors", INDEX)
+WANTED = ("config.json", "tokenizer.json", "*.safetensors", INDEX)
+"""Files that are fetched from the hub, unless a model wants others. No code is among them."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _Result = TypeVar("_Result")
 _CHUNK = 1 << 20
@@ -57,7 +58,7 @@ def resolve(
     path: str,
     revision: str | None,
     hub_timeout_s: float = ModelSettings.hub_timeout_s,
-    wanted: tuple[str, ...] = _WANTED,
+    wanted: tuple[str, ...] = WANTED,
     key: str = "model.path",
 ) -> Path:
     """Return the directory of *path* (a directory or a hub id), downloaded where needed.
@@ -82,19 +83,22 @@ def _local(path: str, revision: str | None, key: str) -> Path | None:
     return None
 
 
-def find_here(path: str, revision: str | None, key: str = "model.path") -> Path | None:
+def find_here(
+    path: str, revision: str | None, wanted: tuple[str, ...] = WANTED, key: str = "model.path"
+) -> Path | None:
     """As `resolve`, without the network: None for a hub id that is not in the cache."""
     directory = _local(path, revision, key)
     if directory is None:
         from huggingface_hub import errors, snapshot_download
 
         with suppress(errors.LocalEntryNotFoundError):
-            return Path(snapshot_download(path, revision=revision, allow_patterns=list(_WANTED), local_files_only=True))
+            return Path(snapshot_download(path, revision=revision, allow_patterns=list(wanted), local_files_only=True))
     return directory
 
 
-def size_in_hub(repo: str, revision: str | None, timeout_s: float) -> int:
-    """Bytes that a download of *repo* would take. Raises `ModelError` where the hub has it not, or cannot be asked."""
+def size_in_hub(repo: str, revision: str | None, timeout_s: float, wanted: tuple[str, ...] = WANTED) -> int:
+    """Bytes of the files of *repo* that *wanted* names. Raises `ModelError` where the hub has no such model, or cannot
+    be asked."""
     from huggingface_hub import HfApi, constants, errors
 
     at = f" at revision {revision}" if revision else ""
@@ -111,7 +115,7 @@ def size_in_hub(repo: str, revision: str | None, timeout_s: float) -> int:
     except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]  # the HTTP library's own base class
         raise ModelError(f"the hub ({constants.ENDPOINT}) cannot be asked for {repo}: {_first_line(error)}") from error
     files = info.siblings or []
-    return sum(file.size or 0 for file in files if any(fnmatch(file.rfilename, pattern) for pattern in _WANTED))
+    return sum(file.size or 0 for file in files if any(fnmatch(file.rfilename, pattern) for pattern in wanted))
 
 
 def _download(repo: str, revision: str | None, timeout_s: float, wanted: tuple[str, ...], key: str) -> Path:

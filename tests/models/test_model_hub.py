@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -21,10 +22,13 @@ from pytest_llmprof.errors import ModelError
 from pytest_llmprof.models import checkpoint
 from pytest_llmprof.models.checkpoint import find_here, resolve, size_in_hub
 from pytest_llmprof.models.deepseek_ocr.checks import checks
+from pytest_llmprof.models.from_transformers import checks as document_checks
+from pytest_llmprof.models.from_transformers.checkpoint import WANTED
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 INFO = f'{{"_id": "1", "id": "owner/model", "modelId": "owner/model", "sha": "{SHA}", "siblings": []}}'
 FILES = [("config.json", 9), ("a.safetensors", 1000), ("b.safetensors", 2000), ("code.py", 5), ("old.bin", 7)]
+FILES += [("preprocessor_config.json", 5 << 30)]  # of a size that is seen
 TREE = '[{"type": "file", "oid": "x", "size": 9, "path": "config.json"}]'
 
 Answer = Callable[[socket.socket, str], None]
@@ -261,3 +265,21 @@ def test_doctor_says_what_would_be_downloaded(hub: Callable[[Answer], None]) -> 
     weights, _ = checks(ModelSettings(path="owner/model", device="cpu"), InferSettings())
     assert (weights.status, weights.found) == ("warning", "owner/model is not in the cache; the hub has it, 0.00 GiB")
     assert str(weights.mend).endswith("hf download owner/model")
+
+
+def test_doctor_looks_for_the_files_that_a_model_wants(
+    hub: Callable[[Answer], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A document model's processor, too: without it the cache has no whole copy."""
+    hub(with_files)
+    real, asked = huggingface_hub.snapshot_download, []
+
+    def noted(*given: Any, **options: Any) -> Any:
+        asked.append(options["allow_patterns"])
+        return real(*given, **options)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", noted)
+    settings = ModelSettings(name="transformers", path="owner/model", device="cpu")
+    weights, _ = document_checks.checks(settings, InferSettings())
+    assert weights.found == "owner/model is not in the cache; the hub has it, 5.00 GiB"
+    assert asked == [list(WANTED)]

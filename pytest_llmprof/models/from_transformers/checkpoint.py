@@ -148,7 +148,7 @@ def _base_of(adapter: Path, timeout_s: float, download: bool) -> Path:
     named = f"{adapter / ADAPTER}: base_model_name_or_path"
     local = os.path.isdir(os.path.expanduser(base))
     at = None if local or not revision else str(revision)
-    if not download and find_here(base, at, named) is None:
+    if not download and find_here(base, at, WANTED, named) is None:
         raise BaseElsewhere(f"{named}={base} is not in the cache")
     directory = resolve(base, at, timeout_s, WANTED, named)
     if _is_adapter(directory):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pytest_llmprof.models.checkpoint import total_bytes
 from pytest_llmprof.models.checks import MODEL, checkpoint_check, engine_check
 from pytest_llmprof.models.device import pick_dtype
-from pytest_llmprof.models.from_transformers.checkpoint import BaseElsewhere, Source, open_source
+from pytest_llmprof.models.from_transformers.checkpoint import WANTED, BaseElsewhere, Source, open_source
 from pytest_llmprof.models.from_transformers.loader import (
     check_compilable,
     check_compiler,
@@ -41,7 +41,7 @@ def checks(model: ModelSettings, infer: InferSettings) -> Iterator[Check]:
         kind = source.config.get("model_type")
         return ok(MODEL, f"{directory}, {kind}, {type(processor).__name__}, {size / 2**30:,.2f} GiB")
 
-    yield checkpoint_check(model, look)
+    yield checkpoint_check(model, look, WANTED)
 
     def try_out(device: torch.device) -> None:
         pick_dtype(model.dtype, device)
