@@ -81,6 +81,14 @@ def test_what_frames_an_answer_is_no_text_of_a_box(path: Path, boxes: str, answe
     assert (found.plain.strip(), [box.text for box in found.boxes]) == (plain, [text])
 
 
+def test_doctags_that_are_special_tokens(tmp_path: Path):
+    """They part the cells of a table."""
+    model = load(preset("granite_docling", zoo.build(zoo.granite_docling, tmp_path)), ALONE, BOXES)
+    model.tokenizer.add_special_tokens({"extra_special_tokens": ["<fcel>", "<nl>", "<|own|>"]})
+    answer = "<otsl><fcel>a<fcel>b<nl><fcel>c</otsl><|own|></s>"
+    assert model.parse(answer, (500, 500)).plain.split() == ["a", "b", "c"]
+
+
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 

@@ -18,7 +18,7 @@ from pytest_llmprof.models.base import BoxFormat, Capabilities, ModelInfo, Parse
 from pytest_llmprof.models.from_transformers import MODE, NAME, prompts
 from pytest_llmprof.models.from_transformers.checkpoint import PROCESSOR, told
 from pytest_llmprof.models.from_transformers.loop import Plan, Step, decode
-from pytest_llmprof.models.from_transformers.plain import plain_text
+from pytest_llmprof.models.from_transformers.plain import is_tag, plain_text
 from pytest_llmprof.text.escape import one_line, quoted
 
 if TYPE_CHECKING:
@@ -214,7 +214,8 @@ class TransformersModel:
         """Read an answer about an image of *size* (width, height)."""
         text = _without(text, self._frame)  # else an end token would be the text of the last box
         found = self._boxes.read(text, size, self._resized_size(size) if self._boxes.resized else None)
-        plain = _without(found.plain, self.tokenizer.all_special_tokens)
+        special = [one for one in self.tokenizer.all_special_tokens if not is_tag(one, self.family.answer)]
+        plain = _without(found.plain, special)
         return ParsedOutput(plain_text(plain, self.family.answer), found.boxes, found.bad_boxes, found.loop_text)
 
     def shape_key(self, image: Image, infer: InferSettings) -> object:

@@ -38,6 +38,11 @@ def plain_text(answer: str, markup: str) -> str:
     return answer
 
 
+def is_tag(token: str, markup: str) -> bool:
+    """Whether `plain_text` reads the *token*: a tokenizer may have DocTags among its special ones."""
+    return markup == "doctags" and _TAG.fullmatch(token) is not None
+
+
 class _Texts(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
