@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_llmprof.errors import ConfigError
 from pytest_llmprof.plugin import options
 from pytest_llmprof.plugin.baselines import Baselines
 from pytest_llmprof.plugin.remote import CHANNEL, Away, Home
 from pytest_llmprof.plugin.terminal import Progress
+from pytest_llmprof.text.escape import quoted
 
 if TYPE_CHECKING:
     from pytest_llmprof.measure.duet import Duet
@@ -89,12 +91,15 @@ class SharedState:
     @cached_property
     def session(self) -> Session:
         """The run's session, made of all that plugins register."""
-        from pytest_llmprof.datasets import builtin
+        from pytest_llmprof.datasets import DatasetPlugin, builtin
         from pytest_llmprof.models import packaged_models
+        from pytest_llmprof.models.base import BoxFormat, ModelPlugin
+        from pytest_llmprof.records.catalogue import Metric
         from pytest_llmprof.records.run import Process
         from pytest_llmprof.run.directory import choose_run_dir
         from pytest_llmprof.run.session import Session
         from pytest_llmprof.stages import packaged_stages
+        from pytest_llmprof.stages.base import StagePlugin, ToolStagePlugin
         from pytest_llmprof.text.secrets import masked_word
 
         explicit = options.directory(self.config, "llmprof_run_dir")
@@ -103,16 +108,18 @@ class SharedState:
         def run_dir() -> Path:  # a worker's was chosen by its controller
             return Path(sent["run_dir"]) if self.worker else choose_run_dir(explicit, self.config.rootpath)
 
-        hook = self.config.hook
+        def registered(hook: str, *kinds: type) -> list[Any]:
+            return _flat(hook, getattr(self.config.hook, hook)(config=self.config), kinds)
+
         return Session(
             sources=options.sources(self.config),
             models=[
-                *packaged_models(_flat(hook.pytest_llmprof_box_formats(config=self.config))),
-                *_flat(hook.pytest_llmprof_models(config=self.config)),
+                *packaged_models(registered("pytest_llmprof_box_formats", BoxFormat)),
+                *registered("pytest_llmprof_models", ModelPlugin),
             ],
-            stages=[*packaged_stages(), *_flat(hook.pytest_llmprof_stages(config=self.config))],
-            datasets=[*builtin(), *_flat(hook.pytest_llmprof_datasets(config=self.config))],
-            metrics=_flat(hook.pytest_llmprof_metrics(config=self.config)),
+            stages=[*packaged_stages(), *registered("pytest_llmprof_stages", StagePlugin, ToolStagePlugin)],
+            datasets=[*builtin(), *registered("pytest_llmprof_datasets", DatasetPlugin)],
+            metrics=registered("pytest_llmprof_metrics", Metric),
             choose_run_dir=run_dir,
             id=sent.get("session") or uuid.uuid4().hex,
             argv=sent.get("argv") or [masked_word(str(arg)) for arg in self.config.invocation_params.args],
@@ -128,5 +135,14 @@ DUET: pytest.StashKey[Duet | None] = pytest.StashKey()
 """Where it holds the connection of a duet, which is there before the rest."""
 
 
-def _flat(results: Iterable[Iterable[Any] | None]) -> list[Any]:
-    return [plugin for plugins in results for plugin in plugins or ()]
+def _flat(hook: str, results: Iterable[Any], kinds: tuple[type, ...]) -> list[Any]:
+    """What the plugins returned from *hook*, in one list. Raises `ConfigError` for anything but lists of *kinds*."""
+    found = []
+    for result in results:
+        listed = isinstance(result, Iterable) and not isinstance(result, str)
+        for one in result if listed else () if result is None else (result,):
+            if not listed or not isinstance(one, kinds):
+                wanted = " or ".join(kind.__name__ for kind in kinds)
+                raise ConfigError(f"the hook {hook} returned {quoted(one)}: it must be a list of {wanted}")
+            found.append(one)
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from plugin_bench import clean, files
 
 ECHO = ("model=echo", "dataset=blank", "infer.prompt='hello world'")
@@ -85,6 +86,37 @@ def test_two_plugins_with_one_name(bench):
     conftest.write_text(conftest.read_text().replace('name="count"', 'name="torch_profiler"'))
     bench.test()
     assert "two plugins register the stage 'torch_profiler'" in bench.usage_error("measure.rounds=1")
+
+
+@pytest.mark.parametrize("args", [["--llmprof-stage=direct_inference"], []])
+@pytest.mark.parametrize(
+    ("hook", "returned", "line"),
+    [
+        ("models", "['m']", "returned 'm': it must be a list of ModelPlugin"),
+        ("stages", "[5]", "returned 5: it must be a list of StagePlugin or ToolStagePlugin"),
+        ("datasets", "'d'", "returned 'd': it must be a list of DatasetPlugin"),
+        ("metrics", "7", "returned 7: it must be a list of Metric"),
+        ("box_formats", "[BoxFormat]", "returned <class 'pytest_llmprof.models.base.BoxFormat'>: it must be a list of"),
+        ("box_formats", "BoxFormat('a', str)", "returned BoxFormat(name='a', read=<class 'str'>, "),
+        ("box_formats", "{'a': str}", "returned 'a': it must be a list of BoxFormat"),
+    ],
+)
+def test_a_hook_that_returns_something_else(bench, hook, returned, line, args):
+    name = f"pytest_llmprof_{hook}"
+    code = f"from pytest_llmprof.models.base import BoxFormat\ndef {name}(config): return {returned}\n"
+    bench.test(code, "conftest.py")
+    bench.test()
+    assert f"the hook {name} {line}" in bench.usage_error(args=args)
+
+
+@pytest.mark.parametrize("name", ["mine", "none", "qwen"])
+def test_two_formats_of_boxes_with_one_name(bench, name):
+    formats = f"[BoxFormat({name!r}, str)] * {1 + (name == 'mine')}"
+    code = "from pytest_llmprof.models.base import BoxFormat\n"
+    bench.test(f"{code}def pytest_llmprof_box_formats(config): return {formats}\n", "conftest.py")
+    bench.test()
+    line = f"two plugins register the format of boxes {name!r}: names must differ"
+    assert line in bench.usage_error("measure.rounds=1")
 
 
 def test_a_hook_that_returns_nothing(bench):

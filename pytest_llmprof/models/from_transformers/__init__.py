@@ -18,10 +18,12 @@ A family is a preset (`model.family.*`), no code. Importing this package imports
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
+from pytest_llmprof.errors import ConfigError
 from pytest_llmprof.models.base import BoxFormat, ModelPlugin
 
 if TYPE_CHECKING:
@@ -77,7 +79,12 @@ def _choose_engine(model: ModelSettings, infer: InferSettings, measure: MeasureS
 
 def plugin(formats: Iterable[BoxFormat] = ()) -> ModelPlugin:
     """This adapter, as the plugin registers it; *formats* of boxes are those of other plugins."""
+    from pytest_llmprof.models.from_transformers.boxes import FORMATS
+
     added = tuple(formats)
+    for name, times in Counter(one.name for one in (*FORMATS, *added)).items():
+        if times > 1:
+            raise ConfigError(f"two plugins register the format of boxes {name!r}: names must differ")
     return ModelPlugin(
         name=NAME,
         load=partial(_load, added),
