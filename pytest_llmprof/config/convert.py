@@ -104,7 +104,11 @@ def _prepared(hint: Any, value: Any) -> Any:
         raise Mismatch("", value, "text (quote a text that looks like a number)")
     if kind is int and isinstance(value, (str, int, float)) and not isinstance(value, bool):
         text = str(value).strip()
-        return int(text) if _INTEGER.fullmatch(text) and abs(int(text)) < 2**63 else _refuse(hint, value)
+        if not _INTEGER.fullmatch(text):
+            _refuse(hint, value)
+        if abs(int(text)) >= 2**63:
+            raise Mismatch("", value, allowed if "2**63" in (allowed := describe(hint)) else f"{allowed} (below 2**63)")
+        return int(text)
     if kind is float and isinstance(value, (str, int, float)) and not _is_finite(value):
         _refuse(hint, value)
     if isinstance(value, str) and kind is not str:

@@ -6,6 +6,7 @@ clock in `run_batch`. Reading images, decoding tokens to text, scoring and writi
 
 from __future__ import annotations
 
+import sys
 import time
 import traceback
 from collections import Counter
@@ -351,7 +352,8 @@ def run_batch(
     recorder.take()
     most = infer.max_new_tokens
     begin = time.perf_counter_ns()
-    tokens = list(islice(model.generate(images, infer, recorder), most * len(images) + 1))
+    at_most = min(most * len(images) + 1, sys.maxsize)
+    tokens = list(islice(model.generate(images, infer, recorder), at_most))
     end = time.perf_counter_ns()
     answers = read_answers(tokens, len(images), most, begin, end)
     phases = recorder.take()

@@ -200,6 +200,8 @@ def test_the_key_that_was_meant_is_of_the_stage_that_was_typed(bench, typed, mea
         ("model.size=huge", "one of full, tiny"),
         ("model.seed=-1", "an integer from 0 to 2**63 - 1"),
         ("model.seed=99999999999999999999", "an integer from 0 to 2**63 - 1"),
+        ("infer.max_new_tokens=99999999999999999999", "an integer >= 1 (below 2**63)"),
+        ("dataset.limit=9223372036854775808", "an integer >= 1, or null for all pages (below 2**63)"),
         ("pipeline.nsys.timeout_s=nan", "a number > 0"),
         ("model.max_new_tokens=0", "an integer >= 1"),
         ("dataset.name=sample_page", "did you mean 'sample_pages'?"),
