@@ -372,7 +372,8 @@ def _prompt_note(typed: str, prompt: str) -> str | None:
 
 def _failed_pages(failures: Sequence[Failure]) -> str:
     first = failures[0]
-    more = f" (and {len(failures) - 1} more: {', '.join(item.page for item in failures[1:6])})"
+    names = ", ".join([*(item.page for item in failures[1:6]), *(["…"] if len(failures) > 6 else [])])
+    more = f" (and {len(failures) - 1} more: {names})"
     return f"{len(failures)} page(s) failed: {first.page}: {first.error}{more if len(failures) > 1 else ''}"
 
 

@@ -212,6 +212,25 @@ def test_bad_pictures_fail_by_name_and_the_others_go_on(bench):
     assert bench.run_json()["tests"][0]["outcome"] == "failed"
 
 
+def test_of_many_bad_pages_some_are_named(bench):
+    folder = bench.path / "pages"
+    folder.mkdir()
+    for number in range(8):
+        (folder / f"p{number}.png").touch()
+    from PIL import Image
+
+    Image.new("RGB", (40, 30), "white").save(folder / "good.png")
+    bench.test()
+    bench.ini("dataset.limit=null", "infer.max_new_tokens=1")
+    result = bench.run("dataset=image_folder", "dataset.root=pages", "pipeline.torch_profiler.enable=false")
+    result.stdout.fnmatch_lines(["8 page(s) failed: p0: *(and 7 more: p1, p2, p3, p4, p5, …)"])
+
+
+def test_the_largest_limit_of_tokens(bench):
+    bench.test()
+    bench.passed("infer.max_new_tokens=9223372036854775807", "dataset.limit=1", "pipeline.torch_profiler.enable=false")
+
+
 def test_all_pages_bad(bench):
     (bench.path / "pages").mkdir()
     (bench.path / "pages" / "a.png").touch()
