@@ -67,7 +67,7 @@ def test_small_files_count_whole_beside_large_weights(path: Path):
         ("unlimited", "<|det|>title [0, 0, 999, 999]<|/det|>Hi</s>", "Hi", "Hi"),
         ("deepseek", "<s><|ref|>Hello<|/ref|><|det|>[[0, 0, 999, 999]]<|/det|></s>", "Hello", "Hello"),
         ("unlimited", "<|det|>title [0, 0, 999, 999]<|/det|>Hi<|IMAGE_END|>", "Hi", "Hi"),
-        ("unlimited", "<|det|>title [0, 0, 999, 999]<|/det|>aHi a", "aHi a", "aHi a"),
+        ("unlimited", "<|det|>title [0, 0, 999, 999]<|/det|>aHi aa", "aHi a", "aHi a"),
     ],
     ids=["text", "labels", "an end token that the tokenizer does not name", "a word that ends answers"],
 )

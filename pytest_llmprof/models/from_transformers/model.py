@@ -95,7 +95,7 @@ class TransformersModel:
         self._asked = network.generation_config
         self.eos = self._end_tokens()
         """Tokens that end an answer."""
-        self._frame = self._frame_tokens()
+        self._frame, self._ends = self._marks()
         self._compiled = engine == "compiled"
         self._steps: Any = None
         self._places = 0
@@ -212,10 +212,16 @@ class TransformersModel:
 
     def parse(self, text: str, size: tuple[int, int]) -> ParsedOutput:
         """Read an answer about an image of *size* (width, height)."""
+        if not text.endswith(self._frame):
+            text = text.removesuffix(next(filter(text.endswith, self._ends), ""))
         text = _without(text, self._frame)  # else an end token would be the text of the last box
-        found = self._boxes.read(text, size, self._resized_size(size) if self._boxes.resized else None)
+        found: Any = self._boxes.read(text, size, self._resized_size(size) if self._boxes.resized else None)
+        plain = getattr(found, "plain", None)
+        if not isinstance(found, ParsedOutput) or not isinstance(plain, str):
+            raise ModelError(f"the format of boxes {self._boxes.name!r} returned {quoted(found)}, which is no "
+                             "ParsedOutput with a str as its plain")  # fmt: skip
         special = [one for one in self.tokenizer.all_special_tokens if not is_tag(one, self.family.answer)]
-        plain = _without(found.plain, special)
+        plain = _without(plain, special)
         return ParsedOutput(plain_text(plain, self.family.answer), found.boxes, found.bad_boxes, found.loop_text)
 
     def shape_key(self, image: Image, infer: InferSettings) -> object:
@@ -362,19 +368,22 @@ class TransformersModel:
             found.add(self.tokenizer.eos_token_id)
         for token in self.family.stop:
             if token not in self.tokenizer.get_vocab():
-                raise ModelError(f"{self._where}: model.family.stop names {token}, which the tokenizer does not have: "
-                                 "another model.family than the checkpoint's")  # fmt: skip
+                raise ModelError(f"{self._where}: model.family.stop names {quoted(token)}, which the tokenizer does "
+                                 "not have: another model.family than the checkpoint's")  # fmt: skip
             found.add(self.tokenizer.convert_tokens_to_ids(token))
         if not found:
             raise ModelError(f"{self._where} names no end token; set model.family.stop")
         return frozenset(found)
 
-    def _frame_tokens(self) -> frozenset[str]:
-        """Tokens around an answer: begin, end, padding. No plain word is among them, though a checkpoint may end at
-        one."""
+    def _marks(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Tokens around an answer (begin, end, padding), and texts that end one but are also text elsewhere, such as
+        "O"."""
         words = self.tokenizer
-        ends = [self.text([token]) for token in self.eos if not words.decode([token], skip_special_tokens=True)]
-        return frozenset(filter(None, (words.bos_token, words.eos_token, words.pad_token, *ends, *self.family.stop)))
+        added = getattr(words, "added_tokens_decoder", {})
+        frame = {words.bos_token, words.eos_token, words.pad_token}
+        frame |= {str(added[end]) for end in self.eos if end in added}
+        ends = {words.decode([end]) for end in self.eos if end not in added}
+        return tuple(frame - {None, ""}), tuple(sorted(ends - frame, key=len, reverse=True))
 
     def _resized_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
         """The size that the processor gives an image of *size*, from its grid of patches; None where it has none."""
@@ -446,4 +455,5 @@ def _note(asked: dict[str, Any]) -> str | None:
     if not asked:
         return None
     listed = ", ".join(f"{name}={value}" for name, value in asked.items())
-    return f"The checkpoint's generation_config asks for {listed}, which infer.generation=greedy leaves out."
+    return (f"The checkpoint's generation_config asks for {listed}: infer.generation=checkpoint follows that, greedy "
+            "leaves it out.")  # fmt: skip
