@@ -98,7 +98,8 @@ def add(commands: Subparsers) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    terms = Terms(margin=margin_of(options), force=options.force, plan=DUET_PLAN if options.duet else Plan())
+    plan = DUET_PLAN if options.duet else Plan()
+    terms = Terms(margin=margin_of(options), force=options.force, force_option="--force", plan=plan)
     seconds = 60 * _minutes(options.minutes)
     wishes = (_wish(options, "A"), _wish(options, "B"))
     arguments = _pytest_arguments(options.arguments)

@@ -62,7 +62,7 @@ def _run(options: argparse.Namespace) -> int:
     before = store.resolve(options.before, {name for run in after for name in machines_of(run)})
     metrics: dict[str, Declaration] = {metric.name: metric for run in (*before, *after) for metric in run.metrics}
     rules = parse_rules(options.fail_on, list(metrics.values()))
-    terms = Terms(margin=margin, process_sd=process_sd, rules=rules, force=options.force)
+    terms = Terms(margin=margin, process_sd=process_sd, rules=rules, force=options.force, force_option="--force")
     result = compare(before, after, terms)
     sys.stdout.write(render(result, options.format, everything=options.all))
     return result.exit_code

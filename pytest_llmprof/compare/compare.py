@@ -50,6 +50,8 @@ class Terms:
     rules: tuple[Rule, ...] = ()
     force: bool = False
     """Compare also what is of other work or another machine."""
+    force_option: str = "llmprof compare --force"
+    """How the user sets `force`, for messages."""
     plan: Plan | None = None
     """Set where the runs of both sides are pairs, in the order of `sequential.order`: its looks decide. Its margin,
     errors and family are those of the terms."""
@@ -157,7 +159,7 @@ class _Comparer:
                 if run.status != "complete" and not self.terms.force:
                     raise ArtifactError(
                         f"{run.source} is half a run (its status is {run.status}): "
-                        "run it to its end, or compare what is there with --force"
+                        f"run it to its end, or compare what is there with {self.terms.force_option}"
                     )
         if self.terms.plan is None:
             refuse_copies(self.before)
@@ -190,7 +192,7 @@ class _Comparer:
         if all(pair.other_work for pair in pairs):
             raise ArtifactError(
                 f"{_source(self.before)} and {_source(self.after)} did not do the same work: {pairs[0].other_work}; "
-                "--force compares them all the same"
+                f"{self.terms.force_option} compares them all the same"
             )
         measured = [pair for pair in pairs if pair.problem is None and not pair.other_work]
         single = [
@@ -202,7 +204,8 @@ class _Comparer:
         if measured and len(single) == len(measured) and not self.terms.force and self.terms.plan is None:
             raise ArtifactError(
                 "every test has a single round on one side, so its noise is not known: measure more "
-                "(measure.rounds=5), save 3 runs or more, or compare what is exact with --force"
+                "(measure.rounds=5), save 3 runs or more, or compare what is exact with "
+                f"{self.terms.force_option}"
             )
 
     def _metrics(self, pair: _Pair) -> Iterator[Declaration]:

@@ -162,7 +162,9 @@ def test_other_work_is_named_and_refused(changes, why):
     with pytest.raises(ArtifactError) as found:
         pair(saved_test(), saved_test(**changes))
     assert why in str(found.value)
-    assert str(found.value).endswith("--force compares them all the same")
+    assert str(found.value).endswith("; llmprof compare --force compares them all the same"), "not all commands have it"
+    with pytest.raises(ArtifactError, match=r"; --force compares them all the same$"):
+        pair(saved_test(), saved_test(**changes), force_option="--force")
     assert "tpot_ms" in rows(pair(saved_test(), saved_test(**changes), force=True))
 
 
