@@ -629,6 +629,16 @@ def test_doctor_reads_the_checkpoint_and_its_processor(path: Path):
     assert engine.status == "ok"
 
 
+def test_doctor_says_what_does_not_fit_the_processor(path: Path):
+    (path / "chat_template.jinja").unlink()
+    model, _ = doctor(path)
+    assert (model.status, "has no chat template: choose" in model.found) == ("problem", True)
+    settings = preset("paddleocr_vl", path)
+    settings = replace(settings, family=replace(settings.family, template="{image}{prompt}", stop=("<|done|>",)))
+    model, _ = doctor_checks.checks(settings, ALONE)
+    assert (model.status, "model.family.stop names '<|done|>', which" in model.found) == ("problem", True)
+
+
 @pytest.mark.skipif(zoo.VISION, reason="torchvision is installed")
 def test_doctor_names_a_missing_package(path: Path):
     change(path, "processor_config.json", processor_class="UnlimitedOcrProcessor")

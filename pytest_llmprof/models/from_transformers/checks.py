@@ -15,6 +15,7 @@ from pytest_llmprof.models.from_transformers.checkpoint import WANTED, BaseElsew
 from pytest_llmprof.models.from_transformers.loader import (
     check_compilable,
     check_compiler,
+    check_family,
     check_memory,
     read_processor,
 )
@@ -36,6 +37,7 @@ def checks(model: ModelSettings, infer: InferSettings) -> Iterator[Check]:
         except BaseElsewhere as error:
             return warning(MODEL, str(error), "the first run downloads it")
         processor = read_processor(source)
+        check_family(source, processor, model, infer)
         sources.append(source)
         size = total_bytes(source.weights)
         kind = source.config.get("model_type")

@@ -28,7 +28,7 @@ from pytest_llmprof.models.from_transformers.checkpoint import (
     told,
 )
 from pytest_llmprof.models.graphs import require_compiler
-from pytest_llmprof.text.escape import one_line
+from pytest_llmprof.text.escape import one_line, quoted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,9 +73,7 @@ def load(settings: ModelSettings, infer: InferSettings, formats: Mapping[str, Bo
         from pytest_llmprof.models.from_transformers.model import TransformersModel
 
     processor = read_processor(source)
-    where = str(source.directory)
-    # A template that cannot be used is refused before the weights are read, not at each page.
-    prompts.whole_prompt(processor, settings.family, prompts.asked(settings.family, infer.prompt)[1], where)
+    check_family(source, processor, settings, infer)
     note = what_is_left_out(source, processor, templated=settings.family.template is None)
     network = load_weights(source, device, dtype)
     return TransformersModel(
@@ -85,10 +83,21 @@ def load(settings: ModelSettings, infer: InferSettings, formats: Mapping[str, Bo
         engine=engine,
         digest=digest(source.weights, source.beside),
         boxes=formats[settings.family.boxes],
-        where=where,
+        where=str(source.directory),
         quantized=source.quantized,
         note=note,
     )
+
+
+def check_family(source: Source, processor: Any, settings: ModelSettings, infer: InferSettings) -> None:
+    """Raise `ModelError` where `model.family` or `infer.prompt` does not fit *processor*: before the weights are read,
+    not at each page."""
+    family, where = settings.family, str(source.directory)
+    prompts.whole_prompt(processor, family, prompts.asked(family, infer.prompt)[1], where)
+    for token in family.stop:
+        if token not in processor.tokenizer.get_vocab():
+            raise ModelError(f"{where}: model.family.stop names {quoted(token)}, which the tokenizer does not have: "
+                             "another model.family than the checkpoint's")  # fmt: skip
 
 
 def read_processor(source: Source) -> Any:

@@ -366,11 +366,7 @@ class TransformersModel:
                              f"the model's vocabulary of {self._vocabulary}: no answer would end there")  # fmt: skip
         if self.tokenizer.eos_token_id is not None:
             found.add(self.tokenizer.eos_token_id)
-        for token in self.family.stop:
-            if token not in self.tokenizer.get_vocab():
-                raise ModelError(f"{self._where}: model.family.stop names {quoted(token)}, which the tokenizer does "
-                                 "not have: another model.family than the checkpoint's")  # fmt: skip
-            found.add(self.tokenizer.convert_tokens_to_ids(token))
+        found.update(self.tokenizer.convert_tokens_to_ids(list(self.family.stop)))
         if not found:
             raise ModelError(f"{self._where} names no end token; set model.family.stop")
         return frozenset(found)
