@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,12 +23,17 @@ import msgspec
 
 from pytest_llmprof.config.presets import quoted
 from pytest_llmprof.records.metrics import Metrics
+from pytest_llmprof.text.escape import inline
 from pytest_llmprof.text.markdown import table
 from pytest_llmprof.text.numbers import number
 
 SWEEP = Path(__file__).parent / "sweeps" / "test_models.py"
 TIMED_OUT = 124
 """The exit code of a run that its time limit ended."""
+INTERRUPTED = 130
+"""The exit code after Ctrl-C."""
+NAME = re.compile(r"\w[\w .+-]{0,99}")
+"""What a run may be called."""
 GRACE_S = 10
 """Seconds that such a run has to write what it has."""
 HEAD = ("Model", "Engine", "Pages/s", "TTFT ms", "TPOT ms", "Tokens/page", "CER", "Peak GiB")
@@ -57,17 +63,21 @@ def run_logged(command: Sequence[str], log: Path, limit_s: float | None = None) 
         try:
             return process.wait(limit_s)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGINT)  # pytest then ends its run directory
-            try:
-                process.wait(GRACE_S)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            _end(process)
             return TIMED_OUT
         except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            _end(process)
             raise
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End *process*, as Ctrl-C does: pytest then ends its run directory, and the tool that a stage runs it under."""
+    try:
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(GRACE_S)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def rows(out: Path, names: Sequence[str], stage: str) -> Iterator[tuple[str, ...]]:
@@ -79,7 +89,7 @@ def rows(out: Path, names: Sequence[str], stage: str) -> Iterator[tuple[str, ...
             tokens = sum(sample.tokens for sample in metrics.samples) / max(len(metrics.samples), 1)
             values = [figures.get(key) for key in ("pages_per_s", "ttft_ms", "tpot_ms")]
             shown = (number(value) for value in (*values, tokens, figures.get("cer"), figures.get("peak_memory_gib")))
-            yield (name, metrics.fingerprint.engine or "", *shown)
+            yield (inline(name), metrics.fingerprint.engine or "", *shown)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,25 +104,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     models = {}
     for text in given.models:
         name, equals, model = text.partition("=")
-        if not equals or not model or "/" in name or name in ("", ".", ".."):
-            parser.error(f"{text!r} is not NAME=PRESET[:PATH], such as glm=glm_ocr:/models/GLM-OCR")
+        if not equals or not model or not NAME.fullmatch(name) or name.endswith((".log", ".md")):
+            parser.error(f"{text!r} is not NAME=PRESET[:PATH], such as glm=glm_ocr:/models/GLM-OCR; NAME becomes the "
+                         "directory OUT/NAME: letters, digits, and space . _ + - after the first one, no .log or .md")
         if name in models:
             parser.error(f"two models are named {name}: their runs would be one directory")
         if (given.out / name).exists():
             parser.error(f"{given.out / name} is there already, whose figures are not of this call: name another OUT")
         models[name] = model
-    given.out.mkdir(parents=True, exist_ok=True)
-    failed = [
-        name for name, model in models.items()
-        if run_model(given.out, name, model, given.engine, given.stage, given.set)
-    ]  # fmt: skip
+    if not re.fullmatch(r"\w+", given.stage):
+        parser.error(f"--stage {given.stage}: name one stage, whose figures the table shows")
+    try:
+        given.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"the directory {given.out} cannot be made: {error.strerror}")
+    failed, stopped = [], False
+    for name, model in models.items():
+        try:
+            if run_model(given.out, name, model, given.engine, given.stage, given.set):
+                failed.append(name)
+        except KeyboardInterrupt:
+            failed.append(name)
+            stopped = True
+            break
     text = table(HEAD, list(rows(given.out, list(models), given.stage)), left=2)
     (given.out / "models.md").write_text(text, encoding="utf-8")
     print(text)
     for name in failed:
         print(f"{name} failed: {given.out / name}.log", file=sys.stderr)
-    return bool(failed)
+    if stopped:
+        print(f"stopped at {failed[-1]}, so the table is not whole", file=sys.stderr)
+    return INTERRUPTED if stopped else bool(failed)
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGHUP):  # else the run, which has a session of its own, would go on
+        signal.signal(number, signal.default_int_handler)
     sys.exit(main())

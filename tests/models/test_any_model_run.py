@@ -5,8 +5,12 @@ from __future__ import annotations
 import gc
 import importlib
 import json
+import os
 import re
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -146,10 +150,50 @@ def test_compare_models_names_a_model_that_fails(tmp_path, script, capsys):
         (["=glm_ocr"], "is not NAME=PRESET"),
         (["a=glm_ocr", "a=qwen_vl"], "two models are named a"),
         (["old=glm_ocr"], f"{tmp_path}/old is there already"),
+        (["a/b=glm_ocr"], "NAME becomes the directory"),
+        (["models.md=glm_ocr"], "NAME becomes the directory"),
+        (["a|b=glm_ocr"], "NAME becomes the directory"),
+        ([f"{'x' * 300}=glm_ocr"], "NAME becomes the directory"),
+        (["b=glm_ocr", "--stage", "nsys,ncu"], "--stage nsys,ncu: name one stage"),
     ):
         with pytest.raises(SystemExit):
             main([str(tmp_path), *models])
         assert words in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "gone.log"), "a=glm_ocr"])
+    assert f"the directory {tmp_path}/gone.log cannot be made: File exists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_stopping_compare_models_ends_the_run_and_keeps_the_table(tmp_path, number):
+    """By Ctrl-C, a kill, or the end of the terminal: the model's run ends as by Ctrl-C, and nothing is left running."""
+    root = Path(__file__).parents[2]
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys, time, pathlib\n"
+        "if '-m' in sys.orig_argv:\n"
+        "    try:\n"
+        f"        pathlib.Path({str(tmp_path)!r}, 'begun').touch()\n"
+        "        time.sleep(60)\n"
+        "    finally:\n"
+        f"        pathlib.Path({str(tmp_path)!r}, 'ended').touch()\n"
+    )
+    script = root / "benchmarks" / "compare_models.py"
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path / "out"), "a=glm_ocr", "b=qwen_vl"],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{root}"}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not (tmp_path / "begun").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors.splitlines() == [
+        f"a failed: {tmp_path}/out/a.log", "stopped at a, so the table is not whole"
+    ]  # fmt: skip
+    assert (tmp_path / "ended").exists(), "it was told to end"
+    assert (tmp_path / "out" / "models.md").exists()
+    assert not (tmp_path / "out" / "b.log").exists()
 
 
 @pytest.mark.parametrize(
