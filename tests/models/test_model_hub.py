@@ -68,8 +68,8 @@ def silent_in_the_files(connection: socket.socket, path: str) -> None:
         connection.sendall(answered(TREE if "/tree/" in path else INFO))
 
 
-def slow(connection: socket.socket, path: str, size: int = 4 << 20) -> None:
-    """A file of 4 MiB, of which one arrives each second."""
+def slow(connection: socket.socket, path: str, size: int = 6 << 20) -> None:
+    """A file of 6 MiB, of which one arrives each second."""
     if "/resolve/" not in path:
         connection.sendall(answered(TREE.replace("9", str(size)) if "/tree/" in path else INFO))
         return
@@ -152,7 +152,7 @@ def test_a_hub_that_falls_silent(hub: Callable[[Answer], None], answer: Answer) 
 def test_a_slow_hub_is_not_silent(hub: Callable[[Answer], None]) -> None:
     """huggingface_hub would write 10 MiB at a time: to the one who watches the files, nothing for ten seconds."""
     hub(slow)
-    assert (resolve("owner/model", None, 2.5) / "config.json").stat().st_size == 4 << 20
+    assert (resolve("owner/model", None, 4.5) / "config.json").stat().st_size == 6 << 20
 
 
 def test_a_download_ends_at_ctrl_c(hub: Callable[[Answer], None], tmp_path: Path) -> None:
