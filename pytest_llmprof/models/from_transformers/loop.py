@@ -81,7 +81,7 @@ def decode(
     }
 
     def choose(output: Any) -> Tensor:
-        # A copy, so that the prefill's logits (or a CUDA graph's output) are not held.
+        # A copy, which the processors may change.
         scores = output.logits[:, -1].to(copy=True, dtype=torch.float32, device=input_ids.device)
         scores = ban_repeats(input_ids, logits_processor(input_ids, scores), plan.ngram)
         if plan.random is None:
