@@ -10,8 +10,11 @@ from broken import SLOW
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from pytest_llmprof.models.base import BoxFormat
 from pytest_llmprof.models.deepseek_ocr.parsing import SPECIAL, parse
 from pytest_llmprof.models.deepseek_ocr.prompts import FREE, IMAGE, MARKDOWN, prompt_kind, prompt_text, split_prompt
+from pytest_llmprof.models.from_transformers.boxes import FORMATS
+from pytest_llmprof.models.from_transformers.plain import plain_text
 from pytest_llmprof.quality.repetition import repetition, runaway
 from pytest_llmprof.quality.text import character_edits, normalise, word_edits, words
 
@@ -22,6 +25,14 @@ PIECES = [
     *("0." + "3" * 40, "٣", "nan", " ", "\n", "title", "text", "a" * 300, "\ud800", "\0"),
 ]
 ANSWERS = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=8)), max_size=40).map("".join)
+MARKS = [
+    *PIECES,
+    *("<|det|>a [1, 2, 3, 4]<|/det|>", "<|LOC_1|>" * 4, "<|LOC_9|>" * 4, "<text>", "<loc_1>", "<fcel>", "<nl>"),
+    *("<|box_start|>1 2 3 4<|box_end|>", "<|ref_start|>text<|ref_end|>", "{", "}", '"', "\\", '"bbox": [1,2,3,4]'),
+    *('"bbox_2d":', '"text":', "```", "```json\n", "<td>", "<p", "</", "<!", "<!--", "<![", "<script>", "&#", "='"),
+]
+MARKED = st.lists(st.one_of(st.sampled_from(MARKS), st.text(max_size=8)), max_size=40).map("".join)
+MARKUPS = ("text", "html", "doctags", "json")
 SIZES = st.tuples(st.integers(1, 20_000), st.integers(1, 20_000))
 WORDS = st.text(st.characters(blacklist_characters="<|>", blacklist_categories=["Cs"]), min_size=1, max_size=12)
 CORNER = st.integers(0, 998)
@@ -39,6 +50,15 @@ def test_any_text(text: str, size: tuple[int, int]) -> None:
         assert 0 <= top < bottom <= size[1]
         assert box.label == " ".join(box.label.split())
         assert not any(tag in box.text for tag in SPECIAL) or any(tag in text.replace(tag, "") for tag in SPECIAL)
+
+
+@given(st.sampled_from(FORMATS), MARKED, SIZES, st.sampled_from(MARKUPS))
+def test_any_text_of_document_models(form: BoxFormat, text: str, size: tuple[int, int], markup: str) -> None:
+    found = form.read(text, size, (28, 28))
+    assert found.bad_boxes >= 0
+    assert all(0 <= left < right <= size[0] for left, _, right, _ in (box.box for box in found.boxes))
+    assert all(0 <= top < bottom <= size[1] for _, top, _, bottom in (box.box for box in found.boxes))
+    plain_text(found.plain, markup)
 
 
 @given(st.lists(st.tuples(WORDS, CORNER, CORNER, WORDS.filter(str.strip)), min_size=1, max_size=6), SIZES)
@@ -72,6 +92,17 @@ def test_time(first: str, second: str, times: int) -> None:
     assume(len(first + second) < 50)
     begin = time.perf_counter()
     parse((first + second) * times, (100, 100))
+    assert time.perf_counter() - begin < 5
+
+
+@given(st.sampled_from(MARKS), st.sampled_from(MARKS), st.integers(1, 2000))
+def test_time_of_document_models(first: str, second: str, times: int) -> None:
+    assume(len(first + second) < 50)
+    begin = time.perf_counter()
+    for form in FORMATS:
+        form.read((first + second) * times, (100, 100), (28, 28))
+    for markup in MARKUPS:
+        plain_text((first + second) * times, markup)
     assert time.perf_counter() - begin < 5
 
 

@@ -22,6 +22,9 @@ _BLOCKS = frozenset(
 _SILENT = frozenset(("script", "style", "head"))
 _TAG = re.compile(r"</?[a-z_][a-z_0-9]*>")
 _CELLS = re.compile(r"<(?:fcel|ecel|lcel|ucel|xcel|ched|rhed|srow)>")
+_NO_TAG = re.compile(r"<(?=!\[|(?!!--)[^<>]*(?:<|\Z))")
+"""What opens no tag: nothing closes it before the next one, over which Python's parser takes long; or it begins a
+section (Word's and XML's have some), at an unknown one of which that parser raises."""
 _TEXTS = ("text", "text_content", "content", "markdown", "html", "latex")
 _FENCE = re.compile(r"```(?:json)?[^\S\n]*\n(.*?)```", re.DOTALL)
 
@@ -64,7 +67,7 @@ class _Texts(HTMLParser):
 
 def _html(answer: str) -> str:
     parser = _Texts()
-    parser.feed(answer.replace("<![", "&lt;!["))  # Word's and XML's own sections: the parser stops at unknown ones
+    parser.feed(_NO_TAG.sub("&lt;", answer))
     parser.close()
     return "".join(parser.parts).strip()
 
