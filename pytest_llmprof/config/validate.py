@@ -166,6 +166,8 @@ class Checker:
         raise ConfigError(f"{key}={show_value(value)}: {why}, set {self.where(key)}{hint}")
 
     def _existing(self, key: str, value: str) -> Path:
+        if not value.strip():  # a shell variable that is not set; it would be the directory that this one starts in
+            self._wrong_path(key, value, "it is empty", "; name a path, or null for none")
         path = absolute(value, self.base(key))
         if why := why_unusable(path):
             self._wrong_path(key, value, why)

@@ -79,6 +79,13 @@ def test_dataset_root_must_exist(places):
     assert "is an empty directory" in places.error("dataset=image_folder", "dataset.root=empty")
 
 
+@pytest.mark.parametrize("root", ["", "''", "' '"])
+def test_an_empty_root_is_not_the_current_directory(places, root):
+    """As of `dataset.root=$PAGES` where the shell has no PAGES."""
+    text = places.error("dataset=image_folder", f"dataset.root={root}")
+    assert "it is empty, set on the command line; name a path, or null for none" in text
+
+
 def test_home_and_environment(places, monkeypatch):
     monkeypatch.setenv("HOME", str(places.root))
     assert places.settings("dataset.root='~/data'", "dataset=image_folder").dataset.root == str(
