@@ -32,7 +32,7 @@ from pytest_llmprof.plugin.remote import CHANNEL, Away, check_paths, may_be_apar
 from pytest_llmprof.plugin.results import Results, failure, judge, one_line, uninterrupted
 from pytest_llmprof.plugin.shards import Shards
 from pytest_llmprof.plugin.shared import DUET, SHARED, SharedState
-from pytest_llmprof.plugin.terminal import clean, columns, gate_lines, header, relative, summary
+from pytest_llmprof.plugin.terminal import clean, columns, gate_lines, header, relative, summary, untraced
 from pytest_llmprof.plugin.workers import CHANNEL as GROUPS
 from pytest_llmprof.plugin.workers import WorkerHooks, auto_workers, check_spread, send_groups, take_share
 from pytest_llmprof.text.escape import encodable, visible
@@ -321,6 +321,7 @@ class Manager:
         if state is None or not uses_llmprof(item):
             return report
         report.longrepr = clean(report.longrepr)
+        report.sections = untraced(report.sections)
         if call.when == "call" and state.verdicts:
             report.sections.append(("llmprof gates", gate_lines(state.verdicts)))
         report.llmprof = {  # type: ignore[attr-defined]

@@ -31,6 +31,8 @@ _GATE_WIDTHS = {False: (18, 12, 14, 0), True: (12, 9, 8, 8, 6, 8, 0)}
 # Terminal escape sequences: the text is drawn behind the cursor, which stays where pytest left it.
 _SAVE, _RESTORE, _ERASE = "\x1b7", "\x1b8", "\x1b[K"
 
+_TRACED = re.compile(r"^(\x1b\[[\d;]*m)*DEBUG *(\x1b\[[\d;]*m)* +torch\.__trace:\S* *(\n|\Z)", re.MULTILINE)
+
 
 class Progress:
     """One line of progress: live on a terminal, at most one in ten seconds elsewhere, none in a worker.
@@ -224,6 +226,13 @@ def clean(shown: Any) -> Any:
         for name, value in getattr(shown, "__dict__", {}).items():
             object.__setattr__(shown, name, clean(value))
     return shown
+
+
+def untraced(sections: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """A report's sections without the empty lines of torch's trace of its compiler. Newer pytests capture it, and a
+    test that fails after it compiled would show hundreds of them."""
+    kept = ((name, _TRACED.sub("", text)) for name, text in sections)
+    return [(name, text) for name, text in kept if text]
 
 
 def relative(path: Path, start: Path) -> str:

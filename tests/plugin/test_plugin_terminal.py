@@ -289,6 +289,37 @@ def test_plain():
     assert shown.count("test_it.py::test_callable[direct_inference]") == 1
 
 
+def test_the_log_of_a_failure_lacks_the_trace_of_torch(bench):
+    bench.test(
+        """
+import logging
+def work():
+    trace = logging.getLogger("torch.__trace")
+    trace.setLevel(logging.DEBUG)
+    for number in range(3):
+        trace.debug("")
+    logging.getLogger("mine").warning("kept")
+    trace.debug("")
+def test_callable(llmprof):
+    work()
+    assert False
+def test_only_the_trace(llmprof):
+    logging.getLogger("torch.__trace").debug("")
+    assert False
+def test_plain():
+    work()
+    assert False
+"""
+    )
+    result = bench.run(args=[*STAGE, "-o", "addopts="])
+    result.assert_outcomes(failed=3)
+    ours, only, plain = result.stdout.str().partition("short test summary")[0].split("____ test_")[1:]
+    assert "WARNING  mine:" in ours
+    assert "torch.__trace:" not in ours
+    assert "Captured log" not in only
+    assert plain.count("DEBUG    torch.__trace:") == 4
+
+
 @pytest.mark.slow
 def test_the_real_model_and_torchs_compiler_warn_of_nothing(bench):
     bench.test()
