@@ -36,6 +36,10 @@ class DatasetError(LlmprofError):
 class PageError(LlmprofError):
     """One page that cannot be read; names the page. The other pages go on."""
 
+    def beside(self, page: str) -> str:
+        """The line where *page* is named already."""
+        return str(self).removeprefix(f"page {page!r}: ")
+
 
 class ModelError(LlmprofError):
     """A model that cannot be loaded or run as configured."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from pytest_llmprof.datasets.base import Page
-from pytest_llmprof.errors import ArtifactError, LlmprofError
+from pytest_llmprof.errors import ArtifactError, LlmprofError, PageError
 from pytest_llmprof.outputs.images import boxes_image, crop, place_boxes, thumbnail
 from pytest_llmprof.outputs.markdown import PageFiles, document, result
 from pytest_llmprof.records.files import write_json, write_text
@@ -116,7 +116,8 @@ def _write_images(directory: Path, record: Prediction, page: Page | None, thumbn
     try:
         image = page.load()
     except (LlmprofError, OSError, ValueError, MemoryError) as error:
-        files.image_error = str(error) or type(error).__name__
+        text = error.beside(page.name) if isinstance(error, PageError) else str(error)
+        files.image_error = text or type(error).__name__
         return files
     with image:
         _save_images(directory, image, files, thumbnail_width)

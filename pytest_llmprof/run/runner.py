@@ -26,6 +26,7 @@ from pytest_llmprof.run.gates import Judge, TestGates
 from pytest_llmprof.stages.base import ShowProgress, StageContext, StagePlugin, StageResult, Workload
 from pytest_llmprof.stages.contract import Answer, check_model
 from pytest_llmprof.stages.failures import Failure
+from pytest_llmprof.text.numbers import count
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -374,7 +375,7 @@ def _failed_pages(failures: Sequence[Failure]) -> str:
     first = failures[0]
     names = ", ".join([*(item.page for item in failures[1:6]), *(["…"] if len(failures) > 6 else [])])
     more = f" (and {len(failures) - 1} more: {names})"
-    return f"{len(failures)} page(s) failed: {first.page}: {first.error}{more if len(failures) > 1 else ''}"
+    return f"{count(len(failures), 'page')} failed: {first.page}: {first.error}{more if len(failures) > 1 else ''}"
 
 
 def _input_line(page: Page) -> str:

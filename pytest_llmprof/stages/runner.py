@@ -30,6 +30,7 @@ from pytest_llmprof.records.metrics import Peak, Sample
 from pytest_llmprof.stages.base import ShowProgress, StageContext, Window
 from pytest_llmprof.stages.contract import Answer, read_answers
 from pytest_llmprof.stages.failures import Failure, describe_error, free_memory_of, out_of_memory
+from pytest_llmprof.text.numbers import count
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -144,7 +145,7 @@ class PagesWorkload:
             try:
                 read.append((page, page.load()))
             except PageError as error:
-                self._fail([page], batch_id, str(error))
+                self._fail([page], batch_id, error.beside(page.name))
         return read
 
     def _fail(self, pages: Sequence[Page], batch_id: int, text: str, details: str | None = None) -> None:
@@ -155,8 +156,8 @@ class PagesWorkload:
         allowed = self._max_failed_pages
         if allowed is not None and len(self.failures) > allowed:
             raise StageError(
-                f"ended early: {len(self.failures)} page(s) failed, measure.max_failed_pages={allowed}; the last is "
-                f"{self.failures[-1].page}: {self.failures[-1].error}"
+                f"ended early: {count(len(self.failures), 'page')} failed, measure.max_failed_pages={allowed}; "
+                f"the last is {self.failures[-1].page}: {self.failures[-1].error}"
             )
 
     def _give_up(self, error: Exception, pages: Sequence[Page], batch_id: int, recorder: PhaseRecorder) -> None:

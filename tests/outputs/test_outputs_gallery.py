@@ -93,7 +93,7 @@ def test_golden(tmp_path: Path, make_record, make_page) -> None:
             "b",
             "",
             status="error",
-            error="page 'b': cannot read b.png: truncated",
+            error="cannot read b.png: truncated",
             tokens=0,
             finish_reason=None,
             total_ms=None,
@@ -246,7 +246,8 @@ def test_images_that_cannot_be_read(tmp_path: Path, make_record, make_page) -> N
     )
     assert text.count("\n## ") == 3
     assert text.count("**The image could not be read**") == 2
-    assert "page 'broken': cannot read" in text
+    assert f"cannot read {broken.path}: " in text
+    assert "page 'broken'" not in text  # the section is named so
     assert "the dataset has no such page" in text
     assert text.count("thumbnail.jpg") == 1
     assert sorted(os.listdir(tmp_path / "pages/broken")) == ["info.json", "result.md"]

@@ -198,7 +198,7 @@ def test_bad_pictures_fail_by_name_and_the_others_go_on(bench):
     )
     result.assert_outcomes(failed=1)
     clean(result)
-    result.stdout.fnmatch_lines(["3 page(s) failed: empty: page 'empty': cannot read *(and 2 more: text, truncated)"])
+    result.stdout.fnmatch_lines(["3 pages failed: empty: cannot read *(and 2 more: text, truncated)"])
     lines = (bench.stage_dir() / "pred" / "predictions.jsonl").read_text().splitlines()
     status = {json.loads(line)["page"]: json.loads(line)["status"] for line in lines}
     assert status == {
@@ -223,7 +223,7 @@ def test_of_many_bad_pages_some_are_named(bench):
     bench.test()
     bench.ini("dataset.limit=null", "infer.max_new_tokens=1")
     result = bench.run("dataset=image_folder", "dataset.root=pages", "pipeline.torch_profiler.enable=false")
-    result.stdout.fnmatch_lines(["8 page(s) failed: p0: *(and 7 more: p1, p2, p3, p4, p5, …)"])
+    result.stdout.fnmatch_lines(["8 pages failed: p0: *(and 7 more: p1, p2, p3, p4, p5, …)"])
 
 
 def test_the_largest_limit_of_tokens(bench):
@@ -237,7 +237,7 @@ def test_all_pages_bad(bench):
     bench.test()
     result = bench.run("dataset=image_folder", "dataset.root=pages")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["1 page(s) failed: a: page 'a': cannot read *zero bytes*"])
+    result.stdout.fnmatch_lines(["1 page failed: a: cannot read *zero bytes*"])
     clean(result)
 
 
@@ -249,7 +249,7 @@ def test_a_model_that_breaks_shows_where(bench):
     assert "INTERNALERROR" not in result.stdout.str()
     result.stdout.fnmatch_lines(
         [
-            "*page(s) failed: one: RuntimeError in phase prefill: the echo broke in two lines*",
+            "*page failed: one: RuntimeError in phase prefill: the echo broke in two lines*",
             "*llmprof: where it failed*",
             "Traceback (most recent call last):",
             "*conftest.py*",

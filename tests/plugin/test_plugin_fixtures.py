@@ -101,7 +101,8 @@ def test_a_callables_report_speaks_of_calls_and_lists_operators_alone(bench):
     metrics = json.loads((stage_dir / "metrics.json").read_text())
     report = (stage_dir / "report.md").read_text()
     assert "| Total a call (ms) |" in report
-    assert f"2 rounds of {metrics['iterations']:,} calls." in report
+    calls = metrics["iterations"]  # 1 where the machine was too busy for a warm-up call that tells its time
+    assert f"A callable, 2 rounds{f' of {calls:,} calls' if calls > 1 else ''}." in report
     assert "of  is Python" not in report
     assert "page" not in report.partition("## Metrics")[2].partition("## Environment")[0]
     for name in ("operators.csv", "operators.md", "report.md"):

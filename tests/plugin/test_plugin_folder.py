@@ -86,7 +86,7 @@ def test_line25_max_failed_pages(bench: Bench, folder: Path, allowed: str, passe
     assert (note in result.stdout.str()) is passes
     assert (note in report.replace("\\_", "_")) is passes
     if allowed == "0":
-        assert "ended early: 1 page(s) failed, measure.max_failed_pages=0; the last is b: " in result.stdout.str()
+        assert "ended early: 1 page failed, measure.max_failed_pages=0; the last is b: " in result.stdout.str()
 
 
 def test_line25_more_failed_pages_than_allowed_end_the_test(bench: Bench, folder: Path) -> None:

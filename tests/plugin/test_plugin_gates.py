@@ -151,7 +151,7 @@ def test_pages(llmprof):
     )
     result = bench.run("model=echo", "dataset=blank", "infer.prompt=mute", args=STAGE)
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*page(s) failed: one: the model's answer breaks its contract: no token at all*"])
+    result.stdout.fnmatch_lines(["*page failed: one: the model's answer breaks its contract: no token at all*"])
 
 
 @pytest.mark.parametrize(

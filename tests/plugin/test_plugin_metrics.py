@@ -179,7 +179,7 @@ def test_a_score_that_raises_fails_its_page(bench):
     result = bench.run(*given, "pipeline.weigh.output.prediction.enable=true", args=STAGE)
     result.assert_outcomes(failed=1)
     text = "the metric words cannot be computed: ValueError: no luck"
-    result.stdout.fnmatch_lines([f"2 page(s) failed: one: {text} (and 1 more: two)"])
+    result.stdout.fnmatch_lines([f"2 pages failed: one: {text} (and 1 more: two)"])
     metrics = read(bench)
     assert metrics["errors"] == [{"page": page, "error": text} for page in ("one", "two")]
     assert (metrics["quality"]["pages"], metrics["figures"]["words"]) == (0, None)

@@ -81,6 +81,12 @@ def test_on_a_cpu_the_top_operator_is_named(records: StageRecords) -> None:
     assert to_look_at(dataclasses.replace(records, blocks={"profile": profile})) == expected
 
 
+def test_a_single_call_is_one(records: StageRecords) -> None:
+    profile = Profile(top_operators=[TopOperator("aten::mm", "op", "decode", 1, 1.0, 0.1, 0.9)])
+    expected = "**`aten::mm` takes 90.0 % of decode**, 1 call in the window."
+    assert expected in to_look_at(dataclasses.replace(records, blocks={"profile": profile}))
+
+
 def test_python_between_operators_is_named(records: StageRecords, profile: Profile) -> None:
     profile.top_operators = [
         TopOperator("llmprof/step", "range", "decode", 32, 1.0, 0.1, 0.3),

@@ -214,7 +214,7 @@ def _top(metrics: Metrics, profile: Profile, busy: float | None) -> Iterator[Fin
         return
     phase, name = inline(top.phase), code(top.name, cell=False)
     if isinstance(top, TopOperator):
-        text = f"**{name} takes {percent(top.phase_share)} of {phase}**, {top.count:,} calls in the window."
+        text = f"**{name} takes {percent(top.phase_share)} of {phase}**, {count(top.count, 'call')} in the window."
         yield Finding(weight(top), text)
         return
     in_use = min(busy, 1.0) if busy is not None and phase == "decode" else 1.0
