@@ -226,7 +226,7 @@ class _Comparer:
             test=pair.id,
             stage=pair.stage,
             metric=metric.name,
-            title=metric.title,
+            title=metric.title_for(next((test.kind for test in (*pair.after, *pair.before) if test.kind), None)),
             shown=rule is not None or "report" in metric.shown or metric.name == "cer",
             before=median(old) if old else None,
             after=median(new) if new else None,

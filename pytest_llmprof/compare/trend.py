@@ -72,7 +72,7 @@ def series(
     found = []
     for test_id in ids:
         for metric in chosen:
-            values, places = [], []
+            values, places, kind = [], [], None
             for run, tests in zip(runs, by_run, strict=True):
                 test = tests.get(test_id)
                 if test is None or test.problem or test.doubts:
@@ -81,10 +81,12 @@ def series(
                 if value is not None and math.isfinite(value):
                     values.append(value)
                     places.append(run)
+                    kind = test.kind
             if values:
                 changes = _described(values, places, change_points(values, margin))
                 started = [run.started for run in places]
-                found.append(Series(test_id, metric.name, metric.title, metric.better, started, values, changes))
+                title = metric.title_for(kind)
+                found.append(Series(test_id, metric.name, title, metric.better, started, values, changes))
     return found
 
 

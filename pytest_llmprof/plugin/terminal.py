@@ -166,9 +166,10 @@ def summary(
 
 def _table(rows: Sequence[Row], metrics: Sequence[Declaration], width: int, *, with_module: bool) -> list[str]:
     """Where a line is wider than *width*, the files go on a line below."""
+    from pytest_llmprof.records.catalogue import of_calls
+
     kinds = {row.kind for row in rows}
-    word = "page" if "callable" not in kinds else "call" if len(kinds) == 1 else "page/call"
-    heads = (re.sub(r"\bpage\b", word, metric.column) for metric in metrics)
+    heads = (of_calls(metric.column, kinds) for metric in metrics)
     cells = [("test", "stage", *heads, "files")]
     for row in rows:
         values = [_number(row.values.get(metric.name), metric.digits) for metric in metrics]

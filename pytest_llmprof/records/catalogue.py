@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Literal
 
 import msgspec
@@ -32,6 +32,16 @@ Place = Literal["report", "phases", "quality", "terminal", "gate"]
 """Where a metric shows: the report's table of metrics, of phases or of quality; a default column of the terminal's
 table; a name that gates accept."""
 Section = Literal["figures", "quality"]
+
+
+CALLABLE = "callable"
+"""The kind of a test that measures a function, not the pages of a model."""
+
+
+def of_calls(text: str, kinds: Collection[str | None]) -> str:
+    """*text* with the word for what tests of these *kinds* measure: a page, a call, or both."""
+    word = "page" if CALLABLE not in kinds else "call" if len(set(kinds)) == 1 else "page/call"
+    return re.sub(r"\bpage\b", word, text)
 
 
 class Declaration(msgspec.Struct, frozen=True):
@@ -61,6 +71,12 @@ class Declaration(msgspec.Struct, frozen=True):
         """The label with the unit: "Total a page (ms)"."""
         label = self.label or self.name
         return f"{label} ({self.unit})" if self.unit and self.unit != "share" else label
+
+    def title_for(self, kind: str | None) -> str:
+        """The title in a test of *kind*: a callable has calls where a model has pages and rounds."""
+        if kind != CALLABLE:
+            return self.title
+        return re.sub(r"\bpage(s?)\b", r"call\1", self.title).replace("Round", "Call")
 
     @property
     def column(self) -> str:

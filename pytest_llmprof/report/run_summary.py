@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from pytest_llmprof.compare.headline import headline
 from pytest_llmprof.compare.result import COMPARISON, SCHEMA, Comparison
 from pytest_llmprof.compare.table import comparison_section
 from pytest_llmprof.errors import ArtifactError
-from pytest_llmprof.records.catalogue import Declaration
+from pytest_llmprof.records.catalogue import Declaration, of_calls
 from pytest_llmprof.records.environment import Environment
 from pytest_llmprof.records.files import decode_record, read_bytes, write_text
 from pytest_llmprof.records.metrics import Metrics
@@ -119,16 +118,13 @@ def _measured(metrics: Sequence[Declaration], tests: Sequence[TestSummary], mach
         if values:
             ends = dict.fromkeys((number(min(values)), number(max(values))))
             unit = f" {inline(metric.unit)}" if metric.unit and metric.unit != "share" else ""
-            label = _of_calls(metric.label or metric.name, pages or here)
+            label = of_calls(metric.label or metric.name, _kinds(pages or here))
             parts.append(f"{inline(label)} {' to '.join(ends)}{unit}")
     return f"{inline(machine)}: {', '.join(parts)}." if parts else ""
 
 
-def _of_calls(text: str, tests: Sequence[TestSummary]) -> str:
-    """*text* with the word for what the tests measure: a page, a call of a callable, or both."""
-    calls = [test.record.kind == "callable" for test in tests if test.metrics]
-    word = "page" if not any(calls) else "call" if all(calls) else "page/call"
-    return re.sub(r"\bpage\b", word, text)
+def _kinds(tests: Sequence[TestSummary]) -> set[str | None]:
+    return {test.record.kind for test in tests if test.metrics}
 
 
 def _columns(metrics: Sequence[Declaration], tests: Sequence[TestSummary]) -> list[Declaration]:
@@ -148,7 +144,7 @@ def _table(run: RunRecord, tests: Sequence[TestSummary]) -> str:
         outcome = "passed" if test.record.outcome == "passed" else f"**{inline(test.record.outcome)}**"
         values = [number(value) if (value := test.values.get(metric.name)) is not None else "–" for metric in columns]
         rows.append([code(test.record.id, 300), outcome, *([inline(test.machine or "–")] if several else []), *values])
-    headings = [inline(_of_calls(metric.column, tests)) for metric in columns]
+    headings = [inline(of_calls(metric.column, _kinds(tests))) for metric in columns]
     head = ["Test", "Outcome", *(["GPU"] if several else []), *headings]
     more = f"\n{len(tests) - _TESTS} more tests: see run.json\n" if len(tests) > _TESTS else ""
     return table(head, rows, 3 if several else 2) + more

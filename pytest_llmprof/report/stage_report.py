@@ -10,7 +10,7 @@ from typing import Protocol
 from urllib.parse import quote
 
 from pytest_llmprof.errors import StageError, error_line
-from pytest_llmprof.records.catalogue import Catalogue, Metric
+from pytest_llmprof.records.catalogue import CALLABLE, Catalogue
 from pytest_llmprof.records.files import write_text
 from pytest_llmprof.records.metrics import GateResult, Metrics, Sample
 from pytest_llmprof.records.stage import StageRecords
@@ -87,7 +87,7 @@ def render(records: StageRecords, section: Section | None, catalogue: Catalogue,
         warnings=[*warnings(metrics, records.environment), *section.warnings],
         errors=_errors(metrics),
         figures=_figures(metrics, catalogue),
-        figures_note=_figures_note(metrics),
+        figures_note=figures_note(metrics),
         findings=[finding.text for finding in found],
         phases=_phases(metrics, catalogue),
         quality=_quality(metrics, catalogue),
@@ -196,14 +196,8 @@ def _figures(metrics: Metrics, catalogue: Catalogue) -> str:
             reason = "" if metrics.kind == "callable" or not _measured(metrics) else _why_null(metrics, metric.name)
             rows += [[metric.title, f"{NOT_APPLICABLE} ({reason})", "", "", "", ""]] if reason else []
         elif _measured(metrics) or metric.reduce == "given" or metric.score is not None:
-            rows.append([_label(metric, metrics), number(value), *_spread_cells(metrics, metric.name)])
+            rows.append([metric.title_for(metrics.kind), number(value), *_spread_cells(metrics, metric.name)])
     return table(["Metric", "Median", "IQR", "Min", "Max", "p90"], rows)
-
-
-def _label(metric: Metric, metrics: Metrics) -> str:
-    if metrics.kind != "callable":
-        return metric.title
-    return metric.title.replace("Round", "Call").replace(" a page", " a call").replace("pages/s", "calls/s")
 
 
 def _spread_cells(metrics: Metrics, name: str) -> list[str]:
@@ -211,13 +205,20 @@ def _spread_cells(metrics: Metrics, name: str) -> list[str]:
     if spread is None:
         return [""] * 4
     noise = "" if spread.iqr is None else number(spread.iqr)
-    # Of rounds there is one number a round, no page to take a minimum over.
-    return [noise, *([""] * 3 if name == "round_s" else map(number, (spread.min, spread.max, spread.p90)))]
+    return [noise, *(map(number, (spread.min, spread.max, spread.p90)) if over_pages(metrics, name) else [""] * 3)]
 
 
-def _figures_note(metrics: Metrics) -> str:
-    if metrics.kind == "callable" or not _measured(metrics):
+def over_pages(metrics: Metrics, name: str) -> bool:
+    """Whether a metric has pages to take a minimum over: of rounds and of calls there is one number a round."""
+    return name != "round_s" and metrics.kind != CALLABLE
+
+
+def figures_note(metrics: Metrics) -> str:
+    """What the columns of the table of metrics are."""
+    if not _measured(metrics):
         return ""
+    if metrics.kind == CALLABLE:
+        return "Medians over rounds. IQR is the noise: the spread over rounds." if metrics.rounds > 1 else ""
     batch = " Metrics of a batch, and the phases below, are over batches in the same way."
     return (
         "Medians over pages of each page's median over rounds; min, max and p90 over pages. IQR is the noise: "

@@ -168,6 +168,15 @@ def test_other_work_is_named_and_refused(changes, why):
     assert "tpot_ms" in rows(pair(saved_test(), saved_test(**changes), force=True))
 
 
+def test_rows_of_a_callable_are_of_calls():
+    figures = {"total_ms": 1.0, "pages_per_s": 1000.0}
+    old, new = (saved_test(kind="callable", figures=figures, quality={}) for _ in range(2))
+    comparison = pair(old, new)
+    assert {row.title for row in comparison.rows if row.after is not None} == {
+        "Total a call (ms)", "Throughput (calls/s)"
+    }
+
+
 def test_other_work_of_one_test_leaves_the_others():
     second = saved_test("test_more", fingerprint=Fingerprint(model="model-2"))
     comparison = compare(

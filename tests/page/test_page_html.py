@@ -60,6 +60,24 @@ def test_a_test_has_its_samples_and_its_stages_own_section(tmp_path):
     assert "pytest 'benchmarks/test_pages.py::test_pages[mode0-one_stage]'" in data["repeat"]
 
 
+def test_a_callable_has_calls_and_no_pages_to_take_a_minimum_over(tmp_path):
+    write_run(tmp_path, tests=2)
+    for index, kind in enumerate(("callable", "pages")):
+        path = tmp_path / f"test_pages/test_pages-mode{index}/one_stage/metrics.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"kind": kind, "energy": {}}))
+    run = json.loads((tmp_path / "run.json").read_text())
+    run["tests"][0]["kind"] = "callable"
+    write_json(tmp_path / "run.json", run)
+    data = blocks(write_page(tmp_path))
+    column = next(one for one in data["overview"]["columns"] if one["name"] == "total_ms")
+    assert (column["short"], column["title_of_call"]) == ("page/call ms", "Total a call (ms)")
+    call, page = ({one["title"]: one for one in data[f"test-{index}"]["metrics"]} for index in (0, 1))
+    assert (call["Total a call (ms)"]["iqr"], call["Total a call (ms)"]["max"]) == (12.0, None)
+    assert page["Total a page (ms)"]["max"] == 7000.0
+    assert "over pages" in data["test-1"]["metrics_note"]
+    assert "over pages" not in data["test-0"]["metrics_note"]
+
+
 def test_a_strangers_metric_is_a_column(tmp_path):
     write_run(tmp_path, tests=1, metrics=[Declaration("sparkle", label="Sparkle", shown=("terminal",))])
     path = tmp_path / "test_pages/test_pages-mode0/one_stage/metrics.json"

@@ -10,7 +10,7 @@ import pytest
 
 from pytest_llmprof.errors import ConfigError
 from pytest_llmprof.measure.figures import figures_of, spread_of
-from pytest_llmprof.records.catalogue import BUILTIN, Catalogue, Declaration, Metric
+from pytest_llmprof.records.catalogue import BUILTIN, Catalogue, Declaration, Metric, of_calls
 from pytest_llmprof.records.metrics import Sample, Spread
 from pytest_llmprof.stages import packaged_stages
 
@@ -117,6 +117,20 @@ def test_values_of_builtin_metrics() -> None:
     # A page's answer may have no token; a callable has none to count.
     assert metric("tokens").of(sample(tokens=0, batch_total_ms=30.0)) == 0.0
     assert metric("tokens").of(sample(tokens=0)) is None
+
+
+def test_a_callable_has_calls() -> None:
+    titles = {name: metric(name).title_for("callable") for name in ("total_ms", "pages_per_s", "round_s", "ttft_ms")}
+    assert titles == {
+        "total_ms": "Total a call (ms)",
+        "pages_per_s": "Throughput (calls/s)",
+        "round_s": "Call (s)",
+        "ttft_ms": "Time to first token (ms)",
+    }
+    assert metric("total_ms").title_for("pages") == metric("total_ms").title_for(None) == "Total a page (ms)"
+    assert of_calls("page ms", {"callable"}) == "call ms"
+    assert of_calls("page ms", {"callable", "pages"}) == "page/call ms"
+    assert of_calls("page ms", {"pages"}) == of_calls("page ms", ()) == "page ms"
 
 
 OWN = (

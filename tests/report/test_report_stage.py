@@ -12,7 +12,7 @@ from report_helpers import CATALOGUE, STAGES, report
 
 from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.records.environment import Environment, Gpu
-from pytest_llmprof.records.metrics import Energy, ErrorRecord, Metrics, Peak, RoundEnergy
+from pytest_llmprof.records.metrics import Energy, ErrorRecord, Metrics, Peak, RoundEnergy, Spread
 from pytest_llmprof.records.stage import StageRecords
 from pytest_llmprof.report import write_report
 from pytest_llmprof.stages.torch_profiler.records import Profile
@@ -93,9 +93,12 @@ def test_a_callable(metrics: Metrics) -> None:
     metrics.kind, metrics.spread, metrics.samples, metrics.quality, metrics.gates = "callable", {}, [], None, []
     metrics.prompt = metrics.dataset = metrics.model = metrics.deterministic = None
     metrics.pages = 1
+    metrics.spread = {"total_ms": Spread(2.5, 2.5, 2.5, 2.5, iqr=0.1)}
     text = report(StageRecords(metrics))
     assert "**OK.** A callable, 3 rounds." in text
-    assert "| Total a call (ms) | 2.50 |" in text
+    # It has no pages to take a minimum over.
+    assert "| Total a call (ms) | 2.50 | 0.100 |  |  |  |" in text
+    assert "Medians over rounds. IQR is the noise: the spread over rounds." in text
     assert "page" not in text.partition("## Metrics")[2]
     metrics.iterations = 256
     assert "**OK.** A callable, 3 rounds of 256 calls." in report(StageRecords(metrics))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from msgspec import Raw
+from msgspec.structs import replace
 
 from pytest_llmprof.compare.result import Comparison
 from pytest_llmprof.errors import ArtifactError
-from pytest_llmprof.records.catalogue import Declaration
+from pytest_llmprof.records.catalogue import CALLABLE, Declaration, of_calls
 from pytest_llmprof.records.files import decode_record, read_bytes
 from pytest_llmprof.records.metrics import Metrics, Sample
 from pytest_llmprof.records.run import RunRecord, TestRecord
@@ -34,6 +35,7 @@ from pytest_llmprof.report.page.data import (
 from pytest_llmprof.report.page.repeat import repeat_command
 from pytest_llmprof.report.page.stage_files import ReportParts, csv_tables, read_report
 from pytest_llmprof.report.sections import phase_share
+from pytest_llmprof.report.stage_report import figures_note, over_pages
 from pytest_llmprof.text.escape import one_line, visible
 from pytest_llmprof.text.numbers import count, significant
 
@@ -91,6 +93,7 @@ def collect(
     with_values = [at for at in range(len(columns)) if any(row.values and row.values[at] is not None for row in rows)]
     for row in rows:
         row.values = [row.values[at] for at in with_values] if row.values else []
+    kinds = {row.kind for row in rows if row.values}
     old_answers = _changed(run, answers, before)
     for index, changed in old_answers.items():
         rows[index].changed = len(changed)
@@ -100,7 +103,7 @@ def collect(
         started=run.started,
         command=visible(shlex.join(["pytest", *run.argv])),
         versions=run.versions,
-        columns=[columns[at] for at in with_values],
+        columns=[_headed(columns[at], kinds) for at in with_values],
         rows=rows,
         findings=_findings(tests),
         warnings=_grouped((text, index) for index, test in enumerate(tests) for text in test.warnings_html),
@@ -162,6 +165,7 @@ def _column(metric: Declaration) -> Column:
     return Column(
         metric.name,
         metric.title,
+        metric.title_for(CALLABLE),
         metric.column if metric.heading else metric.title,
         metric.unit,
         metric.better,
@@ -169,6 +173,11 @@ def _column(metric: Declaration) -> Column:
         "terminal" in metric.shown or metric.name in _ALSO_SHOWN,
         metric.description,
     )
+
+
+def _headed(column: Column, kinds: Collection[str | None]) -> Column:
+    """*column* with the word for what the run's tests measure."""
+    return replace(column, short=of_calls(column.short, kinds))
 
 
 def _with_report(tests: Sequence[TestRecord]) -> set[int]:
@@ -206,6 +215,7 @@ def _fill(data: TestData, records: StageRecords, catalogue: Sequence[Declaration
     ]
     phases = list(_phases(metrics, catalogue))
     data.phases = phases if any(phase.name != "other" for phase in phases) else []
+    data.metrics_note = figures_note(metrics)
     quality = metrics.quality or {}
     data.quality = [
         _metric_row(metric, quality.get(metric.name), metrics)
@@ -225,10 +235,10 @@ def _fill(data: TestData, records: StageRecords, catalogue: Sequence[Declaration
 def _metric_row(metric: Declaration, value: float | None, metrics: Metrics) -> MetricRow:
     spread = metrics.spread.get(metric.name)
     if spread is None:
-        return MetricRow(metric.title, significant(value))
+        return MetricRow(metric.title_for(metrics.kind), significant(value))
     p99 = spread.p99 if isinstance(spread.p99, float) else None
-    ends = map(significant, (value, spread.iqr, spread.min, spread.max, spread.p90, p99))
-    return MetricRow(metric.title, *ends)
+    ends = (spread.min, spread.max, spread.p90, p99) if over_pages(metrics, metric.name) else ()
+    return MetricRow(metric.title_for(metrics.kind), *map(significant, (value, spread.iqr, *ends)))
 
 
 def _phases(metrics: Metrics, catalogue: Sequence[Declaration]) -> Iterator[PhaseRow]:

@@ -18,6 +18,8 @@ class Column(Struct, frozen=True):
     name: str
     title: str
     """Label and unit."""
+    title_of_call: str
+    """The same in a test of a callable."""
     short: str
     """Heading of its column."""
     unit: str
@@ -170,6 +172,7 @@ class TestData(Struct, kw_only=True, omit_defaults=True):
     """Page (empty: the whole stage) and error."""
     metrics: list[MetricRow] = []
     phases: list[PhaseRow] = []
+    metrics_note: str = ""
     quality: list[MetricRow] = []
     quality_note: str = ""
     gates: list[GateRow] = []

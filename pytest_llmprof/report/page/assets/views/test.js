@@ -117,7 +117,7 @@ function testHead(overview, row, data, index) {
             h(
               "div",
               { title: column.description },
-              h("dt", {}, column.title),
+              h("dt", {}, row.kind === "callable" ? column.title_of_call : column.title),
               h("dd", {}, metricCell(column, value, row.failed_gates)),
             ),
           ),
@@ -359,12 +359,7 @@ function testMetrics(data) {
   return section(
     "Metrics",
     sortableTable(columns, rows, { caption: "Metrics" }).element,
-    h(
-      "p",
-      { class: "muted small" },
-      "Medians over pages of each page's median over rounds; min, max and p90 over pages. ",
-      "IQR is the noise: a page's spread over its rounds, the median page.",
-    ),
+    data.metrics_note ? h("p", { class: "muted small" }, data.metrics_note) : null,
     data.quality_note ? h("p", { class: "muted small" }, data.quality_note) : null,
     passed.length
       ? [
