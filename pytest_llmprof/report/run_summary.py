@@ -18,7 +18,7 @@ from pytest_llmprof.records.metrics import Metrics
 from pytest_llmprof.records.run import RunRecord, TestRecord
 from pytest_llmprof.records.stage import StageRecords
 from pytest_llmprof.report.failing_pages import FailingPage, failing_pages
-from pytest_llmprof.report.findings import machine_warnings
+from pytest_llmprof.report.findings import machine_warnings, page_notes
 from pytest_llmprof.text.escape import inline
 from pytest_llmprof.text.markdown import code, table
 from pytest_llmprof.text.numbers import count, number
@@ -151,10 +151,12 @@ def _table(run: RunRecord, tests: Sequence[TestSummary]) -> str:
 
 
 def _notes(tests: Sequence[TestSummary]) -> str:
-    """What makes times doubtful, each with its tests."""
+    """What makes times doubtful and which pages are not in them, each with its tests."""
     found: dict[str, list[str]] = {}
     for test in tests:
-        for text in machine_warnings(test.metrics, test.environment) if test.metrics else ():
+        if test.metrics is None:
+            continue
+        for text in (*machine_warnings(test.metrics, test.environment), *page_notes(test.metrics, inline)):
             found.setdefault(text, []).append(test.record.id)
     lines = [
         f"> **Note:** {code(ids[0], 300, cell=False)}{f' and {len(ids) - 1} more' if len(ids) > 1 else ''}: {text}\n"

@@ -15,7 +15,7 @@ from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.records.catalogue import BUILTIN
 from pytest_llmprof.records.environment import Environment, Gpu
 from pytest_llmprof.records.files import write_json
-from pytest_llmprof.records.metrics import ErrorRecord, Fingerprint, GateResult, Metrics
+from pytest_llmprof.records.metrics import DatasetInfo, ErrorRecord, Fingerprint, GateResult, LeftOut, Metrics
 from pytest_llmprof.records.run import RunRecord, TestRecord
 from pytest_llmprof.records.stage import StageRecords
 from pytest_llmprof.report.run_summary import SUMMARY, write_summary
@@ -247,6 +247,15 @@ def test_what_makes_times_doubtful_is_shown(run):
     write_json(stage_dir / "environment.json", Environment(gpu=Gpu("NVIDIA H100", "GPU-1", other_processes=2)))
     assert "> **Note:** `test_x.py::test_a`: The GPU was shared with 2 other processes." in run.summary()
     assert not run.summary().endswith(">\n")
+
+
+def test_files_and_pages_that_are_not_in_the_numbers_are_named(run):
+    left_out = [LeftOut(".doc: no images that Pillow reads", 1, ["scans/notes.doc"])]
+    dataset = DatasetInfo("image_folder", "pages:1", 2, left_out)
+    run.test("test_a", measured("test_a", dataset=dataset, errors=[ErrorRecord("c.pdf", "cannot be read")]))
+    text = run.summary()
+    assert "1 file left out: 1 .doc: no images that Pillow reads (scans/notes.doc)" in text
+    assert "1 page failed, as measure.max_failed_pages allows: c.pdf" in text
 
 
 def test_no_text_of_a_run_is_markup(run):
