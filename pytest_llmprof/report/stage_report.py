@@ -125,7 +125,7 @@ def _verdict(metrics: Metrics) -> str:
         parts.append(f"All rounds {same}.")
     cer = (metrics.quality or {}).get("cer")
     if cer is not None:
-        parts.append(f"CER {percent(cer)}.")
+        parts.append(f"CER {number(100 * cer)} %.")
     if metrics.gates:
         outcomes = Counter(gate.outcome for gate in metrics.gates)
         parts.append(f"Gates: {listed(*(f'{number} {outcome}' for outcome, number in outcomes.items()))}.")
@@ -240,7 +240,7 @@ def _phases(metrics: Metrics, catalogue: Catalogue) -> str:
         rows.append([shown, number(value), noise, "" if part is None else percent(part)])
         if peaks:
             rows[-1].append(number(peaks[name].allocated_bytes / 2**30) if name in peaks else "")
-    heads = ["Phase", "Median ms", "IQR", f"Share of a {'batch' if metrics.batch_size > 1 else 'page'}"]
+    heads = ["Phase", "Median ms", "IQR ms", f"Share of a {'batch' if metrics.batch_size > 1 else 'page'}"]
     return table([*heads, "Peak GiB"] if peaks else heads, rows)
 
 

@@ -148,7 +148,7 @@ def test_gallery_shows_what_differs(open_page, gallery_file):
 
 def test_gallery_of_thousands_is_a_short_list_of_elements(open_page, gallery_file):
     page = open_page(gallery_file, "/gallery/0")
-    expect(page.locator(".page-list [role=status]")).to_have_text("2,001 pages")
+    expect(page.locator(".page-list [role=status]")).to_have_text("2,001 pages, CER")
     assert page.locator(".virtual-row").count() < 60
     page.keyboard.press("j")
     expect(page.locator(".page-detail h1")).to_have_text("page-0000")

@@ -106,6 +106,11 @@ def test_a_callable(metrics: Metrics) -> None:
     assert _sections(text) == ["Metrics"]
 
 
+def test_a_low_error_rate_keeps_its_digits(records: StageRecords) -> None:
+    records.metrics.quality = {"cer": 0.000569}
+    assert " CER 0.0569 %. " in report(records)
+
+
 def test_failed_pages_and_gates_come_first(records: StageRecords) -> None:
     metrics = records.metrics
     metrics.gates[0].figure, metrics.gates[0].outcome = 0.2, "failed"
@@ -227,7 +232,7 @@ def test_a_batchs_phases_are_shares_of_the_batch(metrics: Metrics) -> None:
     metrics.batch_size = 8
     metrics.figures.update(batch_total_ms=31_980.0, batch_tokens_per_s=500.0)
     text = report(StageRecords(metrics))
-    assert "| Phase | Median ms | IQR | Share of a batch |" in text
+    assert "| Phase | Median ms | IQR ms | Share of a batch |" in text
     assert "| decode | 15,990 | 160 | 50.0 % |" in text
     assert "| Decode of a batch (tokens/s) | 500 |" in text
     metrics.batch_size = 1

@@ -38,6 +38,7 @@ function duration(seconds) {
 
 /** Nanoseconds with a fitting unit. */
 function time(ns) {
+  if (ns === 0) return "0";
   if (Math.abs(ns) < 1e3) return `${Math.round(ns)} ns`;
   if (Math.abs(ns) < 1e6) return `${number(ns / 1e3)} µs`;
   return Math.abs(ns) < 1e9 ? `${number(ns / 1e6)} ms` : `${number(ns / 1e9)} s`;

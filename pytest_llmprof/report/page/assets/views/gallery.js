@@ -106,7 +106,8 @@ function pageList(side, answers, choose) {
     );
     shown = sortedBy(found, ORDERS[order][1], 1);
     const all = count(answers.length, "page");
-    counted.textContent = shown.length === answers.length ? all : `${shown.length} of ${all}`;
+    const mark = answers.some((answer) => typeof answer.cer === "number") ? ", CER" : "";
+    counted.textContent = (shown.length === answers.length ? all : `${shown.length} of ${all}`) + mark;
     scroller.scrollTop = 0;
     draw();
   }
@@ -169,9 +170,9 @@ function pageDetail(answer, index) {
     ["box IoU", answer.iou, number],
     ["repeated", answer.repetition, percent],
     ["tokens", answer.tokens, (value) => value.toLocaleString("en-US")],
-    ["time", answer.total, (value) => `${number(value)} ms`],
+    ["first round", answer.total, (value) => `${number(value)} ms`],
   ].filter(([, value]) => value !== null && value !== undefined);
-  const ended = { eos: "ended by itself", length: "reached the longest length" }[answer.finish];
+  const ended = { eos: "ended by itself", length: "cut at max_new_tokens" }[answer.finish];
   return [
     h("h1", {}, h("bdi", {}, answer.page)),
     h(

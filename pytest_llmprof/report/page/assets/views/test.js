@@ -204,7 +204,7 @@ function testPhases(data) {
     },
     { title: "Median ms", number: true, value: (phase) => phase.ms, cell: (phase) => number(phase.ms) },
     {
-      title: "IQR",
+      title: "IQR ms",
       number: true,
       hint: "Noise: a page's spread over its rounds",
       value: (phase) => phase.iqr,
