@@ -89,7 +89,10 @@ def test_no_answer_raises_an_error(name, answer):
     assert all(0 <= edge <= 1000 for box in found.boxes for edge in box.box)
 
 
-LONG = ("a" * 60_000, "\n" * 60_000, "```" + "\n" * 60_000, '{"a":"\\"{' * 6000, "<|LOC_1|>" * 6000, "<a " * 20_000)
+LONG = (
+    *("a" * 60_000, "\n" * 60_000, "```" + "\n" * 60_000, '{"a":"\\"{' * 6000),
+    *("<|LOC_1|>" * 6000, "<a " * 20_000, "<!--" * 50_000),
+)
 """Answers in a loop, about as long as they may be."""
 
 
@@ -137,6 +140,7 @@ def test_bad_boxes_are_counted():
         ("html", "<head><title>x</title><body>a</body>", "a"),
         ("html", "a < b <i>c</i> <!-- 1 < 2 --> d <br> 2<3 <td", "a < b c d 2<3 <td"),
         ("html", "<p>a <![foo[ b", "a <![foo[ b"),
+        ("html", "<!-- a --> b <!-- c", "b <!-- c"),
         ("doctags", "<doctag><title>Title</title><otsl><fcel>a<fcel>b<nl></otsl></doctag>", "Title a b"),
         ("json", json.dumps([{"category": "title", "text": "Title"}, {"bbox": [1], "text": "a"}]), "Title a"),
         ("json", '```json\n{"page": [{"content": "a"}]}\n```', "a"),

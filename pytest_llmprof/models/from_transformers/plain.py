@@ -66,6 +66,9 @@ class _Texts(HTMLParser):
 
 
 def _html(answer: str) -> str:
+    begin, end, rest = answer.rpartition("-->")
+    # A comment without an end is none: Python's parser would look for it behind each one.
+    answer = begin + end + rest.replace("<!--", "&lt;!--")
     parser = _Texts()
     parser.feed(_NO_TAG.sub("&lt;", answer))
     parser.close()
