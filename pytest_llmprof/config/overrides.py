@@ -76,7 +76,8 @@ class Parser:
         if not isinstance(value, (str, int, float)) or self.presets.file(group, option) is None:
             raise ConfigError(
                 f"{key}={'null' if value is None else value}: unknown preset, set {source.where}; "
-                f"{group} is one of {', '.join(options)}{nearest(option, options)}"
+                f"{group} is one of {', '.join(options)}, or a preset of your own (--llmprof-config-dir)"
+                f"{nearest(option, options)}"
             )
         if key in self.presets.known:
             return [Choice(key, option, source)]

@@ -482,7 +482,9 @@ class Manager:
             if not self._header_shown:  # under xdist it was not known in time
                 self.check()
                 lines.insert(0, str(self._header))
-            lines.append(f"run directory: {relative(results.log.path, self._config.invocation_params.dir)}")
+            shown = {"run directory": results.log.path, "page": results.page}
+            here = self._config.invocation_params.dir
+            lines += [f"{name}: {relative(path, here)}" for name, path in shown.items() if path is not None]
             lines += [*baselines.notes, *(f"ERROR: {text}" for text in (results.trouble, *baselines.errors) if text)]
         lines += [f"WARNING: {text}" for text in (*results.warnings, *results.stayed)]
         lines += [f"INFO: {results.legacy_message}"] if results.legacy_message else []

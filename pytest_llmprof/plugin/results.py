@@ -74,6 +74,8 @@ class Results:
         """The metrics that the summary's table shows."""
         self.log: RunLog | None = None
         """run.json, once the run has begun."""
+        self.page: Path | None = None
+        """index.html, once it is written."""
         self.warnings: list[str] = []
         """What went wrong in this process, or in a worker, and costs no test: a model that could not be closed, say."""
         self.unavailable: dict[str, list[str]] = {}
@@ -206,8 +208,7 @@ class Results:
             except ArtifactError as error:
                 log.trouble = str(error)
 
-    @staticmethod
-    def write_report(log: RunLog, not_compared: str, before: Path | None) -> None:
+    def write_report(self, log: RunLog, not_compared: str, before: Path | None) -> None:
         """Write summary.md and index.html from the files of the run, which has ended; *not_compared*: why it has no
         comparison; *before*: the baseline's run directory, where it is one."""
         from pytest_llmprof.report.page import write_page
@@ -215,7 +216,7 @@ class Results:
 
         try:
             write_summary(log.path, not_compared=not_compared)
-            write_page(log.path, before=before)
+            self.page = write_page(log.path, before=before)
         except ArtifactError as error:
             log.trouble = log.trouble or str(error)
 

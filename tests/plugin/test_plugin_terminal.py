@@ -66,8 +66,10 @@ def test_config(llmprof_config):
     assert lines[2].strip() == "test_it/test_pages-one/direct_inference"
     assert lines[3].split()[:4] == ["test_callable", "direct_inference", "-", "-"]
     # A busy host adds a line for each contended test.
-    directory = next(line for line in lines[5:] if "The host was contended" not in line)
+    directory, page = [line for line in lines[5:] if "The host was contended" not in line][:2]
     assert directory.startswith("run directory: llmprof-runs/20")
+    assert page == f"page: {directory.partition(': ')[2]}/index.html"
+    assert (bench.path / page.partition(": ")[2]).is_file()
     assert (bench.path / directory.partition(": ")[2] / lines[2].strip() / "report.md").is_file()
 
 
