@@ -345,7 +345,7 @@ def test_the_real_pytest_with_two_overrides(stub, capfd, monkeypatch):
     code = main(["ab", "--a", "measure.rounds=5", "--b", "measure.rounds=6", "--metric=total_ms:5%", *_REAL_ARGS])
     out, err = capfd.readouterr()
     assert code == 1, err
-    line = next(line for line in out.splitlines() if line.startswith("  Total a page"))
+    line = next(line for line in out.splitlines() if line.startswith("  Total a call"))
     assert "slower   FAILED, limit 5%" in line
     assert "the configurations differ: measure.rounds 5 → 6" in out
 

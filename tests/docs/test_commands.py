@@ -66,6 +66,8 @@ ELSEWHERE = {
             "tests/docs/test_docs.py::test_the_plugin_of_extending_md_runs",
     },
     "models.md": {
+        "pytest benchmarks --llmprof-config-dir=conf --llmprof-override model=my_ocr":
+            "tests/models/test_any_model_run.py::test_a_family_is_a_preset_and_its_boxes_a_hook",
         "pytest benchmarks --llmprof-override model=glm_ocr --llmprof-override model.path=/models/GLM-OCR":
             "tests/models/test_any_model_run.py::test_a_family_is_a_preset_and_its_boxes_a_hook",
     },

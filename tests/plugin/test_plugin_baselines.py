@@ -72,7 +72,7 @@ def test_a_run_is_saved_and_the_next_is_compared_with_it(calls, workers):
             "before: main (1 run, *",
             "after: llmprof-runs/20* (1 run, *",
             "test_it.py::test_first[[]direct_inference[]]  (1 and 1 process, SD 15 % assumed)",
-            "  Total a page (ms) *",
+            "  Total a call (ms) *",
         ]
     )
     found = json.loads((newest(calls) / "comparison.json").read_text())

@@ -120,7 +120,7 @@ def test_each_verdict(runs, how, durations, verdict, outcome):
     }
     if outcome in said:
         result.stdout.fnmatch_lines([said[outcome]])
-    result.stdout.fnmatch_lines([f"  Total a page (ms) * {verdict}*limit 2% slower*"])
+    result.stdout.fnmatch_lines([f"  Total a call (ms) * {verdict}*limit 2% slower*"])
 
 
 def test_the_section_shows_limit_values_interval_and_verdict(runs):
