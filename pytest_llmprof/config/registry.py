@@ -69,20 +69,31 @@ class ModelSpec(DatasetSpec, Protocol):
     def check_extra(self) -> Check | None: ...
 
 
-_Plugin = TypeVar("_Plugin", bound=StageSpec | DatasetSpec)
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
 
 
-def _by_name(kind: str, plugins: Iterable[_Plugin]) -> Mapping[str, _Plugin]:
-    found: dict[str, _Plugin] = {}
+_Registered = TypeVar("_Registered", bound=_Named)
+
+
+def by_name(kind: str, plugins: Iterable[_Registered]) -> Mapping[str, _Registered]:
+    """What plugins register, by its name. Raises `ConfigError` where two have one name; *kind* is the word for them."""
+    found: dict[str, _Registered] = {}
     for plugin in plugins:
-        if not _NAME.fullmatch(plugin.name):
-            raise ConfigError(
-                f"the {kind} name {plugin.name!r} cannot be a configuration key: letters, digits and _ only"
-            )
         if plugin.name in found:
             raise ConfigError(f"two plugins register the {kind} {plugin.name!r}: names must differ")
         found[plugin.name] = plugin
     return MappingProxyType(found)
+
+
+def _by_key(kind: str, plugins: Iterable[_Registered]) -> Mapping[str, _Registered]:
+    """As `by_name`, for names that are keys of the configuration, too."""
+    found = by_name(kind, plugins)
+    for name in found:
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"the {kind} name {name!r} cannot be a configuration key: letters, digits and _ only")
+    return found
 
 
 def _check_options(owner: str, options: type | None, taken: tuple[str, ...] = ()) -> None:
@@ -115,7 +126,7 @@ class Registry:
 
         Raises `ConfigError` where two have one name, or options that aren't frozen dataclasses with defaults.
         """
-        registry = cls(_by_name("model", models), _by_name("stage", stages), _by_name("dataset", datasets))
+        registry = cls(_by_key("model", models), _by_key("stage", stages), _by_key("dataset", datasets))
         for model in registry.models.values():
             _check_options(f"model {model.name!r}", model.extra)
         for stage in registry.stages.values():

@@ -18,12 +18,11 @@ A family is a preset (`model.family.*`), no code. Importing this package imports
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pytest_llmprof.errors import ConfigError
+from pytest_llmprof.config.registry import by_name
 from pytest_llmprof.models.base import BoxFormat, ModelPlugin
 
 if TYPE_CHECKING:
@@ -40,21 +39,14 @@ ENGINES = ("reference", "compiled")
 """Ways to run the forward passes."""
 
 
-def _load(added: Iterable[BoxFormat], model: ModelSettings, infer: InferSettings) -> LoadedModel:
+def _load(formats: Mapping[str, BoxFormat], model: ModelSettings, infer: InferSettings) -> LoadedModel:
     from pytest_llmprof.models.from_transformers.loader import load
 
-    return load(model, infer, _formats(added))
+    return load(model, infer, formats)
 
 
-def _formats(added: Iterable[BoxFormat]) -> Mapping[str, BoxFormat]:
-    """The packaged formats of boxes and those that are *added*, by name."""
-    from pytest_llmprof.models.from_transformers.boxes import FORMATS
-
-    return {one.name: one for one in (*FORMATS, *added)}
-
-
-def _check(added: Iterable[BoxFormat], model: ModelSettings) -> Iterator[tuple[str, object, str]]:
-    family, formats = model.family, _formats(added)
+def _check(formats: Mapping[str, BoxFormat], model: ModelSettings) -> Iterator[tuple[str, object, str]]:
+    family = model.family
     if family.boxes not in formats:
         yield "family.boxes", family.boxes, f"one of {', '.join(formats)}"
     if family.markdown is None and family.free is None:
@@ -81,17 +73,14 @@ def plugin(formats: Iterable[BoxFormat] = ()) -> ModelPlugin:
     """This adapter, as the plugin registers it; *formats* of boxes are those of other plugins."""
     from pytest_llmprof.models.from_transformers.boxes import FORMATS
 
-    added = tuple(formats)
-    for name, times in Counter(one.name for one in (*FORMATS, *added)).items():
-        if times > 1:
-            raise ConfigError(f"two plugins register the format of boxes {name!r}: names must differ")
+    known = by_name("format of boxes", (*FORMATS, *formats))
     return ModelPlugin(
         name=NAME,
-        load=partial(_load, added),
+        load=partial(_load, known),
         modes=(MODE,),
         engines=ENGINES,
         choose_engine=_choose_engine,
         generations=("greedy", "checkpoint"),
-        check_model=partial(_check, added),
+        check_model=partial(_check, known),
         checks=_checks,
     )
