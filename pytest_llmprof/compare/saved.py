@@ -14,7 +14,7 @@ from pytest_llmprof.compare.kernels import read_kernels
 from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.records import baseline, run
 from pytest_llmprof.records.baseline import SavedMachine, SavedPage, SavedRun, SavedTest
-from pytest_llmprof.records.catalogue import BUILTIN
+from pytest_llmprof.records.catalogue import BUILTIN, CALLABLE
 from pytest_llmprof.records.environment import Environment
 from pytest_llmprof.records.files import NOT_JSON, decode_record, read_bytes
 from pytest_llmprof.records.metrics import CONTENDED_ROUNDS, Metrics
@@ -106,7 +106,7 @@ def _of_benchmark(file: _BenchmarkFile, path: Path) -> SavedRun:
             SavedTest(
                 id=one.fullname,
                 stage="pytest-benchmark",
-                kind="callable",
+                kind=CALLABLE,
                 rounds=rounds,
                 figures={"round_s": float(middle)},
                 noise=noise,

@@ -107,7 +107,8 @@ def _prepared(hint: Any, value: Any) -> Any:
         if not _INTEGER.fullmatch(text):
             _refuse(hint, value)
         if abs(int(text)) >= 2**63:
-            raise Mismatch("", value, allowed if "2**63" in (allowed := describe(hint)) else f"{allowed} (below 2**63)")
+            allowed = describe(hint)
+            raise Mismatch("", value, allowed if "2**63" in allowed else f"{allowed} (below 2**63)")
         return int(text)
     if kind is float and isinstance(value, (str, int, float)) and not _is_finite(value):
         _refuse(hint, value)

@@ -140,7 +140,7 @@ def _flat(hook: str, results: Iterable[Any], kinds: tuple[type, ...]) -> list[An
     found = []
     for result in results:
         listed = isinstance(result, Iterable) and not isinstance(result, str)
-        for one in result if listed else () if result is None else (result,):
+        for one in result if listed else (result,):
             if not listed or not isinstance(one, kinds):
                 wanted = " or ".join(kind.__name__ for kind in kinds)
                 raise ConfigError(f"the hook {hook} returned {quoted(one)}: it must be a list of {wanted}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from pytest_llmprof.records.catalogue import CALLABLE
 from pytest_llmprof.records.environment import Environment
 from pytest_llmprof.records.metrics import CONTENDED_ROUNDS, Metrics
 from pytest_llmprof.report.sections import Finding, listed, phase_share, phase_weight, share
@@ -34,7 +35,7 @@ def findings(metrics: Metrics) -> Iterator[Finding]:
         text = f"**{count(int(pages), 'page')} ended in a loop** of repeated text: their times say little."
         yield Finding(1.0, text)
     other = phase_share(metrics, "other")
-    if other is not None and other > OTHER_SHARE and metrics.kind != "callable":
+    if other is not None and other > OTHER_SHARE and metrics.kind != CALLABLE:
         yield Finding(other, f"**{percent(other)} of a page's time lies outside all phases** (`other_ms`).")
     yield from _preprocess(metrics)
     total = metrics.spread.get("total_ms")
@@ -137,7 +138,7 @@ def warnings(metrics: Metrics, environment: Environment | None) -> list[str]:
     total = metrics.spread.get("total_ms")
     noise = share(total.iqr if total else None, metrics.figures.get("total_ms"))
     if noise is not None and noise > NOISE:
-        of = "a page" if metrics.kind != "callable" else "the callable"
+        of = "a page" if metrics.kind != CALLABLE else "the callable"
         found.append(f"Noisy: the rounds of {of} spread by {percent(noise)} of its time (IQR of total).")
     if metrics.rounds == 1 and metrics.round_seconds:
         found.append("Only one round was measured, so the noise is not known.")

@@ -11,7 +11,7 @@ from pytest_llmprof.compare.headline import headline
 from pytest_llmprof.compare.result import COMPARISON, SCHEMA, Comparison
 from pytest_llmprof.compare.table import comparison_section
 from pytest_llmprof.errors import ArtifactError
-from pytest_llmprof.records.catalogue import Declaration, of_calls
+from pytest_llmprof.records.catalogue import CALLABLE, Declaration, of_calls
 from pytest_llmprof.records.environment import Environment
 from pytest_llmprof.records.files import decode_record, read_bytes, write_text
 from pytest_llmprof.records.metrics import Metrics
@@ -111,7 +111,7 @@ def _measured(metrics: Sequence[Declaration], tests: Sequence[TestSummary], mach
     if machine is None:
         return ""
     here = [test for test in tests if test.machine == machine]
-    pages = [test for test in here if test.record.kind != "callable"]
+    pages = [test for test in here if test.record.kind != CALLABLE]
     parts = []
     for metric in _columns(metrics, here):
         values = [value for test in pages or here if (value := test.values.get(metric.name)) is not None]

@@ -114,7 +114,7 @@ def _verdict(metrics: Metrics) -> str:
     else:
         parts = ["**OK.**"]
     rounds = count(metrics.rounds, "round")
-    if metrics.kind == "callable":
+    if metrics.kind == CALLABLE:
         parts.append(f"A callable, {rounds}{f' of {metrics.iterations:,} calls' if metrics.iterations > 1 else ''}.")
     else:
         warmup = f" after {count(metrics.warmup, 'warm-up pass', 'warm-up passes')}" if metrics.warmup else ""
@@ -193,7 +193,7 @@ def _figures(metrics: Metrics, catalogue: Catalogue) -> str:
             continue  # a page is its batch
         value = metrics.figures.get(metric.name)
         if value is None:
-            reason = "" if metrics.kind == "callable" or not _measured(metrics) else _why_null(metrics, metric.name)
+            reason = "" if metrics.kind == CALLABLE or not _measured(metrics) else _why_null(metrics, metric.name)
             rows += [[metric.title, f"{NOT_APPLICABLE} ({reason})", "", "", "", ""]] if reason else []
         elif _measured(metrics) or metric.reduce == "given" or metric.score is not None:
             rows.append([metric.title_for(metrics.kind), number(value), *_spread_cells(metrics, metric.name)])

@@ -13,6 +13,7 @@ from pytest_llmprof.measure.compiles import CompileWatch, complaint
 from pytest_llmprof.measure.memory import PeakMemory
 from pytest_llmprof.measure.phases import CALL, PhaseRecorder
 from pytest_llmprof.models.base import LoadedModel
+from pytest_llmprof.records.catalogue import CALLABLE
 from pytest_llmprof.records.metrics import Peak, Sample
 from pytest_llmprof.stages.base import ShowProgress, Window
 from pytest_llmprof.stages.failures import Failure, describe_error, free_memory_of, out_of_memory
@@ -26,7 +27,7 @@ _FIRST_MS = 1000.0
 class CallableWorkload:
     """A torch callable, run whole; one sample a round, named as the callable, with the mean time of one call."""
 
-    kind = "callable"
+    kind = CALLABLE
 
     def __init__(
         self,

@@ -94,8 +94,9 @@ def check_family(source: Source, processor: Any, settings: ModelSettings, infer:
     not at each page."""
     family, where = settings.family, str(source.directory)
     prompts.whole_prompt(processor, family, prompts.asked(family, infer.prompt)[1], where)
+    vocabulary = processor.tokenizer.get_vocab()
     for token in family.stop:
-        if token not in processor.tokenizer.get_vocab():
+        if token not in vocabulary:
             raise ModelError(f"{where}: model.family.stop names {quoted(token)}, which the tokenizer does not have: "
                              "another model.family than the checkpoint's")  # fmt: skip
 
