@@ -295,7 +295,8 @@ def copy_stored(image: Image, target: Tensor) -> bool:
         pixels = _memory(capsule, 4 * width * (end - top))
         if pixels is None:
             return False
-        target[top:end].copy_(torch.from_numpy(pixels).view(end - top, width, 4))
+        # In one thread: torch's copy waits for threads that went to sleep since the last page.
+        np.copyto(target[top:end].numpy(), pixels.reshape(end - top, width, 4))
     return True
 
 
