@@ -64,12 +64,15 @@ def emptied():
 
 
 def test_closing_gives_the_memory_back(tmp_path, emptied):
-    before = torch.cuda.memory_allocated()
-    model = loaded(zoo.paddleocr_vl, tmp_path)
-    list(model.generate(images(1), ALONE, Record()))
-    assert torch.cuda.memory_allocated() > before
-    model.close()
-    assert torch.cuda.memory_allocated() == before
+    left = []
+    for place in ("first", "second"):
+        before = torch.cuda.memory_allocated()
+        model = loaded(zoo.paddleocr_vl, tmp_path / place)
+        list(model.generate(images(1), ALONE, Record()))
+        assert torch.cuda.memory_allocated() > before
+        model.close()
+        left.append(torch.cuda.memory_allocated())
+    assert left[1] == left[0]  # the first leaves cuBLAS's workspace, which the process keeps
 
 
 def test_too_little_memory(tmp_path, emptied):
