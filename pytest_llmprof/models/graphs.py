@@ -5,6 +5,7 @@ The first call with a new key compiles and captures, so it belongs into warm-up.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +54,18 @@ def require_compiler(engine: str, device: torch.device) -> None:
                 f"infer={engine} needs torch.compile, which does not work on {device} here: {reason}; "
                 "use infer=reference"
             ) from error
+    if device.type == "cuda":
+        _share_triton_cache(device)
+
+
+def _share_triton_cache(device: torch.device) -> None:
+    """Let our own Triton kernels have the cache directory of torch.compile's, as torch does when it compiles one.
+
+    Where its kernels come from its cache, it leaves Triton's default: ours would be compiled again.
+    """
+    from torch._inductor.runtime.runtime_utils import triton_cache_dir  # type: ignore[attr-defined]  # torch 2.6 to now
+
+    os.environ.setdefault("TRITON_CACHE_DIR", triton_cache_dir(device.index or 0))
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -286,3 +288,20 @@ def test_a_full_device_is_no_missing_compiler(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch, "zeros", full)
     with pytest.raises(torch.OutOfMemoryError):
         graphs.require_compiler("compiled", torch.device("cpu"))
+
+
+def test_tritons_cache_is_that_of_torch_compile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whatever torch.compile did in this process; a directory that the user set stays."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("TRITON_CACHE_DIR", "")  # so that what is set below is undone, too
+    monkeypatch.delenv("TRITON_CACHE_DIR")
+    monkeypatch.setattr(graphs, "compile_whole", lambda function: lambda tensor: tensor)
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *sizes, device: zeros(*sizes))
+    graphs.require_compiler("fast", torch.device("cpu"))
+    assert "TRITON_CACHE_DIR" not in os.environ
+    graphs.require_compiler("fast", torch.device("cuda", 1))
+    assert os.environ["TRITON_CACHE_DIR"] == str(tmp_path / "triton" / "1")
+    monkeypatch.setenv("TRITON_CACHE_DIR", "mine")
+    graphs.require_compiler("fast", torch.device("cuda"))
+    assert os.environ["TRITON_CACHE_DIR"] == "mine"
