@@ -60,7 +60,7 @@ def image_folder_dataset() -> DatasetPlugin:
 
 def _load(settings: DatasetSettings) -> Sequence[Page]:
     root = _root(settings.root)
-    files = _walk(root)
+    files, odd = _walk(root)
     places = [place for file in files for place in _places(root, file)]
     names = _page_names(places)
     by_name = {names[place]: place for place in places}
@@ -73,7 +73,7 @@ def _load(settings: DatasetSettings) -> Sequence[Page]:
         seen += f"; {_install(','.join(sorted(extras)))} reads more of them"
     chosen = select(entries, settings, str(root), seen)
     # A truth file's suffix may be in any case (a.MD). Where there are two, the lower case, which sorts later, wins.
-    truths = {_stem(file) + _suffix(file): file for file in sorted(files)}
+    truths = {_stem(file) + _suffix(file): file for file in sorted([*files, *odd])}
     pages = [_page(root, by_name[entry.name], entry.name, truths, settings) for entry in chosen]
     reasons: dict[str, list[str]] = {}
     if settings.subset is None:
@@ -124,13 +124,14 @@ def _root(root: str | None) -> Path:
     return path
 
 
-def _walk(root: Path) -> list[str]:
-    """All files below *root* as relative POSIX paths.
+def _walk(root: Path) -> tuple[list[str], list[str]]:
+    """All files below *root* as relative POSIX paths; and what is called as a truth but is a directory or a pipe.
 
     Links to directories are followed. A directory that is reached twice (by a loop or an alias) is read once, at its
     real path where that lies below *root*.
     """
     files: list[str] = []
+    odd: list[str] = []
     visited: set[tuple[int, int]] = set()
     own, linked = deque([""]), deque[str]()
     while own or linked:
@@ -153,7 +154,10 @@ def _walk(root: Path) -> list[str]:
                 # A broken link counts too: its page fails by name, and is not silently left out. A pipe does not: who
                 # opens one waits for its other end.
                 files.append(relative)
-    return files
+                continue
+            if _suffix(relative) in _TRUTHS:
+                odd.append(relative)
+    return files, odd
 
 
 def _suffix(file: str) -> str:
@@ -195,7 +199,11 @@ def _page(root: Path, place: _Place, name: str, truths: dict[str, str], settings
 
     def truth(suffix: str) -> str | None:
         found = next((truths[base + suffix] for base in bases if base + suffix in truths), None)
-        return None if found is None else read_text(root / found, f"the truth of page {name!r},").strip("\n")
+        if found is None:
+            return None
+        if os.path.exists(root / found) and not os.path.isfile(root / found):  # a pipe would be waited for
+            raise DatasetError(f"the truth of page {name!r}, {root / found} is no file: rename it, or give a text file")
+        return read_text(root / found, f"the truth of page {name!r},").strip("\n")
 
     return Page(
         name=name,
