@@ -75,6 +75,9 @@ def _load(settings: DatasetSettings) -> Sequence[Page]:
     # A truth file's suffix may be in any case (a.MD). Where there are two, the lower case, which sorts later, wins.
     truths = {_stem(file) + _suffix(file): file for file in sorted([*files, *odd])}
     pages = [_page(root, by_name[entry.name], entry.name, truths, settings) for entry in chosen]
+    belonging = {truths.get(base + suffix) for place in places for base in _bases(place) for suffix in _TRUTHS}
+    strange = [file for file in files if _suffix(file) in _TRUTHS and file not in belonging]
+    left_out += matching([Entry(_printable(file), _printable(file)) for file in strange], settings)
     reasons: dict[str, list[str]] = {}
     if settings.subset is None:
         for entry in left_out:
@@ -103,6 +106,8 @@ def _places(root: Path, file: str) -> Iterator[_Place]:
 
 
 def _why_left_out(suffix: str) -> str:
+    if suffix in _TRUTHS:
+        return f"{suffix}: the truth of no page"
     if extra := _EXTRAS.get(suffix):
         return f"{suffix}: {_install(extra)} reads them"
     kind = suffix if suffix[1:].isalnum() and len(suffix) <= _LONGEST_SUFFIX else "other files"
@@ -191,11 +196,16 @@ def _source(root: Path, file: str, settings: DatasetSettings) -> str:
     return _printable(str(Path(settings.root_as_given or root) / file))
 
 
+def _bases(place: _Place) -> list[str]:
+    """The paths of the page's truth without `.md` or `.txt`, the first that exists counts."""
+    stem = _stem(place.file)
+    numbered = [] if place.number is None else [place.file_and_number, f"{stem}/{place.number:04d}"]
+    return numbered + ([place.file, stem] if place.only else [])
+
+
 def _page(root: Path, place: _Place, name: str, truths: dict[str, str], settings: DatasetSettings) -> Page:
     path = root / place.file
-    stem = _stem(place.file)
-    bases = [] if place.number is None else [place.file_and_number, f"{stem}/{place.number:04d}"]
-    bases += [place.file, stem] if place.only else []
+    bases = _bases(place)
 
     def truth(suffix: str) -> str | None:
         found = next((truths[base + suffix] for base in bases if base + suffix in truths), None)

@@ -291,10 +291,11 @@ def test_line23_files_that_are_left_out(tmp_path: Path, without_extras: None) ->
         ".pdf: pip install 'pytest-llmprof[pdf]' reads them": ["scan.pdf"],
         ".json: no images that Pillow reads": ["data.json"],
         "other files: no images that Pillow reads": ["Mr. Smith", "README"],
+        ".txt: the truth of no page": ["notes.txt"],
     }
     # What the user has not asked for is not left out.
     assert load(tmp_path, pattern=("*.png",)).left_out == {}
-    assert list(load(tmp_path, exclude=("**/*.json", "README", "Mr*", "*.heic", "*.HEIC")).left_out) == [
+    assert list(load(tmp_path, exclude=("**/*.json", "README", "Mr*", "*.heic", "*.HEIC", "*.txt")).left_out) == [
         ".pdf: pip install 'pytest-llmprof[pdf]' reads them"
     ]
     assert load(tmp_path, subset=("a",)).left_out == {}

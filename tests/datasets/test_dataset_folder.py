@@ -145,6 +145,17 @@ def test_truth_that_is_not_utf8(root: Path) -> None:
     assert "page2" not in names(root, pattern=("letters/*",))  # only the truth of chosen pages is read
 
 
+def test_truths_of_no_page_are_left_out_by_name(root: Path) -> None:
+    for name in ("page2.txt", "page2.TXT", "page2.png.md", "Page10.txt", "README.md", "letters/a.PNG.txt", ".x.txt"):
+        (root / name).write_text("text")
+    pages = load_pages(PLUGIN, DatasetSettings(name="image_folder", root=str(root), limit=1))
+    assert pages.left_out == {
+        ".txt: the truth of no page": [str(root / "Page10.txt"), str(root / "page2.TXT")],
+        ".md: the truth of no page": [str(root / "README.md")],
+    }
+    assert not load_pages(PLUGIN, DatasetSettings(name="image_folder", root=str(root), pattern=("*.png",))).left_out
+
+
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
 @pytest.mark.parametrize("name", ["page2.txt", "page2.MD"])
 def test_truth_that_is_no_file(root: Path, make: Callable[[Path], None], name: str) -> None:
