@@ -355,11 +355,6 @@ class TransformersModel:
         """Ids that end an answer: the checkpoint's and the family's. Raises `ModelError` for an unknown one."""
         own = self._asked.eos_token_id
         own = [token for token in (own if isinstance(own, list) else [own]) if token is not None]
-        named = [("eos_token_id", token) for token in own] + [("bos_token_id", self._asked.bos_token_id)]
-        for name, token in named:
-            if token is not None and type(token) is not int:
-                raise ModelError(f"{self._where}: its generation_config has the {name} {quoted(token)}, which is no "
-                                 "token's number")  # fmt: skip
         found = {token for token in own if 0 <= token < self._vocabulary}
         if own and not found:
             raise ModelError(f"{self._where}: its generation_config has the eos_token_id {own[0]}, which is outside "
