@@ -19,7 +19,11 @@ from pytest_llmprof.records.predictions import Box
 Size = tuple[int, int]
 _NUMBER = re.compile(r"\d{1,6}")
 _LINE_OR_TAG = re.compile(r"[<\n]")
+_OBJECT = re.compile(r'\{\s*["}]')
+"""The begin of a JSON object; in a formula a letter follows the brace."""
 _DECODER = json.JSONDecoder()
+_READ_IN_VAIN = 10_000_000
+"""Characters of broken objects that are read in one answer: thousands of nested ones would take seconds."""
 _BOX_KEYS = ("bbox_2d", "bbox")
 _BOX_KEY = re.compile(rf'"(?:{"|".join(_BOX_KEYS)})"\s*:')
 
@@ -104,11 +108,13 @@ def _deepseek(text: str, size: Size, resized: Size | None) -> ParsedOutput:
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:
     """The JSON objects of *text*, each before those in it. What is cut off or broken is none, but those in it are."""
-    start = 0
-    while (start := text.find("{", start)) >= 0:
+    start, left = 0, _READ_IN_VAIN
+    while left > 0 and (begin := _OBJECT.search(text, start)):
+        start = begin.start()
         try:
             value, start = _DECODER.raw_decode(text, start)
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError) as error:
+            left -= getattr(error, "pos", len(text)) - start
             start += 1
             continue
         rest = [value]
