@@ -60,7 +60,7 @@ def image_folder_dataset() -> DatasetPlugin:
 
 def _load(settings: DatasetSettings) -> Sequence[Page]:
     root = _root(settings.root)
-    files = _walk(root)
+    files, odd = _walk(root)
     places = [place for file in files for place in _places(root, file)]
     names = _page_names(places)
     by_name = {names[place]: place for place in places}
@@ -73,8 +73,11 @@ def _load(settings: DatasetSettings) -> Sequence[Page]:
         seen += f"; {_install(','.join(sorted(extras)))} reads more of them"
     chosen = select(entries, settings, str(root), seen)
     # A truth file's suffix may be in any case (a.MD). Where there are two, the lower case, which sorts later, wins.
-    truths = {_stem(file) + _suffix(file): file for file in sorted(files)}
+    truths = {_stem(file) + _suffix(file): file for file in sorted([*files, *odd])}
     pages = [_page(root, by_name[entry.name], entry.name, truths, settings) for entry in chosen]
+    belonging = {truths.get(base + suffix) for place in places for base in _bases(place) for suffix in _TRUTHS}
+    strange = [file for file in files if _suffix(file) in _TRUTHS and file not in belonging]
+    left_out += matching([Entry(_printable(file), _printable(file)) for file in strange], settings)
     reasons: dict[str, list[str]] = {}
     if settings.subset is None:
         for entry in left_out:
@@ -103,6 +106,8 @@ def _places(root: Path, file: str) -> Iterator[_Place]:
 
 
 def _why_left_out(suffix: str) -> str:
+    if suffix in _TRUTHS:
+        return f"{suffix}: the truth of no page"
     if extra := _EXTRAS.get(suffix):
         return f"{suffix}: {_install(extra)} reads them"
     kind = suffix if suffix[1:].isalnum() and len(suffix) <= _LONGEST_SUFFIX else "other files"
@@ -124,13 +129,14 @@ def _root(root: str | None) -> Path:
     return path
 
 
-def _walk(root: Path) -> list[str]:
-    """All files below *root* as relative POSIX paths.
+def _walk(root: Path) -> tuple[list[str], list[str]]:
+    """All files below *root* as relative POSIX paths; and what is called as a truth but is a directory or a pipe.
 
     Links to directories are followed. A directory that is reached twice (by a loop or an alias) is read once, at its
     real path where that lies below *root*.
     """
     files: list[str] = []
+    odd: list[str] = []
     visited: set[tuple[int, int]] = set()
     own, linked = deque([""]), deque[str]()
     while own or linked:
@@ -153,7 +159,10 @@ def _walk(root: Path) -> list[str]:
                 # A broken link counts too: its page fails by name, and is not silently left out. A pipe does not: who
                 # opens one waits for its other end.
                 files.append(relative)
-    return files
+                continue
+            if _suffix(relative) in _TRUTHS:
+                odd.append(relative)
+    return files, odd
 
 
 def _suffix(file: str) -> str:
@@ -187,15 +196,24 @@ def _source(root: Path, file: str, settings: DatasetSettings) -> str:
     return _printable(str(Path(settings.root_as_given or root) / file))
 
 
+def _bases(place: _Place) -> list[str]:
+    """The paths of the page's truth without `.md` or `.txt`, the first that exists counts."""
+    stem = _stem(place.file)
+    numbered = [] if place.number is None else [place.file_and_number, f"{stem}/{place.number:04d}"]
+    return numbered + ([place.file, stem] if place.only else [])
+
+
 def _page(root: Path, place: _Place, name: str, truths: dict[str, str], settings: DatasetSettings) -> Page:
     path = root / place.file
-    stem = _stem(place.file)
-    bases = [] if place.number is None else [place.file_and_number, f"{stem}/{place.number:04d}"]
-    bases += [place.file, stem] if place.only else []
+    bases = _bases(place)
 
     def truth(suffix: str) -> str | None:
         found = next((truths[base + suffix] for base in bases if base + suffix in truths), None)
-        return None if found is None else read_text(root / found, f"the truth of page {name!r},").strip("\n")
+        if found is None:
+            return None
+        if os.path.exists(root / found) and not os.path.isfile(root / found):  # a pipe would be waited for
+            raise DatasetError(f"the truth of page {name!r}, {root / found} is no file: rename it, or give a text file")
+        return read_text(root / found, f"the truth of page {name!r},").strip("\n")
 
     return Page(
         name=name,

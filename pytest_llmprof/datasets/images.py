@@ -31,6 +31,7 @@ _SIGNED = 2
 _PAGED = frozenset({"DCX", "TIFF"})
 _ALPHA_MODES = frozenset({"RGBA", "RGBa", "LA", "La", "PA"})
 _STRIP = 256
+_CUT = "the file ends inside a TIFF directory, so it is cut short, and pages may be missing: copy it again"
 
 
 def load_image(path: Path, name: str, frame: int | None = None) -> Image:
@@ -78,6 +79,8 @@ def page_frames(path: Path) -> list[int]:
                         if not _is_reduced(image):
                             found.append(index)
                     except EOFError:
+                        if _ends_inside(image) and index - 1 not in found:  # more pages may have followed
+                            found.append(index - 1)
                         break
                     except Exception:  # noqa: BLE001 - it is raised again when the page is loaded
                         found.append(index)
@@ -92,6 +95,13 @@ def page_frames(path: Path) -> list[int]:
 def _is_reduced(image: Image) -> bool:
     tags = getattr(image, "tag_v2", {})
     return bool(tags.get(_NEW_SUBFILE, 0) & 5) or tags.get(_SUBFILE) == 2
+
+
+def _ends_inside(image: Image) -> bool:
+    """Whether the file ends inside the directory of a TIFF's frame, so that later frames are unknown. Pillow takes it
+    for the last one, with the tags that are left; the link that led to it then stays in the place of its own."""
+    directory = getattr(image, "tag_v2", None)
+    return directory is not None and directory.next == directory.offset
 
 
 @cache
@@ -132,14 +142,24 @@ def _decode(path: Path, frame: int | None) -> Image:
         raise PageError("the file is empty (zero bytes)")
     # A stream: given a path, Pillow maps uncompressed images into memory, and turned grey TIFFs come out garbled.
     with path.open("rb") as stream, _opened(stream, path) as image:
-        if frame is not None:
-            image.seek(frame)
+        _seek(image, frame)
         check_size(image.size)
         image.load()
         orientation = _orientation(image)
         page = _transpose(_to_rgb(image), orientation)
     page.info = {}  # it still holds the orientation: who saves the page and reads it would apply it again
     return page
+
+
+def _seek(image: Image, frame: int | None) -> None:
+    try:
+        if frame is not None:
+            image.seek(frame)
+    except Exception:
+        if not _ends_inside(image):
+            raise
+    if _ends_inside(image):
+        raise PageError(_CUT)
 
 
 def _opened(stream: BinaryIO, path: Path) -> Image:
@@ -178,8 +198,24 @@ def _hint(path: Path) -> str:
     if start.startswith(b"version https://"):
         return " (it is a Git LFS pointer: run git lfs pull)"
     if start.startswith((b"II", b"MM")):
+        if _lacks_first_directory(path):
+            return f": {_CUT}"
         return " (a TIFF with samples of a kind that Pillow does not know: convert it to 8 or 16 bits)"
     return ""
+
+
+def _lacks_first_directory(path: Path) -> bool:
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+    with path.open("rb") as stream:
+        try:
+            header = stream.read(8)
+            directory = ImageFileDirectory_v2(header + (stream.read(8) if header[2] == 43 else b""))  # 43: BigTIFF
+            stream.seek(directory.next)
+            directory.load(stream)
+        except Exception:  # noqa: BLE001 - no TIFF, or one that is broken in another way
+            return False
+    return bool(directory.next == directory.offset)
 
 
 def _declared_size(path: Path) -> tuple[int, int] | None:

@@ -87,6 +87,8 @@ def read_text(path: Path, what: str) -> str:
     except UnicodeDecodeError as error:
         place = f"byte 0x{data[error.start]:02x} at offset {error.start}"
         raise DatasetError(f"{what} {path} is not UTF-8 ({place}): save it as UTF-8") from error
+    if "\0" in text:  # as plain letters have in UTF-16
+        raise DatasetError(f"{what} {path} holds NUL characters, as UTF-16 does: save it as UTF-8")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

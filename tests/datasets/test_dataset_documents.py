@@ -209,6 +209,31 @@ def test_line25_a_page_of_a_tiff_that_cannot_be_read(tmp_path: Path) -> None:
         failures(tmp_path)
 
 
+@pytest.mark.parametrize("big", [False, True])
+def test_a_tiff_that_is_cut_short_loses_no_page_in_silence(tmp_path: Path, big: bool) -> None:
+    """Where a directory's end is missing, Pillow takes it for the last one."""
+    path = tmp_path / "a.tif"
+    if big:
+        first, second = (Image.new("L", (2, 1), level) for level in (10, 20))
+        first.save(path, save_all=True, append_images=[second], big_tiff=True)
+    else:
+        path.write_bytes(grey_pages(10, 20))
+    whole = path.read_bytes()
+    for cut in range(len(whole)):
+        path.write_bytes(whole[:cut])
+        pages = load(tmp_path)
+        failed = failures(tmp_path)
+        levels = [page.load().getpixel((0, 0))[0] for page in pages if page.name not in failed]
+        assert failed or levels == [10, 20], cut
+        assert levels in ([], [10], [10, 20]), cut
+    path.write_bytes(grey_pages(10, 20)[:-1])
+    assert "cut short" in failures(tmp_path)["a.tif.0002"]
+    path.write_bytes(grey_pages(10)[:12])
+    assert "cut short" in failures(tmp_path)["a"]
+    path.write_bytes(grey_pages(10)[:-1])
+    assert "cut short" in failures(tmp_path)["a"]
+
+
 @HEIF
 def test_line25_heic(tmp_path: Path) -> None:
     images.image_suffixes()  # registers the format
@@ -266,10 +291,11 @@ def test_line23_files_that_are_left_out(tmp_path: Path, without_extras: None) ->
         ".pdf: pip install 'pytest-llmprof[pdf]' reads them": ["scan.pdf"],
         ".json: no images that Pillow reads": ["data.json"],
         "other files: no images that Pillow reads": ["Mr. Smith", "README"],
+        ".txt: the truth of no page": ["notes.txt"],
     }
     # What the user has not asked for is not left out.
     assert load(tmp_path, pattern=("*.png",)).left_out == {}
-    assert list(load(tmp_path, exclude=("**/*.json", "README", "Mr*", "*.heic", "*.HEIC")).left_out) == [
+    assert list(load(tmp_path, exclude=("**/*.json", "README", "Mr*", "*.heic", "*.HEIC", "*.txt")).left_out) == [
         ".pdf: pip install 'pytest-llmprof[pdf]' reads them"
     ]
     assert load(tmp_path, subset=("a",)).left_out == {}

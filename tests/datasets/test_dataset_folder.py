@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +143,35 @@ def test_truth_that_is_not_utf8(root: Path) -> None:
     assert str(root / "page2.txt") in text
     assert "0xf6 at offset 1" in text
     assert "page2" not in names(root, pattern=("letters/*",))  # only the truth of chosen pages is read
+
+
+def test_truths_of_no_page_are_left_out_by_name(root: Path) -> None:
+    for name in ("page2.txt", "page2.TXT", "page2.png.md", "Page10.txt", "README.md", "letters/a.PNG.txt", ".x.txt"):
+        (root / name).write_text("text")
+    pages = load_pages(PLUGIN, DatasetSettings(name="image_folder", root=str(root), limit=1))
+    assert pages.left_out == {
+        ".txt: the truth of no page": [str(root / "Page10.txt"), str(root / "page2.TXT")],
+        ".md: the truth of no page": [str(root / "README.md")],
+    }
+    assert not load_pages(PLUGIN, DatasetSettings(name="image_folder", root=str(root), pattern=("*.png",))).left_out
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+@pytest.mark.parametrize("name", ["page2.txt", "page2.MD"])
+def test_truth_that_is_no_file(root: Path, make: Callable[[Path], None], name: str) -> None:
+    make(root / name)
+    text = error(root)
+    assert f"the truth of page 'page2', {root / name} is no file" in text
+    assert "page2" not in names(root, pattern=("letters/*",))
+    (root / "page2.png").unlink()
+    assert "page10" in names(root)  # it is nobody's truth now
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
+def test_truth_in_another_unicode(root: Path, encoding: str) -> None:
+    """Without a byte order mark its bytes are UTF-8, too, with NULs between the letters."""
+    (root / "page2.txt").write_bytes("Two words".encode(encoding))
+    assert re.search(r"page2\.txt .*save it as UTF-8", error(root))
 
 
 def test_images_of_one_stem(tmp_path: Path) -> None:

@@ -185,6 +185,19 @@ def test_costs_are_counted(model):
     assert ours(model, images(1), ALONE) == theirs(model, images(1), ALONE)
 
 
+@pytest.mark.parametrize("asked", [0, None, 99_999], ids=str)
+def test_a_tokenizer_without_padding(tmp_path, asked):
+    """Its processor takes no batch, so it pads with the checkpoint's token, else with an end token."""
+    zoo.build(zoo.paddleocr_vl, tmp_path)
+    whole = load(preset("paddleocr_vl", tmp_path), ALONE, BOXES)
+    for name, key, value in (("tokenizer_config", "pad_token", None), ("generation_config", "pad_token_id", asked)):
+        file = tmp_path / f"{name}.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    bare = load(preset("paddleocr_vl", tmp_path), ALONE, BOXES)
+    assert bare.tokenizer.pad_token_id == (0 if asked == 0 else 2)
+    assert ours(bare, images(2), BANNED) == ours(whole, images(2), BANNED)
+
+
 @pytest.mark.skipif(not zoo.VISION, reason="torchvision is not installed")
 @pytest.mark.parametrize("page", ["blocks", "the reference's page"])
 def test_unlimited_ocr_gives_the_tokens_of_deepseek_ocr(official_weights, tmp_path, page):

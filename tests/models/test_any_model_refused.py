@@ -38,6 +38,10 @@ def change(path: Path, name: str = "config.json", **values: Any) -> None:
     file.write_text(json.dumps(content | values))
 
 
+def change_text(path: Path, **values: Any) -> None:
+    change(path, text_config=json.loads((path / "config.json").read_text())["text_config"] | values)
+
+
 def refused(path: Path, preset_name: str = "paddleocr_vl") -> str:
     with pytest.raises(ModelError) as caught:
         load(preset(preset_name, path), ALONE, BOXES)
@@ -146,6 +150,17 @@ def adapter(path: Path, kind: str = "LORA") -> None:
         (lambda path: change(path, "generation_config.json", eos_token_id="</s>"), ["eos_token_id '</s>'", "number"]),
         (lambda path: change(path, "generation_config.json", eos_token_id={"a": 1}), ["eos_token_id {'a': 1}, which"]),
         (lambda path: change(path, "generation_config.json", bos_token_id="<s>"), ["bos_token_id '<s>', which is no"]),
+        (lambda path: change(path, "generation_config.json", pad_token_id=[0]), ["generation_config.json has the pad"]),
+        (lambda path: change(path, "generation_config.json", bos_token_id=1 << 99), ["bos_token_id 633", "no token's"]),
+        (lambda path: change(path, eos_token_id=["a"]), ["/config.json has the eos_token_id 'a', which is no token's"]),
+        (lambda path: change_text(path, pad_token_id="0"), ["/config.json has the pad_token_id '0', which is no"]),
+        (lambda path: change_text(path, pad_token_id=9999), ["the model that config.json describes", "ing_i"]),
+        (lambda path: change_text(path, hidden_act="no"), ["the model that config.json describes cannot be"]),
+        (lambda path: change_text(path, rms_norm_eps="x"), [": config.json cannot be loaded", "'rms_norm_eps'"]),
+        (
+            lambda path: change(path, "generation_config.json", cache_implementation="no"),
+            [": generation_config.json cannot be loaded: Invalid `cache_implementation` (no)"],
+        ),
         (
             lambda path: change(path, "generation_config.json", eos_token_id=[-1, 99999]),
             ["the eos_token_id -1, which is outside the model's vocabulary of"],

@@ -88,6 +88,7 @@ def test_a_family_is_a_preset_and_its_boxes_a_hook(project):
         ("model.family.template='{image}{image}{prompt}'", ["{image} and {prompt}, the image once"]),
         ("model.weights=random", ["reads model.path"]),
         ("infer=fast", ["infer.engine=fast", "reference, compiled"]),
+        ("model.family.free='<image>Read.'", ["model.family.free=<image>Read. is not", "the model's template puts"]),
         ("model.family.markdown=null", ["model.family.free=null", "model.family.markdown"]),
     ],
 )

@@ -91,6 +91,7 @@ def test_no_answer_raises_an_error(name, answer):
 
 LONG = (
     *("a" * 60_000, "\n" * 60_000, "```" + "\n" * 60_000, '{"a":"\\"{' * 6000),
+    *('{"a":' * 12_000, "{" * 60_000, '{"' * 30_000, '[{"a":[{},' * 6000, '{"a":' + "9" * 60_000 + "}"),
     *("<|LOC_1|>" * 6000, "<a " * 20_000, "<!--" * 50_000),
 )
 """Answers in a loop, about as long as they may be."""
@@ -112,6 +113,17 @@ def test_braces_in_a_text_are_not_an_objects():
     assert [(box.box, box.text) for box in found.boxes] == [((100, 100, 300, 200), r"\frac{a}{b} \"{")]
     assert found.bad_boxes == 0
     assert READ["qwen"](r"$\frac{a}{b}$", SIZE, None).bad_boxes == 0
+
+
+def test_objects_in_an_object_with_a_box():
+    inner = {"bbox_2d": [0, 0, 100, 100], "label": "line", "text": "a"}
+    table = {"bbox_2d": [0, 0, 500, 500], "label": "table", "style": {"rows": {"n": 2}}, "lines": [inner, [inner]]}
+    for answer, labels in (([table, inner], ["table", "line", "line", "line"]), ({"page": [inner]}, ["line"])):
+        found = READ["qwen"](f"Here: {json.dumps(answer)}!", SIZE, None)
+        assert [box.label for box in found.boxes] == labels
+        assert found.bad_boxes == 0
+    found = READ["qwen"](json.dumps([inner, table])[:-9], SIZE, None)
+    assert ([box.label for box in found.boxes], found.bad_boxes) == (["line", "line"], 2), "cut off in the last line"
 
 
 def test_the_text_of_a_box_ends_at_the_next_one():

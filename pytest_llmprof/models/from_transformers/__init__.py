@@ -46,11 +46,16 @@ def _load(formats: Mapping[str, BoxFormat], model: ModelSettings, infer: InferSe
 
 
 def _check(formats: Mapping[str, BoxFormat], model: ModelSettings) -> Iterator[tuple[str, object, str]]:
+    from pytest_llmprof.models.from_transformers.prompts import IMAGE
+
     family = model.family
     if family.boxes not in formats:
         yield "family.boxes", family.boxes, f"one of {', '.join(formats)}"
     if family.markdown is None and family.free is None:
         yield "family.free", None, "a text where model.family.markdown is null, too"
+    for name in ("markdown", "free"):
+        if IMAGE in ((text := getattr(family, name)) or ""):
+            yield f"family.{name}", text, f"a text without {IMAGE}: the model's template puts the image"
     if family.template is not None and not (family.template.count("{image}") == 1 and "{prompt}" in family.template):
         yield "family.template", family.template, "a text with {image} and {prompt}, the image once"
     if model.weights != "checkpoint":

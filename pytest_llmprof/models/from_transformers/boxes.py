@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,9 +19,11 @@ from pytest_llmprof.records.predictions import Box
 Size = tuple[int, int]
 _NUMBER = re.compile(r"\d{1,6}")
 _LINE_OR_TAG = re.compile(r"[<\n]")
-_OBJECT = re.compile(r'\{(?:[^{}"]++|"(?:[^"\\]++|\\.)*+"){0,1000}+\}', re.DOTALL)
-"""An object without another one in it. Braces in its texts, such as a formula's, are not its own. The limit is for
-texts that only look like objects: each brace would be the start of a search to the answer's end."""
+_OBJECT = re.compile(r'\{\s*["}]')
+"""The begin of a JSON object; in a formula a letter follows the brace."""
+_DECODER = json.JSONDecoder()
+_READ_IN_VAIN = 10_000_000
+"""Characters of broken objects that are read in one answer: thousands of nested ones would take seconds."""
 _BOX_KEYS = ("bbox_2d", "bbox")
 _BOX_KEY = re.compile(rf'"(?:{"|".join(_BOX_KEYS)})"\s*:')
 
@@ -106,10 +107,23 @@ def _deepseek(text: str, size: Size, resized: Size | None) -> ParsedOutput:
 
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:
-    """The innermost JSON objects of *text*."""
-    for match in _OBJECT.finditer(text):
-        with suppress(ValueError, RecursionError):
-            yield json.loads(match[0])
+    """The JSON objects of *text*, each before those in it. What is cut off or broken is none, but those in it are."""
+    start, left = 0, _READ_IN_VAIN
+    while left > 0 and (begin := _OBJECT.search(text, start)):
+        start = begin.start()
+        try:
+            value, start = _DECODER.raw_decode(text, start)
+        except (ValueError, RecursionError) as error:
+            left -= getattr(error, "pos", len(text)) - start
+            start += 1
+            continue
+        rest = [value]
+        while rest:
+            value = rest.pop()
+            if isinstance(value, dict):
+                yield value
+                value = list(value.values())
+            rest += reversed(value) if isinstance(value, list) else ()
 
 
 def _json(text: str, size: Size, resized: Size | None, *, grid: int | None) -> ParsedOutput:

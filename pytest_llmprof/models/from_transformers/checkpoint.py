@@ -37,7 +37,8 @@ _PROCESSORS = (
 """Files of a processor, its tokenizer and its chat templates."""
 PROCESSOR = "processor_config.json or preprocessor_config.json"
 """The files that make a processor, for messages."""
-_BESIDE = ("config.json", "generation_config.json", *_PROCESSORS)
+GENERATION = "generation_config.json"
+_BESIDE = ("config.json", GENERATION, *_PROCESSORS)
 """Files beside the weights that transformers reads, and that change the answers."""
 EXTRAS = {
     "torchvision": "models", "num2words": "models", "peft": "adapters", "accelerate": "quantized",
@@ -103,8 +104,9 @@ def open_source(settings: ModelSettings, *, download: bool = True) -> Source:
         raise ModelError(f"{directory} has no tokenizer ({', '.join(_TOKENIZERS)}): copy it from where the weights are "
                          "from")  # fmt: skip
     weights, beside = found.weights, _files(directory, _BESIDE)
-    if (generation := directory / "generation_config.json").is_file():
-        read_json(generation)  # transformers goes without one that it cannot read
+    _check_ids(directory / "config.json", found.config)
+    if (generation := directory / GENERATION).is_file():
+        _check_ids(generation, read_json(generation))  # transformers goes without one that it cannot read
     if adapter is not None:
         weights += (adapter / "adapter_model.safetensors",)
         beside += (adapter / ADAPTER,)
@@ -207,6 +209,17 @@ def _check_class(directory: Path, config: Mapping[str, Any]) -> None:
     if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         text = "reads text alone" if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else "is no model of images and text"
         raise ModelError(f"{where} {text}: use a document model (docs/models.md)")
+
+
+def _check_ids(file: Path, config: Mapping[str, Any]) -> None:
+    """Raise `ModelError` where a token of a config's or generation_config's is no number: transformers compares it."""
+    text = config.get("text_config")
+    for holder in (config, text if isinstance(text, dict) else {}):
+        for name in ("eos_token_id", "bos_token_id", "pad_token_id"):
+            value = holder.get(name)
+            for token in value if name == "eos_token_id" and isinstance(value, list) else [value]:
+                if token is not None and (type(token) is not int or abs(token) >= 1 << 63):
+                    raise ModelError(f"{file} has the {name} {quoted(token)}, which is no token's number")
 
 
 def _check_quantization(source: Source) -> None:

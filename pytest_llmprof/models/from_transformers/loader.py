@@ -20,6 +20,7 @@ from pytest_llmprof.models.from_transformers import ENGINES, prompts
 from pytest_llmprof.models.from_transformers.auto import TORCH
 from pytest_llmprof.models.from_transformers.checkpoint import (
     EXTRAS,
+    GENERATION,
     PROCESSOR,
     Source,
     need,
@@ -102,10 +103,15 @@ def check_family(source: Source, processor: Any, settings: ModelSettings, infer:
 
 
 def read_processor(source: Source) -> Any:
-    """The checkpoint's processor. Raises `ModelError` where it cannot be made, or is not one of images and text."""
+    """The checkpoint's processor. Raises `ModelError` where it cannot be made, or is not one of images and text; and
+    where its config or generation_config cannot be read, or else the processor or the weights would seem broken."""
     with paused_garbage_collector():
         import transformers
 
+    _read(source, "config.json", lambda: _config(source))
+    if (source.directory / GENERATION).is_file():
+        _read(source, GENERATION, lambda: transformers.GenerationConfig.from_pretrained(source.directory,
+              local_files_only=True))  # fmt: skip
     processor = _read(source, "the processor", lambda: transformers.AutoProcessor.from_pretrained(source.directory,
                       local_files_only=True, trust_remote_code=False), source.beside)  # fmt: skip
     tokenizer = getattr(processor, "tokenizer", None)
@@ -117,6 +123,12 @@ def read_processor(source: Source) -> Any:
         )
     _check_scaling(source.directory, processor.image_processor)
     return processor
+
+
+def _config(source: Source) -> Any:
+    import transformers
+
+    return transformers.AutoConfig.from_pretrained(source.directory, local_files_only=True, trust_remote_code=False)
 
 
 def _check_scaling(directory: Path, reader: Any) -> None:
@@ -157,6 +169,7 @@ def check_memory(source: Source, device: torch.device) -> None:
 def load_weights(source: Source, device: torch.device, dtype: torch.dtype) -> Any:
     """transformers' model with all weights of *source*. Raises `ModelError` where a weight is missing or of another
     shape: transformers alone would use random ones there."""
+    import torch
     import transformers
 
     from pytest_llmprof.models.from_transformers.costs import quantized_layers, scales
@@ -179,9 +192,15 @@ def load_weights(source: Source, device: torch.device, dtype: torch.dtype) -> An
             raise ValueError("the scales of its layers find no place")
         return model, found
 
+    def shell() -> None:
+        with torch.device("meta"):
+            transformers.AutoModelForImageTextToText.from_config(_config(source))
+
     try:
         model, found = _read(source, "the weights", read)
     except ModelError as error:
+        if source.quantized is None:  # before its weights the model itself is made
+            _read(source, "the model that config.json describes", shell)
         if source.quantized is None or not isinstance(error.__cause__, (ValueError, RuntimeError)):
             raise
         reason = one_line(str(error.__cause__), 100)

@@ -95,6 +95,7 @@ class TransformersModel:
         self._asked = network.generation_config
         self.eos = self._end_tokens()
         """Tokens that end an answer."""
+        self._add_padding()
         self._frame, self._ends = self._marks()
         self._compiled = engine == "compiled"
         self._steps: Any = None
@@ -355,11 +356,6 @@ class TransformersModel:
         """Ids that end an answer: the checkpoint's and the family's. Raises `ModelError` for an unknown one."""
         own = self._asked.eos_token_id
         own = [token for token in (own if isinstance(own, list) else [own]) if token is not None]
-        named = [("eos_token_id", token) for token in own] + [("bos_token_id", self._asked.bos_token_id)]
-        for name, token in named:
-            if token is not None and type(token) is not int:
-                raise ModelError(f"{self._where}: its generation_config has the {name} {quoted(token)}, which is no "
-                                 "token's number")  # fmt: skip
         found = {token for token in own if 0 <= token < self._vocabulary}
         if own and not found:
             raise ModelError(f"{self._where}: its generation_config has the eos_token_id {own[0]}, which is outside "
@@ -370,6 +366,14 @@ class TransformersModel:
         if not found:
             raise ModelError(f"{self._where} names no end token; set model.family.stop")
         return frozenset(found)
+
+    def _add_padding(self) -> None:
+        """Give a tokenizer without a padding token the checkpoint's, else an end token, as transformers' `generate`
+        does: without one it takes no batch, not even of one page."""
+        if self.tokenizer.pad_token is None:
+            own = self._asked.pad_token_id
+            known = own is not None and 0 <= own < len(self.tokenizer)
+            self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(own if known else min(self.eos))
 
     def _marks(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Tokens around an answer (begin, end, padding), and texts that end one but are also text elsewhere, such as
