@@ -399,15 +399,12 @@ def _logs(tests: Sequence[SavedTest], metric: Declaration) -> list[float] | None
 def _rounds_error(tests: Sequence[SavedTest], metric: Declaration) -> float | None:
     """The relative standard error of a process's value, from its rounds; None for a single round.
 
-    A median's error is 1.2533 of a mean's, and an interquartile range 1.349 standard deviations, for normal noise.
+    A median's error is 1.2533 of a mean's, for normal noise.
     """
-    errors = []
-    for test in tests:
-        noise = _spread(test, metric)
-        if test.rounds < 2 or math.isnan(noise):
-            return None
-        errors.append(1.2533 * noise / 1.349 / math.sqrt(test.rounds))
-    return max(errors)
+    noises = [_noise(test, metric) for test in tests]
+    if any(noise.rounds < 2 for noise in noises):
+        return None
+    return max(1.2533 * math.sqrt(noise.variance / noise.rounds) for noise in noises)
 
 
 def _spread(test: SavedTest, metric: Declaration) -> float:

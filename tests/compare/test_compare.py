@@ -1,6 +1,8 @@
 """Rows, verdicts and refusals of a comparison."""
 
 import math
+import random
+from statistics import median
 
 import msgspec
 import pytest
@@ -10,6 +12,7 @@ from pytest_llmprof.compare.compare import Terms, compare
 from pytest_llmprof.compare.rules import Rule, parse_rules
 from pytest_llmprof.compare.verdicts import Verdict
 from pytest_llmprof.errors import ArtifactError, ConfigError
+from pytest_llmprof.measure.figures import percentile
 from pytest_llmprof.records.baseline import SavedMachine, SavedPage, SavedRun
 from pytest_llmprof.records.catalogue import BUILTIN
 from pytest_llmprof.records.environment import Git
@@ -61,6 +64,22 @@ def test_host_bound_times_are_assumed_to_be_noisy(changes):
     assert (row.verdict, row.how) == (Verdict.UNCLEAR, "1 and 1 process, SD 15 % assumed")
     told = rows(pair(saved_test(**changes), slower, process_sd=0.01))["tpot_ms"]
     assert told.verdict == Verdict.SLOWER
+
+
+@pytest.mark.parametrize("rounds", [2, 3])
+def test_few_rounds_are_not_believed_to_agree(rounds):
+    """The interquartile range of so few is on average much less than that of their noise, here of 1 %."""
+    source = random.Random(1)
+
+    def measured():
+        speed = 0.54 * (1 + source.gauss(0, 0.004))
+        values = [speed * (1 + source.gauss(0, 0.01)) for _ in range(rounds)]
+        middle = median(values)
+        spread = (percentile(values, 0.75) - percentile(values, 0.25)) / middle
+        return saved_test(figures={"tpot_ms": middle}, noise={"tpot_ms": spread}, rounds=rounds)
+
+    found = [rows(pair(measured(), measured()))["tpot_ms"].verdict for _ in range(1000)]
+    assert len(found) - found.count(Verdict.UNCLEAR) <= 8
 
 
 def test_counts_and_memory_are_exact():
