@@ -293,6 +293,7 @@ class _Comparer:
         if not before or not after:
             row.note = "missing where the GPU was not disturbed"
             return
+        row.before, row.after = (median(value_of(test, metric) or 0.0 for test in side) for side in (before, after))
         first, second = (_logs(side, metric) for side in (before, after))
         if first is None or second is None:
             row.note = "a value that is not above 0 has no ratio"

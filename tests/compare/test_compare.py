@@ -146,6 +146,14 @@ def test_what_is_not_measured_is_never_the_same(changes, why):
     assert rows(comparison)["cer"].verdict == Verdict.SAME
 
 
+def test_what_is_shown_is_of_the_processes_that_count():
+    runs = side([0.541, 0.540, 0.539, 0.80, 0.81, 0.82, 0.83], prefix="after")
+    for run in runs[3:]:
+        run.tests[0].doubts = ["the GPU was throttled (power cap)"]
+    row = rows(compare(side([0.54, 0.541, 0.539], prefix="before"), runs))["tpot_ms"]
+    assert (row.before, row.after, row.how) == (0.54, 0.54, "3 and 3 processes")
+
+
 def test_a_failed_test_is_not_measured_and_its_gate_not_passed():
     comparison = pair(
         saved_test(), saved_test(problem="page b: out of memory", figures={}), rules=(Rule("tpot_ms", 0.02, "2%"),)
