@@ -303,7 +303,7 @@ class _Comparer:
         if max(len(before), len(after)) >= 3:
             change, equality = (unpaired(first, second, error, STEADY_SD) for error in (alpha, 2 * self.terms.beta))
         elif self.terms.rounds is not None:
-            deviation = self.terms.process_sd or _assumed_sd(before[0], metric)
+            deviation = self.terms.process_sd or max(_assumed_sd(test, metric) for test in (*before, *after))
             row.how += f", SD {100 * deviation:g} % assumed, {count(after[-1].rounds, 'round')}"
             sides = Sides(first, second, [_noise(test, metric) for test in (*before, *after)], deviation)
 
@@ -324,7 +324,7 @@ class _Comparer:
                 row.verdict, row.note = Verdict.UNCLEAR, "a single round: its noise is not known"
                 row.ratio = ratio_of(second[0] - first[0])
                 return
-            deviation = self.terms.process_sd or _assumed_sd(before[0], metric)
+            deviation = self.terms.process_sd or max(_assumed_sd(test, metric) for test in (*before, *after))
             own = (rounds[0], rounds[1])
             change, equality = (
                 assumed(first, second, deviation, own, error) for error in (alpha, 2 * self.terms.beta)

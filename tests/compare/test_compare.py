@@ -66,6 +66,14 @@ def test_host_bound_times_are_assumed_to_be_noisy(changes):
     assert told.verdict == Verdict.SLOWER
 
 
+@pytest.mark.parametrize("engines", [("fast", "reference"), ("reference", "fast")])
+def test_the_noisier_of_two_engines_counts(engines):
+    before, after = (saved_test(engine=engine, figures={"tpot_ms": value})
+                     for engine, value in zip(engines, (0.54, 0.58), strict=True))
+    row = rows(pair(before, after))["tpot_ms"]
+    assert (row.verdict, row.how) == (Verdict.UNCLEAR, "1 and 1 process, SD 15 % assumed")
+
+
 @pytest.mark.parametrize("rounds", [2, 3])
 def test_few_rounds_are_not_believed_to_agree(rounds):
     """The interquartile range of so few is on average much less than that of their noise, here of 1 %."""
