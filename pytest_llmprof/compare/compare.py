@@ -293,6 +293,7 @@ class _Comparer:
         if not before or not after:
             row.note = "missing where the GPU was not disturbed"
             return
+        row.before, row.after = (median(value_of(test, metric) or 0.0 for test in side) for side in (before, after))
         first, second = (_logs(side, metric) for side in (before, after))
         if first is None or second is None:
             row.note = "a value that is not above 0 has no ratio"
@@ -302,7 +303,7 @@ class _Comparer:
         if max(len(before), len(after)) >= 3:
             change, equality = (unpaired(first, second, error, STEADY_SD) for error in (alpha, 2 * self.terms.beta))
         elif self.terms.rounds is not None:
-            deviation = self.terms.process_sd or _assumed_sd(before[0], metric)
+            deviation = self.terms.process_sd or max(_assumed_sd(test, metric) for test in (*before, *after))
             row.how += f", SD {100 * deviation:g} % assumed, {count(after[-1].rounds, 'round')}"
             sides = Sides(first, second, [_noise(test, metric) for test in (*before, *after)], deviation)
 
@@ -323,7 +324,7 @@ class _Comparer:
                 row.verdict, row.note = Verdict.UNCLEAR, "a single round: its noise is not known"
                 row.ratio = ratio_of(second[0] - first[0])
                 return
-            deviation = self.terms.process_sd or _assumed_sd(before[0], metric)
+            deviation = self.terms.process_sd or max(_assumed_sd(test, metric) for test in (*before, *after))
             own = (rounds[0], rounds[1])
             change, equality = (
                 assumed(first, second, deviation, own, error) for error in (alpha, 2 * self.terms.beta)
@@ -399,15 +400,12 @@ def _logs(tests: Sequence[SavedTest], metric: Declaration) -> list[float] | None
 def _rounds_error(tests: Sequence[SavedTest], metric: Declaration) -> float | None:
     """The relative standard error of a process's value, from its rounds; None for a single round.
 
-    A median's error is 1.2533 of a mean's, and an interquartile range 1.349 standard deviations, for normal noise.
+    A median's error is 1.2533 of a mean's, for normal noise.
     """
-    errors = []
-    for test in tests:
-        noise = _spread(test, metric)
-        if test.rounds < 2 or math.isnan(noise):
-            return None
-        errors.append(1.2533 * noise / 1.349 / math.sqrt(test.rounds))
-    return max(errors)
+    noises = [_noise(test, metric) for test in tests]
+    if any(noise.rounds < 2 for noise in noises):
+        return None
+    return max(1.2533 * math.sqrt(noise.variance / noise.rounds) for noise in noises)
 
 
 def _spread(test: SavedTest, metric: Declaration) -> float:

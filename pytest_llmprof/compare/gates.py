@@ -87,7 +87,7 @@ class Gate:
     @property
     def text(self) -> str:
         """The limit as it was written, "<=0.05"."""
-        return f"{self.relation}{self.limit:g}"
+        return f"{self.relation}{self.limit:.15g}"
 
 
 @dataclass(frozen=True)

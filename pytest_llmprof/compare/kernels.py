@@ -130,7 +130,7 @@ def kernel_changes(
         add("vanished", one, None)
     for other in come:
         add("appeared", None, other)
-    for key in old.keys() & new.keys():
+    for key in [key for key in old if key in new]:
         one, other = old[key], new[key]
         ratio = other.mean_us / one.mean_us if one.mean_us else 1.0
         if ratio >= SLOWER or ratio <= 1 / SLOWER:

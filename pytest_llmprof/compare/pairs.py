@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from statistics import median
 
 from pytest_llmprof.compare.intervals import Interval, ratio_of
 from pytest_llmprof.compare.result import Row
@@ -34,6 +35,7 @@ def judge_pairs(row: Row, tests: Sequence[TestPair], metric: Declaration, plan: 
     if not pairs:
         row.how = NO_PAIR
         return
+    row.before, row.after = map(median, zip(*pairs, strict=True))
     row.verdict = decision.verdict
     row.how = count(len(pairs) if decision.verdict is Verdict.UNCLEAR else decision.looked, "pair")
     if decision.interval is None or decision.control is None:

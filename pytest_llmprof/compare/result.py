@@ -36,7 +36,7 @@ class Row(Struct, kw_only=True):
     shown: bool
     """Whether it is among the metrics that a table shows by default."""
     before: float | None
-    """The median over processes."""
+    """The median over processes; of times over those that can be trusted, where there are any."""
     after: float | None
     ratio: float | None = None
     """After / before, of the robust centres; null where it has no meaning."""

@@ -87,8 +87,8 @@ class Store:
         if not os.access(there, os.W_OK | os.X_OK):
             raise ArtifactError(f"cannot write the store {shorten(str(self.root), 300)}: permission denied")
 
-    def runs(self, name: str | None = None, machine: str | None = None) -> list[StoredRun]:
-        """The saved runs, all or those of *name* and *machine*, the oldest first.
+    def runs(self, name: str | None = None) -> list[StoredRun]:
+        """The saved runs, all or those of *name*, the oldest first.
 
         Raises `ArtifactError` for a name that is not there, or a file that cannot be read.
         """
@@ -101,8 +101,7 @@ class Store:
             for path in (self.root / one).glob("*/*.json"):
                 if not path.name.startswith("."):
                     run = decode_record(read_bytes(path), SavedRun, baseline.SCHEMA, path)
-                    if machine is None or run.machine == machine:
-                        found.append(StoredRun(path, run))
+                    found.append(StoredRun(path, run))
         return sorted(found, key=lambda stored: (stored.run.started, stored.path.name))
 
     def resolve(self, wanted: str, machines: Collection[str] = ()) -> list[SavedRun]:

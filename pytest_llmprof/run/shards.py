@@ -112,18 +112,25 @@ def agreed_times(path: Path, find: Callable[[], Times]) -> Times:
         temporary = path.with_name(f".tmp-{secrets.token_hex(8)}.json")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(data)
             try:
-                os.link(temporary, path)
-            except FileExistsError:
-                pass  # another was first
-            except OSError:  # no hard links here
-                if not path.exists():
-                    temporary.replace(path)
-            temporary.unlink(missing_ok=True)
+                temporary.write_bytes(data)
+                _place(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
         except OSError as error:
             raise ArtifactError(f"cannot write {path}: {error.strerror}") from error
     return decode(read_bytes(path), path, Times)
+
+
+def _place(file: Path, path: Path) -> None:
+    """Give *file* the name *path*, unless another was first."""
+    try:
+        os.link(file, path)
+    except FileExistsError:
+        pass
+    except OSError:  # no hard links here
+        if not path.exists():
+            file.replace(path)
 
 
 def digest(shards: Mapping[str, int]) -> str:

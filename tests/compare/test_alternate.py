@@ -214,6 +214,12 @@ def test_disturbed_processes_are_left_out_and_never_pass_as_the_same():
     assert row.note.startswith("1 pair left out: 1 other process used the GPU")
     assert row.how == f"{found.job.pairs - 2} pairs"  # a pair fewer, so its look came one pair later
 
+    machine = Machine([0.9] * 7 + [0.54] * 17, [0.54] * 24)
+    machine.run = run
+    disturbed = {1, 4, 6, 7, 9, 12, 14}  # the first seven of A
+    loop = machine.loop()
+    assert row_of(loop.result(loop.run())).before == 0.54, "what is shown is of the pairs that count"
+
     machine = Machine(noisy(0.54, 0.001, 24, 1), noisy(0.54, 0.001, 24, 2))
     machine.run = run
     disturbed = set(range(49))

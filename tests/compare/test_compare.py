@@ -1,6 +1,8 @@
 """Rows, verdicts and refusals of a comparison."""
 
 import math
+import random
+from statistics import median
 
 import msgspec
 import pytest
@@ -10,6 +12,7 @@ from pytest_llmprof.compare.compare import Terms, compare
 from pytest_llmprof.compare.rules import Rule, parse_rules
 from pytest_llmprof.compare.verdicts import Verdict
 from pytest_llmprof.errors import ArtifactError, ConfigError
+from pytest_llmprof.measure.figures import percentile
 from pytest_llmprof.records.baseline import SavedMachine, SavedPage, SavedRun
 from pytest_llmprof.records.catalogue import BUILTIN
 from pytest_llmprof.records.environment import Git
@@ -61,6 +64,30 @@ def test_host_bound_times_are_assumed_to_be_noisy(changes):
     assert (row.verdict, row.how) == (Verdict.UNCLEAR, "1 and 1 process, SD 15 % assumed")
     told = rows(pair(saved_test(**changes), slower, process_sd=0.01))["tpot_ms"]
     assert told.verdict == Verdict.SLOWER
+
+
+@pytest.mark.parametrize("engines", [("fast", "reference"), ("reference", "fast")])
+def test_the_noisier_of_two_engines_counts(engines):
+    before, after = (saved_test(engine=engine, figures={"tpot_ms": value})
+                     for engine, value in zip(engines, (0.54, 0.58), strict=True))
+    row = rows(pair(before, after))["tpot_ms"]
+    assert (row.verdict, row.how) == (Verdict.UNCLEAR, "1 and 1 process, SD 15 % assumed")
+
+
+@pytest.mark.parametrize("rounds", [2, 3])
+def test_few_rounds_are_not_believed_to_agree(rounds):
+    """The interquartile range of so few is on average much less than that of their noise, here of 1 %."""
+    source = random.Random(1)
+
+    def measured():
+        speed = 0.54 * (1 + source.gauss(0, 0.004))
+        values = [speed * (1 + source.gauss(0, 0.01)) for _ in range(rounds)]
+        middle = median(values)
+        spread = (percentile(values, 0.75) - percentile(values, 0.25)) / middle
+        return saved_test(figures={"tpot_ms": middle}, noise={"tpot_ms": spread}, rounds=rounds)
+
+    found = [rows(pair(measured(), measured()))["tpot_ms"].verdict for _ in range(1000)]
+    assert len(found) - found.count(Verdict.UNCLEAR) <= 8
 
 
 def test_counts_and_memory_are_exact():
@@ -125,6 +152,14 @@ def test_what_is_not_measured_is_never_the_same(changes, why):
     assert why in row.note
     assert comparison.exit_code == 3
     assert rows(comparison)["cer"].verdict == Verdict.SAME
+
+
+def test_what_is_shown_is_of_the_processes_that_count():
+    runs = side([0.541, 0.540, 0.539, 0.80, 0.81, 0.82, 0.83], prefix="after")
+    for run in runs[3:]:
+        run.tests[0].doubts = ["the GPU was throttled (power cap)"]
+    row = rows(compare(side([0.54, 0.541, 0.539], prefix="before"), runs))["tpot_ms"]
+    assert (row.before, row.after, row.how) == (0.54, 0.54, "3 and 3 processes")
 
 
 def test_a_failed_test_is_not_measured_and_its_gate_not_passed():

@@ -74,6 +74,12 @@ def test_an_amount_that_is_none_is_refused(written):
         gates({"cer_worse": written})
 
 
+@pytest.mark.parametrize("written", ["<=1234567", ">=0.1234567", "<200", "==1e-07"])
+def test_a_limit_is_shown_with_all_its_digits(written):
+    (given,) = of_marker({"ttft_ms": written}, "here", Catalogue())
+    assert read_gate(given, Catalogue()).text == written
+
+
 def test_an_unknown_metric_names_the_nearest():
     with pytest.raises(ConfigError, match=r"ttft_m=.*did you mean 'ttft_ms'"):
         gates({"ttft_m": "<=1"})

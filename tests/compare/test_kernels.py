@@ -14,6 +14,7 @@ from pytest_llmprof.compare.compare import compare
 from pytest_llmprof.compare.kernels import kernel_changes, normalised, read_kernels
 from pytest_llmprof.compare.saved import read_runs
 from pytest_llmprof.compare.table import render
+from pytest_llmprof.records.baseline import SavedKernel
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 
@@ -52,6 +53,12 @@ def test_a_kernel_twice_as_slow_is_named(tmp_path, recorded):
     (found,) = changes(tmp_path, recorded, [slower(recorded[0], 2), *recorded[1:]])
     assert (found.change, found.name) == ("slower", normalised(recorded[0].name))
     assert 1.3 < found.ratio <= 2.01
+
+
+def test_changes_of_one_size_keep_their_order():
+    before, after = ([SavedKernel(f"kernel_{chr(97 + n)}", "decode", 10, busy, 100 * busy) for n in range(26)]
+                     for busy in (5.0, 10.0))
+    assert [one.name for one in kernel_changes("test", "nsys", before, after)] == [one.name for one in before]
 
 
 def test_a_kernel_that_is_new_gone_or_renamed_is_named(tmp_path, recorded):

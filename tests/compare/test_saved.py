@@ -176,7 +176,7 @@ def test_the_store_keeps_and_lists_runs(tmp_path):
     first = store.save(saved_run(key="one"), "main")
     assert store.save(saved_run(key="one"), "main") == first  # the same run once more
     store.save(saved_run(key="three", machine="A100"), "main")
-    assert [stored.run.key for stored in store.runs("main", "H100")] == ["one", "two"]
+    assert [run.key for run in store.resolve("main", {"H100"})] == ["one", "two"]
     assert [run.key for run in store.resolve("main", {"A100"})] == ["three"]
     assert [run.key for run in store.resolve(str(first))] == ["one"]
     assert store.runs("main")[0].run.name == "main"

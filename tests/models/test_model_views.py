@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,33 @@ def test_a_larger_image_gets_a_larger_buffer(monkeypatch: pytest.MonkeyPatch) ->
     upload = Upload(CPU)
     for size in ((3, 4), (50, 40), (7, 7)):
         assert np.array_equal(upload(noise(*size))[..., :3].numpy(), np.asarray(noise(*size)))
+
+
+class SecondGpu(str):
+    """A device that is taken for a GPU, and whose tensors are on the CPU."""
+
+    type = "cuda"
+
+
+def test_all_work_is_on_the_models_gpu_also_where_another_is_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Triton kernel runs on the current GPU, and an event records the current GPU's stream."""
+    device: Any = SecondGpu("cpu")
+    current: list[object] = []
+
+    @contextmanager
+    def choose(chosen: object) -> Iterator[None]:
+        current.append(chosen)
+        yield
+        current.pop()
+
+    class Watched(DeviceViews):
+        def _resize(self, *arguments: Any) -> None:
+            assert current == [device]
+            super()._resize(*arguments)
+
+    monkeypatch.setattr(torch.cuda, "device", choose)
+    monkeypatch.setattr(views, "Upload", lambda _: Upload(CPU))
+    Watched(MODES["tiny"], device, torch.float32, kernel=False)([noise(97, 61)], MODES["tiny"])
 
 
 # -- a Pillow that computes otherwise ------------------------------------------------------------------------------

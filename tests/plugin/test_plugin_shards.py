@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import re
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from plugin_bench import Bench, clean
@@ -426,6 +428,17 @@ def test_of_many_jobs_at_once_the_first_decides(tmp_path):
         agreed_times(path, Times)
     with pytest.raises(ArtifactError, match=r"cannot write .*: Not a directory"):
         agreed_times(path / "below" / "times.json", Times)
+
+
+def test_times_that_cannot_be_written_leave_nothing(tmp_path, monkeypatch):
+    def full(path: Path, data: bytes) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(ArtifactError, match="No space left on device"):
+        agreed_times(tmp_path / "times.json", Times)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_last_failed_runs_the_whole_shard_where_nothing_of_it_failed(bench):

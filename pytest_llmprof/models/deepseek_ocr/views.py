@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -140,7 +140,7 @@ class DeviceViews:
         tiles = sum(cut.tiles for cut in cuts if cut is not None)
         crops = self._empty(tiles, next(cut.side for cut in cuts if cut is not None), False) if tiles else None
         begin = 0
-        with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
+        with self._on_device():
             for number, (image, place, cut) in enumerate(zip(images, places, cuts, strict=True)):
                 for wanted in (place, cut):
                     if wanted is not None:  # a table's upload waits for the device, so while it has nothing to do
@@ -152,6 +152,10 @@ class DeviceViews:
                     self._resize(source, cut, crops[begin : begin + cut.tiles], self._order)
                     begin += cut.tiles
         return Views(overviews, crops, grids)
+
+    def _on_device(self) -> AbstractContextManager[Any]:
+        """Make it the current one, on which Triton's kernels run and whose stream an event records."""
+        return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
 
     def _empty(self, tiles: int, side: int, padded: bool) -> Tensor:
         found = torch.empty((tiles, 3, side, side), dtype=self._dtype, device=self._device)
@@ -219,8 +223,9 @@ class DeviceViews:
                     )
         # A page with the other order may come first in a measured round, where nothing may be compiled.
         place, result = Placement((24, 40), 40), self._empty(1, 40, True)
-        for order in (horizontal_first, vertical_first):
-            self._resize(self._upload(image), place, result, order)
+        with self._on_device():
+            for order in (horizontal_first, vertical_first):
+                self._resize(self._upload(image), place, result, order)
 
 
 class Room:
