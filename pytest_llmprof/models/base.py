@@ -87,6 +87,10 @@ class Capabilities:
 
     phases: tuple[str, ...]
     """The phases it opens with `Phases.phase`, in order, with sub-phases."""
+    profiler: bool = True
+    """Whether it runs in this process, so that torch.profiler sees it."""
+    token_ids: bool = True
+    """Whether tokens carry ids."""
     block: int = 1
     """Tokens that arrive together. Of the times within such a block only the mean is known."""
 

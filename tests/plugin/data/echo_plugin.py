@@ -36,7 +36,7 @@ def check_echo(options):
 
 
 class Echo:
-    capabilities = Capabilities(phases=("prefill", "decode"))
+    capabilities = Capabilities(phases=("prefill", "decode"), profiler=False, token_ids=False)
 
     def __init__(self, settings):
         self.info = ModelInfo(

@@ -62,7 +62,7 @@ torch.version.cuda = "13.0"
 
 
 class StandIn:
-    capabilities = Capabilities(phases=("prefill", "decode"))
+    capabilities = Capabilities(phases=("prefill", "decode"), profiler=False, token_ids=False)
 
     def __init__(self, settings):
         device = "cpu" if settings.device == "cpu" or not visible() else "cuda:0"
