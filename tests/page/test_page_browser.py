@@ -118,7 +118,7 @@ def gallery_file(tmp_path):
         {"label": "table", "box": [5, 50, 150, 90]},
     ]
     answers = [
-        answer_of("bad", cer=0.4, boxes=boxes, text_scored="# Total\n\nabc 12.30 more", truth="Total abc 72.30"),
+        answer_of("bad", cer=0.00104, boxes=boxes, text_scored="# Total\n\nabc 12.30 more", truth="Total abc 72.30"),
         *(answer_of(f"page-{number:04}", text_scored="same", truth="# same", cer=0.0) for number in range(2000)),
     ]
     write_gallery(run / "test_pages/test_pages-mode0/one_stage", answers)
@@ -139,6 +139,7 @@ def test_gallery_boxes_show_and_hide(open_page, gallery_file):
 
 def test_gallery_shows_what_differs(open_page, gallery_file):
     page = open_page(gallery_file, "/gallery/0/bad")
+    expect(page.locator(".page-detail")).to_contain_text("CER 0.00104")
     expect(page.locator(".page-detail")).to_contain_text(" · tokens 12 · ")
     assert texts(page, ".diff del") == ["7"]
     assert texts(page, ".diff ins") == ["1", "more"]
@@ -149,6 +150,7 @@ def test_gallery_shows_what_differs(open_page, gallery_file):
 def test_gallery_of_thousands_is_a_short_list_of_elements(open_page, gallery_file):
     page = open_page(gallery_file, "/gallery/0")
     expect(page.locator(".page-list [role=status]")).to_have_text("2,001 pages, CER")
+    assert texts(page, ".virtual-row .number")[:2] == ["0.00104", "0"]
     assert page.locator(".virtual-row").count() < 60
     page.keyboard.press("j")
     expect(page.locator(".page-detail h1")).to_have_text("page-0000")

@@ -346,7 +346,7 @@ async function changedAnswers(list, index) {
             "span",
             { class: "muted" },
             old.cer !== undefined || answer.cer !== undefined
-              ? ` CER ${percent(old.cer)} → ${percent(answer.cer)}`
+              ? ` CER ${number(old.cer)} → ${number(answer.cer)}`
               : "",
           ),
         ),
