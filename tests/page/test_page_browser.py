@@ -266,6 +266,21 @@ def test_a_comparison_on_a_phone_shows_verdicts_in_low_rows(open_page, tmp_path)
     assert max(page.locator("main table tbody tr").evaluate_all(heights)) < 120
 
 
+def test_why_a_test_has_no_times_is_told_once_for_it(open_page, tmp_path):
+    for name, day in (("before", 23), ("after", 24)):
+        run = write_run(tmp_path / name, tests=1, rounds=3, started=f"2026-11-{day}T10:15:00+00:00")
+        path = run / "test_pages/test_pages-mode0/one_stage/metrics.json"
+        metrics = json.loads(path.read_text())
+        metrics["figures"]["contended"] = 1.0
+        path.write_text(json.dumps(metrics))
+    assert main(["report", str(tmp_path / "after"), "--baseline", str(tmp_path / "before")]) == 0
+    why = "before and after: the host was contended in 100 % of the rounds"
+    page = open_page(tmp_path / "after/index.html", "/compare")
+    expect(page.get_by_text(why)).to_have_count(1)
+    page = open_page(tmp_path / "after/index.html", "/test/0")
+    expect(page.get_by_text(why)).to_have_text(f"Not measured: {why}")
+
+
 def test_commands_wrap_between_words(open_page, page_file):
     page = open_page(page_file, "/test/0", width=400)
     words = page.locator(".command code span")
