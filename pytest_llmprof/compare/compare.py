@@ -182,9 +182,12 @@ class _Comparer:
             machine = next(
                 (why for one in before for other in after if (why := other_machine(one.machine, other.machine))), None
             )
-            for place, side in (("before", before), ("after", after)):
-                if all(test.doubts for test in side) and self.terms.plan is None:  # else pairs are left out
-                    untimed = untimed or f"{place}: {side[0].doubts[0]}"
+            if self.terms.plan is None:  # else pairs are left out
+                doubts: dict[str, list[str]] = {}
+                for place, side in (("before", before), ("after", after)):
+                    if all(test.doubts for test in side):
+                        doubts.setdefault(side[0].doubts[0], []).append(place)
+                untimed = "; ".join(f"{' and '.join(places)}: {doubt}" for doubt, places in doubts.items()) or None
         timed = [[test for test in side if self.terms.force or not test.doubts] for side in (before, after)]
         return _Pair(name, new[0].stage, before, after, work, machine, untimed, None, (timed[0], timed[1]))
 

@@ -69,8 +69,25 @@ def _told(row: Row) -> bool:
     return row.shown or row.verdict not in _QUIET
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    note = row.note
+def _reasons(comparison: Comparison, tests: Mapping[str, Sequence[Row]]) -> dict[str, str]:
+    """Of each test that has one, the notice that says why it was not compared, or its times not."""
+    found = {}
+    for test, members in tests.items():
+        reason = next((row.note for row in members if f"{one_line(test)}: {row.note}" in comparison.notices), None)
+        if reason is not None:
+            found[test] = reason
+    return found
+
+
+def _other_notices(comparison: Comparison, reasons: Mapping[str, str]) -> list[str]:
+    """The notices that do not stand beside a test's table."""
+    beside = {f"{one_line(test)}: {reason}" for test, reason in reasons.items()}
+    return [notice for notice in comparison.notices if notice not in beside]
+
+
+def _cells(row: Row, reason: str | None) -> tuple[str, ...]:
+    """*reason* stands above the table, so not in each row of it."""
+    note = "" if row.note == reason else row.note
     if row.limit is not None:
         note = "; ".join(filter(None, (f"{'FAILED, ' if row.failed else ''}limit {row.limit}", note)))
     before, after = number(row.before), number(row.after)
@@ -78,9 +95,11 @@ def _cells(row: Row) -> tuple[str, ...]:
     return one_line(row.title), before, after, change(row), interval(row), can_see, row.verdict.value, one_line(note)
 
 
-def _grid(comparison: Comparison, members: Sequence[Row]) -> tuple[list[tuple[str, ...]], tuple[int, ...]]:
+def _grid(
+    comparison: Comparison, members: Sequence[Row], reason: str | None
+) -> tuple[list[tuple[str, ...]], tuple[int, ...]]:
     """The heading with the cells of a test's rows, and which columns hold text."""
-    cells = [_HEAD, *map(_cells, members)]
+    cells = [_HEAD, *(_cells(row, reason) for row in members)]
     if comparison.job is not None:
         return cells, _LEFT
     left = tuple(column - (column > _CAN_SEE) for column in _LEFT)
@@ -96,13 +115,17 @@ def _tests(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def _text(comparison: Comparison, rows: Sequence[Row]) -> str:
     lines = [headline(comparison), *(f"{place}: {_side(side)}" for place, side in _sides(comparison))]
-    lines += [f"note: {one_line(notice)}" for notice in comparison.notices]
+    tests = _tests(rows)
+    reasons = _reasons(comparison, tests)
+    lines += [f"note: {one_line(notice)}" for notice in _other_notices(comparison, reasons)]
     lines += [f"note: {text}" for text in _missing(comparison)]
-    for test, members in _tests(rows).items():
-        cells, left = _grid(comparison, members)
+    for test, members in tests.items():
+        cells, left = _grid(comparison, members, reasons.get(test))
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         how = dict.fromkeys(row.how for row in members if row.how and row.how != "exact")
         lines += ["", f"{one_line(test)}  ({'; '.join(how)})" if how else one_line(test)]
+        if test in reasons:
+            lines.append(f"  not measured: {one_line(reasons[test])}")
         for row in cells:
             padded = [
                 cell.ljust(width) if column in left else cell.rjust(width)
@@ -120,13 +143,15 @@ def _markdown(comparison: Comparison, tests: Mapping[str, Sequence[Row]], level:
     """All but the headline, with headings of *level*."""
     mark = "#" * level
     parts = ["".join(f"- {place}: {inline(_side(side))}\n" for place, side in _sides(comparison))]
-    notes = [*comparison.notices, *_missing(comparison)]
+    reasons = _reasons(comparison, tests)
+    notes = [*_other_notices(comparison, reasons), *_missing(comparison)]
     if notes:
         parts.append(">\n".join(f"> **Note:** {inline(note)}\n" for note in notes))
     for test, members in tests.items():
-        (head, *cells), left = _grid(comparison, members)
+        (head, *cells), left = _grid(comparison, members, reasons.get(test))
         shown = [[inline(cell) for cell in row] for row in cells]
-        parts.append(f"{mark} {inline(test)}\n\n{table(head, shown, left)}")
+        why = f"Not measured: {inline(reasons[test])}\n\n" if test in reasons else ""
+        parts.append(f"{mark} {inline(test)}\n\n{why}{table(head, shown, left)}")
     if comparison.kernels:
         lines = [f"- {_kernel(one, plain=False)}\n" for one in comparison.kernels[:_KERNELS]]
         lines += [f"- {line.strip()}\n" for line in _more_kernels(comparison)]

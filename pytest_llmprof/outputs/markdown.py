@@ -13,7 +13,7 @@ from pytest_llmprof.outputs.images import PlacedBox
 from pytest_llmprof.records.predictions import Prediction
 from pytest_llmprof.text.escape import fenced, inline, preformatted
 from pytest_llmprof.text.markdown import table
-from pytest_llmprof.text.numbers import count, fixed
+from pytest_llmprof.text.numbers import count, fixed, number
 
 MAX_TEXT = 40_000
 """A longer text is cut at this many characters in predictions.md, but not in result.md."""
@@ -44,7 +44,7 @@ def document(title: str, facts: Mapping[str, str], records: Sequence[Prediction]
     parts = [f"# {inline(title)}\n"]
     if facts:
         parts.append("".join(f"- {inline(name)}: {inline(value)}\n" for name, value in facts.items()))
-    anchors = {files.record.page: f"page-{number}" for number, files in enumerate(sections, 1)}
+    anchors = {files.record.page: f"page-{place}" for place, files in enumerate(sections, 1)}
     parts.append(_count_line(records, len(sections)))
     if records:
         parts.append(_table(records, anchors))
@@ -76,7 +76,7 @@ def _table(records: Sequence[Prediction], anchors: Mapping[str, str]) -> str:
         if record.page in anchors:
             name = f"[{name}](#{anchors[record.page]})"
         times = fixed(record.total_ms, ".1f", _NONE), str(record.tokens), fixed(record.tokens_per_s, ".1f", _NONE)
-        rows.append((name, _status(record), *times, fixed(record.cer, ".4f", _NONE), _end(record)))
+        rows.append((name, _status(record), *times, _NONE if record.cer is None else number(record.cer), _end(record)))
     return table(["Page", "Status", "Time (ms)", "Tokens", "Tokens/s", "CER", "End"], rows, left=(0, 1, 6))
 
 
@@ -124,16 +124,16 @@ def _facts(files: PageFiles) -> str:
     facts = [_status(record)]
     if files.size is not None:
         facts.append(f"{files.size[0]} × {files.size[1]} pixels")
-    metrics = (
-        (f"round {record.round + 1}: ", record.total_ms, ".1f", " ms"),
-        ("TTFT ", record.ttft_ms, ".1f", " ms"),
-        ("", record.tokens_per_s, ".1f", " tokens/s"),
-        ("CER ", record.cer, ".4f", ""),
-        ("WER ", record.wer, ".4f", ""),
-        ("box IoU ", record.box_iou, ".3f", ""),
-        ("repetition ", record.repetition, ".3f", ""),
+    times = (
+        (f"round {record.round + 1}: ", record.total_ms, " ms"),
+        ("TTFT ", record.ttft_ms, " ms"),
+        ("", record.tokens_per_s, " tokens/s"),
     )
-    facts += [before + format(value, form) + after for before, value, form, after in metrics if value is not None]
+    facts += [f"{before}{value:.1f}{after}" for before, value, after in times if value is not None]
+    rates = (
+        ("CER", record.cer), ("WER", record.wer), ("box IoU", record.box_iou), ("repetition", record.repetition),
+    )
+    facts += [f"{name} {number(value)}" for name, value in rates if value is not None]
     if record.status == "ok":
         facts.insert(2, f"{count(record.tokens, 'token')} ({_end(record)})")
     facts.append(f"image {inline(record.image)}")

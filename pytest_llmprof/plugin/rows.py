@@ -62,7 +62,7 @@ class Row(msgspec.Struct):
             dir=dir,
             values={**metrics.figures, **(metrics.quality or {})},
             quality_reason=metrics.quality_reason,
-            machine_warnings=machine_warnings(metrics, records.environment),
+            machine_warnings=machine_warnings(metrics, records.environment, brief=True),
             gate_notes=[
                 f"gate {gate.text}"
                 for gate in metrics.gates

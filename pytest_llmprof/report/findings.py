@@ -59,9 +59,12 @@ def _preprocess(metrics: Metrics) -> Iterator[Finding]:
             return
 
 
-def machine_warnings(metrics: Metrics, environment: Environment | None) -> list[str]:
-    """Whether the host was contended, or the GPU shared or throttled, around or during the rounds: a line each."""
-    found = list(_contended(metrics))
+def machine_warnings(metrics: Metrics, environment: Environment | None, *, brief: bool = False) -> list[str]:
+    """Whether the host was contended, or the GPU shared or throttled, around or during the rounds: a line each.
+
+    *brief* leaves out how much the host was contended, so that a list of many tests can join equal lines.
+    """
+    found = list(_contended(metrics, brief=brief))
     if environment is None:
         return found
     workers, on_gpu = environment.other_workers(metrics.device), metrics.device.startswith("cuda")
@@ -86,7 +89,7 @@ def machine_warnings(metrics: Metrics, environment: Environment | None) -> list[
     return found
 
 
-def _contended(metrics: Metrics) -> Iterator[str]:
+def _contended(metrics: Metrics, *, brief: bool) -> Iterator[str]:
     hosts = metrics.round_host
     contended = [host for host in hosts if host.contended]
     if not hosts or len(contended) <= CONTENDED_ROUNDS * len(hosts):
@@ -96,10 +99,8 @@ def _contended(metrics: Metrics) -> Iterator[str]:
         waited is not None and f"a thread waited for a processor for up to {percent(waited or 0.0)} of a round",
         contended[-1].load is not None and f"load {number(contended[-1].load)}",
     )
-    yield (
-        f"The host was contended in {len(contended)} of {count(len(hosts), 'round')} ({parts}): "
-        "on a quiet machine the same work is faster."
-    )
+    rounds = f"{len(contended)} of {count(len(hosts), 'round')}{'' if brief else f' ({parts})'}"
+    yield f"The host was contended in {rounds}: on a quiet machine the same work is faster."
 
 
 def page_notes(metrics: Metrics, text: Callable[[str], str] = str) -> list[str]:

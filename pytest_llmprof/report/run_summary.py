@@ -156,7 +156,7 @@ def _notes(tests: Sequence[TestSummary]) -> str:
     for test in tests:
         if test.metrics is None:
             continue
-        for text in (*machine_warnings(test.metrics, test.environment), *page_notes(test.metrics, inline)):
+        for text in (*machine_warnings(test.metrics, test.environment, brief=True), *page_notes(test.metrics, inline)):
             found.setdefault(text, []).append(test.record.id)
     lines = [
         f"> **Note:** {code(ids[0], 300, cell=False)}{f' and {len(ids) - 1} more' if len(ids) > 1 else ''}: {text}\n"

@@ -125,7 +125,7 @@ def _verdict(metrics: Metrics) -> str:
         parts.append(f"All rounds {same}.")
     cer = (metrics.quality or {}).get("cer")
     if cer is not None:
-        parts.append(f"CER {number(100 * cer)} %.")
+        parts.append(f"CER {number(cer)}.")
     if metrics.gates:
         outcomes = Counter(gate.outcome for gate in metrics.gates)
         parts.append(f"Gates: {listed(*(f'{number} {outcome}' for outcome, number in outcomes.items()))}.")

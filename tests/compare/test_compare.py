@@ -10,6 +10,7 @@ from saved_runs import H100, noisy, saved_run, saved_test, side
 
 from pytest_llmprof.compare.compare import Terms, compare
 from pytest_llmprof.compare.rules import Rule, parse_rules
+from pytest_llmprof.compare.table import render
 from pytest_llmprof.compare.verdicts import Verdict
 from pytest_llmprof.errors import ArtifactError, ConfigError
 from pytest_llmprof.measure.figures import percentile
@@ -129,6 +130,23 @@ def test_without_texts_the_token_counts_speak():
     comparison = pair(old, new)
     assert [(change.differ, change.exact) for change in comparison.texts] == [(1, False)]
     assert any("only their token counts" in notice for notice in comparison.notices)
+
+
+def test_why_a_test_has_no_times_is_told_once_for_it():
+    doubts = ["the host was contended in 100 % of the rounds"]
+    old, new = (saved_test(doubts=doubts, figures={"tpot_ms": 1.0, "ttft_ms": 9.0}) for _ in range(2))
+    comparison = pair(old, new, rules=(Rule("tpot_ms", 0.02, "2%"),))
+    why = "before and after: the host was contended in 100 % of the rounds"
+    assert {row.note for row in comparison.rows if row.verdict == Verdict.NOT_MEASURED} == {why}
+    _, _, text = render(comparison).partition("\n")  # without the headline
+    assert f"\ntest_x.py::test_pages\n  not measured: {why}\n" in text
+    assert text.count(why) == 1
+    assert "not measured  limit 2%\n" in text
+    _, _, markdown = render(comparison, "markdown").partition("\n")
+    assert f"\n\nNot measured: {why}\n\n| Metric |" in markdown
+    assert markdown.count(why) == 1
+    one_side = pair(old, msgspec.structs.replace(new, doubts=["1 other process used the GPU"]))
+    assert rows(one_side)["tpot_ms"].note == f"before: {doubts[0]}; after: 1 other process used the GPU"
 
 
 @pytest.mark.parametrize(

@@ -331,6 +331,11 @@ def test_a_page_given_twice_counts_once(tmp_path: Path, make_record, make_page) 
     assert "second" in text
 
 
+def test_a_low_error_rate_is_not_zero(tmp_path: Path, make_record, make_page) -> None:
+    text = write(tmp_path, [make_record("a", cer=0.0000402)], [make_page("a")])
+    assert text.count("0.0000402") == 2  # in the table and in the section
+
+
 def test_random_weights_are_not_compared(tmp_path: Path, make_record, make_page) -> None:
     page = make_page("a", truth_free="The truth")
     text = write(tmp_path, [make_record("a", cer=None)], [page])

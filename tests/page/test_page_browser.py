@@ -118,7 +118,7 @@ def gallery_file(tmp_path):
         {"label": "table", "box": [5, 50, 150, 90]},
     ]
     answers = [
-        answer_of("bad", cer=0.4, boxes=boxes, text_scored="# Total\n\nabc 12.30 more", truth="Total abc 72.30"),
+        answer_of("bad", cer=0.00104, boxes=boxes, text_scored="# Total\n\nabc 12.30 more", truth="Total abc 72.30"),
         *(answer_of(f"page-{number:04}", text_scored="same", truth="# same", cer=0.0) for number in range(2000)),
     ]
     write_gallery(run / "test_pages/test_pages-mode0/one_stage", answers)
@@ -139,6 +139,7 @@ def test_gallery_boxes_show_and_hide(open_page, gallery_file):
 
 def test_gallery_shows_what_differs(open_page, gallery_file):
     page = open_page(gallery_file, "/gallery/0/bad")
+    expect(page.locator(".page-detail")).to_contain_text("CER 0.00104")
     expect(page.locator(".page-detail")).to_contain_text(" · tokens 12 · ")
     assert texts(page, ".diff del") == ["7"]
     assert texts(page, ".diff ins") == ["1", "more"]
@@ -149,6 +150,7 @@ def test_gallery_shows_what_differs(open_page, gallery_file):
 def test_gallery_of_thousands_is_a_short_list_of_elements(open_page, gallery_file):
     page = open_page(gallery_file, "/gallery/0")
     expect(page.locator(".page-list [role=status]")).to_have_text("2,001 pages, CER")
+    assert texts(page, ".virtual-row .number")[:2] == ["0.00104", "0"]
     assert page.locator(".virtual-row").count() < 60
     page.keyboard.press("j")
     expect(page.locator(".page-detail h1")).to_have_text("page-0000")
@@ -262,6 +264,21 @@ def test_a_comparison_on_a_phone_shows_verdicts_in_low_rows(open_page, tmp_path)
     assert box["x"] + box["width"] <= 400
     heights = "rows => rows.map(row => row.offsetHeight)"
     assert max(page.locator("main table tbody tr").evaluate_all(heights)) < 120
+
+
+def test_why_a_test_has_no_times_is_told_once_for_it(open_page, tmp_path):
+    for name, day in (("before", 23), ("after", 24)):
+        run = write_run(tmp_path / name, tests=1, rounds=3, started=f"2026-11-{day}T10:15:00+00:00")
+        path = run / "test_pages/test_pages-mode0/one_stage/metrics.json"
+        metrics = json.loads(path.read_text())
+        metrics["figures"]["contended"] = 1.0
+        path.write_text(json.dumps(metrics))
+    assert main(["report", str(tmp_path / "after"), "--baseline", str(tmp_path / "before")]) == 0
+    why = "before and after: the host was contended in 100 % of the rounds"
+    page = open_page(tmp_path / "after/index.html", "/compare")
+    expect(page.get_by_text(why)).to_have_count(1)
+    page = open_page(tmp_path / "after/index.html", "/test/0")
+    expect(page.get_by_text(why)).to_have_text(f"Not measured: {why}")
 
 
 def test_commands_wrap_between_words(open_page, page_file):

@@ -94,9 +94,11 @@ def test_call(llmprof):
     result.stdout.fnmatch_lines(
         [
             "*llmprof_gate: contended is 1, limit ==0",
-            "test_pages (direct_inference)*: The host was contended in 3 of 3 rounds (*",
+            "test_pages (direct_inference) and 1 more: The host was contended in 3 of 3 rounds: *",
         ]
     )
+    (run_dir,) = (bench.path / "llmprof-runs").glob("20*")
+    assert "::test_pages[direct_inference]` and 1 more: The host was" in (run_dir / "summary.md").read_text()
     for test in ("test_it/test_pages", "test_it/test_call"):
         stage_dir = bench.stage_dir(test, "direct_inference")
         metrics = json.loads((stage_dir / "metrics.json").read_text())
@@ -105,7 +107,7 @@ def test_call(llmprof):
         for host in metrics["round_host"]:
             assert set(host) == {"load", "cpu_share", "waited_share", "contended"}
             assert host["cpu_share"] >= 0
-        assert "> **Note:** The host was contended in 3 of 3 rounds" in (stage_dir / "report.md").read_text()
+        assert "> **Note:** The host was contended in 3 of 3 rounds (" in (stage_dir / "report.md").read_text()
 
 
 WAITS = """

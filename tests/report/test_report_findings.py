@@ -173,6 +173,9 @@ def test_a_contended_host_is_a_warning(metrics: Metrics, environment: Environmen
     assert machine_warnings(metrics, None) == [
         "The host was contended in 1 of 1 round (load 7.90): on a quiet machine the same work is faster."
     ]
+    assert machine_warnings(metrics, None, brief=True) == [
+        "The host was contended in 1 of 1 round: on a quiet machine the same work is faster."
+    ]
 
 
 def test_the_gpu_around_and_during_the_rounds(metrics: Metrics, environment: Environment, gpu: Gpu) -> None:

@@ -108,7 +108,7 @@ def test_a_callable(metrics: Metrics) -> None:
 
 def test_a_low_error_rate_keeps_its_digits(records: StageRecords) -> None:
     records.metrics.quality = {"cer": 0.000569}
-    assert " CER 0.0569 %. " in report(records)
+    assert " CER 0.000569. " in report(records)
 
 
 def test_failed_pages_and_gates_come_first(records: StageRecords) -> None:

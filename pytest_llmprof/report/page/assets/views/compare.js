@@ -112,6 +112,11 @@ function intervalText(row) {
   return row.low === null || row.high === null ? "" : `${change(row.low).replace(" %", "")} to ${change(row.high)}`;
 }
 
+/** Whether a remark says *row*'s note of its whole test. */
+function noteOfTest(comparison, row) {
+  return comparison.notices.includes(`${row.test}: ${row.note}`);
+}
+
 /** The columns of a metric before and after. */
 function changeColumns(comparison) {
   // Intervals share a scale, as wide as the widest of them, but no wider than a factor of three.
@@ -150,7 +155,10 @@ function changeColumns(comparison) {
     {
       title: "Note",
       value: (row) => row.note,
-      cell: (row) => h("small", { class: "note" }, [row.note, row.how].filter(Boolean).join("; ")),
+      cell: (row) => {
+        const own = noteOfTest(comparison, row) ? "" : row.note;
+        return h("small", { class: "note" }, [own, row.how].filter(Boolean).join("; "));
+      },
     },
   ];
 }
@@ -160,8 +168,10 @@ function comparisonOf(test) {
   const comparison = block("comparison");
   const rows = comparison ? comparison.rows.filter((row) => row.test === test && isShown(row)) : [];
   if (!rows.length) return null;
+  const why = rows.find((row) => noteOfTest(comparison, row));
   return section(
     `Against ${shortName(comparison.before.name)}`,
+    why ? h("p", { class: "muted" }, `Not measured: ${why.note}`) : null,
     sortableTable(changeColumns(comparison), rows, { caption: "Metrics before and after" }).element,
     h("p", {}, h("a", { href: "#/compare" }, "The whole comparison")),
   );
@@ -346,7 +356,7 @@ async function changedAnswers(list, index) {
             "span",
             { class: "muted" },
             old.cer !== undefined || answer.cer !== undefined
-              ? ` CER ${percent(old.cer)} → ${percent(answer.cer)}`
+              ? ` CER ${number(old.cer)} → ${number(answer.cer)}`
               : "",
           ),
         ),

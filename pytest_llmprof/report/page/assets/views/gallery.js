@@ -159,16 +159,16 @@ function pageMark(answer) {
   return h(
     "span",
     { class: "muted number" },
-    answer.cer === null || answer.cer === undefined ? "" : percent(answer.cer),
+    answer.cer === null || answer.cer === undefined ? "" : number(answer.cer),
   );
 }
 
 function pageDetail(answer, index) {
   const facts = [
-    ["CER", answer.cer, percent],
-    ["WER", answer.wer, percent],
+    ["CER", answer.cer, number],
+    ["WER", answer.wer, number],
     ["box IoU", answer.iou, number],
-    ["repeated", answer.repetition, percent],
+    ["repetition", answer.repetition, number],
     ["tokens", answer.tokens, (value) => value.toLocaleString("en-US")],
     ["first round", answer.total, (value) => `${number(value)} ms`],
   ].filter(([, value]) => value !== null && value !== undefined);
