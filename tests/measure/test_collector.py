@@ -129,7 +129,7 @@ def test_what_was_made_while_paused_is_not_walked_at_its_end() -> None:
     before = gc.get_freeze_count()
     with paused_garbage_collector():
         made += [[] for _ in range(1000)]
-    assert gc.get_freeze_count() == before
+    assert 0 < gc.get_freeze_count() <= before  # less where something of the frozen has gone since
 
 
 IMPORTS = """

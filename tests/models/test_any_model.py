@@ -27,7 +27,9 @@ from pytest_llmprof.models import packaged_models
 from pytest_llmprof.models.deepseek_ocr.model import DeepseekOcr
 from pytest_llmprof.models.deepseek_ocr.prompts import MARKDOWN
 from pytest_llmprof.models.deepseek_ocr.tokenizers import FileTokenizer
+from pytest_llmprof.models.engine_choice import dotted, older
 from pytest_llmprof.models.from_transformers import checkpoint
+from pytest_llmprof.models.from_transformers.auto import TORCH
 from pytest_llmprof.models.from_transformers.boxes import FORMATS
 from pytest_llmprof.models.from_transformers.costs import _weights, attention_of
 from pytest_llmprof.models.from_transformers.loader import check_compilable, load
@@ -139,6 +141,7 @@ def test_an_end_token_ends_its_row_alone(model, expected, engine, monkeypatch):
     assert [row[-1][1] for row in rows] == ["eos" if end in first else "length", "eos"]
 
 
+@pytest.mark.skipif(older(torch.__version__, TORCH), reason=f"torch is older than {dotted(TORCH)}")
 def test_one_traced_step_serves_all_pages(model, monkeypatch):
     """As `compiled`, but what torch.compile has traced runs without the C++ or Triton code that it would become."""
     source = checkpoint.open_source(ModelSettings(path=model._where))

@@ -613,7 +613,7 @@ def test_a_prompt_beyond_the_positions(path: Path):
 
 
 def test_a_class_that_cannot_be_compiled(path: Path, monkeypatch):
-    monkeypatch.setattr(loader, "require_compiler", lambda engine, device: None)
+    monkeypatch.setattr(loader, "check_compiler", lambda device: None)
     change(path, model_type="unlimited_ocr")
     wanted = "infer=compiled: the static cache of unlimited_ocr has the length of each prompt, .*: use infer=reference$"
     with pytest.raises(ModelError, match=wanted):
@@ -687,6 +687,7 @@ def test_doctor_tries_the_engine(path: Path, monkeypatch):
     def broken(engine: str, device: torch.device) -> None:
         raise EngineUnavailable(f"infer={engine} needs a compiler")
 
+    monkeypatch.setattr(loader, "TORCH", (0, 0))
     monkeypatch.setattr(loader, "require_compiler", broken)
     _, engine = doctor(path, engine="compiled")
     assert (engine.status, engine.found) == ("problem", "infer=compiled needs a compiler")

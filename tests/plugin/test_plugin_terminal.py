@@ -298,6 +298,7 @@ import logging
 def work():
     trace = logging.getLogger("torch.__trace")
     trace.setLevel(logging.DEBUG)
+    trace.propagate = logging.getLogger("torch").propagate = True  # torch 2.6 sets them to False
     for number in range(3):
         trace.debug("")
     logging.getLogger("mine").warning("kept")
