@@ -149,7 +149,7 @@ BUILTIN: tuple[Metric, ...] = (
         description="First token on the host - start of the batch. Preprocessing is in it.",
     ),
     Metric(
-        "tpot_ms", "ms", "Time per output token", "lower", "page",
+        "tpot_ms", "ms", "Time per output token", "lower", "page", heading="TPOT ms",
         description="(last - first arrival) / tokens that came after the first arrival.",
     ),
     Metric(

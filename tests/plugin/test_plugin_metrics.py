@@ -230,7 +230,7 @@ def test_columns_of_the_ini_file(bench):
     bench.ini(llmprof_columns=["tpot_ms", "cer, tokens", "cer"])
     bench.test()
     result = bench.passed(*ECHO, args=["--llmprof-stage=direct_inference"])
-    assert heading(result) == ["Time per output token ms", "CER", "Tokens a page"]
+    assert heading(result) == ["TPOT ms", "CER", "Tokens a page"]
     result = bench.passed(*ECHO, args=["--llmprof-stage=direct_inference", "--llmprof-columns=round_s"])
     assert heading(result) == ["Round s"]
 

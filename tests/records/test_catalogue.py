@@ -77,7 +77,7 @@ def test_names_and_places() -> None:
 
 def test_titles_and_headings() -> None:
     assert metric("ttft_ms").title == "Time to first token (ms)"
-    assert (metric("ttft_ms").column, metric("tpot_ms").column) == ("TTFT ms", "Time per output token ms")
+    assert (metric("ttft_ms").column, metric("tpot_ms").column) == ("TTFT ms", "TPOT ms")
     assert (Metric("busy", "share", "Busy").title, Metric("hits").title, Metric("hits").column) == (
         "Busy", "hits", "hits"
     )  # fmt: skip
