@@ -216,7 +216,7 @@ def test_another_machine_or_configuration_is_named(calls, what):
     changed = ["measure.warmup=2"] if what == "config" else []
     result = calls.passed(*changed, args=[*STAGE, "--llmprof-compare=main"], count=2)
     result.stdout.fnmatch_lines(
-        ["note: test_it.py::test_first[[]direct_inference[]]: another GPU (NVIDIA H100 against none)"]
+        ["test_it.py::test_first[[]direct_inference[]]", "  not measured: another GPU (NVIDIA H100 against none)"]
         if what == "machine"
         else ["note: the configurations differ: measure.warmup 0 → 2"]
     )
