@@ -306,7 +306,7 @@ class _Comparer:
         if max(len(before), len(after)) >= 3:
             change, equality = (unpaired(first, second, error, STEADY_SD) for error in (alpha, 2 * self.terms.beta))
         elif self.terms.rounds is not None:
-            deviation = self.terms.process_sd or max(_assumed_sd(test, metric) for test in (*before, *after))
+            deviation = self.terms.process_sd or _assumed_sd((*before, *after), metric)
             row.how += f", SD {100 * deviation:g} % assumed, {count(after[-1].rounds, 'round')}"
             sides = Sides(first, second, [_noise(test, metric) for test in (*before, *after)], deviation)
 
@@ -327,7 +327,7 @@ class _Comparer:
                 row.verdict, row.note = Verdict.UNCLEAR, "a single round: its noise is not known"
                 row.ratio = ratio_of(second[0] - first[0])
                 return
-            deviation = self.terms.process_sd or max(_assumed_sd(test, metric) for test in (*before, *after))
+            deviation = self.terms.process_sd or _assumed_sd((*before, *after), metric)
             own = (rounds[0], rounds[1])
             change, equality = (
                 assumed(first, second, deviation, own, error) for error in (alpha, 2 * self.terms.beta)
@@ -426,9 +426,10 @@ def _noise(test: SavedTest, metric: Declaration) -> Noise:
     return Noise(0.0, 1) if math.isnan(spread) else Noise(spread, test.rounds)
 
 
-def _assumed_sd(test: SavedTest, metric: Declaration) -> float:
-    steady = test.machine.gpu and test.engine in _STEADY_ENGINES and metric.name in _STEADY_METRICS
-    return STEADY_SD if steady else OTHER_SD
+def _assumed_sd(tests: Sequence[SavedTest], metric: Declaration) -> float:
+    """Between the processes of both sides' *tests*: that of the noisiest."""
+    steady = all(test.machine.gpu and test.engine in _STEADY_ENGINES for test in tests)
+    return STEADY_SD if steady and metric.name in _STEADY_METRICS else OTHER_SD
 
 
 def _by_id(runs: Iterable[SavedRun]) -> dict[str, list[SavedTest]]:

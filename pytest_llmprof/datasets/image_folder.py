@@ -66,18 +66,16 @@ def _load(settings: DatasetSettings) -> Sequence[Page]:
     by_name = {names[place]: place for place in places}
     entries = [Entry(names[place], _printable(place.file)) for place in places]
     images = {place.file for place in places}
-    others = [file for file in files if file not in images and _suffix(file) not in _TRUTHS]
+    # A truth file's suffix may be in any case (a.MD). Where there are two, the lower case, which sorts later, wins.
+    truths = {_stem(file) + _suffix(file): file for file in sorted([*files, *odd])}
+    belonging = {truths.get(base + suffix) for place in places for base in _bases(place) for suffix in _TRUTHS}
+    others = [file for file in files if file not in images and file not in belonging]
     left_out = matching([Entry(_printable(file), _printable(file)) for file in others], settings)
     seen = f"files seen: {len(files)}, images among them: {len(images)}"
     if extras := {_EXTRAS[suffix] for entry in left_out if (suffix := _suffix(entry.file)) in _EXTRAS}:
         seen += f"; {_install(','.join(sorted(extras)))} reads more of them"
     chosen = select(entries, settings, str(root), seen)
-    # A truth file's suffix may be in any case (a.MD). Where there are two, the lower case, which sorts later, wins.
-    truths = {_stem(file) + _suffix(file): file for file in sorted([*files, *odd])}
     pages = [_page(root, by_name[entry.name], entry.name, truths, settings) for entry in chosen]
-    belonging = {truths.get(base + suffix) for place in places for base in _bases(place) for suffix in _TRUTHS}
-    strange = [file for file in files if _suffix(file) in _TRUTHS and file not in belonging]
-    left_out += matching([Entry(_printable(file), _printable(file)) for file in strange], settings)
     reasons: dict[str, list[str]] = {}
     if settings.subset is None:
         for entry in left_out:

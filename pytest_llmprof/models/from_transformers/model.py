@@ -298,8 +298,6 @@ class TransformersModel:
         from transformers import GenerationConfig
 
         asked = self._asked
-        pad = self.tokenizer.pad_token_id
-        pad = pad if pad is not None else asked.pad_token_id if asked.pad_token_id is not None else 0
         followed: dict[str, Any] = {"do_sample": False}
         if infer.generation == "checkpoint":
             found = _asked_for(asked)
@@ -312,7 +310,8 @@ class TransformersModel:
             # The least length of an answer counts up to its end tokens. The end itself is for `generate` above to see.
             followed |= found | {"eos_token_id": sorted(self.eos)}
         return GenerationConfig(
-            use_cache=True, pad_token_id=pad, bos_token_id=asked.bos_token_id, max_length=None, **followed
+            use_cache=True, pad_token_id=self.tokenizer.pad_token_id, bos_token_id=asked.bos_token_id,
+            max_length=None, **followed,
         )
 
     def _limit(self, inputs: Any, infer: InferSettings) -> int:
