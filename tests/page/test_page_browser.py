@@ -35,10 +35,10 @@ def test_overview_sorts_filters_and_chooses_columns(open_page, page_file):
     names = "main table tbody th a"
     assert texts(page, names)[:2] == ["test_pages[mode0]", "test_pages[mode1]"]
     page.get_by_role("button", name="TTFT ms").click()
-    assert texts(page, names)[0] == "test_pages[mode11]"
-    assert page.get_by_role("columnheader", name="TTFT ms").get_attribute("aria-sort") == "descending"
+    expect(page.locator(names).first).to_have_text("test_pages[mode11]")
+    expect(page.get_by_role("columnheader", name="TTFT ms")).to_have_attribute("aria-sort", "descending")
     page.get_by_role("button", name="TTFT ms").click()
-    assert texts(page, names)[0] == "test_pages[mode0]"
+    expect(page.locator(names).first).to_have_text("test_pages[mode0]")
     page.keyboard.press("/")
     page.keyboard.type("mode11")
     expect(page.locator("main table tbody tr")).to_have_count(1)
@@ -48,7 +48,25 @@ def test_overview_sorts_filters_and_chooses_columns(open_page, page_file):
     expect(page.locator("main table tbody tr")).to_have_count(1)
     page.get_by_text("Columns", exact=True).click()
     page.get_by_label("Decode (ms)").check()
-    assert page.get_by_role("columnheader", name="Decode (ms)").count() == 1
+    expect(page.get_by_role("columnheader", name="Decode (ms)")).to_have_count(1)
+    expect(page.get_by_role("columnheader", name="TTFT ms")).to_have_attribute("aria-sort", "ascending")
+
+
+def test_what_follows_a_long_list_stays_in_its_place(open_page, tmp_path):
+    """A list that grows as the reader comes to it would push what is below away, from under the pointer too."""
+    file = write_page(write_run(tmp_path, tests=300, pages=80, rounds=2, failed=100))
+    rows = ".tall li, .tall tbody tr, .tall .page-row"
+    for route in ("/", "/test/0"):
+        page = open_page(file, route)
+        if route != "/":
+            page.get_by_role("button", name="Show all 80 pages").click()
+            expect(page.locator(".page-row")).to_have_count(50)
+        before, shown = page.evaluate("document.documentElement.scrollHeight"), page.locator(rows).count()
+        for box in page.locator(".tall").all():
+            box.evaluate("element => (element.scrollTop = element.scrollHeight)")
+        page.evaluate("window.scrollTo(0, document.documentElement.scrollHeight)")
+        expect(page.locator(rows)).not_to_have_count(shown)
+        assert page.evaluate("document.documentElement.scrollHeight") == before
 
 
 def test_the_failure_is_two_clicks_away(open_page, page_file):
@@ -64,7 +82,7 @@ def test_a_tests_rounds_phases_and_tables(open_page, page_file):
     page.wait_for_selector(".chart canvas")
     assert page.locator(".wide-bar .bar > span").count() == 5  # the phases that are no part of another
     page.get_by_role("button", name="page-004").click()
-    assert page.locator(".page-row.sub").count() == 2
+    expect(page.locator(".page-row.sub")).to_have_count(2)
     box = page.locator(".chart .u-over").bounding_box()
     page.mouse.move(box["x"] + box["width"] * 0.1, box["y"] + box["height"] * 0.5)
     expect(page.locator(".readout")).to_have_text(re.compile(r"page-\d+, round \d: [\d,.]+ ms"))
@@ -85,7 +103,7 @@ def test_keys(open_page, page_file):
     page.keyboard.press("Escape")
     expect(page).to_have_url(re.compile("#/$"))
     page.keyboard.press("?")
-    assert page.get_by_role("dialog").is_visible()
+    expect(page.get_by_role("dialog")).to_be_visible()
 
 
 def test_theme_follows_the_system_and_the_button(open_page, page_file):
@@ -94,9 +112,9 @@ def test_theme_follows_the_system_and_the_button(open_page, page_file):
     page = open_page(page_file, color_scheme="dark")
     assert page.evaluate(background) != light
     page.get_by_label("Light or dark").click()
-    assert page.evaluate(background) == light
+    expect(page.locator("body")).to_have_css("background-color", light)
     page.reload()
-    assert page.evaluate(background) == light
+    expect(page.locator("body")).to_have_css("background-color", light)
 
 
 @pytest.mark.parametrize("route", ["/", "/test/0"])

@@ -94,7 +94,10 @@ function section(title, ...children) {
   return there.length ? h("section", {}, h("h2", {}, title), ...there) : null;
 }
 
-/** Rows that are added as the reader comes to them, so that thousands cost nothing until then. */
+/**
+ * Rows that are added as the reader comes to them, so that thousands cost nothing until then. What stands below a long
+ * list would move away from the reader with each step: such a list has a box of its own that scrolls (class tall).
+ */
 class GrowingList {
   constructor(container, make, step = 120) {
     this.container = container;
@@ -134,7 +137,7 @@ class GrowingList {
 /** Run when the view is left. */
 const cleanups = [];
 
-/** A table whose columns sort. Columns: {title, value(item), cell(item), number, hint}. */
+/** A table whose columns sort. Columns: {title, value(item), cell(item), number, hint}; order: {column, direction}. */
 function sortableTable(columns, items, { caption, order = null, step = 120, rowAttributes = () => ({}) } = {}) {
   const body = h("tbody");
   const list = new GrowingList(
@@ -153,12 +156,13 @@ function sortableTable(columns, items, { caption, order = null, step = 120, rowA
       ),
     step,
   );
-  let current = order;
-  const heads = columns.map((column, index) => {
+  const known = order && columns.find(({ title }) => title === order.column.title);
+  let current = known ? { column: known, direction: order.direction } : null;
+  const heads = columns.map((column) => {
     const button = h("button", { type: "button", class: "sort", title: column.hint || null }, column.title);
     button.addEventListener("click", () => {
       const first = column.number ? -1 : 1;
-      current = { index, direction: current && current.index === index ? -current.direction : first };
+      current = { column, direction: current && current.column === column ? -current.direction : first };
       show();
     });
     return h("th", { class: column.number ? "number" : null, scope: "col" }, button);
@@ -167,16 +171,17 @@ function sortableTable(columns, items, { caption, order = null, step = 120, rowA
   let shownItems = items;
   function show() {
     heads.forEach((head, index) => {
-      const sorted = current && current.index === index;
+      const sorted = current && current.column === columns[index];
       if (sorted) head.setAttribute("aria-sort", current.direction > 0 ? "ascending" : "descending");
       else head.removeAttribute("aria-sort");
     });
-    list.set(current ? sortedBy(shownItems, columns[current.index].value, current.direction) : shownItems);
+    list.set(current ? sortedBy(shownItems, current.column.value, current.direction) : shownItems);
   }
   show();
   return {
     element: h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption }, table),
     list,
+    order: () => current,
     setItems(next) {
       shownItems = next;
       show();

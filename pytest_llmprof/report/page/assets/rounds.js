@@ -229,7 +229,7 @@ function pageBars(data, entries) {
       { class: "legend" },
       names.map((name, at) => h("span", {}, h("span", { class: `swatch ${phaseColour(name, at)}` }), name)),
     ),
-    list,
+    h("div", { class: "tall", tabindex: "0", role: "region", "aria-label": "Phases of each page" }, list),
     more,
   ];
 }

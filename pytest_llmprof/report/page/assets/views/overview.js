@@ -92,7 +92,7 @@ function overviewFailures(data) {
     20,
   );
   growing.set(failed);
-  return section(failed.length === 1 ? "The failed test" : "Failed tests", list);
+  return section(failed.length === 1 ? "The failed test" : "Failed tests", h("div", { class: "tall" }, list));
 }
 
 function overviewTests(data) {
@@ -108,7 +108,7 @@ function overviewTests(data) {
   const engines = new Set(data.rows.map((row) => row.engine).filter(Boolean));
   const several = new Set(data.rows.map((row) => row.stage)).size > 1;
   const state = { text: "", outcome: "", stage: "" };
-  const holder = h("div");
+  const holder = h("div", { class: "tall" });
   const counted = h("span", { class: "muted", role: "status" });
   let table = null;
 
@@ -169,7 +169,7 @@ function overviewTests(data) {
   }
 
   function rebuild() {
-    table = sortableTable(columns(), kept(), { caption: "Tests" });
+    table = sortableTable(columns(), kept(), { caption: "Tests", order: table && table.order() });
     holder.replaceChildren(table.element);
     filter();
   }
