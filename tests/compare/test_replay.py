@@ -145,7 +145,7 @@ def test_a_process_is_recorded(replay, tmp_path, monkeypatch):
     path = os.pathsep.join([str(SCRIPTS.parents[1]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [*script, "--override=infer.max_new_tokens=9"],
-        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, timeout=120,
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "TPOT with a delay of 2%" in done.stdout
@@ -169,7 +169,7 @@ def test_a_duet_is_recorded(replay, tmp_path, monkeypatch):
     path = os.pathsep.join([str(SCRIPTS.parents[1]), os.environ.get("PYTHONPATH", "")])
 
     def record(*arguments):
-        more = {"capture_output": True, "text": True, "env": {**os.environ, "PYTHONPATH": path}, "timeout": 120}
+        more = {"capture_output": True, "text": True, "env": {**os.environ, "PYTHONPATH": path}, "timeout": 300}
         return subprocess.run([*script, *arguments, "--override=infer.max_new_tokens=9"], **more)
 
     done = record("--levels=0,5", "--rounds=2")
