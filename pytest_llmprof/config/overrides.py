@@ -204,5 +204,5 @@ def _parse(text: str, source: Source, root: Any, presets: Presets) -> Any:
         if "/" in key or "@" in key or presets.options(key.lstrip("+")):
             raise wrong(f", has several values: {_one_of_group(key, presets, source)}")
         one, several = (_example(f"{key}={form}", source) for form in (quoted(value), f"[{value}]"))
-        raise wrong(f", has several values: for one text quote it, {one}; for a list, {several}")
+        raise wrong(f", has several values: give one; a text with a comma is quoted, {one}; for a list, {several}")
     return override

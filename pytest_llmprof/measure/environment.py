@@ -153,7 +153,7 @@ def _git(directory: Path) -> Git | None:
     if commit is None:
         return None
     status = _run_git(directory, "status", "--porcelain", "--untracked-files=no")
-    return Git(commit=commit, dirty=bool(status))
+    return Git(commit=commit, dirty=None if status is None else bool(status))
 
 
 def _run_git(directory: Path, *arguments: str) -> str | None:

@@ -74,8 +74,8 @@ class Git(Struct, frozen=True):
     """The commit of the tested project (pytest's rootdir)."""
 
     commit: str
-    dirty: bool
-    """Tracked files differ from the commit."""
+    dirty: bool | None
+    """Tracked files differ from the commit; None where git did not say, as on a slow disk."""
 
 
 class Environment(Struct, frozen=True, kw_only=True):

@@ -41,7 +41,8 @@ def _rows(environment: Environment) -> Iterator[tuple[str, str]]:
     yield "Versions", ", ".join(f"{name} {value}" for name, value in environment.versions.items() if value)
     yield "CUDA of torch", environment.cuda or ""
     if environment.git:
-        yield "Commit", environment.git.commit[:12] + (", with local changes" if environment.git.dirty else "")
+        changes = {None: ", local changes not known", True: ", with local changes", False: ""}
+        yield "Commit", environment.git.commit[:12] + changes[environment.git.dirty]
 
 
 def _gpu(gpu: Gpu | None, reason: str | None) -> str:

@@ -54,6 +54,8 @@ def test_commit_and_local_changes(tmp_path: Path) -> None:
     assert environment("cpu", tmp_path).git == Git(commit=git("rev-parse", "HEAD"), dirty=False)
     (tmp_path / "a.txt").write_text("two")
     assert environment("cpu", tmp_path).git == Git(commit=git("rev-parse", "HEAD"), dirty=True)
+    (tmp_path / ".git/index").write_bytes(b"broken")
+    assert environment("cpu", tmp_path).git == Git(commit=git("rev-parse", "HEAD"), dirty=None)
 
 
 def test_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
