@@ -20,7 +20,6 @@ from pytest_llmprof.compare.verdicts import BAD, DEFAULT_MARGIN, GOOD, Verdict, 
 from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.records.baseline import SavedRun, SavedTest
 from pytest_llmprof.records.catalogue import Declaration
-from pytest_llmprof.text.escape import one_line
 from pytest_llmprof.text.numbers import count
 
 STEADY_SD = 0.005
@@ -144,6 +143,11 @@ class _Comparer:
             alpha=self.terms.alpha,
             gated=gated,
             notices=list(dict.fromkeys((*self._notices(pairs), *_text_notices(pairs)))),
+            reasons={
+                pair.id: why
+                for pair in pairs
+                if (why := pair.problem or pair.other_work or pair.other_machine or pair.untimed)
+            },
             only_before=[name for name in old if name not in new],
             only_after=[name for name in new if name not in old],
             rows=rows,
@@ -358,10 +362,6 @@ class _Comparer:
                 ]
                 if changed:
                     yield f"versions differ: {some(changed)}"
-            for why in (pair.other_work, pair.other_machine, pair.untimed):
-                if why:
-                    yield f"{one_line(pair.id)}: {why}"
-                    break
 
 
 def refuse_copies(side: Sequence[SavedRun]) -> None:

@@ -35,7 +35,7 @@ def headline(comparison: Comparison) -> str:
     gated = [row for row in comparison.rows if row.limit is not None]
     rows = gated or [row for row in comparison.rows if row.shown]
     missing = len(comparison.only_before)
-    absent = f"; {count(missing, 'test')} of it {'is' if missing == 1 else 'are'} missing" if missing else ""
+    absent = f"; {count(missing, 'test')} of {before} {'was' if missing == 1 else 'were'} not run" if missing else ""
     if not rows:
         return f"Not compared with {before}: no metric is on both sides{absent}"
     broken = [row for row in rows if row.failed]

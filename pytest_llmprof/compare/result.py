@@ -114,7 +114,9 @@ class Comparison(Struct, kw_only=True):
     gated: int
     """Rows that a gate holds."""
     notices: list[str]
-    """What else differs: configuration, versions, tests that only one side has."""
+    """What else differs: configuration, versions, kept answers."""
+    reasons: dict[str, str] = {}
+    """Why a test was not compared, or its times not; of the tests that have one. It is the note of their rows, too."""
     only_before: list[str]
     only_after: list[str]
     rows: list[Row]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
@@ -69,20 +69,10 @@ def _told(row: Row) -> bool:
     return row.shown or row.verdict not in _QUIET
 
 
-def _reasons(comparison: Comparison, tests: Mapping[str, Sequence[Row]]) -> dict[str, str]:
-    """Of each test that has one, the notice that says why it was not compared, or its times not."""
-    found = {}
-    for test, members in tests.items():
-        reason = next((row.note for row in members if f"{one_line(test)}: {row.note}" in comparison.notices), None)
-        if reason is not None:
-            found[test] = reason
-    return found
-
-
-def _other_notices(comparison: Comparison, reasons: Mapping[str, str]) -> list[str]:
-    """The notices that do not stand beside a test's table."""
-    beside = {f"{one_line(test)}: {reason}" for test, reason in reasons.items()}
-    return [notice for notice in comparison.notices if notice not in beside]
+def _notes(comparison: Comparison, tests: Collection[str]) -> list[str]:
+    """What concerns all of it; the reasons of tests without a table, too."""
+    hidden = [f"{test}: {reason}" for test, reason in comparison.reasons.items() if test not in tests]
+    return [*comparison.notices, *hidden, *_missing(comparison)]
 
 
 def _cells(row: Row, reason: str | None) -> tuple[str, ...]:
@@ -116,16 +106,15 @@ def _tests(rows: Sequence[Row]) -> dict[str, list[Row]]:
 def _text(comparison: Comparison, rows: Sequence[Row]) -> str:
     lines = [headline(comparison), *(f"{place}: {_side(side)}" for place, side in _sides(comparison))]
     tests = _tests(rows)
-    reasons = _reasons(comparison, tests)
-    lines += [f"note: {one_line(notice)}" for notice in _other_notices(comparison, reasons)]
-    lines += [f"note: {text}" for text in _missing(comparison)]
+    lines += [f"note: {one_line(note)}" for note in _notes(comparison, tests)]
     for test, members in tests.items():
-        cells, left = _grid(comparison, members, reasons.get(test))
+        reason = comparison.reasons.get(test)
+        cells, left = _grid(comparison, members, reason)
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         how = dict.fromkeys(row.how for row in members if row.how and row.how != "exact")
         lines += ["", f"{one_line(test)}  ({'; '.join(how)})" if how else one_line(test)]
-        if test in reasons:
-            lines.append(f"  not measured: {one_line(reasons[test])}")
+        if reason is not None:
+            lines.append(f"  not measured: {one_line(reason)}")
         for row in cells:
             padded = [
                 cell.ljust(width) if column in left else cell.rjust(width)
@@ -143,14 +132,13 @@ def _markdown(comparison: Comparison, tests: Mapping[str, Sequence[Row]], level:
     """All but the headline, with headings of *level*."""
     mark = "#" * level
     parts = ["".join(f"- {place}: {inline(_side(side))}\n" for place, side in _sides(comparison))]
-    reasons = _reasons(comparison, tests)
-    notes = [*_other_notices(comparison, reasons), *_missing(comparison)]
-    if notes:
+    if notes := _notes(comparison, tests):
         parts.append(">\n".join(f"> **Note:** {inline(note)}\n" for note in notes))
     for test, members in tests.items():
-        (head, *cells), left = _grid(comparison, members, reasons.get(test))
+        reason = comparison.reasons.get(test)
+        (head, *cells), left = _grid(comparison, members, reason)
         shown = [[inline(cell) for cell in row] for row in cells]
-        why = f"Not measured: {inline(reasons[test])}\n\n" if test in reasons else ""
+        why = f"Not measured: {inline(reason)}\n\n" if reason is not None else ""
         parts.append(f"{mark} {inline(test)}\n\n{why}{table(head, shown, left)}")
     if comparison.kernels:
         lines = [f"- {_kernel(one, plain=False)}\n" for one in comparison.kernels[:_KERNELS]]

@@ -238,7 +238,7 @@ def test_other_work_of_one_test_leaves_the_others():
     verdicts = {(row.test, row.metric): row.verdict for row in comparison.rows}
     assert verdicts["test_x.py::test_more", "tpot_ms"] == Verdict.NOT_MEASURED
     assert verdicts["test_x.py::test_pages", "cer"] == Verdict.SAME
-    assert any("another model" in notice for notice in comparison.notices)
+    assert comparison.reasons == {"test_x.py::test_more": "another model (model-1 against model-2)"}
 
 
 def test_configuration_versions_and_work_tree_are_named():

@@ -48,6 +48,7 @@ function compareHead(comparison) {
   ];
   const notes = [
     ...comparison.notices,
+    ...Object.entries(comparison.reasons).map(([test, why]) => `${test}: ${why}`),
     ...missing.slice(0, 12),
     ...(missing.length > 12 ? [`and ${missing.length - 12} more tests on one side only`] : []),
   ];
@@ -112,11 +113,6 @@ function intervalText(row) {
   return row.low === null || row.high === null ? "" : `${change(row.low).replace(" %", "")} to ${change(row.high)}`;
 }
 
-/** Whether a remark says *row*'s note of its whole test. */
-function noteOfTest(comparison, row) {
-  return comparison.notices.includes(`${row.test}: ${row.note}`);
-}
-
 /** The columns of a metric before and after. */
 function changeColumns(comparison) {
   // Intervals share a scale, as wide as the widest of them, but no wider than a factor of three.
@@ -156,7 +152,7 @@ function changeColumns(comparison) {
       title: "Note",
       value: (row) => row.note,
       cell: (row) => {
-        const own = noteOfTest(comparison, row) ? "" : row.note;
+        const own = row.note === comparison.reasons[row.test] ? "" : row.note;
         return h("small", { class: "note" }, [own, row.how].filter(Boolean).join("; "));
       },
     },
@@ -168,10 +164,10 @@ function comparisonOf(test) {
   const comparison = block("comparison");
   const rows = comparison ? comparison.rows.filter((row) => row.test === test && isShown(row)) : [];
   if (!rows.length) return null;
-  const why = rows.find((row) => noteOfTest(comparison, row));
+  const why = comparison.reasons[test];
   return section(
     `Against ${shortName(comparison.before.name)}`,
-    why ? h("p", { class: "muted" }, `Not measured: ${why.note}`) : null,
+    why ? h("p", { class: "muted" }, `Not measured: ${why}`) : null,
     sortableTable(changeColumns(comparison), rows, { caption: "Metrics before and after" }).element,
     h("p", {}, h("a", { href: "#/compare" }, "The whole comparison")),
   );
