@@ -17,6 +17,7 @@ import pytest
 
 from pytest_llmprof.errors import ArtifactError, LlmprofError, text_of
 from pytest_llmprof.measure.signals import held_back
+from pytest_llmprof.records.metrics import gate_texts
 from pytest_llmprof.text.escape import visible
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def judge(state: ItemState, *, strict: bool) -> pytest.ExceptionInfo[BaseExcepti
     outcomes = ["failed", *(("not applicable", "not measured") if strict else ())]
     if state.settings is not None and state.settings.gate.unclear == "fail":
         outcomes.append("unclear")
-    broken = [gate.text for gate in state.verdicts if gate.outcome in outcomes]
+    broken = gate_texts(gate for gate in state.verdicts if gate.outcome in outcomes)
     return failure(f"llmprof_gate: {'; '.join(broken)}") if broken else None
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from pytest_llmprof.errors import text_of
-from pytest_llmprof.records.metrics import GateResult
+from pytest_llmprof.records.metrics import GateResult, gate_texts
 from pytest_llmprof.records.stage import StageRecords
 from pytest_llmprof.report.findings import machine_warnings, page_notes
 
@@ -63,13 +63,16 @@ class Row(msgspec.Struct):
             values={**metrics.figures, **(metrics.quality or {})},
             quality_reason=metrics.quality_reason,
             machine_warnings=machine_warnings(metrics, records.environment, brief=True),
-            gate_notes=[
-                f"gate {gate.text}"
-                for gate in metrics.gates
-                if gate.reason
-                and gate.outcome != "measured in another stage"
-                and (gate.verdict is None or gate.outcome in ("unclear", "not measured"))
-            ],
+            gate_notes=gate_texts(
+                (
+                    gate
+                    for gate in metrics.gates
+                    if gate.reason
+                    and gate.outcome != "measured in another stage"
+                    and (gate.verdict is None or gate.outcome in ("unclear", "not measured"))
+                ),
+                prefix=True,
+            ),
             round_seconds=metrics.round_seconds if timed else [],
             iterations=metrics.iterations,
             params={name: _param(value) for name, value in callspec.params.items()},

@@ -6,6 +6,7 @@ A stage adds blocks of its own beside these fields (`pytest_llmprof.records.stag
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -164,14 +165,33 @@ class GateResult(Struct):
     def text(self) -> str:
         """The gate in one line: "cer is 0.1, limit <=0.05", "cer <=0.05 is not applicable: no page has truth",
         "tpot_ms is slower: 0.54 → 0.567, +5.1 % (+3.2 to +7.0 %), limit 2% slower"."""
-        if self.outcome == "not measured":
-            return f"{self.name} {self.limit} is not measured: {self.reason}"
+        if not self.is_known:
+            return f"{self.name} {self.limit} is {self.outcome}: {self.reason}"
         if self.verdict is not None:
             reason = f" ({self.reason})" if self.reason else ""
             return f"{self.name} is {self.verdict}: {self.change}, limit {self.limit}{reason}"
-        if self.figure is None:
-            return f"{self.name} {self.limit} is {self.outcome}: {self.reason}"
         return f"{self.name} is {self.figure:.6g}, limit {self.limit}" + (f" ({self.reason})" if self.reason else "")
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is a value to hold against the limit."""
+        return self.outcome != "not measured" and (self.verdict is not None or self.figure is not None)
+
+
+def gate_texts(gates: Iterable[GateResult], *, prefix: bool = False) -> list[str]:
+    """Each gate in one line, with *prefix* after the word "gate"; those without a value for one reason share theirs:
+    "gates ttft_ms 2% slower, tpot_ms 2% slower are not measured: there is no baseline"."""
+    groups: dict[Any, list[GateResult]] = {}
+    for place, gate in enumerate(gates):
+        groups.setdefault(place if gate.is_known else (gate.outcome, gate.reason), []).append(gate)
+    texts = []
+    for group in groups.values():
+        text = group[0].text
+        if len(group) > 1:
+            listed = ", ".join(f"{gate.name} {gate.limit}" for gate in group)
+            text = f"{listed} are {group[0].outcome}: {group[0].reason}"
+        texts.append(f"gate{'s' if len(group) > 1 else ''} {text}" if prefix else text)
+    return texts
 
 
 class ModelInfo(Struct, frozen=True):

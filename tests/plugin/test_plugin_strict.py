@@ -118,6 +118,17 @@ def test_a_gate_without_a_value(bench, gate, reason, workers):
     result.stdout.fnmatch_lines([f"llmprof_gate: {reason}"])
 
 
+def test_gates_without_a_value_for_one_reason_stand_in_one_line(bench):
+    bench.echo()
+    bench.test(GATED.format(gate='kernels_per_token="<=1", total_ms=">=1e9", d2h_copies_per_token=">=0"'))
+    result = bench.run("model=echo", "dataset=blank", args=[*STAGE, "--llmprof-strict"])
+    result.assert_outcomes(failed=1)
+    listed = "kernels_per_token <=1, d2h_copies_per_token >=0 are not measured: no stage of this run measures it"
+    result.stdout.fnmatch_lines(
+        [f"llmprof_gate: {listed}; total_ms is *", f"test_pages (direct_inference): gates {listed}"]
+    )
+
+
 def test_a_gate_that_another_stage_of_the_run_measures(bench):
     """It need not have a value in each stage."""
     bench.test(GATED.format(gate='d2h_copies_per_token=">=0"'))
