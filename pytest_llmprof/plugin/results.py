@@ -17,7 +17,6 @@ import pytest
 
 from pytest_llmprof.errors import ArtifactError, LlmprofError, text_of
 from pytest_llmprof.measure.signals import held_back
-from pytest_llmprof.records.metrics import gate_texts
 from pytest_llmprof.text.escape import visible
 
 if TYPE_CHECKING:
@@ -42,6 +41,8 @@ def judge(state: ItemState, *, strict: bool) -> pytest.ExceptionInfo[BaseExcepti
         if not state.gates.marked:
             return None
         return failure("llmprof_gate: the test called neither llmprof.run() nor llmprof.measure()")
+    from pytest_llmprof.records.metrics import gate_texts
+
     outcomes = ["failed", *(("not applicable", "not measured") if strict else ())]
     if state.settings is not None and state.settings.gate.unclear == "fail":
         outcomes.append("unclear")

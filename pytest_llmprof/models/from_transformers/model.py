@@ -358,8 +358,8 @@ class TransformersModel:
         found = {token for token in own if 0 <= token < self._vocabulary}
         if own and not found:
             raise ModelError(f"{self._where}: generation_config.json, or else config.json, has the eos_token_id "
-                             f"{own[0]}, which is outside the model's vocabulary of {self._vocabulary}: no answer would "
-                             "end there")  # fmt: skip
+                             f"{own[0]}, which is outside the model's vocabulary of {self._vocabulary}: no answer "
+                             "would end there")  # fmt: skip
         if self.tokenizer.eos_token_id is not None:
             found.add(self.tokenizer.eos_token_id)
         found.update(self.tokenizer.convert_tokens_to_ids(list(self.family.stop)))
