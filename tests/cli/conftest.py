@@ -64,7 +64,7 @@ def interrupted(command):
             if line.startswith(after):
                 break
         process.send_signal(number)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=180)
         return process.returncode, out, err
 
     return run

@@ -291,14 +291,14 @@ def test_a_controller_that_is_stopped_or_killed(machines):
         wait_for(machines.temp / "pid")
         time.sleep(0.5)
         session.send_signal(number)
-        out, _ = session.communicate(timeout=60)
+        out, _ = session.communicate(timeout=180)
         assert "Traceback" not in out
         run = machines.bench.run_json()
         assert run["status"] == status
         for test in run["tests"]:
             if test["outcome"] == "passed":
                 assert StageRecords.read(machines.bench.run_dir / test["dir"]).metrics.status == "ok"
-        end = time.monotonic() + 30
+        end = time.monotonic() + 180
         while machines.left():
             assert time.monotonic() < end, machines.left()
             time.sleep(0.1)
@@ -324,7 +324,7 @@ def test_a_worker_that_is_killed_at_random(machines, number):
     wait_for(pid)
     time.sleep(random.Random(number).uniform(0.0, 2.5))
     os.kill(int(pid.read_text()), signal.SIGKILL)
-    out, _ = session.communicate(timeout=100)
+    out, _ = session.communicate(timeout=180)
     assert "INTERNALERROR" not in out
     assert "Traceback" not in out
     run = machines.bench.run_json()

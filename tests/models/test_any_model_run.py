@@ -187,7 +187,7 @@ def test_stopping_compare_models_ends_the_run_and_keeps_the_table(tmp_path, numb
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=180)
     assert process.returncode == 130
     assert errors.splitlines() == [
         f"a failed: {tmp_path}/out/a.log", "stopped at a, so the table is not whole"

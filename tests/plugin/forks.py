@@ -127,7 +127,7 @@ class ForkServer:
 
     def close(self) -> None:
         """End it."""
-        self._process.communicate(timeout=30)
+        self._process.communicate(timeout=180)
         self._place.cleanup()
 
 

@@ -235,7 +235,7 @@ def shell_words(error: str) -> list[str]:
     return done.stdout.split("\0")[:-1]
 
 
-def wait_for(path: Path, seconds: float = 60.0) -> None:
+def wait_for(path: Path, seconds: float = 180.0) -> None:
     """Wait until *path* is there."""
     end = time.monotonic() + seconds
     while not path.exists():

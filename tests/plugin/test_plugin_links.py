@@ -88,7 +88,7 @@ def test_a_second_session_into_one_gallery_is_refused(bench, tmp_path):
         clean(result)
     finally:
         first.kill()
-        first.communicate(timeout=60)
+        first.communicate(timeout=180)
     bench.passed(*given, args=[*ARGS, "--llmprof-run-dir=third"])
 
 

@@ -128,7 +128,7 @@ def test_never(llmprof):
     child = bench.start("model=echo", "dataset=blank", "output/torch=full", args=STAGE)
     wait_for(bench.path / "slow.started")
     os.kill(child.pid, sent)
-    out, _ = child.communicate(timeout=60)
+    out, _ = child.communicate(timeout=180)
     assert child.returncode == pytest.ExitCode.INTERRUPTED, out
     assert "INTERNALERROR" not in out
     run = bench.run_json()
@@ -252,7 +252,7 @@ def test_a_killed_run_is_told_from_a_live_one(bench):
     assert record.alive() is True
     assert f"mine already holds a run that goes on (run.json, process {child.pid})" in bench.usage_error(args=args)
     child.kill()
-    child.communicate(timeout=60)
+    child.communicate(timeout=180)
     assert path.read_bytes() == before
     assert (record.status, record.alive()) == ("running", False)
     text = bench.usage_error(args=args)

@@ -360,7 +360,7 @@ def test_ctrl_c(bench, tools, monkeypatch):
     process = bench.start(*ECHO, args=[STAGE])
     wait_for(tools / "pid")
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=180)
     assert process.returncode == pytest.ExitCode.INTERRUPTED, output
     assert bench.run_json()["status"] == "interrupted"
     stat = Path(f"/proc/{(tools / 'pid').read_text()}/stat")

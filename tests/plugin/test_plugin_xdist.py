@@ -198,7 +198,7 @@ def test_a_terminated_run_is_marked_interrupted(bench, sent):
     child = bench.start("model=echo", "dataset=blank", "infer.prompt='slow one'", args=[*STAGE, "-n1"])
     wait_for(bench.path / "slow.started")
     os.kill(child.pid, sent)
-    out, _ = child.communicate(timeout=60)
+    out, _ = child.communicate(timeout=180)
     assert child.returncode == pytest.ExitCode.INTERRUPTED, out
     assert "INTERNALERROR" not in out
     run = bench.run_json()
