@@ -4,8 +4,8 @@
         [--set KEY=VALUE ...]
 
 Each model runs in a pytest of its own, whose run directory is OUT/NAME. The table goes to standard output and to
-OUT/models.md: pages a second and time to first token (medians over pages), tokens a page, character error rate (null
-where weights are random or pages have no truth), and peak memory (null on a CPU).
+OUT/models.md: pages that were measured, pages a second and time to first token (medians over pages), tokens a page,
+character error rate (null where weights are random or pages have no truth), and peak memory (null on a CPU).
 """
 
 from __future__ import annotations
@@ -32,11 +32,13 @@ TIMED_OUT = 124
 """The exit code of a run that its time limit ended."""
 INTERRUPTED = 130
 """The exit code after Ctrl-C."""
+MODEL = re.compile(r"[^:]+(?::.+)?")
+"""PRESET[:PATH]; an empty PATH, as of a variable that is not set, would be the preset's own."""
 NAME = re.compile(r"\w[\w .+-]{0,99}")
 """What a run may be called."""
 GRACE_S = 10
 """Seconds that such a run has to write what it has."""
-HEAD = ("Model", "Engine", "Pages/s", "TTFT ms", "TPOT ms", "Tokens/page", "CER", "Peak GiB")
+HEAD = ("Model", "Engine", "Pages", "Pages/s", "TTFT ms", "TPOT ms", "Tokens/page", "CER", "Peak GiB")
 
 
 def run_model(
@@ -47,7 +49,7 @@ def run_model(
     if os.path.isdir(here := os.path.expanduser(path)):
         path = os.path.abspath(here)
     given = [f"model={preset}", *([f"model.path={quoted(path)}"] if path else []), *keys]
-    command = [sys.executable, "-m", "pytest", str(SWEEP), "-q", "-p", "no:cacheprovider", "--tb=short"]
+    command = [sys.executable, "-m", "pytest", str(SWEEP), "-q", "-rs", "-p", "no:cacheprovider", "--tb=short"]
     command += [f"--llmprof-stage={stage}", f"--llmprof-run-dir={out / name}"]
     if engine != "all":
         command += ["-k", engine]
@@ -80,6 +82,16 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
+def why(log: Path) -> list[str]:
+    """The lines of a log that say what failed, else its last ones."""
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    head = next((number for number, line in enumerate(lines) if "= FAILURES =" in line or "= ERRORS =" in line), None)
+    if head is not None:  # pytest's, up to its next heading
+        tail = next((number for number, line in enumerate(lines) if number > head and line.startswith("====")), None)
+        lines = lines[head + 1 : tail]
+    return [line for line in lines if line.startswith(("E  ", "ERROR", "SKIPPED"))][-6:] or lines[-6:]
+
+
 def rows(out: Path, names: Sequence[str], stage: str) -> Iterator[tuple[str, ...]]:
     """The table's rows, from what the runs wrote."""
     for name in names:
@@ -89,7 +101,9 @@ def rows(out: Path, names: Sequence[str], stage: str) -> Iterator[tuple[str, ...
             tokens = sum(sample.tokens for sample in metrics.samples) / max(len(metrics.samples), 1)
             values = [figures.get(key) for key in ("pages_per_s", "ttft_ms", "tpot_ms")]
             shown = (number(value) for value in (*values, tokens, figures.get("cer"), figures.get("peak_memory_gib")))
-            yield (inline(name), metrics.fingerprint.engine or "", *shown)
+            failed = len({error.page for error in metrics.errors} - {None})
+            pages = f"{metrics.pages}, {failed} failed" if failed else str(metrics.pages)
+            yield (inline(name), metrics.fingerprint.engine or "", pages, *shown)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -99,12 +113,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("models", nargs="+", metavar="NAME=PRESET[:PATH]")
     parser.add_argument("--engine", default="reference", choices=("reference", "compiled", "all"))
     parser.add_argument("--stage", default="direct_inference")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides for all of them")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides for all of them"
+    )
     given = parser.parse_args(arguments)
     models = {}
     for text in given.models:
         name, equals, model = text.partition("=")
-        if not equals or not model or not NAME.fullmatch(name) or name.endswith((".log", ".md")):
+        if not equals or not MODEL.fullmatch(model) or not NAME.fullmatch(name) or name.endswith((".log", ".md")):
             parser.error(f"{text!r} is not NAME=PRESET[:PATH], such as glm=glm_ocr:/models/GLM-OCR; NAME becomes the "
                          "directory OUT/NAME: letters, digits, and space . _ + - after the first one, no .log or .md")
         if name in models:
@@ -114,30 +130,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
         models[name] = model
     if not re.fullmatch(r"\w+", given.stage):
         parser.error(f"--stage {given.stage}: name one stage, whose figures the table shows")
+    for key in given.set:
+        if key.partition("=")[0].strip() in ("model", "model.path"):
+            parser.error(f"--set {key}: it would be the model of all rows; name each as NAME=PRESET[:PATH]")
+    place = given.out / "models.md"
+    if place.exists():
+        parser.error(f"{place} is there already, the table of another call: name another OUT")
     try:
         given.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         parser.error(f"the directory {given.out} cannot be made: {error.strerror}")
-    failed, stopped = [], False
+    code = 0
     for name, model in models.items():
+        log = given.out / f"{name}.log"
         try:
-            if run_model(given.out, name, model, given.engine, given.stage, given.set):
-                failed.append(name)
+            failed = run_model(given.out, name, model, given.engine, given.stage, given.set)
         except KeyboardInterrupt:
-            failed.append(name)
-            stopped = True
+            print(f"{name} failed: {log}\nstopped at {name}, so the table is not whole", file=sys.stderr)
+            code = INTERRUPTED
             break
-    text = table(HEAD, list(rows(given.out, list(models), given.stage)), left=2)
-    (given.out / "models.md").write_text(text, encoding="utf-8")
-    print(text)
-    for name in failed:
-        print(f"{name} failed: {given.out / name}.log", file=sys.stderr)
-    if stopped:
-        print(f"stopped at {failed[-1]}, so the table is not whole", file=sys.stderr)
-    return INTERRUPTED if stopped else bool(failed)
+        except OSError as error:
+            print(f"{name} failed: {log} cannot be written: {error.strerror}", file=sys.stderr)
+            code = 1
+            continue
+        found = sum(1 for _ in rows(given.out, [name], given.stage))
+        if failed or found < (2 if given.engine == "all" else 1):  # an engine that cannot run here is skipped
+            print(f"{name} {'failed' if failed else 'lacks figures'}: {log}", file=sys.stderr)
+            print(*(f"   {line[:400]}" for line in why(log)), sep="\n", file=sys.stderr, flush=True)
+            code = 1
+    if cells := list(rows(given.out, list(models), given.stage)):
+        print(text := table(HEAD, cells, left=2))
+        try:
+            place.write_text(text, encoding="utf-8")
+        except OSError as error:
+            print(f"{place} cannot be written: {error.strerror}", file=sys.stderr)
+            code = code or 1
+    return code
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGTERM, signal.SIGHUP):  # else the run, which has a session of its own, would go on
-        signal.signal(number, signal.default_int_handler)
+    for one in (signal.SIGTERM, signal.SIGHUP):  # else the run, which has a session of its own, would go on
+        signal.signal(one, signal.default_int_handler)
     sys.exit(main())

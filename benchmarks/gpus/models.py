@@ -83,7 +83,7 @@ class Steps:
         print(f"== {name}: {how}, {time.monotonic() - begin:.1f} s", flush=True)
         if code:
             self.failed = True
-            for line in why(self.out / f"{name}.log"):
+            for line in compare_models.why(self.out / f"{name}.log"):
                 print(f"   {line[:250]}", flush=True)
 
     def may_begin(self, name: str, kind: str) -> bool:
@@ -115,16 +115,6 @@ class Steps:
         command = [sys.executable, "-m", "pytest", str(ROOT / "tests/models/test_any_model_gpu.py"), *options]
         self.ended("tests", compare_models.run_logged(command, log, self.limit("tests")), begin)
         print(*log.read_text(encoding="utf-8").splitlines()[-1:], flush=True)
-
-
-def why(log: Path) -> list[str]:
-    """The lines of a log that say what failed, else its last ones."""
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    head = next((number for number, line in enumerate(lines) if "= FAILURES =" in line or "= ERRORS =" in line), None)
-    if head is not None:  # pytest's, up to its next heading
-        tail = next((number for number, line in enumerate(lines) if number > head and line.startswith("====")), None)
-        lines = lines[head + 1 : tail]
-    return [line for line in lines if line.startswith(("E  ", "ERROR"))][-6:] or lines[-6:]
 
 
 def figures(run: Path) -> list[str]:
@@ -213,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--families", nargs="+", default=FAMILIES, choices=FAMILIES)
     parser.add_argument("--engines", nargs="+", default=ENGINES, choices=ENGINES)
     parser.add_argument("--seconds", type=float, default=200, help="time for all steps")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides for all steps")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides for all")
     parser.add_argument("--build", type=Path, help=argparse.SUPPRESS)  # the first step
     given = parser.parse_args(arguments)
     if given.build:

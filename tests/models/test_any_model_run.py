@@ -140,11 +140,38 @@ def test_a_step_that_takes_too_long_is_ended(tmp_path, script):
     assert (lines[0], lines[-1]) == ("begun", "KeyboardInterrupt")
 
 
+def test_compare_models_as_a_script(checkpoint, tmp_path):
+    """One engine runs, the other cannot: its test is skipped, which pytest does not call a failure."""
+    root = Path(__file__).parents[2]
+    keys = ("--set", "dataset.limit=1", "infer.max_new_tokens=4", "--set", "measure.rounds=1", "model.device=cpu")
+    done = subprocess.run(
+        [sys.executable, str(root / "benchmarks/compare_models.py"), str(tmp_path / "out"),
+         f"a=paddleocr_vl:{checkpoint}", "--engine", "all", *keys],
+        env={**os.environ, "PYTHONPATH": str(root), "CXX": "no-such-compiler"}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    table = (tmp_path / "out" / "models.md").read_text()
+    (line,) = table.splitlines()[2:]
+    assert [cell.strip() for cell in line.split("|")][1:4] == ["a", "reference", "1"]
+    assert " 4.00 " in line, "both lists of --set"
+    assert table in done.stdout
+    first, reason = done.stderr.splitlines()
+    assert first == f"a lacks figures: {tmp_path}/out/a.log"
+    assert "SKIPPED" in reason
+    assert "infer=compiled" in reason
+
+
 def test_compare_models_names_a_model_that_fails(tmp_path, script, capsys):
     main = script("compare_models").main
     assert main([str(tmp_path), f"gone=glm_ocr:{tmp_path}/none"]) == 1
-    assert f"gone failed: {tmp_path}/gone.log" in capsys.readouterr().err
-    assert "does not exist" in (tmp_path / "gone.log").read_text()
+    first, reason = capsys.readouterr().err.splitlines()
+    assert first == f"gone failed: {tmp_path}/gone.log"
+    assert "does not exist" in reason
+    assert not (tmp_path / "models.md").exists(), "no figures, no table"
+    (tmp_path / "a.log").mkdir()
+    assert main([str(tmp_path), "a=glm_ocr"]) == 1
+    assert capsys.readouterr().err == f"a failed: {tmp_path}/a.log cannot be written: Is a directory\n"
     (tmp_path / "old").mkdir()
     for models, words in (
         (["gone"], "is not NAME=PRESET"),
@@ -155,7 +182,11 @@ def test_compare_models_names_a_model_that_fails(tmp_path, script, capsys):
         (["models.md=glm_ocr"], "NAME becomes the directory"),
         (["a|b=glm_ocr"], "NAME becomes the directory"),
         ([f"{'x' * 300}=glm_ocr"], "NAME becomes the directory"),
+        (["b=glm_ocr:"], "is not NAME=PRESET"),  # of a variable that is not set
+        (["b=:/models/glm"], "is not NAME=PRESET"),
         (["b=glm_ocr", "--stage", "nsys,ncu"], "--stage nsys,ncu: name one stage"),
+        (["b=glm_ocr", "--set", "model=qwen_vl"], "--set model=qwen_vl: it would be the model of all rows"),
+        (["b=glm_ocr", "--set", "model.path=x"], "--set model.path=x: it would be the model of all rows"),
     ):
         with pytest.raises(SystemExit):
             main([str(tmp_path), *models])
@@ -163,6 +194,23 @@ def test_compare_models_names_a_model_that_fails(tmp_path, script, capsys):
     with pytest.raises(SystemExit):
         main([str(tmp_path / "gone.log"), "a=glm_ocr"])
     assert f"the directory {tmp_path}/gone.log cannot be made: File exists" in capsys.readouterr().err
+    (tmp_path / "models.md").touch()
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), "b=glm_ocr"])
+    assert f"{tmp_path}/models.md is there already, the table of another call" in capsys.readouterr().err
+
+
+def test_compare_models_says_that_pages_failed(script, tmp_path, project):
+    """Else two models' figures would seem to be of the same pages."""
+    compare_models = script("compare_models")
+    run(project, "model=my_ocr")
+    (file,) = project.path.glob("llmprof-runs/*-*/*/*/static_analysis/metrics.json")
+    metrics = json.loads(file.read_text())
+    metrics["errors"] = [{"page": "a", "error": "b"}, {"page": "a", "error": "c"}, {"page": None, "error": "d"}]
+    file.write_text(json.dumps(metrics))
+    file.parents[3].rename(tmp_path / "one")
+    (row,) = compare_models.rows(tmp_path, ["one"], "static_analysis")
+    assert row[2] == "2, 1 failed"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -193,7 +241,6 @@ def test_stopping_compare_models_ends_the_run_and_keeps_the_table(tmp_path, numb
         f"a failed: {tmp_path}/out/a.log", "stopped at a, so the table is not whole"
     ]  # fmt: skip
     assert (tmp_path / "ended").exists(), "it was told to end"
-    assert (tmp_path / "out" / "models.md").exists()
     assert not (tmp_path / "out" / "b.log").exists()
 
 
