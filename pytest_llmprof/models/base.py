@@ -62,7 +62,8 @@ class ParsedOutput:
     """The text without special tokens (EOS, padding) and without whole grounding spans, unless their labels are it."""
     boxes: tuple[Box, ...] = ()
     bad_boxes: int = 0
-    """Boxes that were skipped because they were malformed or empty."""
+    """Boxes that were skipped because they were malformed or empty. Those of `boxes` that have no area in the image are
+    skipped and counted, too."""
     loop_text: str | None = None
     """The text that is searched for a loop, if `plain` lacks a part that may repeat; None = `plain`."""
 

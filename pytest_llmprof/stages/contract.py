@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -41,8 +41,8 @@ class Answer:
         return tuple(self.ids) if self.ids else "".join(self.pieces)
 
     def parse(self, model: LoadedModel, image: Image) -> tuple[str, ParsedOutput]:
-        """Its text, special tokens included, and what *model* reads in it. Raises what the model raises, and
-        `ModelError` for results of another type."""
+        """Its text, special tokens included, and what *model* reads in it; boxes that have no area in *image* are bad
+        ones. Raises what the model raises, and `ModelError` for results of another type."""
         text = model.text(self.ids) if self.ids else "".join(self.pieces)
         if not isinstance(text, str):
             raise ModelError(f"text() returned a {type(text).__name__}, not a str")
@@ -51,9 +51,19 @@ class Answer:
             raise ModelError(f"parse() returned a {type(parsed).__name__}, not a ParsedOutput")
         try:
             boxes = [msgspec.structs.asdict(box) if isinstance(box, Box) else box for box in parsed.boxes]
-            return text, msgspec.convert({**vars(parsed), "boxes": boxes}, ParsedOutput)
+            found = msgspec.convert({**vars(parsed), "boxes": boxes}, ParsedOutput)
         except (TypeError, msgspec.ValidationError) as error:
             raise ModelError(f"parse() returned a ParsedOutput of other types: {error}") from error
+        if found.bad_boxes < 0:
+            raise ModelError(f"parse() returned a ParsedOutput with bad_boxes={found.bad_boxes}, which is no count")
+        good = tuple(box for box in found.boxes if _in_image(box, image.size))
+        return text, replace(found, boxes=good, bad_boxes=found.bad_boxes + len(found.boxes) - len(good))
+
+
+def _in_image(box: Box, size: tuple[int, int]) -> bool:
+    """Whether a part of *box* lies in an image of *size*: readers of an answer may take what it says for granted."""
+    x1, y1, x2, y2 = box.box
+    return max(x1, 0) < min(x2, size[0]) and max(y1, 0) < min(y2, size[1])
 
 
 def read_answers(tokens: Sequence[Any], rows: int, most: int, begin_ns: int, end_ns: int) -> list[Answer]:

@@ -169,6 +169,7 @@ def test_a_shape_key_that_cannot_be_compared_fails_its_page():
         ("a", ParsedOutput("a", (Box("l", (1, 2, 3)),)), "Expected `array` of length 4, got 3 - at `$.boxes[0].box`"),
         ("a", ParsedOutput("a", (Box(7, (1, 2, 3, 4)),)), "Expected `str`, got `int` - at `$.boxes[0].label`"),
         ("a", ParsedOutput("a", (), "none"), "Expected `int`, got `str` - at `$.bad_boxes`"),
+        ("a", ParsedOutput("a", (), -1), "a ParsedOutput with bad_boxes=-1, which is no count"),
     ],
 )
 def test_a_text_or_a_reading_of_another_type_is_refused(text, parsed, error):
@@ -178,6 +179,17 @@ def test_a_text_or_a_reading_of_another_type_is_refused(text, parsed, error):
     with pytest.raises(ModelError) as raised:
         Answer(ids=[1]).parse(model, Image.new("RGB", (8, 8)))
     assert error in str(raised.value)
+
+
+def test_boxes_without_an_area_in_the_image_are_bad_ones():
+    """A format's function may take what an answer says for a box."""
+    model = Model()
+    good, partly_out = (1, 2, 3, 4), (-1, 6, 10**30, 9)
+    corners = [good, (3, 2, 1, 4), (1, 4, 3, 2), (1, 2, 1, 4), (-9, -9, -1, -1), (8, 0, 9, 8), partly_out]
+    model.parse = lambda text, size: ParsedOutput("a", tuple(Box("title", one) for one in corners), 2)
+    _, found = Answer(ids=[1]).parse(model, Image.new("RGB", (8, 8)))
+    assert [box.box for box in found.boxes] == [good, partly_out]
+    assert found.bad_boxes == 2 + 5
 
 
 def test_a_reading_that_keeps_the_contract_is_handed_on():

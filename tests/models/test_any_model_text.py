@@ -209,3 +209,15 @@ def test_a_format_of_boxes_that_returns_something_else(path: Path, returned: Any
     model = load(replace(settings, family=replace(settings.family, boxes="mine")), ALONE, formats)
     with pytest.raises(ModelError, match=r"^the format of boxes 'mine' returned .*, which is no ParsedOutput"):
         model.parse("text", (10, 10))
+
+
+@pytest.mark.parametrize(
+    ("read", "words"),
+    [(lambda text, size, resized: {}[text], "KeyError: 'text'"), (lambda text: None, "TypeError: "), (None, "TypeErr")],
+)
+def test_a_format_of_boxes_that_raises_is_named(path: Path, read: Any, words: str):
+    settings = preset("paddleocr_vl", path)
+    settings = replace(settings, family=replace(settings.family, boxes="mine"))
+    model = load(settings, ALONE, {"mine": BoxFormat("mine", read)})
+    with pytest.raises(ModelError, match=f"^the format of boxes 'mine' failed: {words}"):
+        model.parse("text", (10, 10))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_llmprof.errors import ModelError
+from pytest_llmprof.errors import ModelError, error_line
 from pytest_llmprof.models.base import BoxFormat, Capabilities, ModelInfo, ParsedOutput, Token
 from pytest_llmprof.models.from_transformers import MODE, NAME, prompts
 from pytest_llmprof.models.from_transformers.checkpoint import PROCESSOR, told
@@ -216,7 +216,11 @@ class TransformersModel:
         if not text.endswith(self._frame):
             text = text.removesuffix(next(filter(text.endswith, self._ends), ""))
         text = _without(text, self._frame)  # else an end token would be the text of the last box
-        found: Any = self._boxes.read(text, size, self._resized_size(size) if self._boxes.resized else None)
+        resized = self._resized_size(size) if self._boxes.resized else None
+        try:
+            found: Any = self._boxes.read(text, size, resized)
+        except Exception as error:  # a stranger's code
+            raise ModelError(f"the format of boxes {self._boxes.name!r} failed: {error_line(error)}") from error
         plain = getattr(found, "plain", None)
         if not isinstance(found, ParsedOutput) or not isinstance(plain, str):
             raise ModelError(f"the format of boxes {self._boxes.name!r} returned {quoted(found)}, which is no "
