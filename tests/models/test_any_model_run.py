@@ -86,6 +86,8 @@ def test_a_family_is_a_preset_and_its_boxes_a_hook(project):
         ("model.family.boxes=corner", ["model.family.boxes=corner is not allowed", "did you mean 'corners'"]),
         ("model.family.template=Read", ["model.family.template=Read is not allowed", "{image} and {prompt}"]),
         ("model.family.template='{image}{image}{prompt}'", ["{image} and {prompt}, the image once"]),
+        ("model.family.markdown='{image} Read.'", ["a text without {image}: the model's template puts the image"]),
+        ("model.family.markdown='{prompt}'", ["a text without {prompt}: the model's template puts the image"]),
         ("model.weights=random", ["reads model.path"]),
         ("infer=fast", ["infer.engine=fast", "reference, compiled"]),
         ("model.family.free='<image>Read.'", ["model.family.free=<image>Read. is not", "the model's template puts"]),
@@ -97,6 +99,16 @@ def test_values_that_are_refused_before_anything_loads(project, key, words):
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     (line,) = [line for line in result.errlines if line.strip()]
     assert all(word in line for word in words), line
+
+
+def test_a_family_that_the_model_does_not_read(project):
+    """As of a preset that leaves out `defaults: [transformers]`: else its boxes are none without a word."""
+    file = project.path / "conf" / "model" / "my_ocr.yaml"
+    file.write_text("path: x\nfamily:\n  boxes: qwen\n", encoding="utf-8")
+    result = run(project, "model=my_ocr")
+    (line,) = [line for line in result.errlines if line.strip()]
+    assert f"model.family.boxes=qwen is not allowed, set in preset model=my_ocr ({file}); it must be left out" in line
+    assert "defaults: [transformers]" in line
 
 
 def test_deepseek_ocr_is_greedy_only(project):

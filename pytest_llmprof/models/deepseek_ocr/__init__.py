@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from pytest_llmprof.models.base import ModelPlugin
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from pytest_llmprof.config.schema import InferSettings, MeasureSettings, ModelSettings
     from pytest_llmprof.models.base import LoadedModel
@@ -45,6 +45,18 @@ def _load(model: ModelSettings, infer: InferSettings) -> LoadedModel:
     from pytest_llmprof.models.deepseek_ocr.loader import load
 
     return load(model, infer)
+
+
+def _check(model: ModelSettings) -> Iterator[tuple[str, object, str]]:
+    from pytest_llmprof.config.schema import FamilySettings
+
+    own = FamilySettings()
+    for name in FamilySettings.__dataclass_fields__:
+        if (value := getattr(model.family, name)) != getattr(own, name):
+            yield f"family.{name}", value, (
+                "left out, as this model does not read it: model.name=transformers does, which a preset takes over by "
+                "defaults: [transformers]"
+            )
 
 
 def _checks(model: ModelSettings, infer: InferSettings) -> Iterable[Check]:
@@ -67,5 +79,6 @@ def plugin() -> ModelPlugin:
         modes=MODES,
         engines=ENGINES,
         choose_engine=_choose_engine,
+        check_model=_check,
         checks=_checks,
     )

@@ -46,7 +46,7 @@ def _load(formats: Mapping[str, BoxFormat], model: ModelSettings, infer: InferSe
 
 
 def _check(formats: Mapping[str, BoxFormat], model: ModelSettings) -> Iterator[tuple[str, object, str]]:
-    from pytest_llmprof.models.from_transformers.prompts import IMAGE
+    from pytest_llmprof.models.from_transformers.prompts import IMAGE, MARK
 
     family = model.family
     if family.boxes not in formats:
@@ -54,9 +54,10 @@ def _check(formats: Mapping[str, BoxFormat], model: ModelSettings) -> Iterator[t
     if family.markdown is None and family.free is None:
         yield "family.free", None, "a text where model.family.markdown is null, too"
     for name in ("markdown", "free"):
-        if IMAGE in ((text := getattr(family, name)) or ""):
-            yield f"family.{name}", text, f"a text without {IMAGE}: the model's template puts the image"
-    if family.template is not None and not (family.template.count("{image}") == 1 and "{prompt}" in family.template):
+        text = getattr(family, name) or ""
+        for mark in (one for one in (IMAGE, MARK, "{prompt}") if one in text):
+            yield f"family.{name}", text, f"a text without {mark}: the model's template puts the image, and this text"
+    if family.template is not None and not (family.template.count(MARK) == 1 and "{prompt}" in family.template):
         yield "family.template", family.template, "a text with {image} and {prompt}, the image once"
     if model.weights != "checkpoint":
         yield "weights", model.weights, f"checkpoint: {NAME} reads model.path"

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 IMAGE = "<image>"
 """In a user's prompt: the place of the image, which the template decides here."""
+MARK = "{image}"
+"""That place in `model.family.template`."""
 
 
 def asked(family: FamilySettings, prompt: str) -> tuple[str, str]:
@@ -24,8 +26,9 @@ def asked(family: FamilySettings, prompt: str) -> tuple[str, str]:
         kind = prompt if prompt in named else next(iter(named))
         return kind, named[kind]
     text = prompt.removeprefix(IMAGE).removeprefix(r"\n").lstrip("\n")
-    if IMAGE in text:
-        raise ModelError(f"infer.prompt has {IMAGE} in it: leave it out, the model's template puts the image")
+    for mark in (IMAGE, MARK):
+        if mark in text:
+            raise ModelError(f"infer.prompt has {mark} in it: leave it out, the model's template puts the image")
     return next((kind for kind, own in named.items() if own == text), "other"), text
 
 
@@ -39,7 +42,7 @@ def whole_prompt(processor: Any, family: FamilySettings, text: str, where: str) 
         if not isinstance(image, str):
             raise ModelError(f"{where}: {type(processor).__name__} names no image token, so model.family.template "
                              "cannot be used")  # fmt: skip
-        return family.template.replace("{image}", image).replace("{prompt}", text)
+        return family.template.replace(MARK, image).replace("{prompt}", text)
     if not getattr(processor, "chat_template", None):
         raise ModelError(
             f"{where} has no chat template: choose the model's own preset, or set model.family.template, such as "
