@@ -149,7 +149,9 @@ class Presets:
         if not group:
             raise ConfigError(f"{what} {path}, which is no file{nearest(path, [ROOT_NAME, '_self_'])}")
         if not there:
-            raise ConfigError(f"{what} the group {group}, which is none{nearest(group, self.groups())}")
+            alone = f": a preset of its own group is named alone, - {option}" if group == f"{inside}/{inside}" else ""
+            found = alone or nearest(group, self.groups())
+            raise ConfigError(f"{what} the group {group}, which is none{found}")
         if option:
             raise ConfigError(
                 f"{what} {option if group == inside else path}, which is no preset{nearest(option, there)}; "
@@ -178,6 +180,8 @@ def _mentions(body: Any, path: str) -> bool:
     for depth, part in enumerate(parts):
         if not isinstance(body, Mapping):
             return True
+        if part not in body:  # maybe a number, or on, which YAML reads as true
+            body = {str(key): value for key, value in body.items()}
         if part not in body:
             return ".".join(parts[depth:]) in body  # written with dots, which is refused: by its file's name
         body = body[part]

@@ -78,9 +78,12 @@ _Registered = TypeVar("_Registered", bound=_Named)
 
 
 def by_name(kind: str, plugins: Iterable[_Registered]) -> Mapping[str, _Registered]:
-    """What plugins register, by its name. Raises `ConfigError` where two have one name; *kind* is the word for them."""
+    """What plugins register, by its name. Raises `ConfigError` where two have one name, or one has no text as its
+    name; *kind* is the word for them."""
     found: dict[str, _Registered] = {}
     for plugin in plugins:
+        if not isinstance(plugin.name, str) or not plugin.name:
+            raise ConfigError(f"a plugin registers a {kind} whose name is {plugin.name!r}: it must be a text")
         if plugin.name in found:
             raise ConfigError(f"two plugins register the {kind} {plugin.name!r}: names must differ")
         found[plugin.name] = plugin

@@ -277,6 +277,11 @@ def test_where_it_was_set_in_the_users_files(bench):
     text = bench.error("infer=mine")
     assert f"infer.max_new_token=4: unknown key, set in preset infer=mine ({mine})" in text
     assert "did you mean 'infer.max_new_tokens'" in text
+    for name, read in (("on", "True"), ("1", "1")):  # what YAML does not read as text
+        bench.write("infer/mine.yaml", f"{name}: 4\n")
+        assert f"infer.{read}=4: unknown key, set in preset infer=mine ({mine})" in bench.error("infer=mine")
+        model = bench.write("model/mine.yaml", f"family: {{{name}: 4}}\n")
+        assert f"family.{read}=4: unknown key, set in preset model=mine ({model})" in bench.error("model=mine")
     mine = bench.write("output/torch/mine.yaml", "visualization: null\n")
     text = bench.error("output/torch=mine")
     assert f"output/torch@pipeline.torch_profiler.output=mine ({mine})" in text

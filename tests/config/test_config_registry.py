@@ -168,6 +168,8 @@ def test_mapping_and_list_options(wide):
 def test_registry_refuses_what_cannot_work():
     with pytest.raises(ConfigError, match="two plugins register the stage 'count'"):
         Registry.of([], [StageSpec("count"), StageSpec("count")], [])
+    with pytest.raises(ConfigError, match="a plugin registers a model whose name is 5: it must be a text"):
+        Registry.of([ModelPlugin(5, load, ())], [], [])  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"model name 'a\.b'"):
         Registry.of([ModelPlugin("a.b", load, ())], [], [])
 

@@ -241,6 +241,10 @@ def test_a_preset_whose_name_yaml_does_not_read_as_text(bench, value):
             "defaults: [referenz]",
             "names referenz, which is no preset (did you mean 'reference'?); infer has auto, compiled",
         ),
+        (
+            "defaults: [infer: reference]",
+            "names the group infer/infer, which is none: a preset of its own group is named alone, - reference",
+        ),
         ("5", "can't be read: Invalid loaded object type: int"),
         ('prompt: "costs ${5"', "prompt can't be read"),
         (b"prompt: \xe9", "can't be read: 'utf-8' codec"),

@@ -119,6 +119,15 @@ def test_two_formats_of_boxes_with_one_name(bench, name):
     assert line in bench.usage_error("measure.rounds=1")
 
 
+@pytest.mark.parametrize("name", [5, None, ""])
+def test_a_plugin_whose_name_is_no_text(bench, name):
+    code = "from pytest_llmprof.models.base import BoxFormat\n"
+    bench.test(f"{code}def pytest_llmprof_box_formats(config): return [BoxFormat({name!r}, str)]\n", "conftest.py")
+    bench.test()
+    line = f"a plugin registers a format of boxes whose name is {name!r}: it must be a text"
+    assert line in bench.usage_error("model=transformers", "model.path=x", "model.family.boxes=x")
+
+
 def test_a_hook_that_returns_nothing(bench):
     bench.test("def test_it(llmprof_config): pass", "test_it.py")
     bench.test("def pytest_llmprof_models(config): pass\ndef pytest_llmprof_stages(): return []\n", "conftest.py")
