@@ -72,6 +72,8 @@ class ConfigSources:
     """Relative paths of all other sources lie under it."""
     config_dir: Path | None = None
     """The user's configuration tree, laid over the packaged one (relative: under `invocation_dir`)."""
+    config_dir_named: str = "--llmprof-config-dir"
+    """What named it, for messages."""
     ini_overrides: tuple[str, ...] = ()
     cli_overrides: tuple[str, ...] = ()
     stages: tuple[str, ...] | None = None
@@ -188,7 +190,8 @@ class Composer:
 
     @cached_property
     def _trees(self) -> ConfigTrees:
-        return open_trees(self.sources.config_dir, self.sources.invocation_dir, self.registry)
+        given = self.sources
+        return open_trees(given.config_dir, given.invocation_dir, self.registry, given.config_dir_named)
 
     @cached_property
     def root(self) -> type:

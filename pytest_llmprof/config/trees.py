@@ -31,8 +31,9 @@ class ConfigTrees:
     """The user's config.yaml; None where there is none."""
 
 
-def open_trees(config_dir: Path | None, invocation_dir: Path, registry: Registry) -> ConfigTrees:
-    """Read the roots. Raises `ConfigError` for a configuration directory that is missing, empty or can't be read."""
+def open_trees(config_dir: Path | None, invocation_dir: Path, registry: Registry, named: str) -> ConfigTrees:
+    """Read the roots; *named* is what gave *config_dir*. Raises `ConfigError` for a configuration directory that is
+    missing, empty or can't be read."""
     packaged = conf_dir()
     root = read_keys(packaged / "config.yaml")
     roots: dict[str, Mapping[str, Any]] = {ROOT_NAME: root | {"defaults": _with_mounts(root["defaults"], registry)}}
@@ -44,8 +45,8 @@ def open_trees(config_dir: Path | None, invocation_dir: Path, registry: Registry
     ours = Presets(search, roots, ROOT_NAME)
     if config_dir is None:
         return ConfigTrees(ours, stages)
-    user = _user_dir(config_dir, invocation_dir)
-    _check_names(user, config_dir, ours.groups())
+    user = _user_dir(config_dir, invocation_dir, named)
+    _check_names(user, f"{named}={config_dir}", ours.groups())
     file = user / "config.yaml"
     body = read_keys(file) if file.is_file() else {}
     source = config_file(file) if file.is_file() else None
@@ -65,12 +66,12 @@ def open_trees(config_dir: Path | None, invocation_dir: Path, registry: Registry
     return ConfigTrees(presets, stages, body, source)
 
 
-def _user_dir(config_dir: Path, invocation_dir: Path) -> Path:
+def _user_dir(config_dir: Path, invocation_dir: Path, named: str) -> Path:
     path = absolute(str(config_dir), invocation_dir)
     if why := why_unusable(path):
-        raise ConfigError(f"--llmprof-config-dir={show_value(config_dir)}: {why}")
+        raise ConfigError(f"{named}={show_value(config_dir)}: {why}")
     path = path.resolve()
-    where = f"--llmprof-config-dir={config_dir}: {path}"
+    where = f"{named}={config_dir}: {path}"
     if not path.exists():
         raise ConfigError(f"{where} does not exist")
     if not path.is_dir():
@@ -82,9 +83,8 @@ def _user_dir(config_dir: Path, invocation_dir: Path) -> Path:
     return path
 
 
-def _check_names(path: Path, config_dir: Path, groups: Collection[str]) -> None:
+def _check_names(path: Path, where: str, groups: Collection[str]) -> None:
     """Raise for files that look like configuration and would never be read. *groups* are those of the other trees."""
-    where = f"--llmprof-config-dir={config_dir}"
     if not (path / "config.yaml").exists():
         if (path / "config.yml").exists():
             raise ConfigError(f"{where}: {path / 'config.yml'} is not read: name it config.yaml")

@@ -106,6 +106,9 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", line)
     _say_hello(config)
     shared = config.stash[SHARED] = SharedState(config)
+    if not shared.worker:  # a worker's controller has checked it
+        with options.usage_errors():
+            options.check_ini(config)
     manager = Manager(shared)
     config.pluginmanager.register(manager, "llmprof-manager")
     if shared.child:
@@ -118,9 +121,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if shared.worker:
         if GROUPS in config.workerinput:  # type: ignore[attr-defined]
             config.option.loadgroup = False  # it would append the groups of marks to node ids
-    else:  # a worker's controller has checked it
+    else:
         with options.usage_errors():
-            options.check_ini(config)
             manager.shards.check()
             manager.greet_other()
             if options.configured(config, ini=shared.controller):

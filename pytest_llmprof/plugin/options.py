@@ -113,7 +113,8 @@ def configured_early(config: pytest.Config) -> bool:
 
 
 def check_ini(config: pytest.Config) -> None:
-    """Refuse ini keys of ours that do not exist, which pytest at most warns of. Raises `ConfigError`."""
+    """Refuse ini keys of ours that do not exist, which pytest at most warns of, and values of another type, which it
+    says when they are read, without the key. Raises `ConfigError`."""
     from pytest_llmprof.errors import ConfigError, nearest
 
     on_command_line = {text.partition("=")[0].strip() for text in config.option.override_ini or ()}
@@ -126,6 +127,12 @@ def check_ini(config: pytest.Config) -> None:
             raise ConfigError(
                 f"unknown ini key {key} in {where}{nearest(key.lower(), known)}; allowed: {', '.join(known)}"
             )
+    for key in [name for name in config._parser._inidict if name.startswith("llmprof_")]:
+        try:
+            config.getini(key)
+        except (pytest.UsageError, ValueError, TypeError) as error:  # the first by newer pytest (seen with 9.2)
+            switch = "; it must be true or false" if key in ("llmprof_strict", "llmprof_share_gpu") else ""
+            raise ConfigError(f"the ini value {key} cannot be read: {error}{switch}") from error
 
 
 def strict(config: pytest.Config) -> bool:
@@ -150,6 +157,11 @@ def usage_errors() -> Iterator[None]:
         raise pytest.UsageError(visible(str(error))) from None
 
 
+def named(config: pytest.Config, key: str) -> str:
+    """The name of the option, or of the ini value that is taken where it is not given."""
+    return key if config.getoption(key) is None else _flag(key)
+
+
 def directory(config: pytest.Config, key: str) -> Path | None:
     """A directory: on the command line relative to where pytest was started, in an ini file to the rootdir."""
     given, ini = config.getoption(key), str(config.getini(key))
@@ -159,7 +171,7 @@ def directory(config: pytest.Config, key: str) -> Path | None:
     from pytest_llmprof.errors import ConfigError
     from pytest_llmprof.text.escape import shorten
 
-    name, base = (key, config.rootpath) if given is None else (_flag(key), config.invocation_params.dir)
+    name, base = named(config, key), config.rootpath if given is None else config.invocation_params.dir
     text = ini if given is None else given
     if not text.strip():
         raise ConfigError(f"{name} is empty: give a directory, or leave the option out")
@@ -198,6 +210,7 @@ def sources(config: pytest.Config) -> ConfigSources:
     ini_stages = config.getini("llmprof_stage")
     return ConfigSources(
         config_dir=directory(config, "llmprof_config_dir"),
+        config_dir_named=named(config, "llmprof_config_dir"),
         ini_overrides=tuple(map(str, config.getini("llmprof_override"))),  # TOML may hold other things
         cli_overrides=tuple(config.getoption("llmprof_override") or ()),
         stages=tuple(stages) if stages is not None else tuple(ini_stages) or None,

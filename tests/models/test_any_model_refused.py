@@ -654,6 +654,13 @@ def test_doctor_says_what_does_not_fit_the_processor(path: Path):
     assert (model.status, "model.family.stop names '<|done|>', which" in model.found) == ("problem", True)
 
 
+def test_a_processor_that_needs_the_tokenizers_configuration(path: Path):
+    (path / "tokenizer_config.json").unlink()
+    text = refused(path)
+    assert "the processor cannot be loaded: " in text
+    assert "; it has no tokenizer_config.json, which may be why: copy it from where" in text
+
+
 @pytest.mark.skipif(zoo.VISION, reason="torchvision is installed")
 def test_doctor_names_a_missing_package(path: Path):
     change(path, "processor_config.json", processor_class="UnlimitedOcrProcessor")

@@ -37,6 +37,22 @@ def test_an_ini_key_given_as_an_option(bench, workers):
     assert "did you mean 'llmprof_stage'" in text
 
 
+@pytest.mark.parametrize("key", ["llmprof_strict", "llmprof_share_gpu"])
+def test_an_ini_value_that_is_no_switch(bench, key):
+    """Not after the tests, not where it is read alone, and not without its name."""
+    bench.ini(**{key: "maybe"})
+    bench.test("def test_plain(): pass\n")
+    text = f"the ini value {key} cannot be read: invalid truth value 'maybe'; it must be true or false"
+    assert bench.usage_error() == text
+
+
+def test_a_configuration_directory_is_named_by_what_gave_it(bench):
+    bench.ini(llmprof_config_dir="nowhere")
+    bench.test("def test_it(llmprof): pass\n")
+    assert bench.usage_error().startswith(f"llmprof_config_dir={bench.path}/nowhere: ")
+    assert bench.usage_error(args=["--llmprof-config-dir=gone"]).startswith("--llmprof-config-dir=")
+
+
 def test_another_plugins_key(bench):
     bench.ini(llmprof_extra="x")
     (bench.path / "conftest.py").write_text("def pytest_addoption(parser): parser.addini('llmprof_extra', 'mine')\n")

@@ -112,8 +112,15 @@ def read_processor(source: Source) -> Any:
     if (source.directory / GENERATION).is_file():
         _read(source, GENERATION, lambda: transformers.GenerationConfig.from_pretrained(source.directory,
               local_files_only=True))  # fmt: skip
-    processor = _read(source, "the processor", lambda: transformers.AutoProcessor.from_pretrained(source.directory,
-                      local_files_only=True, trust_remote_code=False), source.beside)  # fmt: skip
+    try:
+        processor = _read(source, "the processor", lambda: transformers.AutoProcessor.from_pretrained(source.directory,
+                          local_files_only=True, trust_remote_code=False), source.beside)  # fmt: skip
+    except ModelError as error:
+        if (source.directory / "tokenizer_config.json").is_file():
+            raise
+        # Some checkpoints go without one; others have their special tokens there alone.
+        raise ModelError(f"{error}; it has no tokenizer_config.json, which may be why: copy it from where the weights "
+                         "are from, if it is there") from error  # fmt: skip
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is None or getattr(processor, "image_processor", None) is None:
         lacks = "tokenizer" if tokenizer is None else "image processor"
