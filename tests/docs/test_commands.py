@@ -68,6 +68,9 @@ ELSEWHERE = {
     "models.md": {
         "pytest benchmarks --llmprof-config-dir=conf --llmprof-override model=my_ocr":
             "tests/models/test_any_model_run.py::test_a_family_is_a_preset_and_its_boxes_a_hook",
+        "python benchmarks/compare_models.py out glm=glm_ocr:/models/GLM-OCR "
+        "lighton=lighton_ocr:/models/LightOnOCR-2 --set dataset=image_folder dataset.root=scans":
+            "tests/models/test_any_model_run.py::test_compare_models_as_a_script",
         "pytest benchmarks --llmprof-override model=glm_ocr --llmprof-override model.path=/models/GLM-OCR":
             "tests/models/test_any_model_run.py::test_a_family_is_a_preset_and_its_boxes_a_hook",
     },
