@@ -21,8 +21,8 @@ def number(value: float | None) -> str:
 
 
 def significant(value: float | None) -> float | None:
-    """*value* with five digits, what a chart needs; None for None."""
-    return None if value is None else float(f"{value:.5g}")
+    """*value* with seven digits, so that about three of them are the same as those of `number`; None for None."""
+    return None if value is None else float(f"{value:.7g}")
 
 
 def change(ratio: float, unit: str = " %") -> str:

@@ -12,6 +12,7 @@ from pytest_llmprof.cli import main
 from pytest_llmprof.records.files import write_json
 from pytest_llmprof.records.run import TestRecord
 from pytest_llmprof.report.page import collect, write_page
+from pytest_llmprof.text import numbers
 
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
 pytestmark = pytest.mark.browser
@@ -67,6 +68,13 @@ def test_what_follows_a_long_list_stays_in_its_place(open_page, tmp_path):
         page.evaluate("window.scrollTo(0, document.documentElement.scrollHeight)")
         expect(page.locator(rows)).not_to_have_count(shown)
         assert page.evaluate("document.documentElement.scrollHeight") == before
+
+
+def test_numbers_are_rounded_as_in_the_reports(open_page, page_file):
+    source = (Path(collect.__file__).parent / "assets/format.js").read_text()
+    values = [0, 0.5, 2.5, 12.4, 99.94, 99.95, 100.5, 128.5, 129.5, 2812.46, -100.5, 134562.0]
+    shown = open_page(page_file).evaluate(f"values => {{ {source}; return values.map(number) }}", values)
+    assert shown == [numbers.number(one) for one in values]
 
 
 def test_the_failure_is_two_clicks_away(open_page, page_file):

@@ -60,6 +60,18 @@ def test_a_test_has_its_samples_and_its_stages_own_section(tmp_path):
     assert "pytest 'benchmarks/test_pages.py::test_pages[mode0-one_stage]'" in data["repeat"]
 
 
+def test_the_metrics_are_those_of_the_report(tmp_path):
+    run = write_run(tmp_path, tests=1)
+    path = run / "test_pages/test_pages-mode0/one_stage/metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["figures"] |= {"batch_total_ms": 1000.0, "total_ms": 134_562.0}
+    for size in (1, 2):
+        path.write_text(json.dumps({**metrics, "batch_size": size}))
+        rows = {row["title"]: row["value"] for row in blocks(write_page(run))["test-0"]["metrics"]}
+        assert rows["Total a page (ms)"] == 134_562.0
+        assert ("Total a batch (ms)" in rows) is (size == 2)
+
+
 def test_a_callable_has_calls_and_no_pages_to_take_a_minimum_over(tmp_path):
     write_run(tmp_path, tests=2)
     for index, kind in enumerate(("callable", "pages")):

@@ -35,7 +35,7 @@ from pytest_llmprof.report.page.data import (
 from pytest_llmprof.report.page.repeat import repeat_command
 from pytest_llmprof.report.page.stage_files import ReportParts, csv_tables, read_report
 from pytest_llmprof.report.sections import phase_share
-from pytest_llmprof.report.stage_report import figures_note, over_pages
+from pytest_llmprof.report.stage_report import figures_note, in_figures, over_pages
 from pytest_llmprof.text.escape import one_line, visible
 from pytest_llmprof.text.numbers import count, significant
 
@@ -49,6 +49,7 @@ TIMELINE_BYTES = 40_000_000
 _PARTS = ("sam", "clip", "projector")
 
 
+_OK = "<strong>OK.</strong> "
 def collect(
     run_dir: Path, comparison: Comparison | None = None, base: str = "", before: Path | None = None
 ) -> PageData:
@@ -211,7 +212,7 @@ def _fill(data: TestData, records: StageRecords, catalogue: Sequence[Declaration
     data.metrics = [
         _metric_row(metric, metrics.figures.get(metric.name), metrics)
         for metric in catalogue
-        if "report" in metric.shown and metrics.figures.get(metric.name) is not None
+        if metrics.figures.get(metric.name) is not None and in_figures(metric, metrics)
     ]
     phases = list(_phases(metrics, catalogue))
     data.phases = phases if any(phase.name != "other" for phase in phases) else []
@@ -287,7 +288,7 @@ def _samples(samples: Sequence[Sample]) -> tuple[list[str], Samples]:
 
 
 def _fill_report(data: TestData, report: ReportParts) -> None:
-    data.verdict_html = report.verdict_html
+    data.verdict_html = report.verdict_html.removeprefix(_OK)  # the page shows the outcome of the whole test
     data.facts_html = report.facts_html
     data.warnings_html = report.warnings_html
     data.findings_html = report.findings_html

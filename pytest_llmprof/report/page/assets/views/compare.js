@@ -267,9 +267,9 @@ function compareKernels(comparison) {
       title: "Launches before",
       number: true,
       value: (one) => one.before_count,
-      cell: (one) => number(one.before_count),
+      cell: (one) => integer(one.before_count),
     },
-    { title: "after", number: true, value: (one) => one.after_count, cell: (one) => number(one.after_count) },
+    { title: "Launches after", number: true, value: (one) => one.after_count, cell: (one) => integer(one.after_count) },
   ];
   return section(
     "Kernels that changed",

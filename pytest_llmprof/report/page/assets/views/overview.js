@@ -51,7 +51,7 @@ function overviewComparison() {
   for (const row of comparison.rows.filter(isShown)) counts.set(row.verdict, (counts.get(row.verdict) || 0) + 1);
   const text = [...counts]
     .sort(([a], [b]) => WEIGHT.indexOf(a) - WEIGHT.indexOf(b))
-    .map(([verdict, amount]) => `${amount} ${verdict}`)
+    .map(([verdict, amount]) => `${integer(amount)} ${verdict}`)
     .join(", ");
   return h(
     "p",
@@ -177,8 +177,8 @@ function overviewTests(data) {
   function filter() {
     const found = kept();
     table.setItems(found);
-    counted.textContent =
-      found.length === items.length ? count(items.length, "test") : `${found.length} of ${count(items.length, "test")}`;
+    const all = count(items.length, "test");
+    counted.textContent = found.length === items.length ? all : `${integer(found.length)} of ${all}`;
   }
 
   const search = h("input", {
