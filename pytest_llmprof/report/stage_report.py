@@ -19,7 +19,7 @@ from pytest_llmprof.report.findings import findings, warnings
 from pytest_llmprof.report.sections import Section, listed, phase_share
 from pytest_llmprof.text.escape import inline
 from pytest_llmprof.text.markdown import code, percent, table
-from pytest_llmprof.text.numbers import NOT_APPLICABLE, count, number
+from pytest_llmprof.text.numbers import NOT_APPLICABLE, count, millions, number
 from pytest_llmprof.text.templates import render_template
 
 _FILES = {
@@ -137,7 +137,7 @@ def _facts(metrics: Metrics) -> Iterator[str]:
         size = model.parameters
         parts = listed(
             inline(model.name),
-            size and (f"{size / 1e9:.2f} B" if size >= 1e9 else f"{size / 1e6:.2f} M") + " parameters",
+            size and f"{millions(size)} parameters",
             model.weights and f"{inline(model.weights)} weights",
             model.mode and f"mode {inline(model.mode)}",
             model.engine and f"engine {inline(model.engine)}{_why_engine(metrics)}",

@@ -48,6 +48,11 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def millions(amount: float) -> str:
+    """"9.71 M", "3.34 B"."""
+    return f"{amount / 1e9:.2f} B" if amount >= 1e9 else f"{amount / 1e6:.2f} M"
+
+
 def count(amount: int, thing: str, plural: str | None = None) -> str:
     """"1 page", "2 pages"."""
     return f"{amount:,} {thing if amount == 1 else plural or thing + 's'}"
