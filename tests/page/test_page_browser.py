@@ -70,6 +70,17 @@ def test_what_follows_a_long_list_stays_in_its_place(open_page, tmp_path):
         assert page.evaluate("document.documentElement.scrollHeight") == before
 
 
+@pytest.mark.parametrize("chosen", [False, True])
+def test_paper_is_white(open_page, page_file, chosen):
+    page = open_page(page_file, color_scheme="light" if chosen else "dark")
+    if chosen:
+        page.get_by_role("button", name="Light or dark").click()
+    colour = "getComputedStyle(document.body).backgroundColor"
+    assert page.evaluate(colour) == "rgb(20, 23, 27)"
+    page.emulate_media(media="print")
+    assert page.evaluate(colour) == "rgb(255, 255, 255)"
+
+
 def test_numbers_are_rounded_as_in_the_reports(open_page, page_file):
     source = (Path(collect.__file__).parent / "assets/format.js").read_text()
     values = [0, 0.5, 2.5, 12.4, 99.94, 99.95, 100.5, 128.5, 129.5, 2812.46, -100.5, 134562.0]
