@@ -81,6 +81,23 @@ def test_paper_is_white(open_page, page_file, chosen):
     assert page.evaluate(colour) == "rgb(255, 255, 255)"
 
 
+def test_a_reader_comes_back_to_the_test_and_the_search(open_page, tmp_path):
+    page = open_page(write_page(write_run(tmp_path, tests=12)))
+    page.get_by_role("button", name="TTFT ms").click()
+    page.get_by_placeholder("Search tests").fill("mode1")
+    expect(page.locator("main table tbody tr")).to_have_count(3)
+    page.keyboard.press("Escape")
+    for _ in range(2):
+        page.keyboard.press("j")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="test_pages[mode10]")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("link", name="test_pages[mode10]").first).to_be_focused()
+    expect(page.locator("[role=status]")).to_have_text("3 of 12 tests")
+    expect(page.get_by_placeholder("Search tests")).to_have_value("mode1")
+    expect(page.get_by_role("columnheader", name="TTFT ms")).to_have_attribute("aria-sort", "descending")
+
+
 def test_numbers_are_rounded_as_in_the_reports(open_page, page_file):
     source = (Path(collect.__file__).parent / "assets/format.js").read_text()
     values = [0, 0.5, 2.5, 12.4, 99.94, 99.95, 100.5, 128.5, 129.5, 2812.46, -100.5, 134562.0]

@@ -92,7 +92,17 @@ function overviewFailures(data) {
     20,
   );
   growing.set(failed);
-  return section(failed.length === 1 ? "The failed test" : "Failed tests", h("div", { class: "tall" }, list));
+  const outcomes = [...new Set(failed.map(([row]) => row.outcome))].sort().join(" and ");
+  const title = failed.length === 1 ? `The ${outcomes} test` : `${outcomes[0].toUpperCase()}${outcomes.slice(1)} tests`;
+  return section(title, h("div", { class: "tall" }, list));
+}
+
+/** What the reader has searched, chosen and sorted by: it stays while they look at a test. */
+let testsState = null;
+
+function firstColumns(data) {
+  const shown = data.columns.filter((column) => column.shown);
+  return new Set((shown.length ? shown : data.columns.slice(0, 5)).map((column) => column.name));
 }
 
 function overviewTests(data) {
@@ -103,11 +113,10 @@ function overviewTests(data) {
     search: `${row.id} ${row.stage} ${row.engine || ""}`.toLowerCase(),
   }));
   const verdicts = data.compared ? verdictsByTest(block("comparison")) : null;
-  const chosen = new Set(data.columns.filter((column) => column.shown).map((column) => column.name));
-  if (!chosen.size) for (const column of data.columns.slice(0, 5)) chosen.add(column.name);
+  const state = (testsState ??= { text: "", outcome: "", stage: "", order: null, chosen: firstColumns(data) });
+  const { chosen } = state;
   const engines = new Set(data.rows.map((row) => row.engine).filter(Boolean));
   const several = new Set(data.rows.map((row) => row.stage)).size > 1;
-  const state = { text: "", outcome: "", stage: "" };
   const holder = h("div", { class: "tall" });
   const counted = h("span", { class: "muted", role: "status" });
   let table = null;
@@ -169,7 +178,7 @@ function overviewTests(data) {
   }
 
   function rebuild() {
-    table = sortableTable(columns(), kept(), { caption: "Tests", order: table && table.order() });
+    table = sortableTable(columns(), kept(), { caption: "Tests", order: table ? table.order() : state.order });
     holder.replaceChildren(table.element);
     filter();
   }
@@ -190,13 +199,14 @@ function overviewTests(data) {
   search.addEventListener(
     "input",
     debounced(() => ((state.text = search.value), filter())),
+    value: state.text,
   );
   const choice = (label, key, values) =>
     h(
       "select",
       { "aria-label": label, onchange: (event) => ((state[key] = event.target.value), filter()) },
       h("option", { value: "" }, label),
-      values.map((value) => h("option", { value }, value)),
+      values.map((value) => h("option", { value, selected: value === state[key] }, value)),
     );
   const outcomes = [...new Set(data.rows.map((row) => row.outcome))];
   const chooser = h(
@@ -229,6 +239,7 @@ function overviewTests(data) {
     "section",
     {},
     h("h2", {}, "Tests"),
+  cleanups.push(() => (state.order = table.order()));
     h(
       "div",
       { class: "toolbar" },
