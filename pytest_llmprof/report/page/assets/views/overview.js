@@ -34,7 +34,8 @@ function overviewHead(data) {
     data.status === "complete"
       ? ""
       : `The run ${{ running: "has not ended", stopped: "was stopped" }[data.status] || "was interrupted"}. `;
-  const facts = [dateText(data.started), ...new Set(data.rows.map((row) => row.device).filter(Boolean))];
+  const distinct = (name) => [...new Set(data.rows.map((row) => row[name]).filter(Boolean))];
+  const facts = [dateText(data.started), ...distinct("stage"), ...distinct("device")];
   const command = commandCode(data.command);
   return h(
     "div",
@@ -70,8 +71,11 @@ function nameWithStage(data, row) {
 }
 
 function testLink(data, index) {
-  return h("a", { href: `#/test/${index}` }, nameWithStage(data, data.rows[index]));
+  const name = nameWithStage(data, data.rows[index]);
+  return h("a", { href: `#/test/${index}`, title: name }, name);
 }
+
+const WITHOUT_ERROR = { failed: "no reason is recorded", interrupted: "the run ended while this test ran" };
 
 function overviewFailures(data) {
   const failed = data.rows
@@ -87,7 +91,7 @@ function overviewFailures(data) {
         {},
         h("a", { href: `#/test/${index}`, "data-item": true }, testName(row).name),
         h("span", { class: "muted" }, ` ${row.stage}`),
-        h("p", { class: "error" }, row.error || "no reason is recorded"),
+        h("p", { class: "error" }, row.error || WITHOUT_ERROR[row.outcome]),
       ),
     20,
   );
@@ -141,11 +145,11 @@ function overviewTests(data) {
           return [h("a", { href: `#/test/${index}`, "data-item": true }, name), file ? h("small", {}, file) : null];
         },
       },
-      { title: "Stage", value: ({ row }) => row.stage, cell: ({ row }) => row.stage },
+      { title: "Outcome", value: ({ row }) => row.outcome, cell: ({ row }) => outcomeBadge(row.outcome) },
+      ...(several ? [{ title: "Stage", value: ({ row }) => row.stage, cell: ({ row }) => row.stage }] : []),
       ...(engines.size > 1
         ? [{ title: "Engine", value: ({ row }) => row.engine, cell: ({ row }) => row.engine || "–" }]
         : []),
-      { title: "Outcome", value: ({ row }) => row.outcome, cell: ({ row }) => outcomeBadge(row.outcome) },
       ...(verdicts
         ? [
             {
@@ -195,11 +199,11 @@ function overviewTests(data) {
     "aria-label": "Search tests",
     placeholder: "Search tests (/)",
     "data-search": true,
+    value: state.text,
   });
   search.addEventListener(
     "input",
     debounced(() => ((state.text = search.value), filter())),
-    value: state.text,
   );
   const choice = (label, key, values) =>
     h(
@@ -235,11 +239,11 @@ function overviewTests(data) {
     ),
   );
   rebuild();
+  cleanups.push(() => (state.order = table.order()));
   return h(
     "section",
     {},
     h("h2", {}, "Tests"),
-  cleanups.push(() => (state.order = table.order()));
     h(
       "div",
       { class: "toolbar" },
@@ -277,15 +281,15 @@ function overviewNotes(data, notes) {
           note.tests.length === data.rows.length && data.rows.length > 3
             ? "all tests"
             : [
-                note.tests.slice(0, 3).map((index, at) => [at ? ", " : "", testLink(data, index)]),
-                note.tests.length > 3 ? ` and ${note.tests.length - 3} more` : null,
+                note.tests.slice(0, 3).map((index) => testLink(data, index)),
+                note.tests.length > 3 ? `and ${integer(note.tests.length - 3)} more` : null,
               ],
         ),
       ),
     40,
   );
   growing.set(notes);
-  return list;
+  return h("div", { class: "tall" }, list);
 }
 
 function overviewEnvironment(data) {
