@@ -18,6 +18,8 @@ from pytest_llmprof.text.numbers import count, fixed, number
 MAX_TEXT = 40_000
 """A longer text is cut at this many characters in predictions.md, but not in result.md."""
 _NONE = "–"
+_ENDS = {"eos": "ended by itself", "length": "cut at max_new_tokens"}
+"""What `finish_reason` means, as index.html says it."""
 _FRAME = re.compile(r"\s*(?:<[|｜][^<>|｜]{1,60}[|｜]>\s*)*")
 
 
@@ -182,5 +184,5 @@ def _status(record: Prediction) -> str:
 
 
 def _end(record: Prediction) -> str:
-    end = inline(record.finish_reason) if record.finish_reason else _NONE
+    end = _ENDS.get(record.finish_reason or "", inline(record.finish_reason or _NONE))
     return f"{end}, in a loop" if record.runaway else end

@@ -62,7 +62,8 @@ def _preprocess(metrics: Metrics) -> Iterator[Finding]:
 def machine_warnings(metrics: Metrics, environment: Environment | None, *, brief: bool = False) -> list[str]:
     """Whether the host was contended, or the GPU shared or throttled, around or during the rounds: a line each.
 
-    *brief* leaves out how much the host was contended, so that a list of many tests can join equal lines.
+    *brief* leaves out how much the host was contended and the GPU throttled, so that a list of many tests can join
+    equal lines.
     """
     found = list(_contended(metrics, brief=brief))
     if environment is None:
@@ -73,7 +74,7 @@ def machine_warnings(metrics: Metrics, environment: Environment | None, *, brief
         found.append(f"The GPU was shared with {by} of this run: alone on it the same work is faster.")
     elif workers:
         by = count(workers, "other worker")
-        found.append(f"The host was contended, beside {by} of this run: alone the same work may be faster.")
+        found.append(f"It ran beside {by} of this run on the same host: alone the same work may be faster.")
     readings = [gpu for gpu in (environment.gpu, environment.gpu_after) if gpu is not None]
     others = max((gpu.other_processes or 0 for gpu in readings), default=0)
     if others and not (workers and on_gpu):  # which are those workers
@@ -83,7 +84,7 @@ def machine_warnings(metrics: Metrics, environment: Environment | None, *, brief
     for cause, milliseconds in (environment.gpu_throttled_ms or {}).items():
         if measured and milliseconds > THROTTLED * measured:
             of = f"{number(milliseconds / 1000)} s during {number(measured / 1000)} s of rounds"
-            reasons[f"{inline(cause)} for {of}"] = None
+            reasons[inline(cause) if brief else f"{inline(cause)} for {of}"] = None
     if reasons:
         found.append(f"The GPU was throttled ({', '.join(reasons)}): the same work can be faster.")
     return found
@@ -124,9 +125,12 @@ def page_notes(metrics: Metrics, text: Callable[[str], str] = str) -> list[str]:
     return found
 
 
-def warnings(metrics: Metrics, environment: Environment | None) -> list[str]:
-    """What makes any stage's numbers doubtful, in Markdown."""
-    found = [*machine_warnings(metrics, environment), *page_notes(metrics, inline)]
+def warnings(metrics: Metrics, environment: Environment | None, *, brief: bool = False) -> list[str]:
+    """What makes any stage's numbers doubtful, in Markdown.
+
+    *brief* gives the same lines without what differs from test to test, as in `machine_warnings`.
+    """
+    found = [*machine_warnings(metrics, environment, brief=brief), *page_notes(metrics, inline)]
     if metrics.profiler_ran_before and not metrics.device.startswith("cpu"):
         found.append("A profiler had run before in this process: its hooks stay, so launches cost a little more.")
     if metrics.deterministic is False:
@@ -140,7 +144,8 @@ def warnings(metrics: Metrics, environment: Environment | None) -> list[str]:
     noise = share(total.iqr if total else None, metrics.figures.get("total_ms"))
     if noise is not None and noise > NOISE:
         of = "a page" if metrics.kind != CALLABLE else "the callable"
-        found.append(f"Noisy: the rounds of {of} spread by {percent(noise)} of its time (IQR of total).")
+        by = f"more than {percent(NOISE)}" if brief else percent(noise)
+        found.append(f"Noisy: the total time of {of} varies by {by} from round to round (IQR over median).")
     if metrics.rounds == 1 and metrics.round_seconds:
         found.append("Only one round was measured, so the noise is not known.")
     return found

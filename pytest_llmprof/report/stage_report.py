@@ -10,7 +10,7 @@ from typing import Protocol
 from urllib.parse import quote
 
 from pytest_llmprof.errors import StageError, error_line
-from pytest_llmprof.records.catalogue import CALLABLE, Catalogue
+from pytest_llmprof.records.catalogue import CALLABLE, Catalogue, Declaration
 from pytest_llmprof.records.files import write_text
 from pytest_llmprof.records.metrics import GateResult, Metrics, Sample
 from pytest_llmprof.records.stage import StageRecords
@@ -19,7 +19,7 @@ from pytest_llmprof.report.findings import findings, warnings
 from pytest_llmprof.report.sections import Section, listed, phase_share
 from pytest_llmprof.text.escape import inline
 from pytest_llmprof.text.markdown import code, percent, table
-from pytest_llmprof.text.numbers import NOT_APPLICABLE, count, number
+from pytest_llmprof.text.numbers import NOT_APPLICABLE, count, millions, number
 from pytest_llmprof.text.templates import render_template
 
 _FILES = {
@@ -137,7 +137,7 @@ def _facts(metrics: Metrics) -> Iterator[str]:
         size = model.parameters
         parts = listed(
             inline(model.name),
-            size and (f"{size / 1e9:.2f} B" if size >= 1e9 else f"{size / 1e6:.2f} M") + " parameters",
+            size and f"{millions(size)} parameters",
             model.weights and f"{inline(model.weights)} weights",
             model.mode and f"mode {inline(model.mode)}",
             model.engine and f"engine {inline(model.engine)}{_why_engine(metrics)}",
@@ -188,9 +188,9 @@ def _measured(metrics: Metrics) -> bool:
 def _figures(metrics: Metrics, catalogue: Catalogue) -> str:
     """Metrics with their spread. Of a callable only those that exist, of pages all, with why one is null."""
     rows = []
-    for metric in catalogue.shown_in("report"):
-        if metric.name.startswith("batch_") and metrics.batch_size <= 1:
-            continue  # a page is its batch
+    for metric in catalogue:
+        if not in_figures(metric, metrics):
+            continue
         value = metrics.figures.get(metric.name)
         if value is None:
             reason = "" if metrics.kind == CALLABLE or not _measured(metrics) else _why_null(metrics, metric.name)
@@ -198,6 +198,11 @@ def _figures(metrics: Metrics, catalogue: Catalogue) -> str:
         elif _measured(metrics) or metric.reduce == "given" or metric.score is not None:
             rows.append([metric.title_for(metrics.kind), number(value), *_spread_cells(metrics, metric.name)])
     return table(["Metric", "Median", "IQR", "Min", "Max", "p90"], rows)
+
+
+def in_figures(metric: Declaration, metrics: Metrics) -> bool:
+    """Whether the table of metrics has *metric*: those of a batch only where a batch is more than a page."""
+    return "report" in metric.shown and (metrics.batch_size > 1 or not metric.name.startswith("batch_"))
 
 
 def _spread_cells(metrics: Metrics, name: str) -> list[str]:

@@ -26,7 +26,7 @@ from pytest_llmprof.run.gates import Judge, TestGates
 from pytest_llmprof.stages.base import ShowProgress, StageContext, StagePlugin, StageResult, Workload
 from pytest_llmprof.stages.contract import Answer, check_model
 from pytest_llmprof.stages.failures import Failure
-from pytest_llmprof.text.numbers import count
+from pytest_llmprof.text.numbers import count, millions
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -165,7 +165,7 @@ class Runner:
         )
         info, prompt = model.info, model.prompt(self.settings.infer)
         facts = {
-            "model": f"{info.name}, {info.weights} weights, {info.parameters / 1e6:.1f} M parameters",
+            "model": f"{info.name}, {info.weights} weights, {millions(info.parameters)} parameters",
             "mode": info.mode,
             "device": f"{info.device}, {info.dtype}, engine {info.engine}",
             "prompt": self.settings.infer.prompt,

@@ -21,8 +21,8 @@ def number(value: float | None) -> str:
 
 
 def significant(value: float | None) -> float | None:
-    """*value* with five digits, what a chart needs; None for None."""
-    return None if value is None else float(f"{value:.5g}")
+    """*value* with seven digits, so that about three of them are the same as those of `number`; None for None."""
+    return None if value is None else float(f"{value:.7g}")
 
 
 def change(ratio: float, unit: str = " %") -> str:
@@ -46,6 +46,11 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s" if minutes else f"{rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def millions(amount: float) -> str:
+    """"9.71 M", "3.34 B"."""
+    return f"{amount / 1e9:.2f} B" if amount >= 1e9 else f"{amount / 1e6:.2f} M"
 
 
 def count(amount: int, thing: str, plural: str | None = None) -> str:

@@ -5,6 +5,7 @@ import os
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 from page_runs import answer_of, run_record, write_gallery, write_run, write_timeline
 
@@ -12,6 +13,7 @@ from pytest_llmprof.cli import main
 from pytest_llmprof.records.files import write_json
 from pytest_llmprof.records.run import TestRecord
 from pytest_llmprof.report.page import collect, write_page
+from pytest_llmprof.text import numbers
 
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
 pytestmark = pytest.mark.browser
@@ -67,6 +69,99 @@ def test_what_follows_a_long_list_stays_in_its_place(open_page, tmp_path):
         page.evaluate("window.scrollTo(0, document.documentElement.scrollHeight)")
         expect(page.locator(rows)).not_to_have_count(shown)
         assert page.evaluate("document.documentElement.scrollHeight") == before
+
+
+def test_each_kind_of_list_has_a_box_and_long_texts_little_room(open_page, tmp_path):
+    tests = [
+        TestRecord(f"test_a.py::test_{'long_' * 60}{at}", "one_stage", "pages", "failed", None, "a reason " * 900)
+        for at in range(2)
+    ]
+    for name, day in (("before", 23), ("after", 24)):
+        run = write_run(tmp_path / name, tests=30, rounds=3, started=f"2026-11-{day}T10:15:00+00:00")
+    written = json.loads((run / "run.json").read_text())
+    write_json(run / "run.json", {**written, "tests": [*written["tests"], *json.loads(msgspec.json.encode(tests))]})
+    for at, path in enumerate(run.glob("test_pages/*/one_stage/report.md")):
+        path.write_text(path.read_text().replace("The GPU waits", f"GPU {at} waits").replace("12 %", f"{at} %"))
+    assert main(["report", str(run), "--baseline", str(tmp_path / "before")]) == 0
+    page = open_page(run / "index.html", height=800)
+    boxes = page.locator(".tall").evaluate_all("boxes => boxes.map(box => box.scrollHeight > box.offsetHeight)")
+    assert boxes == [False, True, True, True]  # failures, tests, findings, doubts
+    assert page.locator("main").evaluate("element => element.offsetHeight") < 3000
+    page.goto(f"{(run / 'index.html').as_uri()}#/compare")
+    expect(page.locator(".tall table tbody tr").first).to_be_visible()
+
+
+def test_what_stands_beside_a_note_is_a_line_a_test(open_page, tmp_path):
+    run = write_run(tmp_path, tests=5)
+    written = json.loads((run / "run.json").read_text())
+    for test in written["tests"][:4]:
+        test["id"] = f"test_a.py::test_{'long_' * 60}[{test['dir']}]"
+    written["tests"][4]["dir"] = None
+    write_json(run / "run.json", written)
+    page = open_page(write_page(run))
+    where = page.locator(".notes .where").first
+    assert where.inner_text().splitlines()[3:] == ["and 1 more"]
+    assert where.evaluate("element => element.offsetHeight") < 120
+
+
+def test_an_interrupted_test_is_not_called_failed(open_page, tmp_path):
+    outcomes = {"interrupted": None, "skipped": "needs a GPU", "passed": None}
+    tests = [TestRecord(f"t.py::test_{one}", "one_stage", None, one, None, why) for one, why in outcomes.items()]
+    write_json(tmp_path / "run.json", run_record(tests, status="interrupted"))
+    file = write_page(tmp_path)
+    page = open_page(file)
+    expect(page.get_by_role("heading", name="The interrupted test")).to_be_visible()
+    assert texts(page, ".failures .error") == ["the run ended while this test ran"]
+    page = open_page(file, "/test/1")
+    assert texts(page, ".box") == ["Why it was skipped\nneeds a GPU"]
+
+
+def test_outcomes_are_in_sight_on_a_phone(open_page, tmp_path):
+    run = write_run(tmp_path / "one", tests=2)
+    page = open_page(write_page(run), width=390)
+    box = page.locator("main table tbody .badge").first.bounding_box()
+    assert box["x"] + box["width"] <= 390
+    expect(page.get_by_role("columnheader", name="Stage")).to_have_count(0)  # the head names the only one
+    expect(page.locator(".verdict")).to_contain_text("UTC · one_stage · cpu")
+    written = json.loads((run / "run.json").read_text())
+    written["tests"][0]["stage"] = "another"
+    write_json(run / "run.json", written)
+    expect(open_page(write_page(run)).get_by_role("columnheader", name="Stage")).to_have_count(1)
+
+
+def test_a_reader_comes_back_to_the_test_and_the_search(open_page, tmp_path):
+    page = open_page(write_page(write_run(tmp_path, tests=12)))
+    page.get_by_role("button", name="TTFT ms").click()
+    page.get_by_placeholder("Search tests").fill("mode1")
+    expect(page.locator("main table tbody tr")).to_have_count(3)
+    page.keyboard.press("Escape")
+    for _ in range(2):
+        page.keyboard.press("j")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="test_pages[mode10]")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("link", name="test_pages[mode10]").first).to_be_focused()
+    expect(page.locator("[role=status]")).to_have_text("3 of 12 tests")
+    expect(page.get_by_placeholder("Search tests")).to_have_value("mode1")
+    expect(page.get_by_role("columnheader", name="TTFT ms")).to_have_attribute("aria-sort", "descending")
+
+
+@pytest.mark.parametrize("chosen", [False, True])
+def test_paper_is_white(open_page, page_file, chosen):
+    page = open_page(page_file, color_scheme="light" if chosen else "dark")
+    if chosen:
+        page.get_by_role("button", name="Light or dark").click()
+    colour = "getComputedStyle(document.body).backgroundColor"
+    assert page.evaluate(colour) == "rgb(20, 23, 27)"
+    page.emulate_media(media="print")
+    assert page.evaluate(colour) == "rgb(255, 255, 255)"
+
+
+def test_numbers_are_rounded_as_in_the_reports(open_page, page_file):
+    source = (Path(collect.__file__).parent / "assets/format.js").read_text()
+    values = [0, 0.5, 2.5, 12.4, 99.94, 99.95, 100.5, 128.5, 129.5, 2812.46, -100.5, 134562.0]
+    shown = open_page(page_file).evaluate(f"values => {{ {source}; return values.map(number) }}", values)
+    assert shown == [numbers.number(one) for one in values]
 
 
 def test_the_failure_is_two_clicks_away(open_page, page_file):
@@ -286,15 +381,16 @@ def test_a_comparison_on_a_phone_shows_verdicts_in_low_rows(open_page, tmp_path)
 
 def test_why_a_test_has_no_times_is_told_once_for_it(open_page, tmp_path):
     for name, day in (("before", 23), ("after", 24)):
-        run = write_run(tmp_path / name, tests=1, rounds=3, started=f"2026-11-{day}T10:15:00+00:00")
-        path = run / "test_pages/test_pages-mode0/one_stage/metrics.json"
-        metrics = json.loads(path.read_text())
-        metrics["figures"]["contended"] = 1.0
-        path.write_text(json.dumps(metrics))
+        run = write_run(tmp_path / name, tests=3, rounds=3, started=f"2026-11-{day}T10:15:00+00:00")
+        for path in run.glob("test_pages/*/one_stage/metrics.json"):
+            metrics = json.loads(path.read_text())
+            metrics["figures"]["contended"] = 1.0
+            path.write_text(json.dumps(metrics))
     assert main(["report", str(tmp_path / "after"), "--baseline", str(tmp_path / "before")]) == 0
     why = "before and after: the host was contended in 100 % of the rounds"
     page = open_page(tmp_path / "after/index.html", "/compare")
-    expect(page.get_by_text(why)).to_have_count(1)
+    first = "benchmarks/test_pages.py::test_pages[mode0-one_stage]"
+    expect(page.get_by_text(why)).to_have_text(f"Not measured: {first} and 2 more tests: {why}")
     page = open_page(tmp_path / "after/index.html", "/test/0")
     expect(page.get_by_text(why)).to_have_text(f"Not measured: {why}")
 

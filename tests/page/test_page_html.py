@@ -16,6 +16,8 @@ from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.records.catalogue import Declaration
 from pytest_llmprof.records.files import write_json, write_text
 from pytest_llmprof.records.run import TestRecord
+from pytest_llmprof.records.stage import StageRecords
+from pytest_llmprof.report.findings import warnings
 from pytest_llmprof.report.page import collect, write_page
 from pytest_llmprof.report.page import page as page_module
 
@@ -58,6 +60,38 @@ def test_a_test_has_its_samples_and_its_stages_own_section(tmp_path):
     assert data["tables"][0]["columns"] == ["name", "kind", "phase", "count", "total_ms"]
     assert data["tables"][0]["total"] == 30
     assert "pytest 'benchmarks/test_pages.py::test_pages[mode0-one_stage]'" in data["repeat"]
+
+
+def test_a_contended_host_is_told_once_for_all_tests(tmp_path):
+    run = write_run(tmp_path, tests=4)
+    for index, path in enumerate(sorted(run.glob("test_pages/*/one_stage/metrics.json"))):
+        metrics = json.loads(path.read_text())
+        for host in metrics["round_host"]:
+            host.update(contended=True, waited_share=0.1 * (1 + index), load=2.0 + index)
+        metrics["spread"]["total_ms"]["iqr"] = 0.2 * metrics["figures"]["total_ms"] * (1 + index)
+        path.write_text(json.dumps(metrics))
+        notes = warnings(StageRecords.read(path.parent).metrics, None)
+        report = ["# a", "", "**OK.** 3 pages.", "", *(f"> **Note:** {note}" for note in notes)]
+        write_text(path.with_name("report.md"), "\n".join(report))
+    data = blocks(write_page(run))
+    told = data["overview"]["warnings"]
+    assert [note["tests"] for note in told] == [[0, 1, 2, 3]] * 3
+    assert told[0]["html"] == "The host was contended in 2 of 2 rounds: on a quiet machine the same work is faster."
+    assert "by more than 10.0 % from" in told[2]["html"]
+    assert "up to 10.0 % of a round, load 2.00" in data["test-0"]["warnings_html"][0]
+    assert data["test-0"]["verdict_html"] == "3 pages."  # the outcome stands beside it
+
+
+def test_the_metrics_are_those_of_the_report(tmp_path):
+    run = write_run(tmp_path, tests=1)
+    path = run / "test_pages/test_pages-mode0/one_stage/metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["figures"] |= {"batch_total_ms": 1000.0, "total_ms": 134_562.0}
+    for size in (1, 2):
+        path.write_text(json.dumps({**metrics, "batch_size": size}))
+        rows = {row["title"]: row["value"] for row in blocks(write_page(run))["test-0"]["metrics"]}
+        assert rows["Total a page (ms)"] == 134_562.0
+        assert ("Total a batch (ms)" in rows) is (size == 2)
 
 
 def test_a_callable_has_calls_and_no_pages_to_take_a_minimum_over(tmp_path):

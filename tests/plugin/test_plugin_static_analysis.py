@@ -102,7 +102,7 @@ def test_on_a_cpu_there_are_flops_and_bytes_and_no_shares(bench):
     assert found["static_analysis"]["phases"]["decode"]["flops"] > 0
     assert "it ran on a CPU" in found["static_analysis"]["peaks"]["reason"]
     assert found["gates"][0]["outcome"] == "not applicable"
-    assert "MFU, MBU and floors that need more are n/a: it ran on a CPU" in report(bench)
+    assert "MFU, MBU and floors that need a missing peak are n/a: it ran on a CPU" in report(bench)
 
 
 def test_a_gate_can_fail(bench):

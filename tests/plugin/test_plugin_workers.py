@@ -157,7 +157,7 @@ def test_a_model_on_the_cpu_has_its_share_of_threads_and_is_marked(bench, monkey
         host = found(bench, name)["host"]
         assert host["torch_threads"] == max(1, host["affinity"] // 2)
         assert found(bench, name)["workers"]["count"] == 2
-    result.stdout.fnmatch_lines(["test_pages*and 1 more: The host was contended, beside 1 other worker of this run: *"])
+    result.stdout.fnmatch_lines(["test_pages*and 1 more: It ran beside 1 other worker of this run on the same host: *"])
 
 
 GROUPS = """

@@ -176,6 +176,12 @@ def test_a_contended_host_is_a_warning(metrics: Metrics, environment: Environmen
     assert machine_warnings(metrics, None, brief=True) == [
         "The host was contended in 1 of 1 round: on a quiet machine the same work is faster."
     ]
+    metrics.spread["total_ms"] = replace(metrics.spread["total_ms"], iqr=0.25 * metrics.figures["total_ms"])
+    full, brief = warnings(metrics, None), warnings(metrics, None, brief=True)
+    assert len(full) == len(brief)
+    text = "Noisy: the total time of a page varies by {} from round to round (IQR over median)."
+    assert text.format("25.0 %") in full
+    assert text.format("more than 10.0 %") in brief
 
 
 def test_the_gpu_around_and_during_the_rounds(metrics: Metrics, environment: Environment, gpu: Gpu) -> None:
@@ -187,6 +193,7 @@ def test_the_gpu_around_and_during_the_rounds(metrics: Metrics, environment: Env
     (text,) = machine_warnings(metrics, environment)
     assert text == "The GPU was throttled (thermal for 2.50 s during 10.0 s of rounds): the same work can be faster."
     assert text in warnings(metrics, environment)
+    assert "The GPU was throttled (thermal): the same work can be faster." in warnings(metrics, environment, brief=True)
     after = replace(gpu, throttled=True, throttle_reasons=("sw_power_cap",), other_processes=1)
     shared, throttled = machine_warnings(metrics, replace(environment, gpu_after=after))
     assert shared == "The GPU was shared with 1 other process."
@@ -202,5 +209,5 @@ def test_other_workers_of_the_run(metrics: Metrics, environment: Environment, gp
     assert text == "The GPU was shared with 1 other worker of this run: alone on it the same work is faster."
     metrics.fingerprint.device = "cpu"
     (text,) = machine_warnings(metrics, Environment(workers=Workers(3, 2)))
-    assert text == "The host was contended, beside 2 other workers of this run: alone the same work may be faster."
+    assert text == "It ran beside 2 other workers of this run on the same host: alone the same work may be faster."
     assert "| Workers on the host | 3, 2 of them with this GPU |" in report(StageRecords(metrics, {}, shared))

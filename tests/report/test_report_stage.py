@@ -41,9 +41,9 @@ def test_a_whole_report(stage_dir: Path) -> None:
         "Files",
     ]
     assert "| Time to first token (ms) | 63.4 | 0.634 | 57.1 | 69.7 | 66.6 |" in text
-    assert "Window: one batch, 32 decode steps, at most 32 decode tokens." in text
-    parts = "window 1.64, stop 0.500, export 0.320, release 0.140"
-    assert f"The stage took 2.80 s beyond the measured rounds ({parts})." in text
+    assert "The profiler recorded one batch, 32 decode steps (at most 32 tokens a batch)" in text
+    parts = "window 1.64 s, stop 0.500 s, export 0.320 s, release 0.140 s"
+    assert f"Profiling added 2.80 s to the measured rounds ({parts})." in text
     assert "| – sam | 17.2 | 0.172 | 0.1 % |" in text
     assert "| decode | 15,990 | 160 | 99.3 % |" in text
     assert "| cer | `<=0.05` | 0.0123 | passed |" in text

@@ -18,6 +18,7 @@ from pytest_llmprof.records.run import RunRecord, TestRecord
 from pytest_llmprof.records.stage import StageRecords
 from pytest_llmprof.records.timeline import SCHEMA, TIMELINE, Timeline
 from pytest_llmprof.report.environment_table import environment_rows
+from pytest_llmprof.report.findings import warnings
 from pytest_llmprof.report.page.answers import Answer, read_answers
 from pytest_llmprof.report.page.data import (
     Column,
@@ -33,9 +34,10 @@ from pytest_llmprof.report.page.data import (
     TestData,
 )
 from pytest_llmprof.report.page.repeat import repeat_command
+from pytest_llmprof.report.page.safe_html import to_html
 from pytest_llmprof.report.page.stage_files import ReportParts, csv_tables, read_report
 from pytest_llmprof.report.sections import phase_share
-from pytest_llmprof.report.stage_report import figures_note, over_pages
+from pytest_llmprof.report.stage_report import figures_note, in_figures, over_pages
 from pytest_llmprof.text.escape import one_line, visible
 from pytest_llmprof.text.numbers import count, significant
 
@@ -47,6 +49,7 @@ _TRACE = "trace.json.gz"
 TIMELINE_BYTES = 40_000_000
 """Timelines that the page holds, before they are packed to about a sixth; of later tests the reader opens the file."""
 _PARTS = ("sam", "clip", "projector")
+_OK = "<strong>OK.</strong> "
 
 
 def collect(
@@ -64,6 +67,7 @@ def collect(
     tests: list[TestData] = []
     answers: dict[int, list[Answer]] = {}
     timelines = _Timelines()
+    doubts: list[tuple[str, int]] = []
     for index, record in enumerate(run.tests):
         data = TestData(repeat=repeat_command(run.argv, visible(record.id)))
         row = Row(visible(record.id), record.stage, record.outcome, [], record.dir, record.kind)
@@ -79,6 +83,8 @@ def collect(
             _fill_row(row, records.metrics, columns)
             _fill(data, records, run.metrics)
         _fill_report(data, report)
+        brief = _brief(records) if report.warnings_html else {}
+        doubts += [(brief.get(text, text), index) for text in report.warnings_html]
         if record.dir:
             data.tables = csv_tables(run_dir / record.dir)
             data.trace = _TRACE if (run_dir / record.dir / _TRACE).is_file() else None
@@ -106,7 +112,7 @@ def collect(
         columns=[_headed(columns[at], kinds) for at in with_values],
         rows=rows,
         findings=_findings(tests),
-        warnings=_grouped((text, index) for index, test in enumerate(tests) for text in test.warnings_html),
+        warnings=_grouped(doubts),
         environments=_environments(tests),
         base=base,
         compared=comparison is not None,
@@ -211,7 +217,7 @@ def _fill(data: TestData, records: StageRecords, catalogue: Sequence[Declaration
     data.metrics = [
         _metric_row(metric, metrics.figures.get(metric.name), metrics)
         for metric in catalogue
-        if "report" in metric.shown and metrics.figures.get(metric.name) is not None
+        if metrics.figures.get(metric.name) is not None and in_figures(metric, metrics)
     ]
     phases = list(_phases(metrics, catalogue))
     data.phases = phases if any(phase.name != "other" for phase in phases) else []
@@ -287,7 +293,7 @@ def _samples(samples: Sequence[Sample]) -> tuple[list[str], Samples]:
 
 
 def _fill_report(data: TestData, report: ReportParts) -> None:
-    data.verdict_html = report.verdict_html
+    data.verdict_html = report.verdict_html.removeprefix(_OK)  # the page shows the outcome of the whole test
     data.facts_html = report.facts_html
     data.warnings_html = report.warnings_html
     data.findings_html = report.findings_html
@@ -298,6 +304,14 @@ def _fill_report(data: TestData, report: ReportParts) -> None:
 def _findings(tests: Sequence[TestData]) -> list[Note]:
     """The first finding of each test, equal ones together; tests with more follow in their own view."""
     return _grouped((test.findings_html[0], index) for index, test in enumerate(tests) if test.findings_html)
+
+
+def _brief(records: StageRecords | None) -> Mapping[str, str]:
+    """A test's notes as the report has them, and as they are where equal ones of many tests stand together."""
+    if records is None:
+        return {}
+    both = (warnings(records.metrics, records.environment, brief=brief) for brief in (False, True))
+    return {to_html(full, "", inline=True): to_html(brief, "", inline=True) for full, brief in zip(*both, strict=True)}
 
 
 def _grouped(texts: Iterable[tuple[str, int]]) -> list[Note]:

@@ -104,7 +104,7 @@ def peaks_of(
     if flops is None or bandwidth is None:
         keys = "pipeline.static_analysis.peak_tflops and .bandwidth_gbs"
         if gpu is None:
-            reason = f"it ran on a CPU, and the table has GPUs alone; {keys} set a peak of your own"
+            reason = f"it ran on a CPU, and the table of peaks has GPUs alone; {keys} set your own"
         elif row is None:
             reason = f"GPU {gpu!r} is not in the table; {keys} set its peaks"
         else:

@@ -103,7 +103,7 @@ def _peaks(block: Roofline) -> str:
         text += f", memory {_amount(peaks.bandwidth, 'B/s')}"
     text += "."
     if peaks.reason:
-        text += f" MFU, MBU and floors that need more are {NOT_APPLICABLE}: {inline(peaks.reason, 300)}."
+        text += f" MFU, MBU and floors that need a missing peak are {NOT_APPLICABLE}: {inline(peaks.reason, 300)}."
     if peaks.source:
         text += f" Source: {inline(peaks.source, 600)}."
     return text + "\n"

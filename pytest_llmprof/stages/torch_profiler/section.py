@@ -70,7 +70,7 @@ def profile_section(records: StageRecords) -> Section | None:
             _gpu(profile, busy),
             _phases(profile),
             busy_kernels_table(profile.top_kernels),
-            top_rows(["Operator ([more](operators.md))", "Phase", "Calls", "Self ms", "Share"], operators),
+            top_rows(["Operator ([more](operators.md))", "Phase", "Calls", "Self ms", "Self share"], operators),
         ],
         findings=[
             *_decode(metrics, profile, busy),
@@ -93,22 +93,21 @@ def _window(profile: Profile) -> str:
         if window.start_token:
             parts.append(f"from token {window.start_token} on")
     if profile.steps:
-        parts.append(count(profile.steps, "decode step"))
-        if window is not None:
-            each = " each" if window.pages != 1 else ""
-            parts.append(f"at most {count(window.decode_tokens, 'decode token')}{each}")
-    text = f"Window: {', '.join(parts)}." if parts else "Window: the whole call."
+        each = f" (at most {count(window.decode_tokens, 'token')} a batch)" if window is not None else ""
+        parts.append(f"{count(profile.steps, 'decode step')}{each}")
+    text = f"The profiler recorded {', '.join(parts) or 'the whole call'}"
     if profile.window_ms_profiled is not None and profile.events is not None:
-        text += f" {number(profile.window_ms_profiled)} ms and {profile.events:,} events under the profiler."
+        text += f": {count(profile.events, 'event')} in {number(profile.window_ms_profiled)} ms"
+    text += ". It slows what it records, so compare shares and counts here rather than times."
     if profile.stage_cost_s is not None:
-        text += f" The stage took {number(profile.stage_cost_s)} s beyond the measured rounds{_costs(profile)}."
-    return text + " Times here are slowed by the profiler; compare shares and counts.\n"
+        text += f" Profiling added {number(profile.stage_cost_s)} s to the measured rounds{_costs(profile)}."
+    return f"{text}\n"
 
 
 def _costs(profile: Profile) -> str:
     """The parts of the stage's cost that are worth a word, in the order in which they came."""
     least = PART_SHARE * (profile.stage_cost_s or 0.0)
-    parts = [f"{name} {number(seconds)}" for name, seconds in profile.stage_costs_s.items() if seconds >= least]
+    parts = [f"{name} {number(seconds)} s" for name, seconds in profile.stage_costs_s.items() if seconds >= least]
     return f" ({', '.join(parts)})" if parts else ""
 
 

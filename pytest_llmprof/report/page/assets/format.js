@@ -4,7 +4,10 @@
 function number(value) {
   if (value === null || value === undefined) return "–";
   const size = Math.abs(value);
-  if (size >= 99.95 || size === 0) return Math.round(value).toLocaleString("en-US");
+  if (size >= 99.95 || size === 0) {
+    const rounded = Math.round(value);
+    return integer(rounded - value === 0.5 && rounded % 2 ? rounded - 1 : rounded); // a half to even, as in the reports
+  }
   let digits = 1;
   while (digits < 9 && size < 9.995 * 10 ** (1 - digits)) digits += 1;
   return value.toFixed(digits);
@@ -22,18 +25,23 @@ function change(ratio) {
   return ratio >= 100 ? "over 100 x" : `${part >= 0 ? "+" : "−"}${Math.abs(part).toFixed(1)} %`;
 }
 
+/** A count: "1,234". */
+function integer(amount) {
+  return amount === null || amount === undefined ? "–" : amount.toLocaleString("en-US");
+}
+
 function count(amount, thing, plural = `${thing}s`) {
-  return `${amount.toLocaleString("en-US")} ${amount === 1 ? thing : plural}`;
+  return `${integer(amount)} ${amount === 1 ? thing : plural}`;
 }
 
 /** "45 s", "3 min 20 s". */
 function duration(seconds) {
   if (seconds === null || seconds === undefined) return "–";
   if (seconds < 60) return `${number(seconds)} s`;
-  const whole = Math.round(seconds);
-  return whole < 3600
-    ? `${Math.floor(whole / 60)} min ${whole % 60} s`
-    : `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
+  const all = Math.round(seconds);
+  return all < 3600
+    ? `${Math.floor(all / 60)} min ${all % 60} s`
+    : `${Math.floor(all / 3600)} h ${Math.floor((all % 3600) / 60)} min`;
 }
 
 /** Nanoseconds with a fitting unit. */

@@ -37,9 +37,16 @@ function show() {
     else link.removeAttribute("aria-current");
 }
 
+let shownHash = location.hash;
+
 function go() {
+  const from = shownHash.replace("#/gallery/", "#/test/").split("/").slice(0, 3).join("/");
+  shownHash = location.hash;
   show();
   scrollTo(0, 0);
+  // Back in a list the reader goes on from the test that they looked at.
+  const item = document.querySelector(`main [data-item][href="${CSS.escape(from)}"]`);
+  if (item) item.focus();
 }
 
 function header() {

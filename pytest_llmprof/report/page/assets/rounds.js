@@ -142,10 +142,9 @@ function roundsChart(holder, readout, entries, data, name) {
             const found = nearestPoint(plot, xs, all);
             if (found === null) return;
             const [entry, index] = at[found];
-            const unit = name === "tokens" ? "tokens" : "ms";
+            const shown = name === "tokens" ? `${integer(values[index])} tokens` : `${number(values[index])} ms`;
             const disturbance = disturbed[found] === null ? "" : " (the host was contended)";
-            const value = `${number(values[index])} ${unit}${disturbance}`;
-            readout.textContent = `${entry.name}, round ${samples.round[index] + 1}: ${value}`;
+            readout.textContent = `${entry.name}, round ${samples.round[index] + 1}: ${shown}${disturbance}`;
           },
         ],
       },
@@ -220,7 +219,9 @@ function pageBars(data, entries) {
   const few = 12;
   growing.set(entries.slice(0, few));
   const more =
-    entries.length > few ? h("button", { type: "button", class: "quiet" }, `Show all ${entries.length} pages`) : null;
+    entries.length > few
+      ? h("button", { type: "button", class: "quiet" }, `Show all ${count(entries.length, "page")}`)
+      : null;
   if (more) more.addEventListener("click", () => (more.remove(), growing.set(entries)));
   return [
     h("h3", {}, "Phases of each page"),

@@ -48,7 +48,7 @@ function compareHead(comparison) {
   ];
   const notes = [
     ...comparison.notices,
-    ...Object.entries(comparison.reasons).map(([test, why]) => `${test}: ${why}`),
+    ...notMeasured(comparison.reasons).slice(0, 12),
     ...missing.slice(0, 12),
     ...(missing.length > 12 ? [`and ${missing.length - 12} more tests on one side only`] : []),
   ];
@@ -72,6 +72,16 @@ function compareHead(comparison) {
         )
       : null,
   );
+}
+
+/** Why tests were not measured, equal reasons together. */
+function notMeasured(reasons) {
+  const tests = new Map();
+  for (const [test, why] of Object.entries(reasons)) tests.set(why, [...(tests.get(why) || []), test]);
+  return [...tests].map(([why, [first, ...more]]) => {
+    const others = more.length ? ` and ${count(more.length, "more test", "more tests")}` : "";
+    return `Not measured: ${first}${others}: ${why}`;
+  });
 }
 
 function verdictBadge(verdict) {
@@ -153,7 +163,7 @@ function changeColumns(comparison) {
       value: (row) => row.note,
       cell: (row) => {
         const own = row.note === comparison.reasons[row.test] ? "" : row.note;
-        return h("small", { class: "note" }, [own, row.how].filter(Boolean).join("; "));
+        return h("small", { class: "note" }, [own, row.how === "exact" ? "" : row.how].filter(Boolean).join("; "));
       },
     },
   ];
@@ -203,7 +213,7 @@ function compareRows(comparison) {
   };
   const overview = block("overview");
   const indexes = new Map(overview.rows.map((row, index) => [row.id, index]));
-  const holder = h("div");
+  const holder = h("div", { class: "tall" });
   const kept = () =>
     comparison.rows.filter((row) => kinds[state.what][1](row) && (!state.verdict || row.verdict === state.verdict));
   const columns = [
@@ -267,9 +277,9 @@ function compareKernels(comparison) {
       title: "Launches before",
       number: true,
       value: (one) => one.before_count,
-      cell: (one) => number(one.before_count),
+      cell: (one) => integer(one.before_count),
     },
-    { title: "after", number: true, value: (one) => one.after_count, cell: (one) => number(one.after_count) },
+    { title: "Launches after", number: true, value: (one) => one.after_count, cell: (one) => integer(one.after_count) },
   ];
   return section(
     "Kernels that changed",

@@ -169,7 +169,7 @@ function pageDetail(answer, index) {
     ["WER", answer.wer, number],
     ["box IoU", answer.iou, number],
     ["repetition", answer.repetition, number],
-    ["tokens", answer.tokens, (value) => value.toLocaleString("en-US")],
+    ["tokens", answer.tokens, integer],
     ["first round", answer.total, (value) => `${number(value)} ms`],
   ].filter(([, value]) => value !== null && value !== undefined);
   const ended = { eos: "ended by itself", length: "cut at max_new_tokens" }[answer.finish];
@@ -187,7 +187,7 @@ function pageDetail(answer, index) {
       ? h(
           "p",
           { class: "notice" },
-          `The page has the first ${number(answer.raw.length)} of ${number(answer.cut)} characters; `,
+          `The page has the first ${integer(answer.raw.length)} of ${integer(answer.cut)} characters; `,
           "predictions.jsonl or the gallery's info.json has all.",
         )
       : null,

@@ -34,7 +34,8 @@ function overviewHead(data) {
     data.status === "complete"
       ? ""
       : `The run ${{ running: "has not ended", stopped: "was stopped" }[data.status] || "was interrupted"}. `;
-  const facts = [dateText(data.started), ...new Set(data.rows.map((row) => row.device).filter(Boolean))];
+  const distinct = (name) => [...new Set(data.rows.map((row) => row[name]).filter(Boolean))];
+  const facts = [dateText(data.started), ...distinct("stage"), ...distinct("device")];
   const command = commandCode(data.command);
   return h(
     "div",
@@ -51,7 +52,7 @@ function overviewComparison() {
   for (const row of comparison.rows.filter(isShown)) counts.set(row.verdict, (counts.get(row.verdict) || 0) + 1);
   const text = [...counts]
     .sort(([a], [b]) => WEIGHT.indexOf(a) - WEIGHT.indexOf(b))
-    .map(([verdict, amount]) => `${amount} ${verdict}`)
+    .map(([verdict, amount]) => `${integer(amount)} ${verdict}`)
     .join(", ");
   return h(
     "p",
@@ -70,8 +71,11 @@ function nameWithStage(data, row) {
 }
 
 function testLink(data, index) {
-  return h("a", { href: `#/test/${index}` }, nameWithStage(data, data.rows[index]));
+  const name = nameWithStage(data, data.rows[index]);
+  return h("a", { href: `#/test/${index}`, title: name }, name);
 }
+
+const WITHOUT_ERROR = { failed: "no reason is recorded", interrupted: "the run ended while this test ran" };
 
 function overviewFailures(data) {
   const failed = data.rows
@@ -87,12 +91,22 @@ function overviewFailures(data) {
         {},
         h("a", { href: `#/test/${index}`, "data-item": true }, testName(row).name),
         h("span", { class: "muted" }, ` ${row.stage}`),
-        h("p", { class: "error" }, row.error || "no reason is recorded"),
+        h("p", { class: "error" }, row.error || WITHOUT_ERROR[row.outcome]),
       ),
     20,
   );
   growing.set(failed);
-  return section(failed.length === 1 ? "The failed test" : "Failed tests", h("div", { class: "tall" }, list));
+  const outcomes = [...new Set(failed.map(([row]) => row.outcome))].sort().join(" and ");
+  const title = failed.length === 1 ? `The ${outcomes} test` : `${outcomes[0].toUpperCase()}${outcomes.slice(1)} tests`;
+  return section(title, h("div", { class: "tall" }, list));
+}
+
+/** What the reader has searched, chosen and sorted by: it stays while they look at a test. */
+let testsState = null;
+
+function firstColumns(data) {
+  const shown = data.columns.filter((column) => column.shown);
+  return new Set((shown.length ? shown : data.columns.slice(0, 5)).map((column) => column.name));
 }
 
 function overviewTests(data) {
@@ -103,11 +117,10 @@ function overviewTests(data) {
     search: `${row.id} ${row.stage} ${row.engine || ""}`.toLowerCase(),
   }));
   const verdicts = data.compared ? verdictsByTest(block("comparison")) : null;
-  const chosen = new Set(data.columns.filter((column) => column.shown).map((column) => column.name));
-  if (!chosen.size) for (const column of data.columns.slice(0, 5)) chosen.add(column.name);
+  const state = (testsState ??= { text: "", outcome: "", stage: "", order: null, chosen: firstColumns(data) });
+  const { chosen } = state;
   const engines = new Set(data.rows.map((row) => row.engine).filter(Boolean));
   const several = new Set(data.rows.map((row) => row.stage)).size > 1;
-  const state = { text: "", outcome: "", stage: "" };
   const holder = h("div", { class: "tall" });
   const counted = h("span", { class: "muted", role: "status" });
   let table = null;
@@ -132,11 +145,11 @@ function overviewTests(data) {
           return [h("a", { href: `#/test/${index}`, "data-item": true }, name), file ? h("small", {}, file) : null];
         },
       },
-      { title: "Stage", value: ({ row }) => row.stage, cell: ({ row }) => row.stage },
+      { title: "Outcome", value: ({ row }) => row.outcome, cell: ({ row }) => outcomeBadge(row.outcome) },
+      ...(several ? [{ title: "Stage", value: ({ row }) => row.stage, cell: ({ row }) => row.stage }] : []),
       ...(engines.size > 1
         ? [{ title: "Engine", value: ({ row }) => row.engine, cell: ({ row }) => row.engine || "–" }]
         : []),
-      { title: "Outcome", value: ({ row }) => row.outcome, cell: ({ row }) => outcomeBadge(row.outcome) },
       ...(verdicts
         ? [
             {
@@ -169,7 +182,7 @@ function overviewTests(data) {
   }
 
   function rebuild() {
-    table = sortableTable(columns(), kept(), { caption: "Tests", order: table && table.order() });
+    table = sortableTable(columns(), kept(), { caption: "Tests", order: table ? table.order() : state.order });
     holder.replaceChildren(table.element);
     filter();
   }
@@ -177,8 +190,8 @@ function overviewTests(data) {
   function filter() {
     const found = kept();
     table.setItems(found);
-    counted.textContent =
-      found.length === items.length ? count(items.length, "test") : `${found.length} of ${count(items.length, "test")}`;
+    const all = count(items.length, "test");
+    counted.textContent = found.length === items.length ? all : `${integer(found.length)} of ${all}`;
   }
 
   const search = h("input", {
@@ -186,6 +199,7 @@ function overviewTests(data) {
     "aria-label": "Search tests",
     placeholder: "Search tests (/)",
     "data-search": true,
+    value: state.text,
   });
   search.addEventListener(
     "input",
@@ -196,7 +210,7 @@ function overviewTests(data) {
       "select",
       { "aria-label": label, onchange: (event) => ((state[key] = event.target.value), filter()) },
       h("option", { value: "" }, label),
-      values.map((value) => h("option", { value }, value)),
+      values.map((value) => h("option", { value, selected: value === state[key] }, value)),
     );
   const outcomes = [...new Set(data.rows.map((row) => row.outcome))];
   const chooser = h(
@@ -225,6 +239,7 @@ function overviewTests(data) {
     ),
   );
   rebuild();
+  cleanups.push(() => (state.order = table.order()));
   return h(
     "section",
     {},
@@ -266,15 +281,15 @@ function overviewNotes(data, notes) {
           note.tests.length === data.rows.length && data.rows.length > 3
             ? "all tests"
             : [
-                note.tests.slice(0, 3).map((index, at) => [at ? ", " : "", testLink(data, index)]),
-                note.tests.length > 3 ? ` and ${note.tests.length - 3} more` : null,
+                note.tests.slice(0, 3).map((index) => testLink(data, index)),
+                note.tests.length > 3 ? `and ${integer(note.tests.length - 3)} more` : null,
               ],
         ),
       ),
     40,
   );
   growing.set(notes);
-  return list;
+  return h("div", { class: "tall" }, list);
 }
 
 function overviewEnvironment(data) {

@@ -134,11 +134,14 @@ function testProblems(row, data) {
     ...errors.slice(0, 50).map(([page, error]) => h("li", {}, page ? h("strong", {}, `${page}: `) : null, error)),
     errors.length > 50 ? h("li", {}, `and ${errors.length - 50} more, in metrics.json`) : null,
   ].filter(Boolean);
+  const why = { failed: "Why it failed", skipped: "Why it was skipped" }[row.outcome] || "What went wrong";
   const known = row.error || "";
   const failedGates = (data.gates || []).filter((gate) => gate.outcome !== "passed" && !known.includes(gate.text));
   const warnings = data.warnings_html || [];
   const parts = [
-    lines.length ? h("div", { class: "box bad" }, h("h2", {}, "Why it failed"), h("ul", {}, lines)) : null,
+    lines.length
+      ? h("div", { class: `box ${row.outcome === "failed" ? "bad" : "warn"}` }, h("h2", {}, why), h("ul", {}, lines))
+      : null,
     failedGates.length
       ? h(
           "div",
@@ -330,7 +333,7 @@ function csvTable(table, row) {
         "span",
         { class: "muted" },
         table.total > table.rows.length
-          ? `the first ${table.rows.length} of ${table.total} rows; all are in `
+          ? `the first ${integer(table.rows.length)} of ${integer(table.total)} rows; all are in `
           : "from ",
         link,
       ),
@@ -340,8 +343,9 @@ function csvTable(table, row) {
 }
 
 function testMetrics(data) {
-  const rows = [...(data.metrics || []), ...(data.quality || [])];
-  if (!rows.length) return null;
+  const rows = data.metrics || [];
+  const quality = data.quality || [];
+  if (!rows.length && !quality.length) return null;
   const names = { value: "Median", iqr: "IQR", min: "Min", max: "Max", p90: "p90", p99: "p99" };
   const there = Object.keys(names).filter(
     (name) => name === "value" || rows.some((row) => row[name] !== null && row[name] !== undefined),
@@ -356,10 +360,14 @@ function testMetrics(data) {
     })),
   ];
   const passed = (data.gates || []).filter((gate) => gate.outcome === "passed");
+  const ofQuality = [columns[0], { ...columns[1], title: "Value" }];
   return section(
     "Metrics",
-    sortableTable(columns, rows, { caption: "Metrics" }).element,
+    rows.length ? sortableTable(columns, rows, { caption: "Metrics" }).element : null,
     data.metrics_note ? h("p", { class: "muted small" }, data.metrics_note) : null,
+    quality.length
+      ? [h("h3", {}, "Quality"), sortableTable(ofQuality, quality, { caption: "Quality" }).element]
+      : null,
     data.quality_note ? h("p", { class: "muted small" }, data.quality_note) : null,
     passed.length
       ? [
