@@ -218,6 +218,8 @@ class _Comparer:
     def _metrics(self, pair: _Pair) -> Iterator[Declaration]:
         own = {rule.metric for rule in self.terms.rules}
         for metric in self.metrics.values():
+            if metric.name not in own and _is_the_pages(metric, (*pair.before, *pair.after)):
+                continue  # it would say the same twice, and share the error of the gates
             rule = rule_for(metric, self.terms.rules)
             # A gate must not pass because its test failed, or because nothing measured what it names.
             gated = rule is not None and (pair.problem is not None or metric.name in own)
@@ -392,6 +394,15 @@ def _not_worse(equality: Interval, margin: float, metric: Declaration) -> bool:
     """Whether the metric is shown not to be worse by *margin*."""
     limit = math.log1p(margin)
     return equality.high < limit if metric.better == "lower" else equality.low > -limit
+
+
+def _is_the_pages(metric: Declaration, tests: Iterable[SavedTest]) -> bool:
+    """Whether *metric* is one of a batch, and each batch of *tests* was a page."""
+    name = metric.name.removeprefix("batch_")
+    values = ((test.figures.get(metric.name), test.figures.get(name)) for test in tests)
+    return name != metric.name and all(
+        one == other if one is None or other is None else math.isclose(one, other) for one, other in values
+    )
 
 
 def _logs(tests: Sequence[SavedTest], metric: Declaration) -> list[float] | None:

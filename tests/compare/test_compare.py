@@ -230,6 +230,18 @@ def test_rows_of_a_callable_are_of_calls():
     }
 
 
+def test_a_batch_of_one_page_has_no_rows_of_its_own():
+    """They would say the same twice, and take a part of the error of the gates."""
+    figures = {"total_ms": 20.0, "batch_total_ms": 20.0 + 1e-12, "tokens_per_s": None, "batch_tokens_per_s": None}
+    one = pair(*(saved_test(figures=figures) for _ in range(2)), rules=parse_rules(["slower:5%"], BUILTIN))
+    assert not [row for row in one.rows if row.metric.startswith("batch_")]
+    named = pair(*(saved_test(figures=figures) for _ in range(2)), rules=parse_rules(["batch_total_ms:5%"], BUILTIN))
+    assert rows(named)["batch_total_ms"].limit == "5%"
+    several = pair(saved_test(figures=figures), saved_test(figures={**figures, "batch_total_ms": 30.0}))
+    assert "batch_total_ms" in rows(several)
+    assert one.gated == 1
+
+
 def test_other_work_of_one_test_leaves_the_others():
     second = saved_test("test_more", fingerprint=Fingerprint(model="model-2"))
     comparison = compare(
