@@ -48,6 +48,21 @@ def test_the_overview_has_every_test(tmp_path):
     assert len([name for name in data if name.startswith("test-")]) == 3
 
 
+def test_gates_stand_as_the_failure_names_them(tmp_path):
+    """So that the page does not say again what the failure has said."""
+    path = write_run(tmp_path, tests=1)
+    (file,) = path.glob("*/*/*/metrics.json")
+    metrics = json.loads(file.read_text())
+    metrics["gates"] += [
+        {**metrics["gates"][0], "name": name, "outcome": "not measured", "reason": "no baseline"} for name in "ab"
+    ]
+    file.write_text(json.dumps(metrics))
+    gates = blocks(write_page(path))["test-0"]["gates"]
+    assert [(gate["outcome"], gate["text"]) for gate in gates] == [
+        ("passed", "cer is 0.01, limit <=0.05"), ("not measured", "a <=0.05, b <=0.05 are not measured: no baseline")
+    ]  # fmt: skip
+
+
 def test_a_test_has_its_samples_and_its_stages_own_section(tmp_path):
     data = blocks(write_page(write_run(tmp_path, tests=1, pages=3, rounds=2)))["test-0"]
     assert data["pages"] == ["page-000", "page-001", "page-002"]

@@ -13,7 +13,7 @@ from pytest_llmprof.compare.result import Comparison
 from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.records.catalogue import CALLABLE, Declaration, of_calls
 from pytest_llmprof.records.files import decode_record, read_bytes
-from pytest_llmprof.records.metrics import Metrics, Sample
+from pytest_llmprof.records.metrics import Metrics, Sample, gate_texts
 from pytest_llmprof.records.run import RunRecord, TestRecord
 from pytest_llmprof.records.stage import StageRecords
 from pytest_llmprof.records.timeline import SCHEMA, TIMELINE, Timeline
@@ -229,7 +229,11 @@ def _fill(data: TestData, records: StageRecords, catalogue: Sequence[Declaration
         if "quality" in metric.shown and quality.get(metric.name) is not None
     ]
     data.quality_note = _quality_note(metrics)
-    data.gates = [GateRow(gate.outcome, visible(gate.text)) for gate in metrics.gates]
+    data.gates = [
+        GateRow(outcome, visible(text))
+        for outcome in dict.fromkeys(gate.outcome for gate in metrics.gates)
+        for text in gate_texts(gate for gate in metrics.gates if gate.outcome == outcome)
+    ]
     data.round_seconds = [significant(one) or 0.0 for one in metrics.round_seconds]
     data.contended = [host.contended for host in metrics.round_host]
     data.environment = [(name, visible(value)) for name, value in environment_rows(records.environment)]
