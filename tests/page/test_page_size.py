@@ -11,7 +11,6 @@ from page_runs import answer_of, write_gallery, write_run
 
 from pytest_llmprof.report.page import write_page
 
-expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
 pytestmark = pytest.mark.slow
 
 
@@ -97,6 +96,8 @@ def test_4000_tests_are_made(many_tests):
 
 @pytest.mark.browser
 def test_4000_tests_open_fast_and_sort_fast(open_page, many_tests):
+    from playwright.sync_api import expect
+
     stopwatch = opened(open_page, write_page(many_tests))
     page, seconds = stopwatch.page, stopwatch.seconds()
     print(f"{seconds:.2f} s of the processor")
