@@ -117,17 +117,17 @@ def check_ini(config: pytest.Config) -> None:
     says when they are read, without the key. Raises `ConfigError`."""
     from pytest_llmprof.errors import ConfigError, nearest
 
+    known = sorted(name for name in config._parser._inidict if name.startswith("llmprof_"))
     on_command_line = {text.partition("=")[0].strip() for text in config.option.override_ini or ()}
     # Older pytest (seen with 8.1) does not count those of -o as unknown.
     unknown = on_command_line.difference(config._parser._inidict).union(config._get_unknown_ini_keys())
     for key in sorted(unknown):
         if key.lower().startswith("llmprof"):
-            known = sorted(name for name in config._parser._inidict if name.startswith("llmprof_"))
             where = "-o" if key in on_command_line or config.inipath is None else config.inipath.name
             raise ConfigError(
                 f"unknown ini key {key} in {where}{nearest(key.lower(), known)}; allowed: {', '.join(known)}"
             )
-    for key in [name for name in config._parser._inidict if name.startswith("llmprof_")]:
+    for key in known:
         try:
             config.getini(key)
         except (pytest.UsageError, ValueError, TypeError) as error:  # the first by newer pytest (seen with 9.2)
