@@ -22,6 +22,7 @@ Importing this package imports neither torch nor transformers.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from pytest_llmprof.models.base import ModelPlugin
@@ -50,9 +51,9 @@ def _load(model: ModelSettings, infer: InferSettings) -> LoadedModel:
 def _check(model: ModelSettings) -> Iterator[tuple[str, object, str]]:
     from pytest_llmprof.config.schema import FamilySettings
 
-    own = FamilySettings()
-    for name in FamilySettings.__dataclass_fields__:
-        if (value := getattr(model.family, name)) != getattr(own, name):
+    own = asdict(FamilySettings())
+    for name, value in asdict(model.family).items():
+        if value != own[name]:
             yield f"family.{name}", value, (
                 "left out, as this model does not read it: model.name=transformers does, which a preset takes over by "
                 "defaults: [transformers]"
