@@ -38,10 +38,10 @@ function count(amount, thing, plural = `${thing}s`) {
 function duration(seconds) {
   if (seconds === null || seconds === undefined) return "–";
   if (seconds < 60) return `${number(seconds)} s`;
-  const all = Math.round(seconds);
-  return all < 3600
-    ? `${Math.floor(all / 60)} min ${all % 60} s`
-    : `${Math.floor(all / 3600)} h ${Math.floor((all % 3600) / 60)} min`;
+  const whole = Math.round(seconds);
+  return whole < 3600
+    ? `${Math.floor(whole / 60)} min ${whole % 60} s`
+    : `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
 }
 
 /** Nanoseconds with a fitting unit. */
