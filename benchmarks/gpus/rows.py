@@ -1,18 +1,21 @@
 """A decode step of 1, 2, 4 and 8 rows against what the memory can read.
 
-    python benchmarks/gpus/rows.py OUT [--engines fast compiled] [--rows 1 2 4 8] [--tune [KERNEL ...]] [--seconds S]
-                                       [--cpu]
+    python benchmarks/gpus/rows.py OUT [--engines fast compiled] [--rows 1 2 4 8] [--positions 411]
+                                       [--tune [KERNEL ...]] [--seconds S] [--cpu]
 
-Full size, random weights, made on the device. Keys, values and last tokens are random; position 411.
+Full size, random weights, made on the device. Keys, values and last tokens are random. A position is the number of
+places of the cache that a step reads.
 
 - Step: the median of replays of its CUDA graph, by the device's clock.
 - Floor: the bytes that such a step reads, by the experts that its rows chose / the read rate, measured before.
 - Error: of the scores of `fast` against float32, norm of the difference / norm, and that of transformers in the model's
   dtype, which reads all at once. Fed with the same drawn tokens. Exit code 1 where it is more than 1.1 times as large,
   or where 50 replays of a step do not give the same bits.
-- Kernels, of 1 and of 8 rows: what each adds to the time in which the GPU is busy (torch.profiler, five replays).
-- --tune, 8 rows (or the last of --rows): each kernel of `batch_kernels.py` with other tiles. `alone` is a graph of that
-  kernel's launches and no others; `step` is the whole step with it. At the end the step with the best of each.
+- Kernels, of 1 and of 8 rows, at each position: what each adds to the time in which the GPU is busy (torch.profiler,
+  five replays).
+- --tune, 8 rows (or the last of --rows) at the last position: each kernel of `batch_kernels.py` with other tiles.
+  `alone` is a graph of that kernel's launches and no others; `step` is the whole step with it. At the end the step
+  with the best of each.
 
 What does not fit into --seconds is left out, and said. OUT gets rows.json and rows.md. --cpu runs the tiny size in
 Triton's interpreter, to see that this script works.
@@ -45,16 +48,18 @@ from rates import copy_rate, read_rates
 from pytest_llmprof.models.deepseek_ocr.engines.batch_step import BatchStep, Tiles
 from pytest_llmprof.models.deepseek_ocr.engines.fast import TritonStep
 from pytest_llmprof.models.deepseek_ocr.engines.kernel_step import KernelStep, Tuned
-from pytest_llmprof.models.deepseek_ocr.engines.prefill import Cache, Prefill
+from pytest_llmprof.models.deepseek_ocr.engines.prefill import Cache, Prefill, cache_places
 from pytest_llmprof.models.deepseek_ocr.engines.step import Sparse, Step
 from pytest_llmprof.models.deepseek_ocr.generation import Limits, pad_prompts
 from pytest_llmprof.models.deepseek_ocr.random_weights import random_config, random_model
 from pytest_llmprof.models.graphs import Graphs
 from pytest_llmprof.text.markdown import table
 
-POSITION, PLACES, NGRAM = 411, 512, 35
+NGRAM = 35
 REPLAYS, GROUPS = 10, 15
 """Steps between two looks at the clock, and how often."""
+LAST = 8192 - REPLAYS
+"""The last position that the model has, but for these steps."""
 PROMPT, FORCED = 64, 16
 """Tokens of the prompt behind which scores are compared, and positions that are."""
 CANDIDATES = {
@@ -118,7 +123,8 @@ class Bench:
         self.weights = self.one.model.layers
         self.graphs = Graphs(self.device)
         self.made: dict[int, Any] = {1: self.one}
-        self.caches: dict[int, Cache] = {}
+        self.caches: dict[tuple[int, int], Cache] = {}
+        self.position: int = options.positions[0]
         self.exact: Any = None
         """The model in float32."""
         self.say(f"Model and rates after {self.spent():.0f} s.")
@@ -148,15 +154,16 @@ class Bench:
 
     def cache(self, rows: int) -> Cache:
         """A filled cache. Graphs hold its address."""
-        if rows not in self.caches:
-            self.caches[rows] = Cache(self.network, rows, PLACES)
-            generator = torch.Generator(self.device).manual_seed(rows)
-            self.caches[rows].stored.normal_(generator=generator)
-        self.rewind(self.caches[rows])
-        return self.caches[rows]
+        places = cache_places(self.position + REPLAYS)
+        if (rows, places) not in self.caches:
+            made = self.caches[rows, places] = Cache(self.network, rows, places)
+            made.stored.normal_(generator=torch.Generator(self.device).manual_seed(rows))
+        self.rewind(self.caches[rows, places])
+        return self.caches[rows, places]
 
-    def rewind(self, cache: Cache, position: int = POSITION) -> None:
-        """Back to a step that reads *position* places."""
+    def rewind(self, cache: Cache, back: int = 0) -> None:
+        """To the step at the position, or to one before it."""
+        position = self.position - back
         generator = torch.Generator(self.device).manual_seed(7)
         shape = cache.ids.shape
         cache.ids.copy_(torch.randint(3, self.text.vocab_size - 8, shape, generator=generator, device=self.device))
@@ -170,7 +177,7 @@ class Bench:
         self.graphs.run(key, run)
         found = []
         for _ in range(groups):
-            self.rewind(cache, POSITION - replays // 2)
+            self.rewind(cache, replays // 2)
             if self.options.cpu:
                 begin = time.perf_counter()
                 self.graphs.run(key, run)
@@ -191,7 +198,7 @@ class Bench:
             return float(self.text.num_experts_per_tok)
         step, cache, counts = self.step(rows), self.cache(rows), []
         for number in range(1 if self.options.cpu else 5):
-            self.rewind(cache, POSITION - number)
+            self.rewind(cache, number)
             step(cache, NGRAM)
             sparse = [layer for layer, (_, mlp) in enumerate(self.weights) if isinstance(mlp, Sparse)]
             counts.append((step._members[sparse, : step._listed] != 0).sum(1).float().mean().item())
@@ -205,7 +212,7 @@ class Bench:
         for attention, mlp in self.weights:
             found["project"] += _bytes(attention.qkv)
             found["join"] += _bytes(attention.out)
-            found["attend"] += rows * POSITION * 2 * text.num_key_value_heads * head * size
+            found["attend"] += rows * self.position * 2 * text.num_key_value_heads * head * size
             sparse = isinstance(mlp, Sparse)
             found["widen"] += _bytes(mlp.shared_gate_up) + _bytes(mlp.router) if sparse else _bytes(mlp.gate_up)
             found["narrow"] += _bytes(mlp.shared_down) if sparse else _bytes(mlp.down)
@@ -217,7 +224,7 @@ class Bench:
 
     def measure(self, engine: str, rows: int) -> None:
         """A row of the table of steps."""
-        if not self.fits(f"{engine}, {rows} rows", 20 if engine == "compiled" else 5):
+        if not self.fits(f"{engine}, {rows} rows at {self.position}", 20 if engine == "compiled" else 5):
             return
         distinct = self.distinct(rows)
         floor = 1e3 * sum(self.read(rows, distinct).values()) / self.rate
@@ -225,8 +232,8 @@ class Bench:
         if engine == "fast":
             run = partial(self.step(rows), cache, NGRAM)
         else:
-            run = partial(self.compiled, cache, PLACES, NGRAM)
-        spent = self.replayed(cache, (engine, rows), run)
+            run = partial(self.compiled, cache, cache.places, NGRAM)
+        spent = self.replayed(cache, (engine, rows, cache.places), run)
         error = eager = repeats = None
         if engine == "fast":
             error, eager = self.errors(rows)
@@ -235,6 +242,7 @@ class Bench:
             {
                 "engine": engine,
                 "rows": rows,
+                "position": self.position,
                 "step_ms": spent,
                 "floor_ms": floor,
                 "of_floor": floor / spent,
@@ -246,7 +254,7 @@ class Bench:
         )
         shown = "" if error is None else f", error {error:.4f} (transformers {eager:.4f}), same bits again: {repeats}"
         self.say(
-            f"{engine}, {rows} rows: {spent:.4f} ms, floor {floor:.4f} ms ({distinct:.1f} experts), "
+            f"{engine}, {rows} rows at {self.position}: {spent:.4f} ms, floor {floor:.4f} ms ({distinct:.1f} experts), "
             f"{floor / spent:.1%} of the floor{shown}; {self.spent():.0f} s"
         )
 
@@ -255,7 +263,7 @@ class Bench:
         cache, step, found = self.cache(rows), self.step(rows), []
         for _ in range(2 if self.options.cpu else 50):
             self.rewind(cache)
-            self.graphs.run(("fast", rows), run)
+            self.graphs.run(("fast", rows, cache.places), run)
             found.append(step.scores.clone())
         return all(torch.equal(one, found[0]) for one in found)
 
@@ -294,7 +302,7 @@ class Bench:
 
         exact, eager = at_once(self.exact), at_once(self.network)
         step, found = self.step(rows), []
-        cache = Cache(self.network, rows, PLACES)
+        cache = Cache(self.network, rows, cache_places(prompt + forced + 1))
         prompts = pad_prompts(ids[:, :prompt].tolist(), device)
         cache.begin(prompts, Limits(forced + 1, 8192, None, 1, 0))
         embeddings = self.network.model.language_model.embed_tokens(ids[:, :prompt])
@@ -310,9 +318,10 @@ class Bench:
 
     def kernels(self, rows: int) -> None:
         """What each kernel of a step takes."""
-        if not self.fits(f"kernels, {rows} rows", 6):
+        if not self.fits(f"kernels, {rows} rows at {self.position}", 6):
             return
-        cache, key = self.cache(rows), ("fast", rows)
+        cache = self.cache(rows)
+        key = "fast", rows, cache.places
         run, replays = partial(self.step(rows), cache, NGRAM), 1 if self.options.cpu else 5
         self.graphs.run(key, run)
         self.rewind(cache)
@@ -330,15 +339,15 @@ class Bench:
                     "" if share is None else f"{share:.0%}",
                 ]
             )
-        self.found["kernels"][rows] = found
+        self.found["kernels"][f"{rows} rows at {self.position}"] = found
         head = ["kernel", "launches", "us added", "us begin to end", "us a step", "MB a step", "of the read rate"]
-        self.say(f"\nKernels, {rows} rows:\n\n{table(head, cells)}")
+        self.say(f"\nKernels, {rows} rows at {self.position}:\n\n{table(head, cells)}")
 
     def tune(self, rows: int) -> None:
         """Each kernel with other tiles."""
         cache = self.cache(rows)
         read = self.read(rows, self.distinct(rows))
-        base = self.replayed(cache, ("fast", rows), partial(self.step(rows), cache, NGRAM))
+        base = self.replayed(cache, ("fast", rows, cache.places), partial(self.step(rows), cache, NGRAM))
         best: dict[str, Tiles] = {}
         cells = []
         for kind in self.options.tune or CANDIDATES:
@@ -394,13 +403,15 @@ class Bench:
         """rows.json and rows.md."""
         steps = [
             [
-                *(one["engine"], str(one["rows"]), f"{one['step_ms']:.3f}", f"{one['floor_ms']:.3f}"),
+                *(one["engine"], str(one["rows"]), str(one["position"])),
+                *(f"{one['step_ms']:.3f}", f"{one['floor_ms']:.3f}"),
                 *(f"{one['of_floor']:.1%}", f"{one['experts']:.1f}"),
                 *("" if one[key] is None else f"{one[key]:.4f}" for key in ("error", "error_eager")),
             ]
             for one in self.found["steps"]
         ]
-        head = ["engine", "rows", "step ms", "floor ms", "of the floor", "experts a layer", "error", "transformers'"]
+        head = ["engine", "rows", "position", "step ms", "floor ms", "of the floor", "experts a layer"]
+        head += ["error", "transformers'"]
         self.say(f"\n{table(head, steps)}\n{self.spent():.0f} s")
         self.options.out.mkdir(parents=True, exist_ok=True)
         (self.options.out / "rows.json").write_text(json.dumps(self.found, indent=2) + "\n", encoding="utf-8")
@@ -442,25 +453,31 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--engines", nargs="*", default=["fast", "compiled"], choices=["fast", "compiled"])
     parser.add_argument("--rows", nargs="*", type=int, default=[1, 2, 4, 8])
+    parser.add_argument("--positions", nargs="+", type=int, default=[411])
     parser.add_argument("--tune", nargs="*", choices=list(CANDIDATES))
     parser.add_argument("--seconds", type=float, default=150)
     parser.add_argument("--cpu", action="store_true")
     options = parser.parse_args()
+    if wrong := [one for one in options.positions if not REPLAYS <= one <= LAST]:
+        parser.error(f"--positions: {wrong[0]} is not {REPLAYS} to {LAST}")
     with torch.inference_mode():
         bench = Bench(options)
         try:
             if "fast" in options.engines:
-                for rows in options.rows:
-                    bench.measure("fast", rows)
+                for bench.position in options.positions:
+                    for rows in options.rows:
+                        bench.measure("fast", rows)
                 bench.exact = None
                 gc.collect()
-                for rows in sorted({1, 8} & set(options.rows)):
-                    bench.kernels(rows)
+                for bench.position in options.positions:
+                    for rows in sorted({1, 8} & set(options.rows)):
+                        bench.kernels(rows)
             if options.tune is not None:
                 bench.tune(options.rows[-1])
             if "compiled" in options.engines:  # last: its compiler takes a minute
-                for rows in reversed(options.rows):
-                    bench.measure("compiled", rows)
+                for bench.position in options.positions:
+                    for rows in reversed(options.rows):
+                        bench.measure("compiled", rows)
         finally:
             bench.write()
     return 0 if bench.holds else 1
