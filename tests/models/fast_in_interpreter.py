@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from typing import Any
 os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
+import triton
+import triton.language as tl
 from ocr_helpers import Record, blocks_image, generate, sam_attention_by_torch
 from triton.language.core import is_builtin
 from triton.runtime import interpreter
@@ -24,10 +27,10 @@ from pytest_llmprof.config.schema import DatasetSettings, InferSettings, ModelSe
 from pytest_llmprof.datasets.embedded import embedded_dataset
 from pytest_llmprof.errors import LlmprofError
 from pytest_llmprof.models.deepseek_ocr import generation
-from pytest_llmprof.models.deepseek_ocr.engines import sam_attention
+from pytest_llmprof.models.deepseek_ocr.engines import kernels, sam_attention
 from pytest_llmprof.models.deepseek_ocr.engines.batch_step import BatchStep, Tiles
 from pytest_llmprof.models.deepseek_ocr.engines.fast import FastEngine, TritonStep
-from pytest_llmprof.models.deepseek_ocr.engines.kernel_step import Tuned
+from pytest_llmprof.models.deepseek_ocr.engines.kernel_step import Tuned, power_of_two
 from pytest_llmprof.models.deepseek_ocr.engines.prefill import Cache, Prefill
 from pytest_llmprof.models.deepseek_ocr.engines.reference import ReferenceEngine
 from pytest_llmprof.models.deepseek_ocr.loader import load
@@ -37,6 +40,13 @@ from pytest_llmprof.models.graphs import Graphs
 CPU = torch.device("cpu")
 SETTINGS = ModelSettings(weights="random", size="tiny", mode="tiny", device="cpu", dtype="float32")
 INFER = InferSettings(max_new_tokens=7, no_repeat_ngram_size=3)
+ROUTES = (
+    [0.25, -3.5, 2.0, 2.0, -1e-20, 1e-30, -3.5, 0.25, 2.0],
+    [-1.0, -2.0, -1.5, -30.0, -1.0],
+    [1e30, -1e30, 0.0, 5.0],
+    [0.5] * 6,
+)
+"""Scores of a router: equal ones, small and large ones, none above zero."""
 
 
 class Coarse(TritonStep):
@@ -172,6 +182,28 @@ def sam_far() -> list[bool]:
     return [bool(one.isfinite().all()) for one in found]
 
 
+@triton.jit
+def slots(scores, experts, shares, EXPERTS: tl.constexpr, POWER: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The expert and the share of each slot, one program each."""
+    slot = tl.program_id(0)
+    expert, share = kernels._chosen(scores, slot, EXPERTS, POWER, 2)
+    tl.store(experts + slot, expert)
+    tl.store(shares + slot, share)
+
+
+def routes(scores: list[float]) -> dict[str, Any]:
+    """What the kernels choose by a router's *scores*, and what torch would."""
+    given, count = torch.tensor(scores), len(scores)
+    experts, shares = torch.zeros(count, dtype=torch.int32), torch.zeros(count)
+    slots[(count,)](given, experts, shares, EXPERTS=count, POWER=power_of_two(count))
+    exact = given.softmax(0).sort(descending=True, stable=True)
+    return {
+        "experts": experts.tolist(),
+        "torch's experts": given.sort(descending=True, stable=True).indices.tolist(),
+        "difference": (shares - exact.values).abs().max().item(),
+    }
+
+
 def main() -> None:
     from pytest_llmprof.models.deepseek_ocr.engines import fast
 
@@ -208,6 +240,8 @@ def main() -> None:
                 "not a number in a batch": prompts(grouped, [20, 12], replace(limits, max_new_tokens=2), broken=True),
                 "positions": prompts(tiny, [60], replace(limits, positions=65)),
                 "too long": prompts(tiny, [60], replace(limits, positions=60)),
+                "routes": [routes(scores) for scores in ROUTES],
+                "not a number in routes": routes([1.0, math.nan, 0.5])["difference"],
                 "sam": [sam_errors(*shape) for shape in ((16, 1, 32), (14, 2, 32), (20, 1, 16))],
                 "sam far": sam_far(),
                 "errors": {rows: errors(config, rows) for rows in (2, 3, 8)},

@@ -107,6 +107,16 @@ def test_scores_of_several_rows_are_as_near_to_float32_as_those_of_transformers(
 
 
 @pytest.mark.slow
+def test_experts_are_chosen_in_the_order_of_their_scores(cases: Any) -> None:
+    """The first of equal ones first; what is not a number does not get lost."""
+    assert len(cases["routes"]) == 4
+    for found in cases["routes"]:
+        assert found["experts"] == found["torch's experts"]
+        assert found["difference"] < 1e-6
+    assert math.isnan(cases["not a number in routes"])
+
+
+@pytest.mark.slow
 def test_attention_of_views_is_as_near_to_float32_as_torchs(cases: Any) -> None:
     """In float16, with sides of whole tiles of keys and others."""
     assert len(cases["sam"]) == 3

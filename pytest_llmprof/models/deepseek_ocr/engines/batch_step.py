@@ -33,7 +33,7 @@ class BatchStep(KernelStep):
     EXPERTS, NARROW, HEAD = Tiles(32, 128, 4, 4, ahead=False), Tiles(64, 64, 4, 4), Tiles(64, 128, 4, 4, ahead=False)
     ROUTED = 16
     """`widen`: the router's rows of a program."""
-    SPLITS = 8
+    SPLITS, PLACES, ATTEND_WARPS = 16, 16, 1
 
     def __init__(self, model: KernelModel, rows: int) -> None:
         """Take memory for what lies between the kernels of a step."""

@@ -131,7 +131,13 @@ class TritonStep(KernelStep):
     # The fastest at full size: on an H100, and where an H200 has others.
     PROJECT, JOIN, WIDEN = Tuned(16, 4), Tuned(8, 4), Tuned(16, 8)
     EXPERTS, NARROW, HEAD = Tuned(8, 2), Tuned(16, 8), Tuned(16, 4)
-    ON_H200: ClassVar = {"WIDEN": Tuned(16, 8, 128), "NARROW": Tuned(16, 4), "HEAD": Tuned(16, 4, 96)}
+    ON_H200: ClassVar = {
+        "WIDEN": Tuned(16, 8, 128),
+        "EXPERTS": Tuned(8, 4),
+        "NARROW": Tuned(16, 4),
+        "HEAD": Tuned(16, 4, 96),
+    }
+    SPLITS, PLACES, ATTEND_WARPS = 32, 16, 1
     PROGRAMS = 5
     """`head`: programs for each multiprocessor."""
 
@@ -192,13 +198,14 @@ class TritonStep(KernelStep):
                 self.launch_rows(
                     kernels.experts, [inner], self.EXPERTS,
                     self._stream, mlp.norm, routes, mlp.gate_up, self._routed, eps, text.routed_scaling_factor,
-                    beside=slots, **choice, **shape,
+                    beside=slots, WARPS=self.EXPERTS.warps, **choice, **shape,
                 )  # fmt: skip
             parts = 1 + chosen // self._each + -(-dense // self._span)
             self.launch_rows(
                 kernels.narrow, [hidden], self.NARROW,
                 routes, self._routed, mlp.down, self._inner, down, self._stream,
-                beside=parts - 1, SLOTS=chosen, EACH=self._each, DENSE=dense, SPAN=self._span, **choice, **shape,
+                beside=parts - 1, SLOTS=chosen, EACH=self._each, DENSE=dense, SPAN=self._span,
+                WARPS=self.NARROW.warps, **choice, **shape,
             )  # fmt: skip
         self.launch(
             kernels.head, (len(self._best),), self.HEAD.warps,

@@ -52,8 +52,11 @@ class KernelModel:
 class KernelStep:
     """Launches the kernels of a decode step."""
 
-    SPLITS, PLACES = 16, 32
-    """`attend`: parts of the cache, one program each, and the places that a program reads together."""
+    SPLITS: int
+    """`attend`: parts of the cache, one program each."""
+    PLACES: int
+    """`attend`: places that a program reads together."""
+    ATTEND_WARPS: int
     WINDOWS = 256
     """`begin`: places at which a program looks for repeated n-grams."""
 
@@ -98,7 +101,7 @@ class KernelStep:
         """Launch `attend`, from `qkv` to `blend`, with the *keys* and *values* of a layer."""
         model, text = self.model, self.model.text
         self.launch(
-            self.kernels.attend, (text.num_attention_heads, self.SPLITS, self.rows), 2,
+            self.kernels.attend, (text.num_attention_heads, self.SPLITS, self.rows), self.ATTEND_WARPS,
             self.qkv, model.cosines, model.sines, keys, values, cache.length, cache.starts, cache.ended,
             self._parts, self._peaks, self._sums, self._tickets, self.blend,
             cache.places, len(model.cosines), model.size**-0.5,

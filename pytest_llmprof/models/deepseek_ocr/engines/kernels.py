@@ -142,21 +142,38 @@ def _pack(place, gap, value, live):
 
 
 @triton.jit
-def _chosen(scores, slot, EXPERTS: tl.constexpr, POWER: tl.constexpr):
+def _ordered(bits):
+    """The bits of a float32 as a whole number in the order of the floats; of such a number, the bits."""
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def _score(key):
+    """The float32 of an ordered number."""
+    return _ordered(key).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _chosen(scores, slot, EXPERTS: tl.constexpr, POWER: tl.constexpr, WARPS: tl.constexpr):
     """The expert in *slot*, counted from the highest score, and its probability in the softmax over all experts.
 
     POWER is a power of two >= EXPERTS. The slots are found one after the other: comparing all pairs at once reads the
-    same L2 cache line dozens of times in each program, which costs more than a third of a step.
+    same L2 cache line dozens of times in each program, which costs more than a third of a step. Every warp of the
+    program holds all scores, as whole numbers: so the highest is one instruction, and no warp waits for another. Among
+    equal scores the first expert comes first.
     """
-    expert = tl.arange(0, POWER)
+    expert = tl.arange(0, POWER)[None, :] + tl.zeros([WARPS, 1], tl.int32)
     score = tl.load(scores + expert, mask=expert < EXPERTS, other=float("-inf"), cache_modifier=".cg")
-    highest, first = tl.max(score, 0, return_indices=True)
-    total = tl.sum(tl.exp(score - highest), 0)
-    value, chosen = highest, first
+    key = _ordered(score.to(tl.int32, bitcast=True))
+    highest = tl.max(key, 1)
+    chosen = tl.min(tl.where(key == highest[:, None], expert, POWER), 1)
+    top, value = _score(highest), highest
+    total = tl.sum(tl.exp(score - top[:, None]), 1)
     for _ in range(slot):
-        score = tl.where(expert == chosen, float("-inf"), score)
-        value, chosen = tl.max(score, 0, return_indices=True)
-    return chosen, tl.exp(value - highest) / total
+        key = tl.where(expert == chosen[:, None], -2147483648, key)
+        value = tl.max(key, 1)
+        chosen = tl.min(tl.where(key == value[:, None], expert, POWER), 1)
+    return tl.max(chosen, 0), tl.max(tl.exp(_score(value) - top) / total, 0)
 
 
 @triton.jit
@@ -366,7 +383,7 @@ def widen(
 def experts(
     stream, norm, scores, weight, inner, eps, scaling,
     EXPERTS: tl.constexpr, POWER: tl.constexpr, INNER: tl.constexpr, HIDDEN: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, WARPS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """inner[slot, INNER] of the expert in each slot, weight[EXPERTS, gate and up, HIDDEN], times its probability."""
     slot = tl.program_id(1)
@@ -375,7 +392,7 @@ def experts(
     vector, factor = _normed(stream, gains, eps, 1, HIDDEN, BLOCK)  # of `join`, two kernels back
     _wait(PDL)
     _release(PDL)
-    expert, share = _chosen(scores, slot, EXPERTS, POWER)
+    expert, share = _chosen(scores, slot, EXPERTS, POWER, WARPS)
     weight += expert * (2 * INNER * HIDDEN)
     gates = _matrix(weight, rows, rows < INNER, 0, HIDDEN, HIDDEN, BLOCK)
     ups = _matrix(weight + INNER * HIDDEN, rows, rows < INNER, 0, HIDDEN, HIDDEN, BLOCK)
@@ -388,7 +405,7 @@ def narrow(
     scores, routed, weight, inner, dense_weight, stream,
     EXPERTS: tl.constexpr, POWER: tl.constexpr, SLOTS: tl.constexpr, EACH: tl.constexpr, INNER: tl.constexpr,
     DENSE: tl.constexpr, SPAN: tl.constexpr, HIDDEN: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, WARPS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """The down projections, written to the stream's parts 1, 2, ...: program [rows, part].
 
@@ -402,7 +419,7 @@ def narrow(
         matrices = ()
         for number in tl.static_range(EACH):
             # The scores are those of `widen`, two kernels back.
-            expert, _ = _chosen(scores, part * EACH + number, EXPERTS, POWER)
+            expert, _ = _chosen(scores, part * EACH + number, EXPERTS, POWER, WARPS)
             matrix = _matrix(weight + expert * (HIDDEN * INNER), rows, rows < HIDDEN, 0, INNER, INNER, BLOCK)
             matrices = matrices + (matrix,)  # noqa: RUF005
         _wait(PDL)
