@@ -293,6 +293,9 @@ class Composer:
             if top in roots:
                 found.append(one)
             elif node is None:
+                for block, (names, instead) in presets.nested.items():
+                    if one.path.startswith(f"{block}.") and find(root, block) is None:
+                        raise ConfigError(f"{names}, which would set {one.path}: {instead}")
                 self._refuse_unknown(one, one.source.where)
             elif one.value != {}:
                 raise ConfigError(

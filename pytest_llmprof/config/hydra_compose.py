@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
@@ -24,8 +24,20 @@ from pytest_llmprof.errors import ConfigError
 # The version that Hydra behaves as is one for the process, so one composition runs at a time.
 _LOCK = threading.RLock()
 
-Layer = tuple[str, dict[str, Any]]
-"""(the key in the defaults list whose preset brought a file in, "" for none; the file's keys from the root down)."""
+
+class Layer(NamedTuple):
+    """What one file set."""
+
+    choice: str
+    """The key in the defaults list whose preset brought the file in, "" for none."""
+    keys: dict[str, Any]
+    """From the root down."""
+    path: str
+    """The file, as `group/option`."""
+    above: str
+    """The file whose defaults list names it, likewise."""
+    package: str
+    """Where in the configuration its keys lie."""
 
 
 class _Tree(FileConfigSource):  # type: ignore[misc]
@@ -108,7 +120,8 @@ def compose(
                 if wrong := _clash(OmegaConf.to_container(config, resolve=False), keys):
                     raise ConfigError(f"the presets don't compose: {one.config_path}.yaml: {wrong}") from error
                 raise
-            layers.append((_chosen_by(one, files, choices), keys))
+            chosen_by = _chosen_by(one, files, choices)
+            layers.append(Layer(chosen_by, keys, one.config_path, one.parent or "", one.package or ""))
     assert isinstance(config, DictConfig)
     return config, choices, layers
 

@@ -16,6 +16,8 @@ from pytest_llmprof.errors import ConfigError, nearest
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from pytest_llmprof.config.hydra_compose import Layer
+
 ROOT_NAME = "llmprof_root"
 """The name of our root, which a user's own config.yaml lists in its defaults."""
 USER_NAME = "llmprof_user"
@@ -32,6 +34,9 @@ class Composed:
     """The preset of each key of the defaults list."""
     layers: Sequence[tuple[str, Mapping[str, Any], Source]]
     """(key of `choices`, keys from the root down, who sets them) of each preset file, the strongest first."""
+    nested: Mapping[str, tuple[str, str]]
+    """Where a preset's defaults list puts another preset's keys below its own, as `/group/option` does: the block that
+    they lie in -> (that it does, what to write instead)."""
 
     def origin(self, path: str, choice: str | None = None) -> Source | None:
         """Which preset sets *path* (or a key above or below it); *choice*: only the preset of this key."""
@@ -125,8 +130,20 @@ class Presets:
             file = self.file(key.partition("@")[0], option)
             ours = packaged.get(key) == option and file is not None and file.is_relative_to(self.directories[-1])
             sources[key] = preset(key, option, file, as_packaged=ours and key not in chosen)
-        layers = [(key, body, sources[key]) for key, body in reversed(found) if key]
-        return Composed(config, choices, layers)
+        layers = [(one.choice, one.keys, sources[one.choice]) for one in reversed(found) if one.choice]
+        return Composed(config, choices, layers, self._nested(found))
+
+    def _nested(self, layers: Sequence[Layer]) -> dict[str, tuple[str, str]]:
+        found = {}
+        for one in layers:
+            group, _, option = one.path.rpartition("/")
+            inside, _, name = one.above.rpartition("/")
+            file = self.file(inside, name)
+            if group and file is not None and one.package.endswith(f".{group.replace('/', '.')}"):
+                alone = f"a preset of its own group is named alone, - {option}"
+                instead = alone if group == inside else f"choose it beside this preset, {group}={option}"
+                found[one.package] = f"{file}: its defaults list names /{one.path}", instead
+        return found
 
     def _raise_missing(self, text: str) -> None:
         """Raise for a defaults list that names what is not there, from Hydra's message *text* about it."""

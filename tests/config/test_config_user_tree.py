@@ -245,6 +245,17 @@ def test_a_preset_whose_name_yaml_does_not_read_as_text(bench, value):
             "defaults: [infer: reference]",
             "names the group infer/infer, which is none: a preset of its own group is named alone, - reference",
         ),
+        (
+            "defaults: [/infer/reference]",
+            "names /infer/reference, which would set infer.infer.prompt: a preset of its own group is named alone, "
+            "- reference",
+        ),
+        ("defaults: [{/infer: reference}]", "names /infer/reference, which would set infer.infer.prompt: a preset of"),
+        (
+            "defaults: [/dataset/documents]",
+            "names /dataset/documents, which would set infer.dataset.name: choose it beside this preset, "
+            "dataset=documents",
+        ),
         ("5", "can't be read: Invalid loaded object type: int"),
         ('prompt: "costs ${5"', "prompt can't be read"),
         (b"prompt: \xe9", "can't be read: 'utf-8' codec"),
@@ -259,6 +270,20 @@ def test_a_preset_that_hydra_cannot_read_is_named(bench, text, part):
         assert bench.error(**given).startswith(str(path))
         assert part in bench.error(**given)
     assert bench.settings().infer.batch_size == 1
+
+
+def test_a_preset_below_the_keys_of_another(bench):
+    """Where that is a block there, `/group/option` is right."""
+    bench.write("prediction/on.yaml", "enable: true\n")
+    mine = bench.write("output/torch/mine.yaml", "defaults: [default, /prediction/on]\n")
+    assert bench.settings("output/torch=mine").current.output.prediction.enable
+    bench.write("prediction/on.yaml", "enabled: true\n")
+    assert "output.prediction.enabled=true: unknown key" in bench.error("output/torch=mine")
+    mine.write_text("defaults: [/output/torch/default]\n")
+    assert bench.error("output/torch=mine") == (
+        f"{mine}: its defaults list names /output/torch/default, which would set pipeline.torch_profiler.output.output."
+        "torch.prediction.enable: a preset of its own group is named alone, - default"
+    )
 
 
 def test_dotted_keys_of_a_preset_are_refused(bench):
