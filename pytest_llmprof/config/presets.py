@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_llmprof.config.files import read_keys
 from pytest_llmprof.config.provenance import Choice, Source, preset
 from pytest_llmprof.errors import ConfigError, nearest
 
@@ -100,13 +101,13 @@ class Presets:
 
     def compose(self, chosen: Iterable[Choice]) -> Composed:
         """Compose with the presets that somebody chose; each set of them once. Raises `ConfigError`."""
-        overrides = {f"{'+' if one.append else ''}{one.key}={quoted(one.option)}": one.key for one in chosen}
+        overrides = {f"{'+' if one.append else ''}{one.key}={quoted(one.option)}": one for one in chosen}
         key = tuple(sorted(overrides))
         if key not in self._composed:
-            self._composed[key] = self._compose(key, set(overrides.values()))
+            self._composed[key] = self._compose(key, {one.key: one.option for one in overrides.values()})
         return self._composed[key]
 
-    def _compose(self, overrides: Sequence[str], chosen: Collection[str]) -> Composed:
+    def _compose(self, overrides: Sequence[str], chosen: Mapping[str, str]) -> Composed:
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
 
@@ -115,10 +116,7 @@ class Presets:
         try:
             config, choices, found = compose(self.directories, self.roots, self.name, overrides)
         except RecursionError:
-            raise ConfigError(
-                f"the presets don't compose: a defaults list in {self.directories[0]} includes itself; "
-                f"to build on the packaged root list {ROOT_NAME} instead of config"
-            ) from None
+            raise ConfigError(self._why_endless(chosen)) from None
         # Hydra raises plain ones for a defaults list of a wrong shape.
         except (HydraException, OmegaConfBaseException, ValueError, TypeError, OSError) as error:
             self._raise_missing(str(error))
@@ -144,6 +142,30 @@ class Presets:
                 instead = alone if group == inside else f"choose it beside this preset, {group}={option}"
                 found[one.package] = f"{file}: its defaults list names /{one.path}", instead
         return found
+
+    def _why_endless(self, chosen: Mapping[str, str]) -> str:
+        starts = [*(f"{key.partition('@')[0]}/{option}" for key, option in chosen.items()), self.name]
+        circle = next(filter(None, map(self._circle, starts)), [])
+        if not circle:
+            return f"the presets don't compose: a defaults list in {self.directories[0]} includes itself"
+        first, *others = (str(self.file(*_split(path)) or path) for path in circle)
+        by = f", by way of {' and '.join(others)}" if others else ""
+        hint = "take the entry out"
+        if not others and sum((tree / f"{circle[0]}.yaml").is_file() for tree in self.directories) > 1:
+            hint = "to build on the packaged preset of this name, give this file another one"
+        return f"{first}: its defaults list includes this file itself{by}; {hint}"
+
+    def _circle(self, path: str, above: tuple[str, ...] = ()) -> list[str]:
+        """The presets, as `group/option`, whose defaults lists name each other; looked for from *path* on."""
+        if path in above:
+            return list(above[above.index(path) :])
+        group, option = _split(path)
+        file = self.file(group, option)
+        keys = self.roots.get(path) or (read_keys(file) if file is not None else {})
+        for name in _named(keys.get("defaults"), group):
+            if found := self._circle(name, (*above, path)):
+                return found
+        return []
 
     def _raise_missing(self, text: str) -> None:
         """Raise for a defaults list that names what is not there, from Hydra's message *text* about it."""
@@ -174,6 +196,22 @@ class Presets:
                 f"{what} {option if group == inside else path}, which is no preset{nearest(option, there)}; "
                 f"{group} has {', '.join(there)}"
             )
+
+
+def _split(path: str) -> tuple[str, str]:
+    """(group, option) of `group/option`."""
+    group, _, option = path.rpartition("/")
+    return group, option
+
+
+def _named(defaults: Any, inside: str) -> Iterator[str]:
+    """What a defaults list in the group *inside* names, as `group/option`."""
+    for entry in defaults if isinstance(defaults, list) else ():
+        for key, options in entry.items() if isinstance(entry, Mapping) else [("", entry)]:
+            for option in options if isinstance(options, list) else [options]:
+                group = str(key).removeprefix("optional ").removeprefix("override ").strip().partition("@")[0]
+                path = "/".join(filter(None, (group, str(option).partition("@")[0])))
+                yield path.lstrip("/") if path.startswith("/") or not inside else f"{inside}/{path}"
 
 
 def quoted(text: str) -> str:

@@ -98,6 +98,33 @@ def test_config_that_lists_itself(bench, name):
     assert str(path) in bench.error()
 
 
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("[b]", "[/infer/a]"),
+        ("[{/infer: [b]}]", "[reference, a@_here_]"),
+        ("[a]", ""),
+    ],
+)
+def test_presets_that_include_each_other(bench, a, b):
+    """Their files are named, wherever the first of them was chosen."""
+    first = bench.write("infer/a.yaml", f"defaults: {a}\n")
+    by = f", by way of {bench.write('infer/b.yaml', f'defaults: {b}')}" if b else ""
+    bench.write("night/c.yaml", "# @package _global_\ndefaults: [{override /infer: a}]\n")
+    text = f"{first}: its defaults list includes this file itself{by}; take the entry out"
+    assert bench.error("night=c") == text
+    bench.write("config.yaml", "defaults: [llmprof_root, {override infer: a}]\n")
+    assert bench.error() == text
+
+
+def test_a_preset_that_includes_the_packaged_one_it_replaces(bench):
+    file = bench.write("infer/auto.yaml", "defaults: [auto]\nbatch_size: 4\n")
+    assert bench.error() == (
+        f"{file}: its defaults list includes this file itself; "
+        "to build on the packaged preset of this name, give this file another one"
+    )
+
+
 def test_bad_defaults(bench):
     path = bench.write("config.yaml", "defaults: [llmprof_root, override output/torch: full]\n")
     assert "override output/torch@pipeline.torch_profiler.output: full" in bench.error()
