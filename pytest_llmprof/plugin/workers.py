@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import pytest
 from pytest_llmprof.errors import ConfigError
 from pytest_llmprof.plugin import options
 from pytest_llmprof.plugin.items import ITEM
+from pytest_llmprof.text.escape import visible
 
 if TYPE_CHECKING:
     from pytest_llmprof.config.schema import Settings
@@ -53,6 +54,17 @@ class WorkerHooks:
         for spec, share in zip(self._local, found, strict=True):
             spec.env.update(share.variables)
 
+    @pytest.hookimpl(wrapper=True)
+    def pytest_sessionstart(self) -> Generator[None, object, object]:
+        """Say in one line that ssh did not reach the machine of a worker. pytest-xdist connects while this runs."""
+        try:
+            return (yield)
+        except _host_not_found() as error:
+            raise pytest.UsageError(
+                f"--tx: ssh does not reach {visible(str(error))}, for the reason that it gives above; "
+                "it must connect without asking for a password"
+            ) from None
+
     def _group_by_model(self) -> bool:
         """Whether tests are grouped by model: where `--dist loadgroup` was chosen, or nothing was, which it then is."""
         if not (self._shared.configured and self._shared.controller):
@@ -86,6 +98,12 @@ class WorkerHooks:
         channel = node.gateway.newchannel()
         channel.setcallback(self._groups.update)
         return channel
+
+
+def _host_not_found() -> type[Exception] | tuple[()]:
+    """What execnet raises where ssh ends before Python answers; nothing where pytest-xdist is not there."""
+    found: type[Exception] | tuple[()] = getattr(sys.modules.get("execnet"), "HostNotFound", ())
+    return found
 
 
 def auto_workers(shared: SharedState) -> int | None:

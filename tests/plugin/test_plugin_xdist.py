@@ -239,3 +239,16 @@ def test_pytest_xdist_is_not_needed(bench):
     bench.test()
     args = ["-p", "no:xdist", "-p", "no:xdist.looponfail", "--llmprof-stage=direct_inference"]
     bench.passed("model=echo", "dataset=blank", args=args)
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_a_machine_that_ssh_does_not_reach(bench, monkeypatch, used):
+    ssh = bench.path / "bin/ssh"
+    ssh.parent.mkdir()
+    ssh.write_text("#!/bin/sh\nread -r line\nexit 255\n")
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{ssh.parent}:{os.environ['PATH']}")
+    bench.test()
+    args = ["--dist=load", "--tx=ssh=nowhere//python=python3", *(STAGE if used else ())]
+    text = bench.usage_error(args=args, apart=True)
+    assert text.startswith("--tx: ssh does not reach nowhere, for the reason that it gives above; it must")
