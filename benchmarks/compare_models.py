@@ -92,18 +92,17 @@ def why(log: Path) -> list[str]:
     return [line for line in lines if line.startswith(("E  ", "ERROR", "SKIPPED"))][-6:] or lines[-6:]
 
 
-def rows(out: Path, names: Sequence[str], stage: str) -> Iterator[tuple[str, ...]]:
-    """The table's rows, from what the runs wrote."""
-    for name in names:
-        for file in sorted((out / name).glob(f"*/*/{stage}/metrics.json")):
-            metrics = msgspec.json.decode(file.read_bytes(), type=Metrics)
-            figures = {**metrics.figures, **(metrics.quality or {})}
-            tokens = sum(sample.tokens for sample in metrics.samples) / max(len(metrics.samples), 1)
-            values = [figures.get(key) for key in ("pages_per_s", "ttft_ms", "tpot_ms")]
-            shown = (number(value) for value in (*values, tokens, figures.get("cer"), figures.get("peak_memory_gib")))
-            failed = len({error.page for error in metrics.errors} - {None})
-            pages = f"{metrics.pages}, {failed} failed" if failed else str(metrics.pages)
-            yield (inline(name), metrics.fingerprint.engine or "", pages, *shown)
+def rows(out: Path, name: str, stage: str) -> Iterator[tuple[str, ...]]:
+    """The table's rows of one model, from what its run wrote."""
+    for file in sorted((out / name).glob(f"*/*/{stage}/metrics.json")):
+        metrics = msgspec.json.decode(file.read_bytes(), type=Metrics)
+        figures = {**metrics.figures, **(metrics.quality or {})}
+        tokens = sum(sample.tokens for sample in metrics.samples) / max(len(metrics.samples), 1)
+        values = [figures.get(key) for key in ("pages_per_s", "ttft_ms", "tpot_ms")]
+        shown = (number(value) for value in (*values, tokens, figures.get("cer"), figures.get("peak_memory_gib")))
+        failed = len({error.page for error in metrics.errors} - {None})
+        pages = f"{metrics.pages}, {failed} failed" if failed else str(metrics.pages)
+        yield (inline(name), metrics.fingerprint.engine or "", pages, *shown)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -141,24 +140,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         parser.error(f"the directory {given.out} cannot be made: {error.strerror}")
     code = 0
+    cells: list[tuple[str, ...]] = []
     for name, model in models.items():
         log = given.out / f"{name}.log"
         try:
             failed = run_model(given.out, name, model, given.engine, given.stage, given.set)
         except KeyboardInterrupt:
             print(f"{name} failed: {log}\nstopped at {name}, so the table is not whole", file=sys.stderr)
+            cells += rows(given.out, name, given.stage)
             code = INTERRUPTED
             break
         except OSError as error:
             print(f"{name} failed: {log} cannot be written: {error.strerror}", file=sys.stderr)
             code = 1
             continue
-        found = sum(1 for _ in rows(given.out, [name], given.stage))
-        if failed or found < (2 if given.engine == "all" else 1):  # an engine that cannot run here is skipped
+        found = list(rows(given.out, name, given.stage))
+        cells += found
+        if failed or len(found) < (2 if given.engine == "all" else 1):  # an engine that cannot run here is skipped
             print(f"{name} {'failed' if failed else 'lacks figures'}: {log}", file=sys.stderr)
             print(*(f"   {line[:400]}" for line in why(log)), sep="\n", file=sys.stderr, flush=True)
             code = 1
-    if cells := list(rows(given.out, list(models), given.stage)):
+    if cells:
         print(text := table(HEAD, cells, left=2))
         try:
             place.write_text(text, encoding="utf-8")

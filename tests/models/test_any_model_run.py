@@ -14,7 +14,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
+import msgspec
 import pytest
 import zoo
 from ocr_helpers import Record, blocks_image
@@ -212,17 +214,26 @@ def test_compare_models_names_a_model_that_fails(tmp_path, script, capsys):
     assert f"{tmp_path}/models.md is there already, the table of another call" in capsys.readouterr().err
 
 
-def test_compare_models_says_that_pages_failed(script, tmp_path, project):
-    """Else two models' figures would seem to be of the same pages."""
+def test_compare_models_says_that_pages_failed(script, tmp_path, project, monkeypatch):
+    """Else two models' figures would seem to be of the same pages. Their file, which has each sample, is read once."""
     compare_models = script("compare_models")
     run(project, "model=my_ocr")
     (file,) = project.path.glob("llmprof-runs/*-*/*/*/static_analysis/metrics.json")
     metrics = json.loads(file.read_text())
     metrics["errors"] = [{"page": "a", "error": "b"}, {"page": "a", "error": "c"}, {"page": None, "error": "d"}]
     file.write_text(json.dumps(metrics))
-    file.parents[3].rename(tmp_path / "one")
-    (row,) = compare_models.rows(tmp_path, ["one"], "static_analysis")
-    assert row[2] == "2, 1 failed"
+
+    def run_model(out: Path, name: str, *given: Any) -> int:
+        file.parents[3].rename(out / name)
+        return (out / f"{name}.log").write_text("E  a failure")
+
+    decoded = Mock(wraps=msgspec.json.decode)
+    monkeypatch.setattr(msgspec.json, "decode", decoded)
+    monkeypatch.setattr(compare_models, "run_model", run_model)
+    assert compare_models.main([str(tmp_path / "out"), "one=my_ocr", "--stage", "static_analysis"]) == 1
+    assert decoded.call_count == 1
+    (line,) = (tmp_path / "out" / "models.md").read_text().splitlines()[2:]
+    assert [cell.strip() for cell in line.split("|")][1:4] == ["one", "reference", "2, 1 failed"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
