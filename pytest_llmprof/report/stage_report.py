@@ -82,7 +82,7 @@ def render(records: StageRecords, section: Section | None, catalogue: Catalogue,
     text = render_template(
         Path(__file__).parent / "stage_report.md.j2",
         title=f"{inline(metrics.test)} · {inline(metrics.stage)}",
-        verdict=_verdict(metrics),
+        verdict=f"{_verdict(metrics)} {summary(metrics)}",
         facts=list(_facts(metrics)),
         warnings=[*warnings(metrics, records.environment), *section.warnings],
         errors=_errors(metrics),
@@ -108,11 +108,13 @@ def _link(name: str, meaning: str | None) -> str:
 def _verdict(metrics: Metrics) -> str:
     failed = [gate.name for gate in metrics.gates if gate.outcome == "failed"]
     if metrics.status == "error":
-        parts = [f"**Failed:** {count(len(metrics.errors), 'error')}, see below."]
-    elif failed:
-        parts = [f"**Failed:** outside the limit of {inline(', '.join(failed))}."]
-    else:
-        parts = ["**OK.**"]
+        return f"**Failed:** {count(len(metrics.errors), 'error')}, see below."
+    return f"**Failed:** outside the limit of {inline(', '.join(failed))}." if failed else "**OK.**"
+
+
+def summary(metrics: Metrics) -> str:
+    """What was measured and how it came out, in one line of Markdown."""
+    parts = []
     rounds = count(metrics.rounds, "round")
     if metrics.kind == CALLABLE:
         parts.append(f"A callable, {rounds}{f' of {metrics.iterations:,} calls' if metrics.iterations > 1 else ''}.")

@@ -77,6 +77,17 @@ def test_a_test_has_its_samples_and_its_stages_own_section(tmp_path):
     assert "pytest 'benchmarks/test_pages.py::test_pages[mode0-one_stage]'" in data["repeat"]
 
 
+def test_what_was_measured_stands_without_the_outcome_beside_it(tmp_path):
+    """It is made of the records, so a test whose report the page has no room for has it, too."""
+    run = write_run(tmp_path, tests=2, failed=1)
+    next(run.glob("*/*/*/report.md")).unlink()
+    data = blocks(write_page(run))
+    texts = [data[f"test-{index}"]["summary_html"] for index in range(2)]
+    assert texts == [
+        f"3 pages in 2 rounds. CER {cer}. Gates: 1 {gate}." for cer, gate in (("0.0100", "passed"), ("0.200", "failed"))
+    ]
+
+
 def test_a_contended_host_is_told_once_for_all_tests(tmp_path):
     run = write_run(tmp_path, tests=4)
     for index, path in enumerate(sorted(run.glob("test_pages/*/one_stage/metrics.json"))):
@@ -94,7 +105,6 @@ def test_a_contended_host_is_told_once_for_all_tests(tmp_path):
     assert told[0]["html"] == "The host was contended in 2 of 2 rounds: on a quiet machine the same work is faster."
     assert "by more than 10.0 % from" in told[2]["html"]
     assert "up to 10.0 % of a round, load 2.00" in data["test-0"]["warnings_html"][0]
-    assert data["test-0"]["verdict_html"] == "3 pages."  # the outcome stands beside it
 
 
 def test_the_metrics_are_those_of_the_report(tmp_path):

@@ -37,7 +37,7 @@ from pytest_llmprof.report.page.repeat import repeat_command
 from pytest_llmprof.report.page.safe_html import to_html
 from pytest_llmprof.report.page.stage_files import ReportParts, csv_tables, read_report
 from pytest_llmprof.report.sections import phase_share
-from pytest_llmprof.report.stage_report import figures_note, in_figures, over_pages
+from pytest_llmprof.report.stage_report import figures_note, in_figures, over_pages, summary
 from pytest_llmprof.text.escape import one_line, visible
 from pytest_llmprof.text.numbers import count, significant
 
@@ -49,7 +49,6 @@ _TRACE = "trace.json.gz"
 TIMELINE_BYTES = 40_000_000
 """Timelines that the page holds, before they are packed to about a sixth; of later tests the reader opens the file."""
 _PARTS = ("sam", "clip", "projector")
-_OK = "<strong>OK.</strong> "
 
 
 def collect(
@@ -213,6 +212,7 @@ def _fill_row(row: Row, metrics: Metrics, columns: Sequence[Column]) -> None:
 
 def _fill(data: TestData, records: StageRecords, catalogue: Sequence[Declaration]) -> None:
     metrics = records.metrics
+    data.summary_html = to_html(summary(metrics), "", inline=True)
     data.errors = [(visible(one.page or ""), one_line(one.error, 600)) for one in metrics.errors]
     data.metrics = [
         _metric_row(metric, metrics.figures.get(metric.name), metrics)
@@ -297,7 +297,6 @@ def _samples(samples: Sequence[Sample]) -> tuple[list[str], Samples]:
 
 
 def _fill_report(data: TestData, report: ReportParts) -> None:
-    data.verdict_html = report.verdict_html.removeprefix(_OK)  # the page shows the outcome of the whole test
     data.facts_html = report.facts_html
     data.warnings_html = report.warnings_html
     data.findings_html = report.findings_html

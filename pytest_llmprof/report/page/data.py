@@ -162,7 +162,7 @@ class TestData(Struct, kw_only=True, omit_defaults=True):
     """The command that runs this test alone."""
     problem: str | None = None
     """Why its files cannot be read."""
-    verdict_html: str = ""
+    summary_html: str = ""
     facts_html: list[str] = []
     warnings_html: list[str] = []
     findings_html: list[str] = []

@@ -33,7 +33,6 @@ _NOTE = "> **Note:** "
 class ReportParts(Struct):
     """report.md in parts, as HTML."""
 
-    verdict_html: str = ""
     facts_html: list[str] = []
     warnings_html: list[str] = []
     findings_html: list[str] = []
@@ -50,8 +49,6 @@ def report_parts(text: str, base: str) -> ReportParts:
             parts.facts_html.append(to_html(line[2:], base, inline=True))
         elif line.startswith(_NOTE):
             parts.warnings_html.append(to_html(line[len(_NOTE) :], base, inline=True))
-        elif line.strip(" >") and not parts.verdict_html:
-            parts.verdict_html = to_html(line, base, inline=True)
     for section in sections:
         title, _, body = section.partition("\n")
         title = title.strip()

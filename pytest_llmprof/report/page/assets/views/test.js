@@ -97,7 +97,7 @@ function testHead(overview, row, data, index) {
     ),
     h("h1", {}, name),
     h("p", { class: "muted" }, outcomeBadge(row.outcome), ` ${facts.filter(Boolean).join(" · ")}`),
-    data.verdict_html ? h("p", {}, fromSafeHtml(data.verdict_html)) : null,
+    data.summary_html ? h("p", {}, fromSafeHtml(data.summary_html)) : null,
     row.gallery
       ? h(
           "p",
