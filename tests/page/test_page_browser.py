@@ -81,7 +81,7 @@ def test_each_kind_of_list_has_a_box_and_long_texts_little_room(open_page, tmp_p
     written = json.loads((run / "run.json").read_text())
     write_json(run / "run.json", {**written, "tests": [*written["tests"], *json.loads(msgspec.json.encode(tests))]})
     for at, path in enumerate(run.glob("test_pages/*/one_stage/report.md")):
-        path.write_text(path.read_text().replace("The GPU waits", f"GPU {at} waits").replace("12 %", f"{at} %"))
+        path.write_text(path.read_text().replace("The GPU waits", f"`kernel {at}` waits").replace("12 %", f"{at} %"))
     assert main(["report", str(run), "--baseline", str(tmp_path / "before")]) == 0
     page = open_page(run / "index.html", height=800)
     boxes = page.locator(".tall").evaluate_all("boxes => boxes.map(box => box.scrollHeight > box.offsetHeight)")

@@ -107,6 +107,25 @@ def test_a_contended_host_is_told_once_for_all_tests(tmp_path):
     assert "up to 10.0 % of a round, load 2.00" in data["test-0"]["warnings_html"][0]
 
 
+def test_findings_that_differ_in_numbers_are_told_once_for_all_tests(tmp_path):
+    """A name is no number: that of a kernel, of a layer, a version, or the file of a link."""
+    texts = [f"**In decode it is busy {busy} %**. A token takes {many} launches." for busy, many in
+             (("9.5", "1,203"), ("40.1", "987"), ("15.0", "1,203"))]  # fmt: skip
+    names = ["`gemm_64 2`", "layer2", "torch 2.13.0", "[all](a2.csv)"]
+    texts += [f"**{name.replace('2', digit)} takes {share} %**." for name in names for digit, share in ("28", "37")]
+    run = write_run(tmp_path, tests=len(texts))
+    for index, text in enumerate(texts):
+        path = run / f"test_pages/test_pages-mode{index}/one_stage/report.md"
+        write_text(path, f"# a\n\n## What to look at\n\n1. {text}\n2. Another.\n")
+    data = blocks(write_page(run))
+    first, *others = data["overview"]["findings"]
+    assert first["html"] == "<strong>In decode it is busy 9.5 to 40.1 %</strong>. A token takes 987 to 1,203 launches."
+    assert first["tests"] == [0, 1, 2]
+    assert "busy 9.5 %" in data["test-0"]["findings_html"][0]
+    assert [note["tests"] for note in others] == [[index] for index in range(3, len(texts))]
+    assert others[-1]["html"].endswith("takes 7 %</strong>.")
+
+
 def test_the_metrics_are_those_of_the_report(tmp_path):
     run = write_run(tmp_path, tests=1)
     path = run / "test_pages/test_pages-mode0/one_stage/metrics.json"

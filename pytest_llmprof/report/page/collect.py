@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -49,6 +50,8 @@ _TRACE = "trace.json.gz"
 TIMELINE_BYTES = 40_000_000
 """Timelines that the page holds, before they are packed to about a sixth; of later tests the reader opens the file."""
 _PARTS = ("sam", "clip", "projector")
+_NUMBER = re.compile(r"<code>.*?</code>|<[^>]*>|&#?\w+;|(?<![\w.])(\d+(?:,\d{3})*(?:\.\d+)?)(?![\w.]*\d)")
+"""A number in HTML is its group 1. Those in code, tags, names and versions are none."""
 
 
 def collect(
@@ -305,8 +308,30 @@ def _fill_report(data: TestData, report: ReportParts) -> None:
 
 
 def _findings(tests: Sequence[TestData]) -> list[Note]:
-    """The first finding of each test, equal ones together; tests with more follow in their own view."""
-    return _grouped((test.findings_html[0], index) for index, test in enumerate(tests) if test.findings_html)
+    """The first finding of each test, those that differ only in numbers together; tests with more follow in their own
+    view."""
+    return _grouped(_with_ranges([(test.findings_html[0], at) for at, test in enumerate(tests) if test.findings_html]))
+
+
+def _with_ranges(texts: Sequence[tuple[str, int]]) -> Iterator[tuple[str, int]]:
+    """The *texts*; those that differ only in numbers are equal, with the range of each number: "15.1 to 40.2 %"."""
+    alike: dict[str, list[list[str]]] = {}
+    words = []
+    for html, _ in texts:
+        numbers = [match[1] for match in _NUMBER.finditer(html) if match[1]]
+        words.append(_NUMBER.sub(lambda match: "\0" if match[1] else match[0], html))
+        alike.setdefault(words[-1], []).append(numbers)
+    shown = {key: _filled(key, list(zip(*found, strict=True))) for key, found in alike.items()}
+    return ((shown[key], index) for key, (_, index) in zip(words, texts, strict=True))
+
+
+def _filled(words: str, numbers: Sequence[Sequence[str]]) -> str:
+    """*words* with the range of *numbers* in the place of each NUL."""
+    first, *others = words.split("\0")
+    for column, rest in zip(numbers, others, strict=True):
+        rising = sorted(column, key=lambda one: float(one.replace(",", "")))
+        first += (rising[0] if rising[0] == rising[-1] else f"{rising[0]} to {rising[-1]}") + rest
+    return first
 
 
 def _brief(records: StageRecords | None) -> Mapping[str, str]:
