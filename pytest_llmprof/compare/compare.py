@@ -348,8 +348,9 @@ class _Comparer:
     def _notices(self, pairs: Sequence[_Pair]) -> Iterator[str]:
         for name in ("before", "after"):
             git = next((run.git for run in getattr(self, name) if run.git), None)
-            if git and git.dirty:
-                yield f"{name}: the work tree had changes that its commit {git.commit[:12]} does not have"
+            if git and git.dirty is not False:
+                had = "the work tree had" if git.dirty else "git does not know whether the work tree had"
+                yield f"{name}: {had} changes that its commit {git.commit[:12]} does not have"
         configs = {digest: keys for run in (*self.before, *self.after) for digest, keys in run.configs.items()}
         for pair in pairs:
             for one, other in zip(pair.before[:1], pair.after[:1], strict=False):
@@ -494,7 +495,7 @@ def _side(runs: Sequence[SavedRun]) -> Side:
         tuple(run.key for run in runs),
         runs[0].machine,
         git.commit if git else None,
-        bool(git and git.dirty),
+        git.dirty if git else False,
     )
 
 

@@ -22,7 +22,14 @@ class Side(Struct, frozen=True):
     keys: tuple[str, ...]
     machine: str
     commit: str | None
-    dirty: bool
+    dirty: bool | None
+    """Whether tracked files differed from the commit; null where git did not say."""
+
+    @property
+    def commit_text(self) -> str:
+        """ "commit 0123456789ab with changes"; empty without one."""
+        changes = {None: ", local changes not known", True: " with changes", False: ""}
+        return f"commit {self.commit[:12]}{changes[self.dirty]}" if self.commit else ""
 
 
 class Row(Struct, kw_only=True):

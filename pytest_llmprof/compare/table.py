@@ -154,8 +154,8 @@ def _sides(comparison: Comparison) -> tuple[tuple[str, Side], tuple[str, Side]]:
 
 
 def _side(side: Side) -> str:
-    commit = f", commit {side.commit[:12]}{' with changes' if side.dirty else ''}" if side.commit else ""
-    return f"{one_line(side.name)} ({count(side.runs, 'run')}, {one_line(side.machine)}{one_line(commit)})"
+    about = filter(None, (count(side.runs, "run"), one_line(side.machine), one_line(side.commit_text)))
+    return f"{one_line(side.name)} ({', '.join(about)})"
 
 
 def _missing(comparison: Comparison) -> list[str]:

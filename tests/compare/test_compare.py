@@ -9,6 +9,7 @@ import pytest
 from saved_runs import H100, noisy, saved_run, saved_test, side
 
 from pytest_llmprof.compare.compare import Terms, compare
+from pytest_llmprof.compare.result import Comparison
 from pytest_llmprof.compare.rules import Rule, parse_rules
 from pytest_llmprof.compare.table import render
 from pytest_llmprof.compare.verdicts import Verdict
@@ -263,6 +264,27 @@ def test_configuration_versions_and_work_tree_are_named():
         "the configurations differ: infer.engine fast → compiled",
         "versions differ: torch 2.9 → 2.10",
     ]
+
+
+@pytest.mark.parametrize(
+    ("dirty", "words", "notice"),
+    [
+        (False, "", []),
+        (True, " with changes", ["before: the work tree had changes that its commit 0123456789ab does not have"]),
+        (
+            None,
+            ", local changes not known",
+            ["before: git does not know whether the work tree had changes that its commit 0123456789ab does not have"],
+        ),
+    ],
+)
+def test_a_side_says_what_git_knows_of_its_work_tree(dirty, words, notice):
+    comparison = compare([saved_run(key="one", git=Git("0123456789abcdef", dirty))], [saved_run(key="two")])
+    assert comparison.notices == notice
+    assert msgspec.json.decode(msgspec.json.encode(comparison), type=Comparison) == comparison
+    before, after = render(comparison).splitlines()[1:3]
+    assert before == f"before: runs/one (1 run, H100, commit 0123456789ab{words})"
+    assert after == "after: runs/two (1 run, H100)"
 
 
 @pytest.mark.parametrize(

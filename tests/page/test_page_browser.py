@@ -347,6 +347,9 @@ def test_comparison_shows_verdicts_and_changed_answers(open_page, tmp_path):
         stage_dir = run / "test_pages/test_pages-mode0/one_stage"
         answers = [answer_of("same"), answer_of("other", text_raw=text)]
         write_gallery(stage_dir, answers)
+        environment = stage_dir / "environment.json"
+        git = {"commit": "0123456789abcdef", "dirty": None if name == "before" else True}
+        environment.write_text(json.dumps({**json.loads(environment.read_text()), "git": git}))
     assert main(["report", str(tmp_path / "after"), "--baseline", str(tmp_path / "before")]) == 0
     page = open_page(tmp_path / "after/index.html")
     assert page.get_by_role("columnheader", name="Against the baseline").count() == 1
@@ -358,6 +361,8 @@ def test_comparison_shows_verdicts_and_changed_answers(open_page, tmp_path):
     page.get_by_role("link", name="The whole comparison").click()
     rows = page.locator("main table tbody tr")
     assert counted > 4
+    expect(page.locator("main dl").first).to_contain_text("commit 0123456789ab, local changes not known")
+    expect(page.locator("main dl").first).to_contain_text("commit 0123456789ab with changes")
     expect(rows).to_have_count(counted)  # waits until the view before it has gone
     shown = rows.count()
     page.get_by_label("Which metrics").select_option("all")

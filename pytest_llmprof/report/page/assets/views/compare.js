@@ -38,8 +38,9 @@ views.compare = {
 };
 
 function compareHead(comparison) {
+  const changes = (dirty) => (dirty ? " with changes" : dirty === null ? ", local changes not known" : "");
   const side = ({ name, runs, machine, commit, dirty }) =>
-    [name, count(runs, "run"), machine, commit ? `commit ${commit.slice(0, 12)}${dirty ? " with changes" : ""}` : null]
+    [name, count(runs, "run"), machine, commit ? `commit ${commit.slice(0, 12)}${changes(dirty)}` : null]
       .filter(Boolean)
       .join(", ");
   const missing = [
