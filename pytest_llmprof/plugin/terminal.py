@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llmprof.errors import ConfigError
 from pytest_llmprof.text.escape import one_line, visible
-from pytest_llmprof.text.numbers import change, change_range, duration
+from pytest_llmprof.text.numbers import change, change_range, duration, number
 
 if TYPE_CHECKING:
     import pytest
@@ -177,14 +177,14 @@ def _table(rows: Sequence[Row], metrics: Sequence[Declaration], width: int, *, w
     widths = [max(len(cell[column]) for cell in cells) for column in range(len(cells[0]))]
     wide = sum(widths) + 2 * (len(widths) - 1) > width
     lines = []
-    for number, cell in enumerate(cells):
+    for at, cell in enumerate(cells):
         texts = [
             text.rjust(wanted) if 2 <= column < len(cell) - 1 else text.ljust(wanted)
             for column, (text, wanted) in enumerate(zip(cell, widths, strict=True))
         ]
         if wide:
             lines.append("  ".join(texts[:-1]).rstrip())
-            lines += [f"    {cell[-1]}"] if number else []
+            lines += [f"    {cell[-1]}"] if at else []
         else:
             lines.append("  ".join(texts).rstrip())
     return lines
@@ -247,8 +247,11 @@ def _name(row: Row, *, with_module: bool) -> str:
     return row.name if with_module else row.name.partition("::")[2]
 
 
-def _number(value: float | None, digits: int) -> str:
-    """With so many decimal places; with three digits where these would leave less than two of a small number."""
+def _number(value: float | None, digits: int | None) -> str:
+    """As in the reports; with so many decimal places where a metric's author wants them, but with three digits where
+    these would leave less than two of a small number."""
     if value is None:
         return "-"
+    if digits is None:
+        return number(value)
     return f"{value:.3g}" if 0 < abs(value) < 10 ** (1 - digits) else f"{value:.{digits}f}"

@@ -59,8 +59,8 @@ class Declaration(msgspec.Struct, frozen=True):
     shown: tuple[Place, ...] = ("report", "gate")
     heading: str = ""
     """Its column heading in the terminal; empty: the label and the unit."""
-    digits: int = 1
-    """Decimal places in the terminal."""
+    digits: int | None = None
+    """Decimal places in the terminal; None: about three digits, as in the reports."""
     section: Section = "figures"
     """The object of metrics.json that holds it."""
     description: str = ""
@@ -127,7 +127,7 @@ def _phase(name: str, description: str, label: str = "") -> Metric:
 def _quality(name: str, label: str, better: Better | None, description: str, **more: Any) -> Metric:
     shown: tuple[Place, ...] = more.pop("shown", ("quality", "gate"))
     return Metric(
-        name, "", label, better, shown=shown, section="quality", digits=4, description=description, **more
+        name, "", label, better, shown=shown, section="quality", description=description, **more
     )
 
 
@@ -180,17 +180,17 @@ BUILTIN: tuple[Metric, ...] = (
         description="Generated tokens of a page, EOS included.",
     ),
     Metric(
-        "peak_memory_gib", "GiB", "Peak device memory", "lower", "max", digits=2,
+        "peak_memory_gib", "GiB", "Peak device memory", "lower", "max",
         description="The highest `peak_bytes` of all samples / 2^30. Null on a CPU.",
         value=lambda sample: _gib(sample.peak_bytes),
     ),
     Metric(
-        "peak_reserved_gib", "GiB", "Peak device memory, reserved", "lower", "max", digits=2,
+        "peak_reserved_gib", "GiB", "Peak device memory, reserved", "lower", "max",
         description="The highest `peak_reserved_bytes` of all samples / 2^30: what the GPU must have.",
         value=lambda sample: _gib(sample.peak_reserved_bytes),
     ),
     Metric(
-        "contended", "share", "Contended rounds", None, shown=("gate",), digits=2,
+        "contended", "share", "Contended rounds", None, shown=("gate",),
         description="Rounds in which other work kept the processors from this process / all rounds.",
     ),
     Metric(
@@ -198,7 +198,7 @@ BUILTIN: tuple[Metric, ...] = (
         description="Energy of a round / its pages (for a callable: of a call), the median over rounds.",
     ),
     Metric(
-        "joules_per_token", "J", "Energy a token", "lower", digits=3,
+        "joules_per_token", "J", "Energy a token", "lower",
         description="Energy of a round / its generated tokens, the median over rounds. Vision and prefill are in it.",
     ),
     _quality(

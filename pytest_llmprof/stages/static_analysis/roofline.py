@@ -23,7 +23,7 @@ FIGURE_PHASES = ("vision", "prefill", "decode")
 """Phases whose MFU and MBU are metrics of a test."""
 METRICS = tuple(
     Metric(
-        f"{phase}_{kind}", "share", f"{kind.upper()} of {phase}", "higher", shown=("gate",), digits=3, description=text
+        f"{phase}_{kind}", "share", f"{kind.upper()} of {phase}", "higher", shown=("gate",), description=text
     )
     for kind, text in (
         ("mfu", "FLOPs of the phase / (its time x the GPU's dense peak)."),

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 METRICS = (
     *TRACE_METRICS,
     Metric(
-        "gpu_busy_share", "share", "GPU busy in a decode step", "higher", shown=("gate",), digits=3,
+        "gpu_busy_share", "share", "GPU busy in a decode step", "higher", shown=("gate",),
         description="Kernel time of a profiled decode step / TPOT of the measured rounds. Null without a GPU.",
     ),
 )
