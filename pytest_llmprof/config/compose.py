@@ -119,9 +119,10 @@ class Composition:
         return source.comment if source is not None else ""
 
     def where(self, path: str) -> str:
-        """Where *path* was set, for errors."""
+        """Where *path*, or a key below it, was set, for errors."""
+        below = [one for key, one in self.origins.items() if key.startswith(f"{path}.")]
         one = self.origins.get(path)
-        source = self.source(path)
+        source = below[-1].source if below and one is None else self.source(path)
         written = f" as {one.written}" if one is not None and one.written else ""
         return (source.where if source is not None else self.by_default) + written
 

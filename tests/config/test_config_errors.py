@@ -58,6 +58,16 @@ def test_broken_override(bench, override, parts):
         assert part in text
 
 
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [("gate.limits.quality.cer='<=1'", "gate.limits.quality"), ("pipeline.nsys.env.A.B=1", "pipeline.nsys.env.A")],
+)
+def test_a_value_below_one_of_a_mapping_names_where_it_was_set(bench, override, key):
+    assert f"{key}={{" in bench.error(override)
+    assert "set on the command line;" in bench.error(override)
+    assert "set in the ini value llmprof_override;" in bench.error(ini=(override,))
+
+
 def test_suggested_quoting_works(bench):
     for value in ("a,b", "x=y", "<image>\\nFree", "it's", "a'b\\", "the {a}", "#1", "~/x", "=\\"):
         text = bench.error(ini=(f"infer.prompt={value}",))
