@@ -89,8 +89,13 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
         return 0
     if not config.getoption("llmprof_show_config"):
         return None
+    from pytest_llmprof.run.gates import gates_of
+
     with options.usage_errors():
-        print(SharedState(config).session.composer.show(), end="")
+        options.check_ini(config)
+        session = SharedState(config).session
+        gates_of(session.composer.session(), (), session.catalogue, session.stages_measuring, None)
+        print(session.composer.show(), end="")
     return 0
 
 

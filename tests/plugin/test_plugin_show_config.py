@@ -107,3 +107,13 @@ def test_under_xdist(bench):
     bench.test()
     result = bench.run_apart(args=["--llmprof-show-config", "-n2"])
     assert yaml.safe_load(result.stdout.str())["measure"]["rounds"] == 1
+
+
+def test_what_stops_a_session_is_not_shown_as_its_configuration(bench):
+    """An ini key that does not exist, and a gate that is none."""
+    bench.test()
+    show = ["--llmprof-show-config"]
+    assert "gate.limits.nope" in bench.usage_error("gate.limits.nope='<=5'", args=show)
+    assert "unknown ini key llmprof_stages in -o" in bench.usage_error(args=[*show, "-o", "llmprof_stages=nsys"])
+    bench.ini(llmprof_stages="nsys")
+    assert "unknown ini key llmprof_stages in pytest.ini" in bench.usage_error(args=show)
