@@ -73,7 +73,7 @@ class Presets:
         for directory in self.directories:
             folder = directory / group
             if group and os.path.isdir(folder):
-                found.update(path.stem for path in folder.glob("*.yaml"))
+                found.update(path.stem for path in folder.glob("*.yaml") if path.is_file())
         return sorted(found)
 
     def groups(self) -> list[str]:

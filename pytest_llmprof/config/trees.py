@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +49,9 @@ def open_trees(config_dir: Path | None, invocation_dir: Path, registry: Registry
     user = _user_dir(config_dir, invocation_dir, named)
     _check_names(user, f"{named}={config_dir}", ours.groups())
     file = user / "config.yaml"
+    if os.path.lexists(file) and not file.is_file():
+        what = "a link to what is not there" if not file.exists() else "no file"
+        raise ConfigError(f"{named}={config_dir}: {file} is {what}")
     body = read_keys(file) if file.is_file() else {}
     source = config_file(file) if file.is_file() else None
     name = ROOT_NAME

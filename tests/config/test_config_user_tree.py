@@ -240,6 +240,25 @@ def test_a_file_that_would_never_be_read(bench, name, part):
     assert part in bench.error()
 
 
+def test_a_config_yaml_that_is_no_file(bench):
+    """A link whose target has gone would leave the packaged values in place, in silence."""
+    bench.write("infer/mine.yaml", "max_new_tokens: 3\n")
+    file = bench.user / "config.yaml"
+    file.symlink_to("gone.yaml")
+    assert bench.error().endswith(f"{file} is a link to what is not there")
+    file.unlink()
+    file.mkdir()
+    assert bench.error().endswith(f"{file} is no file")
+
+
+def test_a_preset_that_is_no_file(bench):
+    bench.write("infer/mine.yaml", "max_new_tokens: 3\n")
+    (bench.user / "infer" / "gone.yaml").symlink_to("nowhere")
+    text = bench.error("infer=gone")
+    assert "infer is one of auto, compiled, fast, mine, reference, or a preset" in text
+    assert "did you mean" not in text
+
+
 def test_a_preset_may_be_called_config(bench):
     bench.write("infer/config.yaml", "max_new_tokens: 3\n")
     assert bench.settings("infer=config").infer.max_new_tokens == 3
