@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import io
+import json
 import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from contextlib import redirect_stdout
+from typing import NoReturn, TextIO
 
 from pytest_llmprof.cli import ab, compare, doctor, init, merge, report, runs, submit, trend
 from pytest_llmprof.cli.processes import interruptible
@@ -44,17 +47,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unknown = [word for word in unknown if word not in options.passed_on_words]
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{getattr(options, 'hint', '')}")
+    output, stdout = io.StringIO(), sys.stdout
     try:
-        with interruptible():
+        with interruptible(), redirect_stdout(output):
             code: int = options.command(options)
-        sys.stdout.flush()
     except LlmprofError as error:
-        print(f"ERROR: {visible(error_line(error))}", file=sys.stderr)
-        return BAD_INPUT
+        code, problem = BAD_INPUT, visible(error_line(error))
     except KeyboardInterrupt:
-        print("ERROR: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    return code
+        code, problem = INTERRUPTED, "interrupted"
+    else:
+        problem = ""
+    # Written once the exit code is known: a reader that goes away, such as `head`, does not change it.
+    lost = _write(output.getvalue(), stdout)
+    for line in filter(None, (problem, lost)):
+        print(f"ERROR: {line}", file=sys.stderr)
+    return BAD_INPUT if lost else code
+
+
+def _write(text: str, stdout: TextIO | None) -> str:
+    """Write *text* to *stdout*, with escapes for what its encoding lacks.
+
+    Gives why it is lost: nothing where the reader has gone, or there is none.
+    """
+    if stdout is None:
+        return ""
+    if not _has(stdout.encoding, text):
+        text = "".join(one if _has(stdout.encoding, one) else json.dumps(one)[1:-1] for one in text)
+    try:
+        stdout.write(text)
+        stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())  # else Python tries again when it ends
+        return "" if isinstance(error, BrokenPipeError) else f"cannot write standard output: {error.strerror}"
+    return ""
+
+
+def _has(encoding: str | None, text: str) -> bool:
+    """Whether *encoding* has all of *text*."""
+    try:
+        text.encode(encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

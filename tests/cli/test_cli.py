@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -48,6 +49,33 @@ def test_fail_on(store, tmp_path, capsys, tpot, limit, code):
     write_run(tmp_path / "a")
     write_run(tmp_path / "b", tpot=tpot)
     assert run(capsys, "compare", "a", "b", "--fail-on", limit)[0] == code
+
+
+LLMPROF = [sys.executable, "-m", "pytest_llmprof.cli"]
+
+
+@pytest.mark.parametrize(("reader", "code"), [("| true", 1), (">&-", 1), ("> /dev/full", 4)])
+def test_output_that_nobody_reads_does_not_change_the_verdict(store, tmp_path, reader, code):
+    """The reader has gone, there is none, or the disk is full, which is no verdict at all."""
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", tpot=0.60)
+    command = shlex.join([*LLMPROF, "compare", "a", "b", "--fail-on", "tpot_ms:2%"])
+    shell = ["bash", "-c", f"set -o pipefail; (sleep 1; {command}) {reader}"]
+    done = subprocess.run(shell, capture_output=True, text=True, check=False)
+    full = "ERROR: cannot write standard output: No space left on device\n"
+    assert (done.returncode, done.stderr) == (code, full if code == 4 else "")
+
+
+def test_output_in_an_encoding_that_lacks_some_of_it(store, tmp_path):
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "ü", tpot=0.60)
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [*LLMPROF, "compare", "a", "ü"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=ascii_only)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "0.540 \\u2192 0.600" in done.stdout
+    done = subprocess.run([*command, "--format", "json"], capture_output=True, text=True, check=False, env=ascii_only)
+    assert json.loads(done.stdout)["after"]["name"] == "ü"
 
 
 def test_compare_json(store, tmp_path, capsys):
