@@ -250,6 +250,8 @@ def _records(directory: Path, test: TestRecord) -> StageRecords | None:
 def _saved_test(directory: Path, test: TestRecord, records: StageRecords | None) -> SavedTest:
     if records is None:
         why = one_line(test.error) if test.error else f"the test {test.outcome} without measuring"
+        if test.error is None and test.kind is not None:  # it has measured
+            why = f"its {one_line(test.dir or 'directory')} has no metrics.json: copy the whole run directory"
         return SavedTest(id=test.id, stage=test.stage, kind=test.kind, problem=why)
     return saved_test(records, directory / (test.dir or ""))
 

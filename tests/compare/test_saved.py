@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec import structs
 from saved_runs import saved_run, saved_test, write_run
 
 from pytest_llmprof.compare.saved import read_runs
@@ -14,6 +15,7 @@ from pytest_llmprof.compare.store import Store
 from pytest_llmprof.errors import ArtifactError, ConfigError
 from pytest_llmprof.records.environment import Environment, Gpu, Workers
 from pytest_llmprof.records.files import write_json
+from pytest_llmprof.records.run import RunRecord
 
 STAGE = "test_x/test_pages-0/direct_inference"
 
@@ -78,6 +80,19 @@ def test_a_test_without_a_result_keeps_its_error(tmp_path):
     record["tests"][0].update(error="out of\nmemory", outcome="failed")
     write_json(directory / "run.json", record)
     assert [test.problem for test in of_directory(directory).tests] == ["out of memory", None]
+
+
+def test_a_test_whose_files_are_gone_is_not_one_that_did_not_measure(tmp_path):
+    directory = write_run(tmp_path / "run", 2)
+    record = RunRecord.read(directory)
+    record.tests = [structs.replace(test, kind="pages") for test in record.tests]
+    record.tests[1].kind = None
+    write_json(directory / "run.json", record)
+    for test in record.tests:
+        (directory / test.dir / "metrics.json").unlink()
+    gone, unmeasured = of_directory(directory).tests
+    assert gone.problem == f"its {record.tests[0].dir} has no metrics.json: copy the whole run directory"
+    assert unmeasured.problem == "the test passed without measuring"
 
 
 def test_a_page_that_failed_is_a_problem(tmp_path):
