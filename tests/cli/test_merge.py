@@ -229,6 +229,14 @@ def test_a_directory_that_is_no_tests(tmp_path, place):
     assert "is no directory of a test" in refused(runs, tmp_path / "out")
 
 
+def test_a_run_may_be_given_by_a_link(tmp_path):
+    """Such as `llmprof-runs/latest`."""
+    run = write_run(tmp_path / "run")
+    (tmp_path / "latest").symlink_to(run)
+    record, _ = merge([tmp_path / "latest"], tmp_path / "out")
+    assert [test.dir for test in record.tests] == [test.dir for test in read(run).tests]
+
+
 def test_a_link_is_not_followed(tmp_path):
     runs = shards(tmp_path)
     (runs[0] / "test_x").rename(tmp_path / "elsewhere")
