@@ -43,12 +43,15 @@ def read_runs(path: Path) -> list[SavedRun]:
 
 def places(path: Path) -> list[Path]:
     """The directory or file of each run at *path*. Raises `ArtifactError` where there is none."""
-    if path.is_file() or (path / "run.json").exists():
-        return [path]
-    if not path.is_dir():
-        raise ArtifactError(f"there is no run at {path}: name a run directory, a saved run or a JSON file")
-    # A link such as `latest` would bring a run twice.
-    found = sorted(one.parent for one in path.glob("*/run.json") if not one.parent.is_symlink())
+    try:
+        if path.is_file() or (path / "run.json").exists():
+            return [path]
+        if not path.is_dir():
+            raise ArtifactError(f"there is no run at {path}: name a run directory, a saved run or a JSON file")
+        # A link such as `latest` would bring a run twice.
+        found = sorted(one for one in path.iterdir() if not one.is_symlink() and (one / "run.json").exists())
+    except OSError as error:
+        raise ArtifactError(f"cannot read {error.filename}: {error.strerror}") from error
     if not found:
         raise ArtifactError(f"{path} holds no run: there is no run.json in it, nor in a directory below")
     return found

@@ -87,6 +87,19 @@ class Store:
         if not os.access(there, os.W_OK | os.X_OK):
             raise ArtifactError(f"cannot write the store {shorten(str(self.root), 300)}: permission denied")
 
+    def files(self, name: str) -> list[Path]:
+        """The file of each run saved under *name*. Raises `ArtifactError` where a directory cannot be read."""
+        try:
+            return [
+                path
+                for folder in (self.root / name).iterdir()
+                if folder.is_dir()
+                for path in folder.iterdir()
+                if path.suffix == ".json" and not path.name.startswith(".")
+            ]
+        except OSError as error:
+            raise ArtifactError(f"cannot read {error.filename}: {error.strerror}") from error
+
     def runs(self, name: str | None = None) -> list[StoredRun]:
         """The saved runs, all or those of *name*, the oldest first.
 
@@ -98,10 +111,11 @@ class Store:
             raise ArtifactError(f"no run is saved under {name!r} in {self.root}{nearest(name, known)}; {there}")
         found = []
         for one in self.names() if name is None else [name]:
-            for path in (self.root / one).glob("*/*.json"):
-                if not path.name.startswith("."):
-                    run = decode_record(read_bytes(path), SavedRun, baseline.SCHEMA, path)
-                    found.append(StoredRun(path, run))
+            for path in self.files(one):
+                run = decode_record(read_bytes(path), SavedRun, baseline.SCHEMA, path)
+                found.append(StoredRun(path, run))
+        if name is not None and not found:
+            raise ArtifactError(f"no run is saved under {name!r} any more: {self.root / name} holds none")
         return sorted(found, key=lambda stored: (stored.run.started, stored.path.name))
 
     def resolve(self, wanted: str, machines: Collection[str] = ()) -> list[SavedRun]:

@@ -84,7 +84,7 @@ class Shards:
         wanted: str | None = self._config.getoption("llmprof_durations")
         if wanted is None:
             # A saved run's file is named by its time.
-            files = [path for name in store.names() for path in (store.root / name).glob("*/[!.]*.json")]
+            files = [path for name in store.names() for path in store.files(name)]
             places = sorted(files, key=lambda path: (path.name, path.parent), reverse=True)[:_NEWEST]
             return Times(read_seconds(places), f"the store {store.root.name}")
         if not wanted.strip():

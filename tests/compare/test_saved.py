@@ -212,6 +212,35 @@ def test_a_store_that_cannot_be_written_is_named(tmp_path):
         Store(tmp_path / "file").save(saved_run(), "main")
 
 
+def test_a_name_of_which_no_run_is_left(tmp_path):
+    """As after a save that was killed, or files removed by hand."""
+    store = Store(tmp_path)
+    (tmp_path / "main" / "cpu").mkdir(parents=True)
+    for read in (store.runs, store.resolve, store.places):
+        with pytest.raises(ArtifactError, match=r"no run is saved under 'main' any more: .*main holds none"):
+            read("main")
+    assert store.runs() == []
+    store.save(saved_run(), "main")
+    assert len(store.runs("main")) == 1
+
+
+@pytest.mark.parametrize("closed", ["main", "cpu", "runs"])
+def test_a_directory_that_cannot_be_read_is_not_passed_over(tmp_path, monkeypatch, closed):
+    store = Store(tmp_path / "store")
+    store.save(saved_run(machine="cpu"), "main")
+    write_run(tmp_path / "runs" / "1")
+    real = Path.iterdir
+
+    def iterdir(path):
+        if path.name == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with pytest.raises(ArtifactError, match=f"cannot read .*{closed}: Permission denied"):
+        read_runs(tmp_path / "runs") if closed == "runs" else store.runs()
+
+
 def _save(arguments):
     root, number = arguments
     return Store(root).save(saved_run(saved_test(), key=f"run{number}"), "main").name
