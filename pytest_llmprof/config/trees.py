@@ -47,7 +47,11 @@ def open_trees(config_dir: Path | None, invocation_dir: Path, registry: Registry
     if config_dir is None:
         return ConfigTrees(ours, stages)
     user = _user_dir(config_dir, invocation_dir, named)
-    _check_names(user, f"{named}={config_dir}", ours.groups())
+    groups = ours.groups()
+    for folder in sorted({folder for group in groups for folder in (user / group, *(user / group).parents)}):
+        if folder.is_relative_to(user):
+            _check_readable(folder, f"{named}={config_dir}")
+    _check_names(user, f"{named}={config_dir}", groups)
     file = user / "config.yaml"
     if os.path.lexists(file) and not file.is_file():
         what = "a link to what is not there" if not file.exists() else "no file"
@@ -80,11 +84,18 @@ def _user_dir(config_dir: Path, invocation_dir: Path, named: str) -> Path:
         raise ConfigError(f"{where} does not exist")
     if not path.is_dir():
         raise ConfigError(f"{where} is not a directory")
+    _check_readable(path, f"{named}={config_dir}")
     if next(path.rglob("*.yaml"), None) is None:
         raise ConfigError(
             f"{where} holds no .yaml file; it may have a config.yaml, and presets such as infer/mine.yaml"
         )
     return path
+
+
+def _check_readable(folder: Path, where: str) -> None:
+    """Raise for a directory whose presets would be passed over in silence."""
+    if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
+        raise ConfigError(f"{where}: {folder} cannot be read: permission denied")
 
 
 def _check_names(path: Path, where: str, groups: Collection[str]) -> None:

@@ -65,6 +65,8 @@ def choose_run_dir(explicit: Path | None, rootdir: Path) -> Path:
     """The run's directory, not made yet. Raises `ArtifactError` where *explicit* cannot be one."""
     if explicit is not None:
         path = Path(os.path.abspath(explicit))
+        if why := why_unusable(path / "run.json"):
+            raise ArtifactError(f"--llmprof-run-dir {path}: {why}")
         if os.path.lexists(path / "run.json"):
             raise ArtifactError(f"--llmprof-run-dir {path} already holds a run {_how_it_goes(path)}")
         if path.exists() and not path.is_dir():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 MOUNT = "output/torch@pipeline.torch_profiler.output"
@@ -249,6 +251,16 @@ def test_a_config_yaml_that_is_no_file(bench):
     file.unlink()
     file.mkdir()
     assert bench.error().endswith(f"{file} is no file")
+
+
+@pytest.mark.parametrize("folder", ["", "infer", "pipeline"])
+def test_a_directory_that_cannot_be_read_is_not_passed_over(bench, monkeypatch, folder):
+    """Else its presets would be the packaged ones, in silence."""
+    bench.write("infer/auto.yaml", "max_new_tokens: 3\n")
+    bench.write("pipeline/torch_profiler/default.yaml", "window: {pages: 2}\n")
+    closed, access = (bench.user / folder).resolve(), os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != closed and access(path, mode))
+    assert bench.error().endswith(f"{closed} cannot be read: permission denied")
 
 
 def test_a_preset_that_is_no_file(bench):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from plugin_bench import clean, files, wait_for
@@ -282,6 +283,21 @@ def test_a_run_dir_that_cannot_be_made(bench, place):
     bench.test("def test_it(llmprof_config): pass")
     text = bench.usage_error(args=[f"--llmprof-run-dir={place}"])
     assert place in text
+
+
+def test_a_run_dir_that_may_not_be_entered(bench, monkeypatch):
+    bench.test()
+    (bench.path / "closed").mkdir()
+    real = Path.stat
+
+    def stat(path, **options):
+        if path.parent.name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return real(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    text = bench.usage_error(args=["--llmprof-run-dir=closed"])
+    assert text == f"--llmprof-run-dir {bench.path / 'closed'}: permission denied"
 
 
 def test_a_run_dir_that_goes_away_is_told_and_fails_the_run(bench):
