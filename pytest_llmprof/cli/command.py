@@ -15,7 +15,7 @@ from typing import NoReturn, TextIO
 from pytest_llmprof.cli import ab, compare, doctor, init, merge, report, runs, submit, trend
 from pytest_llmprof.cli.processes import interruptible
 from pytest_llmprof.errors import LlmprofError, error_line, nearest
-from pytest_llmprof.text.escape import visible
+from pytest_llmprof.text.escape import shorten, visible
 
 BAD_INPUT = 4
 _INVALID_CHOICE = re.compile(r"invalid choice: '(?P<given>[^']*)' \(choose from (?P<allowed>.*)\)")
@@ -55,6 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code, problem = BAD_INPUT, visible(error_line(error))
     except KeyboardInterrupt:
         code, problem = INTERRUPTED, "interrupted"
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # A path that was given: too long, or below a directory that this user may not enter.
+        path = shorten(visible(os.fsdecode(error.filename)), 300)
+        code, problem = BAD_INPUT, f"cannot use {path}: {str(error.strerror).lower()}"
     else:
         problem = ""
     # Written once the exit code is known: a reader that goes away, such as `head`, does not change it.

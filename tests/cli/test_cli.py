@@ -51,6 +51,22 @@ def test_fail_on(store, tmp_path, capsys, tpot, limit, code):
     assert run(capsys, "compare", "a", "b", "--fail-on", limit)[0] == code
 
 
+@pytest.mark.parametrize("command", [["report", "a", "-o"], ["submit", "--resume"], ["init", "--model"]])
+def test_a_path_that_cannot_be_used(store, tmp_path, capsys, command):
+    """Each as one line: it is too long, or lies below a directory that may not be entered."""
+    write_run(tmp_path / "a")
+    code, out, err = run(capsys, *command, "x" * 300)
+    assert (code, out, err.count("\n")) == (4, "", 1)
+    assert err.startswith("ERROR: cannot use ")
+    assert err.endswith(": file name too long\n")
+
+
+def test_trend_of_a_name_of_which_no_run_is_left(store, tmp_path, capsys):
+    (tmp_path / ".llmprof" / "main").mkdir(parents=True)
+    code, _, err = run(capsys, "trend", "main")
+    assert (code, err) == (4, "ERROR: no run is saved under 'main' any more: .llmprof/main holds none\n")
+
+
 LLMPROF = [sys.executable, "-m", "pytest_llmprof.cli"]
 
 
