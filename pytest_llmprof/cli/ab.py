@@ -207,8 +207,11 @@ def _pytest_arguments(given: Sequence[str]) -> tuple[str, ...]:
 
 
 def _allowed(arguments: tuple[str, ...]) -> tuple[str, ...]:
-    if any(one.partition("=")[0] == "--llmprof-run-dir" for one in arguments):
+    names = {one.partition("=")[0] for one in arguments}
+    if "--llmprof-run-dir" in names:
         raise ConfigError("--llmprof-run-dir: each process has a run directory of its own; --out names where they go")
+    if "--llmprof-save" in names:
+        raise ConfigError("--llmprof-save: both sides would be runs of one name; save a run of pytest's own")
     return arguments
 
 

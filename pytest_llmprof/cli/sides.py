@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pytest_llmprof.cli.processes import Side, ignore_signals
 from pytest_llmprof.cli.revisions import Found, Repository, make_environment, probe, with_path
+from pytest_llmprof.compare.store import UNSAVED
 from pytest_llmprof.errors import ConfigError
 from pytest_llmprof.text.escape import visible
 from pytest_llmprof.text.numbers import count
@@ -109,6 +110,7 @@ def _tree(place: Path, letter: str) -> Path:
 
 def _side(wish: Wish, request: Request, python: str, cwd: Path, environment: Mapping[str, str]) -> Side:
     overrides = [f"--llmprof-override={one}" for one in wish.overrides]
+    environment = {**environment, UNSAVED: "1"}
     return Side(wish.letter, _title(wish), python, cwd, environment, (*request.arguments, *overrides))
 
 

@@ -22,6 +22,8 @@ from pytest_llmprof.text.names import unique_names
 
 STORE = ".llmprof"
 """Its directory beside the tests."""
+UNSAVED = "LLMPROF_UNSAVED"
+"""Set for the processes of `llmprof ab`: their runs are not saved, as both sides would be runs of one name."""
 _NAME = re.compile(r"[\w][\w.+-]{0,99}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -166,7 +167,11 @@ class Baselines:
             )
             return
         from pytest_llmprof.compare.saved import by_machine
+        from pytest_llmprof.compare.store import UNSAVED
 
+        if UNSAVED in os.environ:
+            self.notes.append(f"WARNING: not saved as {self._name}: both sides of llmprof ab would be runs of one name")
+            return
         for part in by_machine(run):
             try:
                 path = self.store.save(part, self._name)

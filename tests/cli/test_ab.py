@@ -170,6 +170,7 @@ def test_a_revision_runs_in_the_directory_below_it(ab, repository, monkeypatch):
         (("--metric", "tpot", "--a", "tpot=1", "--b", "tpot=1"), "unknown metric tpot (did you mean 'tpot_ms'?)"),
         (("tests", "--minutes", "3"), "--minutes stands after the first argument of pytest: give it before tests"),
         (("tests", "--llmprof-run-dir=x"), "--out names where they go"),
+        (("tests", "--llmprof-save=x"), "--llmprof-save: both sides would be runs of one name"),
         (("--install",), "--install is for revisions"),
         (("--install", "--a-ref", "old"), "leave --a-python out"),
         (("--a-ref", "old"), "is not in a git repository"),
@@ -342,12 +343,14 @@ def test_the_real_pytest_with_two_overrides(stub, capfd, monkeypatch):
     """Three pairs: the least 12 processes of a job would take a minute."""
     monkeypatch.setattr(ab_module, "Plan", lambda: Plan(first=3, max_pairs=3))
     Path("test_it.py").write_text(_REAL)
+    Path("pytest.ini").write_text("[pytest]\nllmprof_save = main\n")
     code = main(["ab", "--a", "measure.rounds=5", "--b", "measure.rounds=6", "--metric=total_ms:5%", *_REAL_ARGS])
     out, err = capfd.readouterr()
     assert code == 1, err
     line = next(line for line in out.splitlines() if line.startswith("  Total a call"))
     assert "slower   FAILED, limit 5%" in line
     assert "the configurations differ: measure.rounds 5 → 6" in out
+    assert not Path(".llmprof").exists()  # both sides would be runs of one name
 
 
 @pytest.mark.slow
