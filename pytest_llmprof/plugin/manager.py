@@ -5,6 +5,7 @@ Importing this module is cheap: nothing is composed or imported before an option
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Generator, Sequence
@@ -95,8 +96,21 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
         options.check_ini(config)
         session = SharedState(config).session
         gates_of(session.composer.session(), (), session.catalogue, session.stages_measuring, None)
-        print(session.composer.show(), end="")
+        _print_yaml(session.composer.show())
     return 0
+
+
+def _print_yaml(text: str) -> None:
+    """Print *text* in UTF-8, as YAML is, whatever the locale's encoding. Raises `ArtifactError` on a full disk."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="replace")
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        raise  # pytest ends in silence
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tries again when it ends
+        raise ArtifactError(f"cannot write standard output: {error.strerror}") from error
 
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+
 import pytest
 import yaml
 from plugin_bench import clean
@@ -117,3 +120,20 @@ def test_what_stops_a_session_is_not_shown_as_its_configuration(bench):
     assert "unknown ini key llmprof_stages in -o" in bench.usage_error(args=[*show, "-o", "llmprof_stages=nsys"])
     bench.ini(llmprof_stages="nsys")
     assert "unknown ini key llmprof_stages in pytest.ini" in bench.usage_error(args=show)
+
+
+def test_it_is_utf_8_whatever_the_locale(bench):
+    bench.test()
+    command = shlex.join([sys.executable, "-m", "pytest", "--llmprof-show-config", "--llmprof-override"])
+    pipe = f"PYTHONIOENCODING=ascii {command} \"infer.prompt='é → 文'\" > shown.yaml"
+    result = bench.pytester.run("bash", "-c", pipe)
+    assert (result.ret, result.stderr.str()) == (0, "")
+    assert yaml.safe_load((bench.path / "shown.yaml").read_text("utf-8"))["infer"]["prompt"] == "é → 文"
+
+
+def test_a_full_disk_is_told(bench):
+    bench.test()
+    command = shlex.join([sys.executable, "-m", "pytest", "--llmprof-show-config"])
+    result = bench.pytester.run("bash", "-c", f"{command} > /dev/full")
+    assert result.ret == 4
+    assert result.stderr.str().strip() == "ERROR: cannot write standard output: No space left on device"
