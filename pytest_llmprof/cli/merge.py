@@ -369,9 +369,7 @@ def _differences(parts: Sequence[_Part]) -> Iterator[str]:
     for name in dict.fromkeys(name for _, own in versions for name in own):
         yield from _told(f"versions of {name}", ((label, own.get(name)) for label, own in versions))
     commits = [(part.label, part.saved.git) for part in parts]
-    yield from _told(
-        "commits", ((label, git.commit[:12] + ("+" if git.dirty else "")) for label, git in commits if git)
-    )
+    yield from _told("commits", ((label, git.brief) for label, git in commits if git))
     machines = [
         (part.label, machine_name(test.machine)) for part in parts for test in part.saved.tests if test.problem is None
     ]

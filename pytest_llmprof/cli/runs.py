@@ -26,7 +26,7 @@ def _run(options: argparse.Namespace) -> int:
         print(f"no run is saved in {options.store} (--llmprof-save NAME saves one)")
     for one in stored:
         run = one.run
-        commit = f"{run.git.commit[:12]}{'+' if run.git.dirty else ''}" if run.git else "no commit"
+        commit = run.git.brief if run.git else "no commit"
         failed = sum(test.problem is not None for test in run.tests)
         tests = count(len(run.tests), "test") + (f", {failed} not measured" if failed else "")
         cells = (run.name, run.started, run.machine, commit, tests, str(one.path))

@@ -77,6 +77,11 @@ class Git(Struct, frozen=True):
     dirty: bool | None
     """Tracked files differ from the commit; None where git did not say, as on a slow disk."""
 
+    @property
+    def brief(self) -> str:
+        """ "0123456789ab+"; the plus stands for local changes."""
+        return self.commit[:12] + {None: " (local changes not known)", True: "+", False: ""}[self.dirty]
+
 
 class Environment(Struct, frozen=True, kw_only=True):
     """All of environment.json."""

@@ -130,6 +130,12 @@ def test_runs(store, capsys):
     assert len(run(capsys, "runs", "main")[1].splitlines()) == 1
 
 
+@pytest.mark.parametrize(("dirty", "shown"), [(False, ""), (True, "+"), (None, " (local changes not known)")])
+def test_runs_say_what_git_knows_of_local_changes(store, capsys, dirty, shown):
+    store.save(saved_run(git=Git("0123456789abcdef", dirty)), "main")
+    assert f"  0123456789ab{shown}  " in run(capsys, "runs")[1]
+
+
 def test_trend(store, tmp_path, capsys):
     for place, value in enumerate([*noisy(0.54, 0.003, 10, 1), *noisy(0.57, 0.003, 10, 2)]):
         begun = f"2026-11-{place + 1:02d}T10:00:00+00:00"

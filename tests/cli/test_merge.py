@@ -349,6 +349,19 @@ def test_what_differs_is_named(tmp_path):
     ]
 
 
+def test_commits_whose_local_changes_git_does_not_know(tmp_path):
+    runs = shards(tmp_path, 2)
+    for run, dirty in zip(runs, (False, None), strict=True):
+        for test in read(run).tests:
+            path = run / test.dir / "environment.json"
+            environment = json.loads(path.read_text())
+            path.write_text(json.dumps({**environment, "git": {"commit": "0123456789abcdef", "dirty": dirty}}))
+    _, notices = merge(runs, tmp_path / "out")
+    assert notices == [
+        "other commits: 0123456789ab (shard 1), 0123456789ab (local changes not known) (shard 2)",
+    ]
+
+
 def mixed(folder: Path, tpot: float = 0.54, swapped: bool = False) -> Path:
     """A joined run whose first shard ran on an H100 and the second on an A100, or the other way round."""
     gpus = [str(H100.gpu), A100]
