@@ -116,11 +116,14 @@ def merge(runs: Sequence[Path], out: Path, *, allow_missing: bool = False) -> tu
 
     *out* gets its name when all is in it. Raises `ArtifactError` with one line for a run that has not ended or was
     stopped, a missing shard (both taken as they are with *allow_missing*), a test or a shard that is there twice,
-    shards of different splits, an *out* that exists.
+    shards of different splits, an *out* that exists or lies in one of the runs.
     """
     out = Path(os.path.abspath(out))
     if os.path.lexists(out):
         raise ArtifactError(f"{out} exists: name a new directory")
+    for run in runs:
+        if out.resolve().is_relative_to(run.resolve()):
+            raise ArtifactError(f"{out} is inside of the run {run}: name a directory elsewhere")
     parts = sorted(
         (_read(run, allow_missing) for run in runs),
         key=lambda part: part.record.shard.index if part.record.shard else 0,

@@ -280,6 +280,15 @@ def test_a_target_that_cannot_be_made(tmp_path):
     assert refused(shards(tmp_path), tmp_path / "file" / "out") == f"cannot write {tmp_path}/file/out: Not a directory"
 
 
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_target_inside_one_of_the_runs(tmp_path, linked):
+    """It would be a part of what it is made of."""
+    runs = shards(tmp_path)
+    (tmp_path / "link").symlink_to(runs[1])
+    out = (tmp_path / "link" if linked else runs[1]) / "in" / "it"
+    assert refused(runs, out) == f"{out} is inside of the run {runs[1]}: name a directory elsewhere"
+
+
 def test_a_missing_shard(tmp_path, capsys):
     first, _, third = shards(tmp_path)
     line = refused([third, first], tmp_path / "out")
