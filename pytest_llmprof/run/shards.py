@@ -17,6 +17,7 @@ import msgspec
 from pytest_llmprof.errors import ArtifactError, ConfigError
 from pytest_llmprof.records.files import decode, read_bytes
 from pytest_llmprof.records.run import Shard
+from pytest_llmprof.text.escape import shorten
 
 OPTION = "--llmprof-shard"
 MOST = 10_000
@@ -48,12 +49,18 @@ class SuiteTest:
 
 def parse_shard(text: str) -> Shard:
     """The shard that "2/4" names. Raises `ConfigError`."""
-    found = re.fullmatch(r"\s*([0-9]{1,6})\s*/\s*([0-9]{1,6})\s*", text)
-    index, count = map(int, found.groups()) if found else (0, 0)
+    found = re.fullmatch(r"\s*0*([0-9]+)\s*/\s*0*([0-9]+)\s*", text)
+    # int() refuses thousands of digits.
+    index, count = (int(digits[:9]) for digits in found.groups()) if found else (0, 0)
     if not 1 <= index <= count <= MOST:
-        example = f"; with {count} shards, 1/{count} to {count}/{count}" if found and 1 <= count <= MOST else ""
+        more = ""
+        if count > MOST:
+            more = f"; {MOST} shards are the most"
+        elif count:
+            more = f"; with {count} shards, 1/{count} to {count}/{count}"
         raise ConfigError(
-            f"{OPTION}: {text!r} is not allowed; give I/N, the shard and their number, such as 1/4{example}"
+            f"{OPTION}: {shorten(repr(text), 60)} is not allowed; give I/N, the shard and their number, such as "
+            f"1/4{more}"
         )
     return Shard(index, count)
 

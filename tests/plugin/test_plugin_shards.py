@@ -54,6 +54,13 @@ def test_what_is_no_shard(text):
         parse_shard(text)
 
 
+@pytest.mark.parametrize("text", ["9/10001", "9/1000000000", "1/" + "9" * 5000, "1" * 5000 + "/20000"])
+def test_more_shards_than_the_most(text):
+    with pytest.raises(ConfigError, match=r"such as 1/4; 10000 shards are the most$") as error:
+        parse_shard(text)
+    assert len(str(error.value)) < 200
+
+
 def test_what_is_one():
     assert [(shard.index, shard.count) for shard in map(parse_shard, ("1/1", "2/4", " 4 / 4 "))] == [
         (1, 1),
