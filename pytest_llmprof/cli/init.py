@@ -73,6 +73,8 @@ def _model(given: str, directory: Path) -> str:
         return given
     path = Path(os.path.abspath(os.path.expanduser(given)))
     if given and path.is_dir():
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise ConfigError(f"--model: the directory {given} cannot be read: permission denied")
         inside = path.is_relative_to(directory) and path != directory
         return f"./{path.relative_to(directory).as_posix()}" if inside else str(path)
     if given.startswith(("/", "./", "../", "~")):

@@ -168,6 +168,15 @@ def test_bad_input_is_one_line(project, capsys, arguments, why):
     assert tree(project) == before
 
 
+def test_a_checkpoint_that_may_not_be_read(project, capsys, monkeypatch):
+    closed, access = project / "weights", os.access
+    closed.mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: access(path, mode) and Path(path) != closed)
+    assert "--model: the directory ./weights cannot be read: permission denied" in refused(
+        capsys, "--model", "./weights"
+    )
+
+
 def test_an_empty_name_is_not_the_current_directory(project, capsys):
     """As of a variable of the shell that is not set."""
     with pytest.raises(SystemExit):
