@@ -27,6 +27,8 @@ _TRUTHS = (".md", ".txt")
 _EXTRAS = {pdf.SUFFIX: "pdf", **dict.fromkeys((".heic", ".heif", ".hif"), "heif")}
 """Suffix -> the extra of this package that reads such files."""
 
+_NO_FILE = "no files but pipes, sockets or devices: none is read"
+
 _LONGEST_SUFFIX = 9
 """What is longer is rather a part of the name: "Mr. Smith's letter"."""
 
@@ -60,14 +62,14 @@ def image_folder_dataset() -> DatasetPlugin:
 
 def _load(settings: DatasetSettings) -> Sequence[Page]:
     root = _root(settings.root)
-    files, odd = _walk(root)
+    files, odd, pipes = _walk(root)
     places = [place for file in files for place in _places(root, file)]
     names = _page_names(places)
     by_name = {names[place]: place for place in places}
     entries = [Entry(names[place], _printable(place.file)) for place in places]
     images = {place.file for place in places}
     # A truth file's suffix may be in any case (a.MD). Where there are two, the lower case, which sorts later, wins.
-    truths = {_stem(file) + _suffix(file): file for file in sorted([*files, *odd])}
+    truths = {_stem(file) + _suffix(file): file for file in sorted([*files, *odd, *pipes])}
     belonging = {truths.get(base + suffix) for place in places for base in _bases(place) for suffix in _TRUTHS}
     others = [file for file in files if file not in images and file not in belonging]
     left_out = matching([Entry(_printable(file), _printable(file)) for file in others], settings)
@@ -80,6 +82,9 @@ def _load(settings: DatasetSettings) -> Sequence[Page]:
     if settings.subset is None:
         for entry in left_out:
             reasons.setdefault(_why_left_out(_suffix(entry.file)), []).append(_source(root, entry.file, settings))
+        unread = [Entry(_printable(file), _printable(file)) for file in pipes if file not in belonging]
+        for entry in matching(unread, settings):
+            reasons.setdefault(_NO_FILE, []).append(_source(root, entry.file, settings))
     return Pages(pages, reasons)
 
 
@@ -127,14 +132,16 @@ def _root(root: str | None) -> Path:
     return path
 
 
-def _walk(root: Path) -> tuple[list[str], list[str]]:
-    """All files below *root* as relative POSIX paths; and what is called as a truth but is a directory or a pipe.
+def _walk(root: Path) -> tuple[list[str], list[str], list[str]]:
+    """All files below *root* as relative POSIX paths; directories that are called as a truth; and what is neither, as a
+    named pipe.
 
     Links to directories are followed. A directory that is reached twice (by a loop or an alias) is read once, at its
     real path where that lies below *root*.
     """
     files: list[str] = []
     odd: list[str] = []
+    pipes: list[str] = []
     visited: set[tuple[int, int]] = set()
     own, linked = deque([""]), deque[str]()
     while own or linked:
@@ -153,14 +160,15 @@ def _walk(root: Path) -> tuple[list[str], list[str]]:
             relative = f"{directory}/{item.name}" if directory else item.name
             if os.path.isdir(item.path):
                 (linked if item.is_symlink() else own).append(relative)
+                if _suffix(relative) in _TRUTHS:
+                    odd.append(relative)
             elif os.path.isfile(item.path) or not os.path.exists(item.path):
                 # A broken link counts too: its page fails by name, and is not silently left out. A pipe does not: who
                 # opens one waits for its other end.
                 files.append(relative)
-                continue
-            if _suffix(relative) in _TRUTHS:
-                odd.append(relative)
-    return files, odd
+            else:
+                pipes.append(relative)
+    return files, odd, pipes
 
 
 def _suffix(file: str) -> str:

@@ -214,7 +214,12 @@ def test_dangling_link_fails_as_a_page(root: Path) -> None:
 def test_pipe_is_no_page(root: Path) -> None:
     os.mkfifo(root / "pipe.png")
     (root / "link_to_a_pipe.png").symlink_to("pipe.png")
-    assert "pipe" not in " ".join(names(root))
+    os.mkfifo(root / "pipe.txt")
+    pages = load_pages(PLUGIN, DatasetSettings(name="image_folder", root=str(root)))
+    assert "pipe" not in " ".join(page.name for page in pages)
+    left_out = pages.left_out["no files but pipes, sockets or devices: none is read"]
+    assert [Path(file).name for file in left_out] == ["link_to_a_pipe.png", "pipe.png", "pipe.txt"]
+    assert not load_pages(PLUGIN, DatasetSettings(name="image_folder", root=str(root), exclude=("*pipe*",))).left_out
 
 
 def test_many_stars_take_no_time(root: Path) -> None:
