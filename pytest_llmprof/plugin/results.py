@@ -154,6 +154,8 @@ class Results:
         if report.when != "teardown" or not report.passed:
             again = str(report.outcome) == "rerun"  # pytest-rerunfailures runs it once more
             outcome = "running" if again or (report.when == "setup" and report.passed) else report.outcome
+            if outcome == "running" and self._config.option.setuponly:  # no call follows
+                outcome = "skipped"
             self.log.test(
                 report.nodeid, data["stage"], outcome, directory=data["dir"], kind=kind, error=data["error"]
             )

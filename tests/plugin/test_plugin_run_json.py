@@ -203,6 +203,25 @@ def test_d(llmprof_config): pass
 
 
 @pytest.mark.parametrize("workers", [[], ["-n1"]])
+def test_a_test_of_which_only_the_fixtures_were_made_is_skipped(bench, workers):
+    bench.test(
+        """
+import pytest
+@pytest.fixture
+def broken():
+    yield
+    assert False
+def test_a(llmprof_config): pass
+def test_b(llmprof_config, broken): pass
+"""
+    )
+    bench.run_apart(args=["--setup-only", *workers])
+    run = bench.run_json()
+    assert (run["status"], [test["outcome"] for test in run["tests"]]) == ("complete", ["skipped", "failed"])
+    assert "interrupted" not in (bench.run_dir / "summary.md").read_text()
+
+
+@pytest.mark.parametrize("workers", [[], ["-n1"]])
 @pytest.mark.parametrize("cause", ["raise KeyboardInterrupt", "import pytest; pytest.exit('enough')"])
 def test_a_test_that_interrupts(bench, workers, cause):
     bench.test(f"def test_a(llmprof_config): {cause}\ndef test_b(llmprof_config): pass\n")
