@@ -60,6 +60,8 @@ def failure(text: str) -> pytest.ExceptionInfo[BaseException]:
 
 def one_line(error: BaseException) -> str:
     """An exception's first line, with its type where the text alone may say too little."""
+    if isinstance(error, pytest.FixtureLookupError):  # its own text is a tuple
+        return error.msg or f"fixture '{error.argname}' not found"
     text = next((line for line in text_of(error).splitlines() if line.strip()), "")
     if text and isinstance(error, (LlmprofError, AssertionError, pytest.fail.Exception)):
         return text
@@ -154,7 +156,7 @@ class Results:
         if report.when != "teardown" or not report.passed:
             again = str(report.outcome) == "rerun"  # pytest-rerunfailures runs it once more
             outcome = "running" if again or (report.when == "setup" and report.passed) else report.outcome
-            if outcome == "running" and self._config.option.setuponly:  # no call follows
+            if outcome == "running" and self._config.getoption("setuponly", False):  # no call follows
                 outcome = "skipped"
             self.log.test(
                 report.nodeid, data["stage"], outcome, directory=data["dir"], kind=kind, error=data["error"]

@@ -221,6 +221,21 @@ def test_b(llmprof_config, broken): pass
     assert "interrupted" not in (bench.run_dir / "summary.md").read_text()
 
 
+def test_a_fixture_that_is_not_there_is_named(bench):
+    bench.test("""
+import pytest
+@pytest.fixture
+def again(llmprof_config, request): request.getfixturevalue("nor_this")
+def test_a(llmprof_config, bencmark): pass
+def test_b(again): pass
+""")
+    bench.run()
+    assert [test["error"] for test in bench.run_json()["tests"]] == [
+        "fixture 'bencmark' not found",
+        "fixture 'nor_this' not found",
+    ]
+
+
 @pytest.mark.parametrize("workers", [[], ["-n1"]])
 @pytest.mark.parametrize("cause", ["raise KeyboardInterrupt", "import pytest; pytest.exit('enough')"])
 def test_a_test_that_interrupts(bench, workers, cause):
