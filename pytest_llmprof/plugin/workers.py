@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 import sys
 from collections.abc import Callable, Generator, Hashable, Sequence
 from itertools import pairwise
@@ -33,6 +34,8 @@ class WorkerHooks:
         self._config = shared.config
         self._local: Sequence[Any] = ()
         """What execnet knows of each worker on this host."""
+        self._interpreters: set[str] = set()
+        """The programs that `--tx` names for workers of this host."""
         self.each = False
         """Whether several workers run the same tests."""
         self.note: str | None = None
@@ -47,6 +50,9 @@ class WorkerHooks:
         """Give each worker of this host its share. Another host's list of GPUs is its own."""
         self.each = self._config.option.dist == "each" and len(specs) > 1
         self._local = [spec for spec in specs if spec.popen and not spec.via]
+        self._interpreters = {
+            program for spec in self._local if spec.python for program in shlex.split(spec.python)[:1]
+        }
         if not self._shared.configured:
             return  # no test of ours may be here: the workers find out, and call `take_share`
         with options.usage_errors():
@@ -56,7 +62,8 @@ class WorkerHooks:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_sessionstart(self) -> Generator[None, object, object]:
-        """Say in one line that ssh did not reach the machine of a worker. pytest-xdist connects while this runs."""
+        """Say in one line that the machine or the interpreter of a worker is not there. pytest-xdist connects while
+        this runs."""
         try:
             return (yield)
         except _host_not_found() as error:
@@ -64,6 +71,11 @@ class WorkerHooks:
                 f"--tx: ssh does not reach {visible(str(error))}, for the reason that it gives above; "
                 "it must connect without asking for a password"
             ) from None
+        except OSError as error:
+            if error.filename is None or error.filename not in self._interpreters:
+                raise
+            why = str(error.strerror).lower()
+            raise pytest.UsageError(f"--tx: cannot start {visible(str(error.filename))}: {why}") from None
 
     def _group_by_model(self) -> bool:
         """Whether tests are grouped by model: where `--dist loadgroup` was chosen, or nothing was, which it then is."""

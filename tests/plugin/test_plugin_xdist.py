@@ -252,3 +252,14 @@ def test_a_machine_that_ssh_does_not_reach(bench, monkeypatch, used):
     args = ["--dist=load", "--tx=ssh=nowhere//python=python3", *(STAGE if used else ())]
     text = bench.usage_error(args=args, apart=True)
     assert text.startswith("--tx: ssh does not reach nowhere, for the reason that it gives above; it must")
+
+
+@pytest.mark.parametrize("used", [True, False])
+@pytest.mark.parametrize(("made", "why"), [(False, "no such file or directory"), (True, "permission denied")])
+def test_an_interpreter_that_cannot_be_started(bench, used, made, why):
+    python = bench.path / "python"
+    if made:
+        python.touch(0o644)
+    bench.test()
+    args = ["--dist=load", f"--tx=popen//python={python}", *(STAGE if used else ())]
+    assert bench.usage_error(args=args, apart=True) == f"--tx: cannot start {python}: {why}"
