@@ -13,7 +13,7 @@ from pytest_llmprof.outputs.images import PlacedBox
 from pytest_llmprof.records.predictions import Prediction
 from pytest_llmprof.text.escape import fenced, inline, preformatted
 from pytest_llmprof.text.markdown import table
-from pytest_llmprof.text.numbers import count, fixed, number
+from pytest_llmprof.text.numbers import count, number
 
 MAX_TEXT = 40_000
 """A longer text is cut at this many characters in predictions.md, but not in result.md."""
@@ -77,9 +77,13 @@ def _table(records: Sequence[Prediction], anchors: Mapping[str, str]) -> str:
         name = inline(record.page)
         if record.page in anchors:
             name = f"[{name}](#{anchors[record.page]})"
-        times = fixed(record.total_ms, ".1f", _NONE), str(record.tokens), fixed(record.tokens_per_s, ".1f", _NONE)
-        rows.append((name, _status(record), *times, _NONE if record.cer is None else number(record.cer), _end(record)))
+        times = _shown(record.total_ms), str(record.tokens), _shown(record.tokens_per_s)
+        rows.append((name, _status(record), *times, _shown(record.cer), _end(record)))
     return table(["Page", "Status", "Time (ms)", "Tokens", "Tokens/s", "CER", "End"], rows, left=(0, 1, 6))
+
+
+def _shown(value: float | None) -> str:
+    return _NONE if value is None else number(value)
 
 
 def _section(files: PageFiles, base: str, limit: int | None) -> list[str]:
@@ -131,7 +135,7 @@ def _facts(files: PageFiles) -> str:
         ("TTFT ", record.ttft_ms, " ms"),
         ("", record.tokens_per_s, " tokens/s"),
     )
-    facts += [f"{before}{value:.1f}{after}" for before, value, after in times if value is not None]
+    facts += [f"{before}{number(value)}{after}" for before, value, after in times if value is not None]
     rates = (
         ("CER", record.cer), ("WER", record.wer), ("box IoU", record.box_iou), ("repetition", record.repetition),
     )

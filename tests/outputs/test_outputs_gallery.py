@@ -60,7 +60,7 @@ def test_times_are_said_to_be_of_the_first_round(tmp_path: Path, make_record, ma
     records = [make_record("a", "one", total_ms=12.34), make_record("b", "two", total_ms=5.0)]
     text = write(tmp_path, records, [make_page("a"), make_page("b")])
     assert "2 pages. Times are of the first round; report.md has the medians of all.\n" in text
-    for page, time in (("a", "12.3"), ("b", "5.0")):
+    for page, time in (("a", "12.3"), ("b", "5.00")):
         result = (tmp_path / "pages" / page / "result.md").read_text()
         assert f" · round 1: {time} ms · " in result
     untimed = [make_record("a", "one", total_ms=None, ttft_ms=None, tokens_per_s=None)]
