@@ -31,8 +31,9 @@ def change(ratio: float, unit: str = " %") -> str:
 
 
 def change_range(low: float, high: float) -> str:
-    """Two ratios as a range of changes: "+1.2 to +3.0 %"."""
-    return f"{change(low, '')} to {change(high)}"
+    """Two ratios as a range of changes: "+1.2 to +3.0 %", "-40.0 % to over 100 x"."""
+    last = change(high)
+    return f"{change(low, '' if last.endswith('%') else ' %')} to {last}"
 
 
 def fixed(value: float | None, form: str = ".1f", missing: str = "") -> str:

@@ -162,6 +162,11 @@ def test_numbers_are_rounded_as_in_the_reports(open_page, page_file):
     values = [0, 0.5, 2.5, 12.4, 99.94, 99.95, 100.5, 128.5, 129.5, 2812.46, -100.5, 134562.0]
     shown = open_page(page_file).evaluate(f"values => {{ {source}; return values.map(number) }}", values)
     assert shown == [numbers.number(one) for one in values]
+    ranges = [[1.012, 1.03], [0.6, 1.1], [0.6, 250.0], [120.0, 250.0]]
+    shown = open_page(page_file).evaluate(
+        f"ranges => {{ {source}; return ranges.map(([low, high]) => changeRange(low, high)) }}", ranges
+    )
+    assert [text.replace("−", "-") for text in shown] == [numbers.change_range(*one) for one in ranges]
 
 
 def test_the_failure_is_two_clicks_away(open_page, page_file):

@@ -16,7 +16,7 @@ from pytest_llmprof.records.metrics import Energy, ErrorRecord, Metrics, Peak, R
 from pytest_llmprof.records.stage import StageRecords
 from pytest_llmprof.report import write_report
 from pytest_llmprof.stages.torch_profiler.records import Profile
-from pytest_llmprof.text.numbers import number
+from pytest_llmprof.text.numbers import change_range, number
 
 STAGE = STAGES["torch_profiler"]
 
@@ -202,6 +202,18 @@ print(light, "torch" in sys.modules)
 )
 def test_numbers_have_about_three_digits(value: float | None, shown: str) -> None:
     assert number(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "shown"),
+    [
+        (1.012, 1.03, "+1.2 to +3.0 %"),
+        (0.6, 1.1, "-40.0 to +10.0 %"),
+        (0.6, 250.0, "-40.0 % to over 100 x"),
+    ],
+)
+def test_both_ends_of_a_range_have_their_unit(low: float, high: float, shown: str) -> None:
+    assert change_range(low, high) == shown
 
 
 def test_memory_energy_and_the_gpus_state(records: StageRecords, environment: Environment, gpu: Gpu) -> None:

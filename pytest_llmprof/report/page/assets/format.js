@@ -25,6 +25,12 @@ function change(ratio) {
   return ratio >= 100 ? "over 100 x" : `${part >= 0 ? "+" : "−"}${Math.abs(part).toFixed(1)} %`;
 }
 
+/** Two ratios as a range of changes: "+1.2 to +3.0 %", "−40.0 % to over 100 x". */
+function changeRange(low, high) {
+  const last = change(high);
+  return `${last.endsWith("%") ? change(low).replace(" %", "") : change(low)} to ${last}`;
+}
+
 /** A count: "1,234". */
 function integer(amount) {
   return amount === null || amount === undefined ? "–" : amount.toLocaleString("en-US");

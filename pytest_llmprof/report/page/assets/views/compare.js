@@ -121,7 +121,7 @@ function intervalChart(row, margin, reach) {
 }
 
 function intervalText(row) {
-  return row.low === null || row.high === null ? "" : `${change(row.low).replace(" %", "")} to ${change(row.high)}`;
+  return row.low === null || row.high === null ? "" : changeRange(row.low, row.high);
 }
 
 /** The columns of a metric before and after. */
