@@ -161,9 +161,6 @@ class Baselines:
         if run.status != "complete":
             self.notes.append(f"WARNING: not saved as {self._name}: the run was {run.status}, so it is half a run")
             return
-        if not run.measured:
-            self.notes.append(f"WARNING: not saved as {self._name}: no test has measured")
-            return
         if self._config.getoption("llmprof_shard") is not None:
             self.notes.append(
                 f"WARNING: not saved as {self._name}: a shard is a part of a run; llmprof merge --save saves the whole"

@@ -99,8 +99,3 @@ class SavedRun(Struct, kw_only=True):
     configs: dict[str, dict[str, Any]] = {}
     """The configurations of its tests, flat ("infer.engine"), by digest; the first few."""
     tests: list[SavedTest] = []
-
-    @property
-    def measured(self) -> bool:
-        """Whether any test has measured."""
-        return any(test.problem is None for test in self.tests)

@@ -144,14 +144,6 @@ def test_an_empty_shard_counts_as_there(tmp_path):
     assert len(record.merged) == 3
 
 
-def test_a_joined_run_without_figures_is_not_saved(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_run(tmp_path / "run", [])
-    assert main(["merge", "run", "-o", "out", "--save", "main"]) == 0
-    assert "WARNING: not saved as main: no test has measured\n" in capsys.readouterr().err
-    assert not (tmp_path / ".llmprof").exists()
-
-
 def test_the_joined_run_is_compared_and_saved(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shards(tmp_path / "before")

@@ -52,14 +52,6 @@ def newest(bench) -> Path:
     return (bench.path / "llmprof-runs" / "latest").resolve()
 
 
-@pytest.mark.parametrize("args", [["--setup-only"], ["--benchmark-skip"]])
-def test_a_run_without_figures_is_not_saved(calls, args):
-    """It would be the newest of its name, on a machine that is not known."""
-    result = calls.run(args=[*STAGE, *args, "--llmprof-save=main"])
-    result.stdout.fnmatch_lines(["WARNING: not saved as main: no test has measured"])
-    assert not saved(calls)
-
-
 @pytest.mark.parametrize("workers", [[], ["-n1"]], ids=["alone", "xdist"])
 def test_a_run_is_saved_and_the_next_is_compared_with_it(calls, workers):
     run = calls.run_apart if workers else calls.run
