@@ -15,6 +15,7 @@ from typing import NoReturn, TextIO
 from pytest_llmprof.cli import ab, compare, doctor, init, merge, report, runs, submit, trend
 from pytest_llmprof.cli.processes import interruptible
 from pytest_llmprof.errors import LlmprofError, error_line, nearest
+from pytest_llmprof.records.files import write_output
 from pytest_llmprof.text.escape import shorten, visible
 
 BAD_INPUT = 4
@@ -80,11 +81,11 @@ def _write(text: str, stdout: TextIO | None) -> str:
     if not _has(stdout.encoding, text):
         text = "".join(one if _has(stdout.encoding, one) else json.dumps(one)[1:-1] for one in text)
     try:
-        stdout.write(text)
-        stdout.flush()
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())  # else Python tries again when it ends
-        return "" if isinstance(error, BrokenPipeError) else f"cannot write standard output: {error.strerror}"
+        write_output(text, stdout)
+    except BrokenPipeError:
+        return ""
+    except LlmprofError as error:
+        return str(error)
     return ""
 
 

@@ -90,27 +90,17 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
         return 0
     if not config.getoption("llmprof_show_config"):
         return None
+    from pytest_llmprof.records.files import write_output
     from pytest_llmprof.run.gates import gates_of
 
     with options.usage_errors():
         options.check_ini(config)
         session = SharedState(config).session
         gates_of(session.composer.session(), (), session.catalogue, session.stages_measuring, None)
-        _print_yaml(session.composer.show())
+        if isinstance(sys.stdout, io.TextIOWrapper):  # YAML is UTF-8, whatever the locale's encoding
+            sys.stdout.reconfigure(encoding="utf-8", errors="replace")
+        write_output(session.composer.show(), sys.stdout)
     return 0
-
-
-def _print_yaml(text: str) -> None:
-    """Print *text* in UTF-8, as YAML is, whatever the locale's encoding. Raises `ArtifactError` on a full disk."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8", errors="replace")
-    try:
-        print(text, end="", flush=True)
-    except BrokenPipeError:
-        raise  # pytest ends in silence
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tries again when it ends
-        raise ArtifactError(f"cannot write standard output: {error.strerror}") from error
 
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)

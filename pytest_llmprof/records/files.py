@@ -1,15 +1,17 @@
 """Whole files: a file appears under its final name only when it is complete.
 
-It is written beside it under a temporary name and renamed. Line files (`.jsonl`) grow by whole lines instead.
+It is written beside it under a temporary name and renamed. Line files (`.jsonl`) grow by whole lines instead. What a
+command prints for another program, at its end, is whole too or an error.
 """
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import msgspec
 
@@ -56,6 +58,19 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write *value* to *path* as indented JSON, as `encode_json` gives it."""
     write_bytes(path, msgspec.json.format(encode_json(value), indent=2) + b"\n")
+
+
+def write_output(text: str, stdout: TextIO) -> None:
+    """Write *text* to standard output. Raises `BrokenPipeError` where its reader has gone, and `ArtifactError` with one
+    line where it cannot be written, as on a full disk."""
+    try:
+        stdout.write(text)
+        stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())  # else Python tries again when it ends
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise ArtifactError(f"cannot write standard output: {error.strerror}") from error
 
 
 def encode_json(value: Any) -> bytes:
