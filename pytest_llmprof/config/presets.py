@@ -134,12 +134,12 @@ class Presets:
     def _nested(self, layers: Sequence[Layer]) -> dict[str, tuple[str, str]]:
         found = {}
         for one in layers:
-            group, _, option = one.path.rpartition("/")
-            inside, _, name = one.above.rpartition("/")
+            group, option = _split(one.path)
+            inside, name = _split(one.above)
             file = self.file(inside, name)
             if group and file is not None and one.package.endswith(f".{group.replace('/', '.')}"):
-                alone = f"a preset of its own group is named alone, - {option}"
-                instead = alone if group == inside else f"choose it beside this preset, {group}={option}"
+                beside = f"choose it beside this preset, {group}={option}"
+                instead = _named_alone(option) if group == inside else beside
                 found[one.package] = f"{file}: its defaults list names /{one.path}", instead
         return found
 
@@ -173,14 +173,14 @@ class Presets:
         if not match:
             return
         owner, path = match.groups()
-        inside, _, name = owner.rpartition("/")
+        inside, name = _split(owner)
         user = listed_choices(self.roots.get(USER_NAME, {}).get("defaults", ()))
         if owner == ROOT_NAME and path in [f"{key.partition('@')[0]}/{option}" for key, option in user.items()]:
             owner = USER_NAME  # an override of the user's in place of our root's own entry
         file = self._user_file if owner == USER_NAME else self.file(inside, name)
         if file is None:
             return
-        group, _, option = path.rpartition("/")
+        group, option = _split(path)
         if "Could not override" in text:
             group, option = path.partition("@")[0], ""
         there = self.options(group)
@@ -188,7 +188,7 @@ class Presets:
         if not group:
             raise ConfigError(f"{what} {path}, which is no file{nearest(path, [ROOT_NAME, '_self_'])}")
         if not there:
-            alone = f": a preset of its own group is named alone, - {option}" if group == f"{inside}/{inside}" else ""
+            alone = f": {_named_alone(option)}" if group == f"{inside}/{inside}" else ""
             found = alone or nearest(group, self.groups())
             raise ConfigError(f"{what} the group {group}, which is none{found}")
         if option:
@@ -204,13 +204,21 @@ def _split(path: str) -> tuple[str, str]:
     return group, option
 
 
+def _named_alone(option: str) -> str:
+    return f"a preset of its own group is named alone, - {option}"
+
+
+def _group(key: Any) -> str:
+    """The group, and a package with it, of a key in a defaults list."""
+    return str(key).removeprefix("optional ").removeprefix("override ").strip()
+
+
 def _named(defaults: Any, inside: str) -> Iterator[str]:
     """What a defaults list in the group *inside* names, as `group/option`."""
     for entry in defaults if isinstance(defaults, list) else ():
         for key, options in entry.items() if isinstance(entry, Mapping) else [("", entry)]:
             for option in options if isinstance(options, list) else [options]:
-                group = str(key).removeprefix("optional ").removeprefix("override ").strip().partition("@")[0]
-                path = "/".join(filter(None, (group, str(option).partition("@")[0])))
+                path = "/".join(filter(None, (str(one).partition("@")[0] for one in (_group(key), option))))
                 yield path.lstrip("/") if path.startswith("/") or not inside else f"{inside}/{path}"
 
 
@@ -226,7 +234,7 @@ def listed_choices(defaults: Any) -> dict[str, Any]:
     found = {}
     for entry in defaults:
         for key, option in entry.items() if isinstance(entry, Mapping) else ():
-            found[str(key).removeprefix("optional ").removeprefix("override ").strip().lstrip("/")] = option
+            found[_group(key).lstrip("/")] = option
     return found
 
 
