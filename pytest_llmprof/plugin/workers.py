@@ -34,8 +34,6 @@ class WorkerHooks:
         self._config = shared.config
         self._local: Sequence[Any] = ()
         """What execnet knows of each worker on this host."""
-        self._interpreters: set[str] = set()
-        """The programs that `--tx` names for workers of this host."""
         self.each = False
         """Whether several workers run the same tests."""
         self.note: str | None = None
@@ -50,9 +48,6 @@ class WorkerHooks:
         """Give each worker of this host its share. Another host's list of GPUs is its own."""
         self.each = self._config.option.dist == "each" and len(specs) > 1
         self._local = [spec for spec in specs if spec.popen and not spec.via]
-        self._interpreters = {
-            program for spec in self._local if spec.python for program in shlex.split(spec.python)[:1]
-        }
         if not self._shared.configured:
             return  # no test of ours may be here: the workers find out, and call `take_share`
         with options.usage_errors():
@@ -72,7 +67,7 @@ class WorkerHooks:
                 "it must connect without asking for a password"
             ) from None
         except OSError as error:
-            if error.filename is None or error.filename not in self._interpreters:
+            if not any(spec.python and error.filename in shlex.split(spec.python)[:1] for spec in self._local):
                 raise
             why = str(error.strerror).lower()
             raise pytest.UsageError(f"--tx: cannot start {visible(str(error.filename))}: {why}") from None
