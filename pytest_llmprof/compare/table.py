@@ -14,7 +14,7 @@ from pytest_llmprof.compare.verdicts import Verdict
 from pytest_llmprof.text import numbers
 from pytest_llmprof.text.escape import inline, one_line
 from pytest_llmprof.text.markdown import code, table
-from pytest_llmprof.text.numbers import count, duration, fixed, number
+from pytest_llmprof.text.numbers import count, duration, number
 
 FORMATS = ("text", "markdown", "json")
 _KERNELS = 20
@@ -173,7 +173,7 @@ def _kernel(one: KernelChange, *, plain: bool) -> str:
     where = f" in {one.phase}" if one.phase else ""
     if one.new_name is not None:
         name += f" → {one.new_name if plain else code(one.new_name, cell=False)}"
-    times = " → ".join(f"{fixed(time, '.2f')} µs" for time in (one.before_us, one.after_us) if time is not None)
+    times = " → ".join(f"{time:.2f} µs" for time in (one.before_us, one.after_us) if time is not None)
     ratio = f" ({one.ratio:.2f} x)" if one.ratio is not None else ""
     launches = " → ".join(str(number) for number in dict.fromkeys((one.before_count, one.after_count)) if number)
     return f"{one.change}: {name}{where}, {times}{ratio}, {launches} launches"

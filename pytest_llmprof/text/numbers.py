@@ -36,9 +36,9 @@ def change_range(low: float, high: float) -> str:
     return f"{change(low, '' if last.endswith('%') else ' %')} to {last}"
 
 
-def fixed(value: float | None, form: str = ".1f", missing: str = "") -> str:
-    """*value* in the format *form*; *missing* for None."""
-    return missing if value is None else format(value, form)
+def fixed(value: float | None, form: str = ".1f") -> str:
+    """*value* in the format *form*; empty for None."""
+    return "" if value is None else format(value, form)
 
 
 def duration(seconds: float) -> str:
