@@ -21,7 +21,7 @@ def test_table_alignment() -> None:
 def test_counts_and_fixed_numbers() -> None:
     assert [count(1, "page"), count(0, "page")] == ["1 page", "0 pages"]
     assert count(1234, "entry", "entries") == "1,234 entries"
-    assert [fixed(0.25), fixed(0.25, ".3f"), fixed(None), fixed(None, missing="–")] == ["0.2", "0.250", "", "–"]
+    assert [fixed(0.25), fixed(0.25, ".3f"), fixed(None)] == ["0.2", "0.250", ""]
 
 
 def test_names_are_safe_distinct_and_short() -> None:
