@@ -33,16 +33,9 @@ _THROTTLED = 0.01
 """Share of the rounds for which the driver counted throttling."""
 
 
-def read_runs(path: Path) -> list[SavedRun]:
-    """The runs at *path*: a run directory, a directory of them, a saved run, or a file of pytest-benchmark.
-
-    Raises `ArtifactError` with one line where there is none, or one cannot be read.
-    """
-    return [read_place(place) for place in places(path)]
-
-
 def places(path: Path) -> list[Path]:
-    """The directory or file of each run at *path*. Raises `ArtifactError` where there is none."""
+    """The directory or file of each run at *path*: a run directory, a directory of them, a saved run, or a file of
+    pytest-benchmark. Raises `ArtifactError` where there is none."""
     try:
         if path.is_file() or (path / "run.json").exists():
             return [path]
@@ -58,7 +51,7 @@ def places(path: Path) -> list[Path]:
 
 
 def read_place(place: Path) -> SavedRun:
-    """The run of one of `places`."""
+    """The run of one of `places`. Raises `ArtifactError` with one line where it cannot be read."""
     return read_run(place) if place.is_file() else saved_run(place)
 
 

@@ -121,7 +121,7 @@ class Store:
         return sorted(found, key=lambda stored: (stored.run.started, stored.path.name))
 
     def resolve(self, wanted: str, machines: Collection[str] = ()) -> list[SavedRun]:
-        """The runs that *wanted* means: a name in the store, or a path (see `read_runs`).
+        """The runs that *wanted* means: a name in the store, or a path (see `places`).
 
         Of a name that was saved on several machines, those of *machines* where there are any, else all.
         """

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from pytest_llmprof.compare.store import Store
 from pytest_llmprof.records.baseline import SavedMachine, SavedPage, SavedRun, SavedTest
 from pytest_llmprof.records.catalogue import BUILTIN, Declaration
 from pytest_llmprof.records.environment import Environment, Gpu, Host
@@ -19,6 +20,11 @@ from pytest_llmprof.records.run import RunRecord, Shard, TestRecord
 
 H100 = SavedMachine("NVIDIA H100 80GB HBM3", 700.0, 1980, "Xeon", 16)
 DECLARATIONS: list[Declaration] = [metric.declaration for metric in BUILTIN]
+
+
+def read_runs(path: Path) -> list[SavedRun]:
+    """The runs at *path*, as a comparison reads them: nothing is saved under a name."""
+    return Store(path.parent / "no-store").resolve(str(path))
 
 
 def saved_test(name: str = "test_pages", **changes: Any) -> SavedTest:

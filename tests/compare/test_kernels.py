@@ -6,13 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from saved_runs import write_run
+from saved_runs import read_runs, write_run
 
 from pytest_llmprof.analysis.rows import KernelRow
 from pytest_llmprof.analysis.tables import csv_text
 from pytest_llmprof.compare.compare import compare
 from pytest_llmprof.compare.kernels import kernel_changes, normalised, read_kernels
-from pytest_llmprof.compare.saved import read_runs
 from pytest_llmprof.compare.table import render
 from pytest_llmprof.records.baseline import SavedKernel
 

@@ -7,9 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 from msgspec import structs
-from saved_runs import saved_run, saved_test, write_run
+from saved_runs import read_runs, saved_run, saved_test, write_run
 
-from pytest_llmprof.compare.saved import read_runs
 from pytest_llmprof.compare.saved import saved_run as of_directory
 from pytest_llmprof.compare.store import Store
 from pytest_llmprof.errors import ArtifactError, ConfigError

@@ -23,7 +23,7 @@ from traces import one_page
 
 from pytest_llmprof.cli.merge import merge
 from pytest_llmprof.compare.kernels import read_kernels
-from pytest_llmprof.compare.saved import read_runs
+from pytest_llmprof.compare.saved import read_place
 from pytest_llmprof.errors import ArtifactError
 from pytest_llmprof.outputs.predictions import read_predictions
 from pytest_llmprof.report import write_report
@@ -101,7 +101,7 @@ def read_all(run: Path) -> None:
     """Compare and show the run; each is refused in one line or goes well."""
     stage_dir = run / PLACE
     readers = [
-        lambda: read_runs(run),
+        lambda: read_place(run),
         lambda: read_kernels(stage_dir / "kernels.csv"),
         lambda: read_predictions(stage_dir / "pred" / "predictions.jsonl"),
         lambda: merge([run], run / "joined"),
@@ -142,7 +142,7 @@ def test_json_of_any_shape(value: object) -> None:
     with _scratch() as directory:
         for name in ("outcome.json", "saved.json", "metrics.json"):
             (directory / name).write_text(json.dumps(value))
-        for reader in (lambda: Outcome.read(directory), lambda: read_runs(directory / "saved.json")):
+        for reader in (lambda: Outcome.read(directory), lambda: read_place(directory / "saved.json")):
             try:
                 reader()
             except ArtifactError as error:
@@ -154,14 +154,14 @@ def test_files_of_pytest_benchmark_with_odd_values(value: object) -> None:
     with _scratch() as directory:
         (directory / "saved.json").write_text(json.dumps(value))
         try:
-            read_runs(directory / "saved.json")
+            read_place(directory / "saved.json")
         except ArtifactError as error:
             assert_one_line(error)
 
 
 def test_the_run_itself_is_read() -> None:
     with run_with("", b"") as run:
-        assert len(read_runs(run)[0].tests) == 1
+        assert len(read_place(run).tests) == 1
         write_report(run / PLACE, STAGES["torch_profiler"], CATALOGUE)
         assert "## Profiled window" in (run / PLACE / "report.md").read_text()
         shutil.rmtree(run / PLACE)
