@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -83,23 +84,29 @@ def _version_base() -> Iterator[None]:
 
 
 def compose(
-    directories: Sequence[Path], roots: Mapping[str, Mapping[str, Any]], name: str, overrides: Sequence[str]
+    directories: Sequence[Path],
+    roots: Mapping[str, Mapping[str, Any]],
+    name: str,
+    overrides: Sequence[str],
+    most_loads: int | None = None,
 ) -> tuple[DictConfig, dict[str, str], list[Layer]]:
     """Compose the configuration *name* of *roots*; interpolations stay as they are written.
 
     *directories* are configuration trees, the first that has a file wins; *overrides* choose presets. Gives the
     configuration, the preset chosen for each key of the defaults list, and what each file set, the strongest last.
+    Raises `RecursionError` where a file includes itself, and after *most_loads* loads of files, also of the same file
+    again: Python's own limit can come after hours.
     """
     with _version_base():
         loader = ConfigLoaderImpl(create_config_search_path(None))
         loader.repository.sources[:0] = [_Tree(directory, roots) for directory in directories]
         try:
-            found, repository = _defaults(loader, name, overrides, with_hydra=False)
+            found, repository = _defaults(loader, name, overrides, most_loads, with_hydra=False)
         except ConfigCompositionException as error:
             if "hydra/" not in str(error):
                 raise
             # A tree that is an application's, too, may choose presets of Hydra's own configuration.
-            found, repository = _defaults(loader, name, overrides, with_hydra=True)
+            found, repository = _defaults(loader, name, overrides, most_loads, with_hydra=True)
         choices = {
             key: option
             for key, option in found.overrides.known_choices.items()
@@ -126,9 +133,19 @@ def compose(
     return config, choices, layers
 
 
-def _defaults(loader: ConfigLoaderImpl, name: str, overrides: Sequence[str], *, with_hydra: bool) -> tuple[Any, Any]:
+def _defaults(
+    loader: ConfigLoaderImpl, name: str, overrides: Sequence[str], most_loads: int | None, *, with_hydra: bool
+) -> tuple[Any, Any]:
     """The defaults list of *name*, and what reads each of its files once; Hydra's own configuration takes as long."""
     parsed, repository = loader._parse_overrides_and_create_caching_repo(name, list(overrides))
+    load, loads = repository.load_config, itertools.count(1)
+
+    def load_config(config_path: str) -> ConfigResult | None:
+        if most_loads is not None and next(loads) > most_loads:
+            raise RecursionError
+        return load(config_path)
+
+    repository.load_config = load_config
     return create_defaults_list(repository, name, parsed, with_hydra, skip_missing=False), repository
 
 

@@ -24,6 +24,9 @@ ROOT_NAME = "llmprof_root"
 USER_NAME = "llmprof_user"
 """The name under which the defaults list of the user's config.yaml is composed."""
 
+_MANY_LOADS = 400
+"""Loads of files after which it is looked whether the presets include each other. The packaged root takes about 40."""
+
 
 @dataclass(frozen=True)
 class Composed:
@@ -114,9 +117,14 @@ class Presets:
         from pytest_llmprof.config.hydra_compose import compose
 
         try:
-            config, choices, found = compose(self.directories, self.roots, self.name, overrides)
+            try:
+                config, choices, found = compose(self.directories, self.roots, self.name, overrides, _MANY_LOADS)
+            except RecursionError:
+                self._raise_endless(chosen)
+                config, choices, found = compose(self.directories, self.roots, self.name, overrides)
         except RecursionError:
-            raise ConfigError(self._why_endless(chosen)) from None
+            where = f"a defaults list in {self.directories[0]} includes itself"
+            raise ConfigError(f"the presets don't compose: {where}") from None
         # Hydra raises plain ones for a defaults list of a wrong shape.
         except (HydraException, OmegaConfBaseException, ValueError, TypeError, OSError) as error:
             self._raise_missing(str(error))
@@ -143,28 +151,38 @@ class Presets:
                 found[one.package] = f"{file}: its defaults list names /{one.path}", instead
         return found
 
-    def _why_endless(self, chosen: Mapping[str, str]) -> str:
+    def _raise_endless(self, chosen: Mapping[str, str]) -> None:
+        """Raise where a file's defaults list leads back to it."""
+        seen: set[str] = set()
         starts = [*(f"{key.partition('@')[0]}/{option}" for key, option in chosen.items()), self.name]
-        circle = next(filter(None, map(self._circle, starts)), [])
+        circle = next(filter(None, (self._circle(start, (), seen) for start in starts)), [])
         if not circle:
-            return f"the presets don't compose: a defaults list in {self.directories[0]} includes itself"
+            return
+        start = next((at for at, path in enumerate(circle) if path not in self.roots), 0)
+        circle = [*circle[start:], *circle[:start]]
         first, *others = (str(self.file(*_split(path)) or path) for path in circle)
         by = f", by way of {' and '.join(others)}" if others else ""
         hint = "take the entry out"
         if not others and sum((tree / f"{circle[0]}.yaml").is_file() for tree in self.directories) > 1:
             hint = "to build on the packaged preset of this name, give this file another one"
-        return f"{first}: its defaults list includes this file itself{by}; {hint}"
+        raise ConfigError(f"{first}: its defaults list includes this file itself{by}; {hint}")
 
-    def _circle(self, path: str, above: tuple[str, ...] = ()) -> list[str]:
-        """The presets, as `group/option`, whose defaults lists name each other; looked for from *path* on."""
+    def _circle(self, path: str, above: tuple[str, ...], seen: set[str]) -> list[str]:
+        """The presets, as `group/option`, whose defaults lists name each other; looked for from *path* on.
+
+        *seen* are presets that lead to none; what was looked at is added.
+        """
         if path in above:
             return list(above[above.index(path) :])
+        if path in seen:
+            return []
         group, option = _split(path)
         file = self.file(group, option)
         keys = self.roots.get(path) or (read_keys(file) if file is not None else {})
         for name in _named(keys.get("defaults"), group):
-            if found := self._circle(name, (*above, path)):
+            if found := self._circle(name, (*above, path), seen):
                 return found
+        seen.add(path)
         return []
 
     def _raise_missing(self, text: str) -> None:

@@ -119,6 +119,29 @@ def test_presets_that_include_each_other(bench, a, b):
     assert bench.error() == text
 
 
+@pytest.mark.parametrize(
+    ("a", "by"), [("[/llmprof_root]", "llmprof_root"), ("[b, c]", "{b}"), ("[{/infer: [c, b]}, _self_]", "{c} and {b}")]
+)
+def test_endless_presets_that_branch_are_found_at_once(bench, a, by):
+    """Composed until Python's own limit they take minutes to years."""
+    first = bench.write("infer/auto.yaml", f"defaults: {a}\n")
+    lists = {"b": "[auto, c]", "c": "[b, auto]"}
+    others = {name: bench.write(f"infer/{name}.yaml", f"defaults: {entries}\n") for name, entries in lists.items()}
+    if a == "[b, c]":
+        bench.write("infer/c.yaml", "")
+    text = f"{first}: its defaults list includes this file itself, by way of {by.format(**others)}; take the entry out"
+    assert bench.error() == text
+
+
+def test_many_presets_are_no_endless_ones(bench):
+    """More than are composed before it is looked whether they are endless, each named by two others."""
+    for number in range(7):
+        bench.write(f"infer/x{number}.yaml", f"defaults: [x{number + 1}, x{number + 1}@other]\n")
+    bench.write("infer/x7.yaml", "batch_size: 3\n")
+    bench.write("infer/auto.yaml", "defaults: [x0]\n")
+    assert bench.error().startswith("infer.other.batch_size=3: unknown key")
+
+
 def test_a_preset_that_includes_the_packaged_one_it_replaces(bench):
     file = bench.write("infer/auto.yaml", "defaults: [auto]\nbatch_size: 4\n")
     assert bench.error() == (
