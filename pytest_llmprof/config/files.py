@@ -79,8 +79,14 @@ def check_defaults(file: Path, entries: Any) -> None:
     if not isinstance(entries, list):
         what = "is empty: write defaults: [] or leave it out" if entries is None else "must be a list, [NAME, _self_]"
         raise ConfigError(f"{file}: defaults {what}")
+    overridden = set()
     for entry in entries:
         for key, options in entry.items() if isinstance(entry, Mapping) else [("", entry)]:
+            if str(key).startswith("override "):
+                group = str(key).removeprefix("override ").strip().lstrip("/")
+                if group in overridden:
+                    raise ConfigError(f"{file}: its defaults list overrides {group} twice: keep one of the entries")
+                overridden.add(group)
             for option in options if isinstance(options, list) and key else [options]:
                 if isinstance(option, str) or (option is None and key):
                     continue

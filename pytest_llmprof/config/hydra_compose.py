@@ -89,11 +89,14 @@ def compose(
     name: str,
     overrides: Sequence[str],
     most_loads: int | None = None,
-) -> tuple[DictConfig, dict[str, str], list[Layer]]:
+    *,
+    skip_missing: bool = False,
+) -> tuple[DictConfig, dict[str, str | None], list[Layer]]:
     """Compose the configuration *name* of *roots*; interpolations stay as they are written.
 
     *directories* are configuration trees, the first that has a file wins; *overrides* choose presets. Gives the
-    configuration, the preset chosen for each key of the defaults list, and what each file set, the strongest last.
+    configuration, the preset of each key of the defaults lists, None for no preset, and what each file set, the
+    strongest last. *skip_missing*: a preset that is still to be chosen, `???`, is passed over.
     Raises `RecursionError` where a file includes itself, and after *most_loads* loads of files, also of the same file
     again: Python's own limit can come after hours.
     """
@@ -101,16 +104,16 @@ def compose(
         loader = ConfigLoaderImpl(create_config_search_path(None))
         loader.repository.sources[:0] = [_Tree(directory, roots) for directory in directories]
         try:
-            found, repository = _defaults(loader, name, overrides, most_loads, with_hydra=False)
+            found, repository = _defaults(loader, name, overrides, most_loads, skip_missing, with_hydra=False)
         except ConfigCompositionException as error:
             if "hydra/" not in str(error):
                 raise
             # A tree that is an application's, too, may choose presets of Hydra's own configuration.
-            found, repository = _defaults(loader, name, overrides, most_loads, with_hydra=True)
+            found, repository = _defaults(loader, name, overrides, most_loads, skip_missing, with_hydra=True)
         choices = {
             key: option
             for key, option in found.overrides.known_choices.items()
-            if option is not None and not key.startswith("hydra/")
+            if not key.startswith("hydra/")
         }
         files = [one for one in found.defaults if not one.config_path.startswith("hydra/")]
         config = OmegaConf.create()
@@ -134,7 +137,13 @@ def compose(
 
 
 def _defaults(
-    loader: ConfigLoaderImpl, name: str, overrides: Sequence[str], most_loads: int | None, *, with_hydra: bool
+    loader: ConfigLoaderImpl,
+    name: str,
+    overrides: Sequence[str],
+    most_loads: int | None,
+    skip_missing: bool,
+    *,
+    with_hydra: bool,
 ) -> tuple[Any, Any]:
     """The defaults list of *name*, and what reads each of its files once; Hydra's own configuration takes as long."""
     parsed, repository = loader._parse_overrides_and_create_caching_repo(name, list(overrides))
@@ -146,7 +155,7 @@ def _defaults(
         return load(config_path)
 
     repository.load_config = load_config
-    return create_defaults_list(repository, name, parsed, with_hydra, skip_missing=False), repository
+    return create_defaults_list(repository, name, parsed, with_hydra, skip_missing), repository
 
 
 def _clash(under: Any, over: Any, path: str = "") -> str | None:
@@ -161,7 +170,7 @@ def _clash(under: Any, over: Any, path: str = "") -> str | None:
     return None
 
 
-def _chosen_by(file: ResultDefault, files: Sequence[ResultDefault], choices: Mapping[str, str]) -> str:
+def _chosen_by(file: ResultDefault, files: Sequence[ResultDefault], choices: Mapping[str, str | None]) -> str:
     """The key of *choices* whose preset is *file*, or names it in its own defaults list; "" for none."""
     parents = {one.config_path: one.parent for one in files}
     path = file.config_path

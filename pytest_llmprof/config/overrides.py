@@ -84,8 +84,8 @@ class Parser:
         mounts = sorted(name for name in self.presets.known if name.partition("@")[0] == group)
         if package is None and mounts:
             return [Choice(name, option, source, short=True) for name in mounts]
-        if package is None:
-            return [Choice(key, option, source, append=True)]
+        if package is None or not mounts:  # another preset may name the group: that is seen when they are composed
+            return [Choice(key, option, source)]
         raise ConfigError(
             f"{key}={option}: nothing is mounted at {package}, set {source.where}; "
             + self._mounts(group, package, mounts)
@@ -95,8 +95,6 @@ class Parser:
         stage = re.match(r"pipeline\.(\w+)\.output", package)
         without = stage is not None and find(self.root, stage[0]) is None and stage[1] in self.registry.stages
         why = f"{why_no_output(self.registry, stage[1])}; " if stage is not None and without else ""
-        if not mounts:
-            return f"{why}write {group}=…"
         return f"{why}{group} is mounted as {', '.join(mounts)}{nearest(f'{group}@{package}', mounts)}"
 
 

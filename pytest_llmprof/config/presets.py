@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from posixpath import normpath
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmprof.config.files import read_keys
@@ -26,6 +28,10 @@ USER_NAME = "llmprof_user"
 
 _MANY_LOADS = 400
 """Loads of files after which it is looked whether the presets include each other. The packaged root takes about 40."""
+_UNMATCHED = re.compile(
+    r"Could not override '(?P<key>[^']+)'\.\s+(?:No match|Did you mean to override (?:one of )?(?P<others>.+?)\?)"
+)
+"""What Hydra says of an override whose key is in no defaults list."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,9 @@ class Composed:
     config: DictConfig
     """Interpolations stay as they are written."""
     choices: Mapping[str, str]
-    """The preset of each key of the defaults list."""
+    """The preset of each key of the defaults lists that has one."""
+    keys: frozenset[str]
+    """All keys of the defaults lists."""
     layers: Sequence[tuple[str, Mapping[str, Any], Source]]
     """(key of `choices`, keys from the root down, who sets them) of each preset file, the strongest first."""
     nested: Mapping[str, tuple[str, str]]
@@ -68,7 +76,7 @@ class Presets:
         self.roots = roots
         self.name = name
         self._user_file = user_file
-        self._composed: dict[tuple[str, ...], Composed] = {}
+        self._composed: dict[tuple[tuple[str, str], ...], Composed] = {}
 
     def options(self, group: str) -> list[str]:
         """The names that `group=` may take; empty where it is no group."""
@@ -99,37 +107,22 @@ class Presets:
 
     @cached_property
     def known(self) -> frozenset[str]:
-        """The keys of the defaults lists, `group` or `group@package`."""
-        return frozenset(self.compose(()).choices)
+        """The keys of the defaults lists, `group` or `group@package`, also of those that name no preset yet."""
+        with suppress(ConfigError):  # a preset is still to be chosen, or it is raised again
+            return self.compose(()).keys
+        return frozenset(self._hydra({}, skip_missing=True)[1][1])
 
     def compose(self, chosen: Iterable[Choice]) -> Composed:
         """Compose with the presets that somebody chose; each set of them once. Raises `ConfigError`."""
-        overrides = {f"{'+' if one.append else ''}{one.key}={quoted(one.option)}": one for one in chosen}
-        key = tuple(sorted(overrides))
+        choices = {one.key: one for one in chosen}
+        key = tuple(sorted((one.key, one.option) for one in choices.values()))
         if key not in self._composed:
-            self._composed[key] = self._compose(key, {one.key: one.option for one in overrides.values()})
+            self._composed[key] = self._compose(choices)
         return self._composed[key]
 
-    def _compose(self, overrides: Sequence[str], chosen: Mapping[str, str]) -> Composed:
-        from hydra.errors import HydraException
-        from omegaconf.errors import OmegaConfBaseException
-
-        from pytest_llmprof.config.hydra_compose import compose
-
-        try:
-            try:
-                config, choices, found = compose(self.directories, self.roots, self.name, overrides, _MANY_LOADS)
-            except RecursionError:
-                self._raise_endless(chosen)
-                config, choices, found = compose(self.directories, self.roots, self.name, overrides)
-        except RecursionError:
-            where = f"a defaults list in {self.directories[0]} includes itself"
-            raise ConfigError(f"the presets don't compose: {where}") from None
-        # Hydra raises plain ones for a defaults list of a wrong shape.
-        except (HydraException, OmegaConfBaseException, ValueError, TypeError, OSError) as error:
-            self._raise_missing(str(error))
-            text = " ".join(str(error).split()) or type(error).__name__
-            raise ConfigError(f"the presets don't compose: {text}") from None
+    def _compose(self, chosen: Mapping[str, Choice]) -> Composed:
+        chosen, (config, every, found) = self._hydra(chosen)
+        choices = {key: option for key, option in every.items() if option is not None}
         packaged = listed_choices(self.roots[ROOT_NAME]["defaults"])
         sources = {}
         for key, option in choices.items():
@@ -137,7 +130,42 @@ class Presets:
             ours = packaged.get(key) == option and file is not None and file.is_relative_to(self.directories[-1])
             sources[key] = preset(key, option, file, as_packaged=ours and key not in chosen)
         layers = [(one.choice, one.keys, sources[one.choice]) for one in reversed(found) if one.choice]
-        return Composed(config, choices, layers, self._nested(found))
+        return Composed(config, choices, frozenset(every), layers, self._nested(found))
+
+    def _hydra(
+        self, chosen: Mapping[str, Choice], added: frozenset[str] = frozenset(), *, skip_missing: bool = False
+    ) -> tuple[Mapping[str, Choice], tuple[DictConfig, dict[str, str | None], list[Layer]]]:
+        """What Hydra composes, and *chosen* with the keys that the defaults lists have.
+
+        *added*: those keys of *chosen* whose groups no defaults list names.
+        """
+        from hydra.errors import HydraException
+        from omegaconf.errors import OmegaConfBaseException
+
+        from pytest_llmprof.config.hydra_compose import compose
+
+        given = [f"{'+' if key in added else ''}{key}={quoted(one.option)}" for key, one in sorted(chosen.items())]
+
+        def composed(most_loads: int | None) -> tuple[DictConfig, dict[str, str | None], list[Layer]]:
+            return compose(self.directories, self.roots, self.name, given, most_loads, skip_missing=skip_missing)
+
+        try:
+            try:
+                return chosen, composed(_MANY_LOADS)
+            except RecursionError:
+                self._raise_endless(chosen)
+                return chosen, composed(None)
+        except RecursionError:
+            where = f"defaults lists in {self.directories[0]} include each other, or too many lie below each other"
+            raise ConfigError(f"the presets don't compose: {where}") from None
+        # Hydra raises plain ones for a defaults list of a wrong shape.
+        except (HydraException, OmegaConfBaseException, ValueError, TypeError, OSError) as error:
+            unmatched = _UNMATCHED.match(str(error))
+            if unmatched and unmatched["key"] in chosen.keys() - added:
+                return self._hydra(*_matched(chosen, added, **unmatched.groupdict()), skip_missing=skip_missing)
+            self._raise_missing(str(error))
+            text = " ".join(str(error).split()) or type(error).__name__
+            raise ConfigError(f"the presets don't compose: {text}") from None
 
     def _nested(self, layers: Sequence[Layer]) -> dict[str, tuple[str, str]]:
         found = {}
@@ -151,11 +179,14 @@ class Presets:
                 found[one.package] = f"{file}: its defaults list names /{one.path}", instead
         return found
 
-    def _raise_endless(self, chosen: Mapping[str, str]) -> None:
+    def _raise_endless(self, chosen: Mapping[str, Choice]) -> None:
         """Raise where a file's defaults list leads back to it."""
+        given = listed_choices(self.roots.get(USER_NAME, {}).get("defaults", ()))
+        given |= {key: one.option for key, one in chosen.items()}
+        instead = {key.partition("@")[0]: option for key, option in given.items()}
         seen: set[str] = set()
-        starts = [*(f"{key.partition('@')[0]}/{option}" for key, option in chosen.items()), self.name]
-        circle = next(filter(None, (self._circle(start, (), seen) for start in starts)), [])
+        starts = [*(f"{group}/{option}" for group, option in instead.items()), self.name]
+        circle = next(filter(None, (self._circle(start, instead, (), seen) for start in starts)), [])
         if not circle:
             return
         start = next((at for at, path in enumerate(circle) if path not in self.roots), 0)
@@ -167,10 +198,11 @@ class Presets:
             hint = "to build on the packaged preset of this name, give this file another one"
         raise ConfigError(f"{first}: its defaults list includes this file itself{by}; {hint}")
 
-    def _circle(self, path: str, above: tuple[str, ...], seen: set[str]) -> list[str]:
+    def _circle(self, path: str, instead: Mapping[str, Any], above: tuple[str, ...], seen: set[str]) -> list[str]:
         """The presets, as `group/option`, whose defaults lists name each other; looked for from *path* on.
 
-        *seen* are presets that lead to none; what was looked at is added.
+        *instead*: group -> the preset that takes the place of those that defaults lists name. *seen* are presets that
+        lead to no such circle; what was looked at is added.
         """
         if path in above:
             return list(above[above.index(path) :])
@@ -179,8 +211,8 @@ class Presets:
         group, option = _split(path)
         file = self.file(group, option)
         keys = self.roots.get(path) or (read_keys(file) if file is not None else {})
-        for name in _named(keys.get("defaults"), group):
-            if found := self._circle(name, (*above, path), seen):
+        for name in _named(keys.get("defaults"), group, instead):
+            if found := self._circle(name, instead, (*above, path), seen):
                 return found
         seen.add(path)
         return []
@@ -216,6 +248,21 @@ class Presets:
             )
 
 
+def _matched(
+    chosen: Mapping[str, Choice], added: frozenset[str], key: str, others: str | None
+) -> tuple[Mapping[str, Choice], frozenset[str]]:
+    """*chosen* and *added* where *key* is in no defaults list, but *others* of its group may be, with packages."""
+    one = chosen[key]
+    group, _, package = key.partition("@")
+    if package:
+        instead = f"{group} is mounted as {others}" if others else f"write {group}=…"
+        raise ConfigError(f"{key}={one.option}: nothing is mounted at {package}, set {one.source.where}; {instead}")
+    if others is None:
+        return chosen, added | {key}
+    mounts = {name: replace(one, key=name, short=True) for name in others.split(", ")}
+    return {**mounts, **{name: choice for name, choice in chosen.items() if choice is not one}}, added
+
+
 def _split(path: str) -> tuple[str, str]:
     """(group, option) of `group/option`."""
     group, _, option = path.rpartition("/")
@@ -231,13 +278,18 @@ def _group(key: Any) -> str:
     return str(key).removeprefix("optional ").removeprefix("override ").strip()
 
 
-def _named(defaults: Any, inside: str) -> Iterator[str]:
-    """What a defaults list in the group *inside* names, as `group/option`."""
+def _named(defaults: Any, inside: str, instead: Mapping[str, Any]) -> Iterator[str]:
+    """What a defaults list in the group *inside* names, as `group/option`, and what takes its place (`_circle`)."""
     for entry in defaults if isinstance(defaults, list) else ():
         for key, options in entry.items() if isinstance(entry, Mapping) else [("", entry)]:
             for option in options if isinstance(options, list) else [options]:
                 path = "/".join(filter(None, (str(one).partition("@")[0] for one in (_group(key), option))))
-                yield path.lstrip("/") if path.startswith("/") or not inside else f"{inside}/{path}"
+                path = path.lstrip("/") if path.startswith("/") or not inside else f"{inside}/{path}"
+                path = normpath(path.removesuffix(".yaml"))
+                yield path
+                group, _ = _split(path)
+                if key and group in instead:
+                    yield f"{group}/{instead[group]}"
 
 
 def quoted(text: str) -> str:

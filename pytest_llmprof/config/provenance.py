@@ -73,8 +73,6 @@ class Choice:
     source: Source
     short: bool = False
     """It came from the short form, which stands for every mount of the group."""
-    append: bool = False
-    """Its group is not in the defaults list, so it is added."""
 
 
 def flatten(root: Any, path: str, value: Any, source: Source, raw: Any = None) -> list[Assignment]:

@@ -162,7 +162,7 @@ def test_presets_are_composed_once_for_many_tests(bench, monkeypatch):
 
     calls = []
     real = hydra_compose.compose
-    monkeypatch.setattr(hydra_compose, "compose", lambda *given: calls.append(given) or real(*given))
+    monkeypatch.setattr(hydra_compose, "compose", lambda *given, **kinds: calls.append(given) or real(*given, **kinds))
     composer = bench.composer()
     for number in range(20):
         composer.for_test((f"measure.rounds={number + 1}",), f"x:{number}", f"t{number}", "torch_profiler")

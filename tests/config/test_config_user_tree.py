@@ -106,6 +106,10 @@ def test_config_that_lists_itself(bench, name):
         ("[b]", "[/infer/a]"),
         ("[{/infer: [b]}]", "[reference, a@_here_]"),
         ("[a]", ""),
+        ("[a.yaml]", ""),
+        ("[./a]", ""),
+        ("[../infer/a]", ""),
+        ("[b.yaml]", "[./a.yaml]"),
     ],
 )
 def test_presets_that_include_each_other(bench, a, b):
@@ -117,6 +121,11 @@ def test_presets_that_include_each_other(bench, a, b):
     assert bench.error("night=c") == text
     bench.write("config.yaml", "defaults: [llmprof_root, {override infer: a}]\n")
     assert bench.error() == text
+
+
+def test_a_preset_that_is_chosen_in_the_place_of_what_it_names(bench):
+    first = bench.write("infer/a.yaml", "defaults: [{/infer@_here_: reference}]\n")
+    assert bench.error("infer=a") == f"{first}: its defaults list includes this file itself; take the entry out"
 
 
 @pytest.mark.parametrize(
@@ -131,6 +140,56 @@ def test_endless_presets_that_branch_are_found_at_once(bench, a, by):
         bench.write("infer/c.yaml", "")
     text = f"{first}: its defaults list includes this file itself, by way of {by.format(**others)}; take the entry out"
     assert bench.error() == text
+
+
+@pytest.mark.parametrize("option", ["null", "[sample_pages, mine]", "'???'", "mine"])
+@pytest.mark.parametrize("where", ["cli", "ini", "mark"])
+def test_a_given_preset_takes_the_place_of_any_entry(bench, option, where):
+    """Also of none, of several, and of one that is still to be chosen."""
+    bench.write("dataset/mine.yaml", "limit: 1\n")
+    bench.write("config.yaml", f"defaults: [llmprof_root, {{override dataset: {option}}}]\n")
+    given = ("dataset=documents",)
+    settings = bench.settings(*given) if where == "cli" else bench.settings(**{where: given})
+    assert (settings.dataset.name, settings.dataset.limit) == ("documents", None)
+
+
+@pytest.mark.parametrize("entry", ["night: null", "night: '???'", "night: [b, c]", "night: b", "/extra: c"])
+def test_a_group_of_ones_own_is_chosen_beside_any_entry(bench, entry):
+    for name, rounds in (("a", 8), ("b", 6), ("c", 5)):
+        bench.write(f"night/{name}.yaml", f"# @package _global_\nmeasure: {{rounds: {rounds}}}\n")
+    bench.write("extra/c.yaml", "# @package _global_\nmeasure: {warmup: 0}\n")
+    bench.write("config.yaml", f"defaults: [llmprof_root, {{{entry}}}]\n")
+    assert bench.settings("night=a").measure.rounds == 8
+    assert bench.settings(mark=("night=a",)).measure.rounds == 8
+
+
+def test_a_mount_without_a_preset_is_one_of_the_groups(bench, output):
+    mount = "output/torch@pipeline.torch_profiler.output"
+    bench.write("config.yaml", f"defaults: [llmprof_root, {{override {mount}: null}}]\n")
+    assert output(bench.settings("output/torch=full")) == output(bench.settings("output/torch=full", config_dir=None))
+
+
+def test_a_group_that_only_another_preset_names(bench):
+    """It is chosen with that preset, by its short and its long name."""
+    bench.write("experiment/n.yaml", "# @package _global_\ndefaults: [{/sched: fast}]\n")
+    for name, rounds in (("fast", 2), ("slow", 9)):
+        bench.write(f"sched/{name}.yaml", f"# @package _global_\nmeasure: {{rounds: {rounds}}}\n")
+    assert bench.settings("experiment=n").measure.rounds == 2
+    assert bench.settings("experiment=n", "sched=slow").measure.rounds == 9
+    bench.write("infer/m.yaml", "defaults: [reference, {extra@_here_: y}]\n")
+    for name, size in (("x", 3), ("y", 2)):
+        bench.write(f"infer/extra/{name}.yaml", f"batch_size: {size}\n")
+    assert bench.settings("infer=m").infer.batch_size == 2
+    assert bench.settings("infer=m", "infer/extra=x").infer.batch_size == 3
+    assert bench.settings("infer=m", "infer/extra@infer=x").infer.batch_size == 3
+    text = "infer/extra@model=x: nothing is mounted at model, set on the command line; "
+    assert bench.error("infer=m", "infer/extra@model=x") == text + "infer/extra is mounted as infer/extra@infer"
+
+
+def test_a_group_that_is_overridden_twice(bench):
+    """Hydra takes the first, where the later wins everywhere else."""
+    path = bench.write("config.yaml", "defaults: [llmprof_root, override infer: reference, override /infer: fast]\n")
+    assert bench.error() == f"{path}: its defaults list overrides infer twice: keep one of the entries"
 
 
 def test_many_presets_are_no_endless_ones(bench):
