@@ -72,6 +72,11 @@ class Parser:
                 f"{key}={value}: {group} is an unknown preset group, set {source.where}; "
                 f"the groups are {', '.join(groups)}{hint}"
             )
+        if isinstance(value, list):
+            raise ConfigError(
+                f"{key}=[{','.join(map(str, value))}]: one preset can be chosen, not a list, set {source.where}; "
+                f"{group} is one of {', '.join(options)}"
+            )
         option = value if isinstance(value, str) else str(value)
         if not isinstance(value, (str, int, float)) or self.presets.file(group, option) is None:
             raise ConfigError(

@@ -136,6 +136,7 @@ def test_suggested_quoting_works(bench):
             "model=deepseek_orc",
             ["unknown preset", "deepseek_ocr_random, deepseek_ocr_tiny, glm_ocr", "did you mean"],
         ),
+        ("infer=[fast,auto]", ["infer=[fast,auto]: one preset can be chosen, not a list", "one of auto"]),
         ("infer=null", ["infer=null: unknown preset", "one of auto", "reference"]),
         ("model=../model/deepseek_ocr", ["unknown preset"]),
         ("output/torhc=full", ["unknown preset group", "did you mean 'output/torch'"]),
