@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,7 +13,7 @@ from posixpath import normpath
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmprof.config.files import read_keys
-from pytest_llmprof.config.provenance import Choice, Source, preset
+from pytest_llmprof.config.provenance import Choice, Source, listed_file, preset
 from pytest_llmprof.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ class Composed:
     keys: frozenset[str]
     """All keys of the defaults lists."""
     layers: Sequence[tuple[str, Mapping[str, Any], Source]]
-    """(key of `choices`, keys from the root down, who sets them) of each preset file, the strongest first."""
+    """(key of `choices` or "", keys from the root down, who sets them) of each file but the roots, the strongest
+    first."""
     nested: Mapping[str, tuple[str, str]]
     """Where a preset's defaults list puts another preset's keys below its own, as `/group/option` does: the block that
     they lie in -> (that it does, what to write instead)."""
@@ -123,14 +124,25 @@ class Presets:
     def _compose(self, chosen: Mapping[str, Choice]) -> Composed:
         chosen, (config, every, found) = self._hydra(chosen)
         choices = {key: option for key, option in every.items() if option is not None}
-        packaged = listed_choices(self.roots[ROOT_NAME]["defaults"])
-        sources = {}
-        for key, option in choices.items():
-            file = self.file(key.partition("@")[0], option)
-            ours = packaged.get(key) == option and file is not None and file.is_relative_to(self.directories[-1])
-            sources[key] = preset(key, option, file, as_packaged=ours and key not in chosen)
-        layers = [(one.choice, one.keys, sources[one.choice]) for one in reversed(found) if one.choice]
+        layers = [
+            (one.choice, one.keys, source)
+            for one in reversed(found)
+            if (source := self._source(one, choices.get(one.choice), chosen)) is not None
+        ]
         return Composed(config, choices, frozenset(every), layers, self._nested(found))
+
+    def _source(self, layer: Layer, option: str | None, chosen: Collection[str]) -> Source | None:
+        """Who sets what is in *layer*, None for a root; *option* is the preset that brought it in."""
+        key = layer.choice
+        file = None if layer.path in self.roots else self.file(*_split(layer.path))
+        if option is None:
+            return listed_file(file) if file is not None else None
+        group = key.partition("@")[0]
+        packaged = listed_choices(self.roots[ROOT_NAME]["defaults"]).get(key) == option and key not in chosen
+        files = (file, self.file(group, option))
+        ours = all(one is not None and one.is_relative_to(self.directories[-1]) for one in files)
+        listed = file is not None and layer.path != f"{group}/{option}"
+        return preset(key, option, file, as_packaged=packaged and ours, listed=listed)
 
     def _hydra(
         self, chosen: Mapping[str, Choice], added: frozenset[str] = frozenset(), *, skip_missing: bool = False

@@ -43,10 +43,17 @@ def config_file(path: Path) -> Source:
     return Source(0, str(path), f"in {path}")
 
 
-def preset(key: str, option: str, path: Path | None, *, as_packaged: bool) -> Source:
-    """A preset's file: below all explicit keys. *as_packaged*: nobody chose or changed it."""
-    file = f" ({path})" if path is not None else ""
-    return Source(-1, "" if as_packaged else f"preset {key}={option}", f"in preset {key}={option}{file}")
+def preset(key: str, option: str, path: Path | None, *, as_packaged: bool, listed: bool = False) -> Source:
+    """A preset's file: below all explicit keys. *as_packaged*: nobody chose or changed it. *listed*: another file, one
+    that the preset's defaults list names."""
+    named = f"preset {key}={option}"
+    where = f"{path}, by way of {named}" if listed else f"{named} ({path})" if path is not None else named
+    return Source(-1, "" if as_packaged else named, f"in {where}")
+
+
+def listed_file(path: Path) -> Source:
+    """A file that the defaults list of the user's config.yaml names, as the preset of no key."""
+    return Source(-1, str(path), f"in {path}")
 
 
 @dataclass(frozen=True)

@@ -406,3 +406,32 @@ def test_lenient_values(bench):
     assert bench.settings("measure.rounds='7'").measure.rounds == 7
     assert bench.settings("dataset.shuffle=yes").dataset.shuffle is True
     assert bench.settings("dataset={limit: 2, shuffle: on}").dataset.limit == 2
+
+
+def test_a_value_in_a_file_that_a_defaults_list_names(bench):
+    """The file that the value stands in is named, however it came in."""
+    for name, defaults in (
+        ("common", "[llmprof_root, common]"),
+        ("night/a", "[llmprof_root, {night: [a, b]}]"),
+        ("night/a", "[llmprof_root, night/a]"),
+    ):
+        bench.write("night/b.yaml", "# @package _global_\n")
+        bench.write("config.yaml", f"defaults: {defaults}\n")
+        head = "# @package _global_\n" if name == "night/a" else ""
+        path = bench.write(f"{name}.yaml", f"{head}measure: {{rounds: x}}\n")
+        assert f"measure.rounds=x is not allowed, set in {path}; " in bench.error()
+        bench.write(f"{name}.yaml", f"{head}measure: {{round: 4}}\n")
+        assert f"measure.round=4: unknown key, set in {path}; " in bench.error()
+        bench.write(f"{name}.yaml", f"{head}measure: {{rounds: 4}}\n")
+        assert f"rounds: 4  # {path}\n" in bench.composer().show()
+    bench.write("config.yaml", "defaults: [llmprof_root, {override infer: [reference, mine]}]\n")
+    mine = bench.write("infer/mine.yaml", "batch_size: x\n")
+    assert f"infer.batch_size=x is not allowed, set in {mine}; " in bench.error()
+
+
+def test_a_value_in_a_preset_that_another_lists(bench):
+    bench.write("infer/m.yaml", "defaults: [n]\nmax_new_tokens: 5\n")
+    listed = bench.write("infer/n.yaml", "batch_size: x\n")
+    assert f"infer.batch_size=x is not allowed, set in {listed}, by way of preset infer=m; " in bench.error("infer=m")
+    bench.write("infer/n.yaml", "batch_sice: 2\n")
+    assert f"infer.batch_sice=2: unknown key, set in {listed}, by way of preset infer=m; " in bench.error("infer=m")
