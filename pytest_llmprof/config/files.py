@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +17,7 @@ from pytest_llmprof.errors import ConfigError
 
 _DEEPEST = 50
 _MOST = 100_000
+_PACKAGE = re.compile(r"#+\s*@\s*package\b[\s:=]*(\S+)\s*")
 
 
 def read_keys(path: Path) -> dict[str, Any]:
@@ -96,3 +99,20 @@ def check_defaults(file: Path, entries: Any) -> None:
                     f"{file}: its defaults list has {what}, which YAML does not read as text: "
                     "put the preset's name in quotes, as in 'no'"
                 )
+
+
+def check_package(file: Path, text: str, package: str | None) -> None:
+    """Raise where the line `# @package` of *file* is not read, or gives a *package* that nobody means."""
+    above_keys = itertools.takewhile(lambda line: not line or line[0] in "#-%", map(str.strip, text.split("\n")))
+    for line in above_keys:
+        match = _PACKAGE.fullmatch(line)
+        if match is None:
+            continue
+        word = match[1].strip("_").lower()
+        meant = f"_{word}_" if word in ("global", "group") else match[1]
+        if package is None:
+            raise ConfigError(
+                f"{file}: its line {line} is not read: # @package {meant} must be the first line of the file"
+            )
+        if package == match[1] != meant:
+            raise ConfigError(f"{file}: its line {line} names a block of keys: write # @package {meant}")

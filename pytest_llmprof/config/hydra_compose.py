@@ -19,7 +19,7 @@ from hydra.plugins.config_source import ConfigResult
 from hydra.version import VersionBase, setbase
 from omegaconf import DictConfig, OmegaConf
 
-from pytest_llmprof.config.files import check_defaults, read_keys
+from pytest_llmprof.config.files import check_defaults, check_package, read_keys
 from pytest_llmprof.errors import ConfigError
 
 # The version that Hydra behaves as is one for the process, so one composition runs at a time.
@@ -64,10 +64,12 @@ class _Tree(FileConfigSource):  # type: ignore[misc]
             keys = read_keys(file)
             if "defaults" in keys:
                 check_defaults(file, keys["defaults"])
+            text = file.read_text(encoding="utf-8-sig")
             try:
-                header = self._get_header_dict(file.read_text(encoding="utf-8"))
+                header = self._get_header_dict(text)
             except ValueError as error:
                 raise ConfigError(f"{file}: {error}") from None
+            check_package(file, text, header["package"])
         return ConfigResult(self.provider, self.full_path(), OmegaConf.create(keys), header)
 
 

@@ -435,3 +435,25 @@ def test_a_value_in_a_preset_that_another_lists(bench):
     assert f"infer.batch_size=x is not allowed, set in {listed}, by way of preset infer=m; " in bench.error("infer=m")
     bench.write("infer/n.yaml", "batch_sice: 2\n")
     assert f"infer.batch_sice=2: unknown key, set in {listed}, by way of preset infer=m; " in bench.error("infer=m")
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        ("# mine\n# @package _global_", "is not read: # @package _global_ must be the first line of the file"),
+        ("---\n#@package _global", "is not read: # @package _global_ must be the first line of the file"),
+        ("# @package: _global_", "is not read: # @package _global_ must be the first line of the file"),
+        ("# @package global", "names a block of keys: write # @package _global_"),
+    ],
+)
+def test_a_package_line_that_does_not_say_what_is_meant(bench, head, words):
+    path = bench.write("night/a.yaml", f"{head}\nmeasure: {{rounds: 8}}\n")
+    line = head.split("\n")[-1]
+    assert bench.error("night=a") == f"{path}: its line {line} {words}"
+
+
+@pytest.mark.parametrize("head", ["\ufeff# @package _global_", "\n# @package _global_\n# not\n# @package global"])
+def test_a_package_line_that_is_read(bench, head):
+    """Also behind the mark that some editors put at the beginning of a file. Another one is but a comment."""
+    bench.write("night/a.yaml", f"{head}\nmeasure: {{rounds: 8}}\n")
+    assert bench.settings("night=a").measure.rounds == 8
