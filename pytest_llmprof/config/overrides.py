@@ -123,6 +123,8 @@ def _mend(text: str, source: Source, root: Any, presets: Presets) -> str:
             return f"a key is written with dots, {_example(f'{dotted}={value}', source)}"
         group, _, name = group.rpartition(".")
         return f"a preset is GROUP=NAME, {_example(f'{group}={name}', source)}"
+    if presets.file(group.lstrip("+"), value) is not None:
+        return f"the preset's name needs quotes: {_example(f'{key}={quoted(value)}', source)}"
     if at or presets.options(group):
         return _one_of_group(key, presets, source)
     if value[:1] in ("[", "{"):

@@ -457,3 +457,11 @@ def test_a_package_line_that_is_read(bench, head):
     """Also behind the mark that some editors put at the beginning of a file. Another one is but a comment."""
     bench.write("night/a.yaml", f"{head}\nmeasure: {{rounds: 8}}\n")
     assert bench.settings("night=a").measure.rounds == 8
+
+
+def test_a_preset_whose_name_needs_quotes(bench):
+    bench.write("infer/schnell-ü.yaml", "batch_size: 2\n")
+    words = "can't be read: the preset's name needs quotes: "
+    assert bench.error("infer=schnell-ü").endswith(f"{words}--llmprof-override \"infer='schnell-ü'\"")
+    assert bench.error(ini=("+infer=schnell-ü",)).endswith(f"{words}+infer='schnell-ü'")
+    assert bench.settings("infer='schnell-ü'").infer.batch_size == 2
