@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from pytest_llmprof.config.paths import absolute, conf_dir, why_unusable
 from pytest_llmprof.config.presets import ROOT_NAME, USER_NAME, Presets, listed_choices
 from pytest_llmprof.config.provenance import Source, config_file
 from pytest_llmprof.config.registry import Registry
+from pytest_llmprof.config.unread import check_tree, preset_files
 from pytest_llmprof.config.validate import show_value
 from pytest_llmprof.errors import ConfigError
 
@@ -48,14 +48,12 @@ def open_trees(config_dir: Path | None, invocation_dir: Path, registry: Registry
         return ConfigTrees(ours, stages)
     user = _user_dir(config_dir, invocation_dir, named)
     groups = ours.groups()
-    for folder in sorted({folder for group in groups for folder in (user / group, *(user / group).parents)}):
-        if folder.is_relative_to(user):
-            _check_readable(folder, f"{named}={config_dir}")
+    check_tree(user, f"{named}={config_dir}: ", groups, {*root, "pipeline"} - {"defaults"})
+    if next(preset_files(user), None) is None:
+        hint = "it may have a config.yaml, and presets such as infer/mine.yaml"
+        raise ConfigError(f"{named}={config_dir}: {user} holds no .yaml file; {hint}")
     _check_names(user, f"{named}={config_dir}", groups)
     file = user / "config.yaml"
-    if os.path.lexists(file) and not file.is_file():
-        what = "a link to what is not there" if not file.exists() else "no file"
-        raise ConfigError(f"{named}={config_dir}: {file} is {what}")
     body = read_keys(file) if file.is_file() else {}
     source = config_file(file) if file.is_file() else None
     name = ROOT_NAME
@@ -84,18 +82,7 @@ def _user_dir(config_dir: Path, invocation_dir: Path, named: str) -> Path:
         raise ConfigError(f"{where} does not exist")
     if not path.is_dir():
         raise ConfigError(f"{where} is not a directory")
-    _check_readable(path, f"{named}={config_dir}")
-    if next(path.rglob("*.yaml"), None) is None:
-        raise ConfigError(
-            f"{where} holds no .yaml file; it may have a config.yaml, and presets such as infer/mine.yaml"
-        )
     return path
-
-
-def _check_readable(folder: Path, where: str) -> None:
-    """Raise for a directory whose presets would be passed over in silence."""
-    if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
-        raise ConfigError(f"{where}: {folder} cannot be read: permission denied")
 
 
 def _check_names(path: Path, where: str, groups: Collection[str]) -> None:

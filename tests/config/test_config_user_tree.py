@@ -345,12 +345,72 @@ def test_a_directory_that_cannot_be_read_is_not_passed_over(bench, monkeypatch, 
     assert bench.error().endswith(f"{closed} cannot be read: permission denied")
 
 
-def test_a_preset_that_is_no_file(bench):
-    bench.write("infer/mine.yaml", "max_new_tokens: 3\n")
-    (bench.user / "infer" / "gone.yaml").symlink_to("nowhere")
-    text = bench.error("infer=gone")
-    assert "infer is one of auto, compiled, fast, mine, reference, or a preset" in text
-    assert "did you mean" not in text
+@pytest.mark.parametrize("made", ["link", "directory", "fifo"])
+@pytest.mark.parametrize(("name", "kind"), [("infer/auto.yaml", "file"), ("infer", "directory")])
+def test_what_is_no_preset_in_the_place_of_one(bench, made, name, kind):
+    bench.write("model/mine.yaml", "defaults: [transformers]\n")
+    path = bench.user / name
+    path.parent.mkdir(exist_ok=True)
+    if made == "link":
+        path.symlink_to("gone.yaml")
+    elif made == "fifo":
+        os.mkfifo(path)
+    elif kind == "file":
+        path.mkdir()
+    else:
+        path.write_text("")
+    why = "is a link to what is not there" if made == "link" else f"is no {kind}"
+    assert bench.error() == f"--llmprof-config-dir={bench.user}: {path} {why}"
+
+
+def test_the_lock_of_an_editor_is_no_preset(bench):
+    bench.write("infer/auto.yaml", "max_new_tokens: 3\n")
+    (bench.user / "infer/.#auto.yaml").symlink_to("me@host.1234:1")
+    assert bench.settings().infer.max_new_tokens == 3
+
+
+SUFFIX, CONFIG = "presets end in .yaml", "name it config.yaml"
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("infer/auto.yml", SUFFIX),
+        ("infer/auto.YAML", SUFFIX),
+        ("model/deepseek_ocr/output/torch/default.Yml", SUFFIX),
+        ("config.yml", CONFIG),
+        ("config.YAML", CONFIG),
+        ("Config.yaml", CONFIG),
+        ("infer.yaml", "presets of infer lie in infer/"),
+        ("measure.yaml", "write its keys in config.yaml, measure:"),
+        ("pipeline.yaml", "write its keys in config.yaml, pipeline:"),
+        ("Infer/auto.yaml", "name it infer"),
+        ("OUTPUT/torch/full.yaml", "name it output"),
+        ("output/Torch/full.yaml", "name it output/torch"),
+    ],
+)
+@pytest.mark.parametrize("beside", [None, "config.yaml", "infer/auto.yaml"])
+def test_a_name_that_is_not_read(bench, name, why, beside):
+    """The packaged presets would be used instead, in silence."""
+    if beside:
+        bench.write(beside, "")
+    bench.write(name, "rounds: 3\n")
+    text = bench.error()
+    assert text.startswith(f"--llmprof-config-dir={bench.user}: {bench.user}/{name.split('/')[0]}")
+    assert text.endswith(f" is not read: {why}")
+
+
+def test_other_names_in_the_tree_of_an_application(bench):
+    for name in ("conf.yml", "train.yaml", "notes.YAML", "inferr/auto.yaml", "web/config.yml", "output/a.yml"):
+        bench.write(name, "a: 1\n")
+    bench.write("Dataset/readme.txt", "")
+    bench.write("dataset.yaml", "a: 1\n")
+    bench.write("train.yaml", "defaults: [web: a, /dataset@data, _self_]\n")
+    bench.write("measure.yaml", "measure: {rounds: 9}\n")
+    bench.write("config.yaml", "defaults: [llmprof_root, _self_]\n")
+    assert "measure.yaml is not read" in bench.error()
+    bench.write("night/a.yaml", "# @package _global_\ndefaults: [/measure@_global_]\n")
+    assert bench.settings("night=a").measure.rounds == 9
 
 
 def test_a_preset_may_be_called_config(bench):
