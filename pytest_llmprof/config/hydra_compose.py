@@ -20,6 +20,7 @@ from hydra.version import VersionBase, setbase
 from omegaconf import DictConfig, OmegaConf
 
 from pytest_llmprof.config.files import check_defaults, check_package, read_keys
+from pytest_llmprof.config.unread import check_reachable
 from pytest_llmprof.errors import ConfigError
 
 # The version that Hydra behaves as is one for the process, so one composition runs at a time.
@@ -53,7 +54,11 @@ class _Tree(FileConfigSource):  # type: ignore[misc]
         return self
 
     def is_config(self, config_path: str) -> bool:
-        return config_path in self.roots or bool(super().is_config(config_path))
+        """An optional entry of a defaults list is passed over where there is no file, not where it can't be read."""
+        if config_path in self.roots or super().is_config(config_path):
+            return True
+        check_reachable(Path(self.path), self._normalize_file_name(config_path))
+        return False
 
     def load_config(self, config_path: str) -> ConfigResult:
         """Read it as Hydra does; an error names the file."""

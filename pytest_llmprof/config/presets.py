@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llmprof.config.files import read_keys
 from pytest_llmprof.config.provenance import Choice, Source, listed_file, preset
+from pytest_llmprof.config.unread import check_reachable, found_files, preset_files
 from pytest_llmprof.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -82,17 +83,25 @@ class Presets:
     def options(self, group: str) -> list[str]:
         """The names that `group=` may take; empty where it is no group."""
         found: set[str] = set()
-        for directory in self.directories:
+        for directory in self.directories if group else ():
+            check_reachable(directory, group)
             folder = directory / group
-            if group and os.path.isdir(folder):
+            if os.path.isdir(folder):
                 found.update(path.stem for path in folder.glob("*.yaml") if path.is_file())
-        return sorted(found)
+        return sorted(found) or self._nested_options(group)
+
+    def _nested_options(self, group: str) -> list[str]:
+        """The presets below a group of the user's own that has none but in its subfolders, as `folder/name`."""
+        user, *others = (directory / group for directory in self.directories)
+        if not group or self._user_file is None or any(map(os.path.isdir, others)):
+            return []
+        return sorted(str(path.relative_to(user).with_suffix("")) for path in found_files(user))
 
     def groups(self) -> list[str]:
         """All groups."""
         found: set[str] = set()
         for directory in self.directories:
-            for path in directory.rglob("*.yaml"):
+            for path in preset_files(directory):
                 found.add(path.parent.relative_to(directory).as_posix())
         return sorted(found - {"."})
 
@@ -104,6 +113,7 @@ class Presets:
             path = directory / group / f"{option}.yaml"
             if os.path.isfile(path):
                 return path
+            check_reachable(directory, f"{group}/{option}.yaml".lstrip("/"))
         return None
 
     @cached_property

@@ -12,7 +12,7 @@ from pytest_llmprof.config.paths import absolute, conf_dir, why_unusable
 from pytest_llmprof.config.presets import ROOT_NAME, USER_NAME, Presets, listed_choices
 from pytest_llmprof.config.provenance import Source, config_file
 from pytest_llmprof.config.registry import Registry
-from pytest_llmprof.config.unread import check_tree, preset_files
+from pytest_llmprof.config.unread import check_tree, found_files
 from pytest_llmprof.config.validate import show_value
 from pytest_llmprof.errors import ConfigError
 
@@ -49,7 +49,7 @@ def open_trees(config_dir: Path | None, invocation_dir: Path, registry: Registry
     user = _user_dir(config_dir, invocation_dir, named)
     groups = ours.groups()
     check_tree(user, f"{named}={config_dir}: ", groups, {*root, "pipeline"} - {"defaults"})
-    if next(preset_files(user), None) is None:
+    if next(found_files(user, f"{named}={config_dir}: "), None) is None:
         hint = "it may have a config.yaml, and presets such as infer/mine.yaml"
         raise ConfigError(f"{named}={config_dir}: {user} holds no .yaml file; {hint}")
     _check_names(user, f"{named}={config_dir}", groups)

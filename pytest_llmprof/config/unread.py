@@ -34,10 +34,35 @@ def _entries(folder: Path) -> list[Path]:
         return []
 
 
-def check_readable(folder: Path, where: str) -> None:
+def check_readable(folder: Path, where: str = "") -> None:
     """Raise for a directory whose presets would be passed over."""
     if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
         raise ConfigError(f"{where}{folder} cannot be read: permission denied")
+
+
+def found_files(folder: Path, where: str = "") -> Iterator[Path]:
+    """`preset_files`. Raise where there are none, except maybe in a directory that can't be read."""
+    none = True
+    for path in preset_files(folder):
+        none = False
+        yield path
+    for path in folder.rglob("*") if none else ():
+        check_readable(path, where)
+
+
+def check_reachable(tree: Path, path: str) -> None:
+    """Raise where *path*, a group or the file of a preset that somebody names, is there but can't be read."""
+    at = tree
+    for part in path.split("/"):
+        at /= part
+        if not os.path.lexists(at):
+            break
+        if not os.path.exists(at):
+            raise ConfigError(f"{at} {_GONE}")
+        check_readable(at)
+    for other in (at.with_suffix(".yml"), at.with_suffix(".YAML")) if at.suffix == ".yaml" else ():
+        if not os.path.lexists(at) and os.path.isfile(other):
+            raise ConfigError(f"{other} is not read: presets end in .yaml")
 
 
 def check_tree(user: Path, where: str, groups: Collection[str], keys: Collection[str]) -> None:
@@ -91,6 +116,8 @@ def _why_none(path: Path, what: str) -> str:
 def _listed(user: Path, name: str) -> bool:
     """Whether a defaults list in the tree names the file *name* at its top."""
     for file in preset_files(user):
+        if file == user / f"{name}.yaml":
+            continue
         try:
             defaults = read_keys(file).get("defaults")
         except ConfigError:

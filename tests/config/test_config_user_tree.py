@@ -345,6 +345,64 @@ def test_a_directory_that_cannot_be_read_is_not_passed_over(bench, monkeypatch, 
     assert bench.error().endswith(f"{closed} cannot be read: permission denied")
 
 
+@pytest.mark.parametrize("closed", ["night", "night/team", "night/config.yaml"])
+def test_a_group_of_ones_own_that_cannot_be_read(bench, monkeypatch, closed):
+    bench.write("night/team/a.yaml", "# @package _global_\nmeasure: {rounds: 9}\n")
+    bench.write("night/config.yaml", "# @package _global_\n")
+    refused, access = bench.user / closed, os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != refused and access(path, mode))
+    if closed == "night/config.yaml":
+        assert bench.error() == f"--llmprof-config-dir={bench.user}: {refused} cannot be read: permission denied"
+        return
+    (bench.user / "night/team/a.yaml").unlink()  # a closed directory shows none of its files
+    (bench.user / "night/config.yaml").unlink()
+    text = f"{refused} cannot be read: permission denied"
+    assert bench.error() == f"--llmprof-config-dir={bench.user}: {text}"
+    bench.write("infer/mine.yaml", "")
+    bench.settings()  # what nobody names may be closed, as a lost+found is
+    assert bench.error("night=team/a") == bench.error("night/team=a") == text
+    bench.write("config.yaml", "defaults: [llmprof_root, {optional night/team: a}]\n")
+    assert bench.error() == text
+
+
+@pytest.mark.parametrize("link", ["night", "night/a.yaml"])
+def test_an_optional_preset_that_is_a_dead_link(bench, link):
+    bench.write("config.yaml", "defaults: [llmprof_root, {optional night: a}]\n")
+    bench.settings()
+    path = bench.user / link
+    path.parent.mkdir(exist_ok=True)
+    path.symlink_to("gone")
+    assert bench.error() == bench.error("night=a") == f"{path} is a link to what is not there"
+
+
+def test_an_optional_preset_of_another_suffix(bench):
+    bench.write("config.yaml", "defaults: [llmprof_root, {optional night: a}]\n")
+    file = bench.write("night/a.yml", "")
+    assert bench.error() == f"{file} is not read: presets end in .yaml"
+    bench.write("night/a.yaml", "# @package _global_\nmeasure: {rounds: 9}\n")
+    assert bench.settings().measure.rounds == 9
+
+
+def test_a_group_with_presets_in_subfolders_alone(bench):
+    bench.write("night/team/a.yaml", "# @package _global_\nmeasure: {rounds: 9}\n")
+    assert bench.settings("night=team/a").measure.rounds == bench.settings("night/team=a").measure.rounds == 9
+    assert "night is one of team/a, or a preset of your own" in bench.error("night=team/b")
+    assert "did you mean 'team/a'" in bench.error("night=teem/a")
+    bench.write("pipeline/other/a.yaml", "")
+    assert "a block of keys" in bench.error("pipeline=a")
+
+
+def test_linked_directories_are_followed_once(bench, tmp_path):
+    """Also where they are all that there is."""
+    (tmp_path / "real/sub").mkdir(parents=True)
+    (tmp_path / "real/sub/a.yaml").write_text("# @package _global_\nmeasure: {rounds: 9}\n")
+    (tmp_path / "real/sub/self").symlink_to("..")
+    bench.user.mkdir()
+    (bench.user / "night").symlink_to("../real")
+    assert bench.settings("night=sub/a").measure.rounds == 9
+    assert "did you mean 'night/sub'" in bench.error("night/sob=a")
+
+
 @pytest.mark.parametrize("made", ["link", "directory", "fifo"])
 @pytest.mark.parametrize(("name", "kind"), [("infer/auto.yaml", "file"), ("infer", "directory")])
 def test_what_is_no_preset_in_the_place_of_one(bench, made, name, kind):
