@@ -60,8 +60,10 @@ def check_reachable(tree: Path, path: str) -> None:
         if not os.path.exists(at):
             raise ConfigError(f"{at} {_GONE}")
         check_readable(at)
+    else:
+        return
     for other in (at.with_suffix(".yml"), at.with_suffix(".YAML")) if at.suffix == ".yaml" else ():
-        if not os.path.lexists(at) and os.path.isfile(other):
+        if os.path.isfile(other):
             raise ConfigError(f"{other} is not read: presets end in .yaml")
 
 
