@@ -186,7 +186,11 @@ class Presets:
             if unmatched and unmatched["key"] in chosen.keys() - added:
                 return self._hydra(*_matched(chosen, added, **unmatched.groupdict()), skip_missing=skip_missing)
             self._raise_missing(str(error))
+            self._raise_twice(str(error), chosen)
             text = " ".join(str(error).split()) or type(error).__name__
+            owner = re.match(r"In '?([^' ]+?)'?: (.+)", text)
+            if owner and (file := self._user_file if owner[1] == USER_NAME else self.file(*_split(owner[1]))):
+                raise ConfigError(f"{file}: {owner[2]}") from None
             raise ConfigError(f"the presets don't compose: {text}") from None
 
     def _nested(self, layers: Sequence[Layer]) -> dict[str, tuple[str, str]]:
@@ -238,6 +242,23 @@ class Presets:
                 return found
         seen.add(path)
         return []
+
+    def _raise_twice(self, text: str, chosen: Mapping[str, Choice]) -> None:
+        """Raise for a defaults list that chooses for a group again, from Hydra's message *text* about it."""
+        match = re.match(r"Multiple values for (.+?)\. To", text)
+        group = match[1].partition("@")[0] if match else ""
+        paths = [self.name, *(f"{key.partition('@')[0]}/{one.option}" for key, one in chosen.items())]
+        for path in paths if match else ():  # grows
+            inside, name = _split(path)
+            file = self._user_file if path == USER_NAME else self.file(inside, name)
+            keys = self.roots.get(path) or (read_keys(file) if file is not None else {})
+            for entry in keys.get("defaults") or ():
+                for key, option in entry.items() if isinstance(entry, Mapping) and file is not None else ():
+                    named = str(key).partition("@")[0].strip()
+                    if named.lstrip("/") == group or f"{inside}/{named}" == group:
+                        what = f"{key}: {option}, and another entry chooses for {group}, too"
+                        raise ConfigError(f"{file}: its defaults list names {what}; write override {key}: {option}")
+            paths += [one for one in _named(keys.get("defaults"), inside, {}) if one not in paths]
 
     def _raise_missing(self, text: str) -> None:
         """Raise for a defaults list that names what is not there, from Hydra's message *text* about it."""

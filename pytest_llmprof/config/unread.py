@@ -116,14 +116,17 @@ def _why_none(path: Path, what: str) -> str:
 
 
 def _listed(user: Path, name: str) -> bool:
-    """Whether a defaults list in the tree names the file *name* at its top."""
+    """Whether the file *name* at the top of the tree is read: a defaults list names it, or it has one, as the root of
+    an application does, which Hydra reads there."""
     for file in preset_files(user):
-        if file == user / f"{name}.yaml":
-            continue
         try:
             defaults = read_keys(file).get("defaults")
         except ConfigError:
             return True  # for all that is known
+        if file == user / f"{name}.yaml":
+            if defaults is not None:
+                return True
+            continue
         names = [str(one).partition("@")[0].lstrip("/") for one in defaults] if isinstance(defaults, list) else []
         if name in [one.removesuffix(".yaml") for one in names]:
             return True

@@ -192,6 +192,41 @@ def test_a_group_that_is_overridden_twice(bench):
     assert bench.error() == f"{path}: its defaults list overrides infer twice: keep one of the entries"
 
 
+@pytest.mark.parametrize(
+    ("place", "defaults", "entry"),
+    [
+        ("config", "[llmprof_root, {infer: fast}]", "infer: fast"),
+        ("config", "[llmprof_root, night]", None),
+        ("night", "[{/dataset: documents}]", "/dataset: documents"),
+        ("night", "[{/dataset: documents}, {override /infer: fast}]", "/dataset: documents"),
+    ],
+)
+def test_an_entry_without_the_word_override(bench, place, defaults, entry):
+    path = bench.write(f"{place}.yaml", f"defaults: {defaults}\n")
+    if place == "night":
+        bench.write("config.yaml", "defaults: [llmprof_root, night]\n")
+    if entry is None:
+        path, entry = bench.write("night.yaml", "defaults: [{infer: fast}]\n"), "infer: fast"
+    group = entry.partition(":")[0].strip("/")
+    assert bench.error() == (
+        f"{path}: its defaults list names {entry}, and another entry chooses for {group}, too; write override {entry}"
+    )
+
+
+def test_what_hydra_refuses_begins_with_the_file(bench):
+    path = bench.write("config.yaml", "defaults: [override infer: fast, llmprof_root]\n")
+    assert bench.error().startswith(f"{path}: Override 'infer : fast' is defined before")
+
+
+def test_the_root_of_an_application_lies_beside_presets(bench):
+    """Hydra reads it in that application; without a defaults list it would be read nowhere."""
+    bench.write("config.yaml", "measure: {rounds: 2}\n")
+    path = bench.write("infer.yaml", "defaults: [_self_]\nbatch_size: 9\n")
+    assert bench.settings().infer.batch_size == 1
+    path.write_text("batch_size: 9\n")
+    assert f"{path} is not read" in bench.error()
+
+
 def test_many_presets_are_no_endless_ones(bench):
     """More than are composed before it is looked whether they are endless, each named by two others."""
     for number in range(7):
