@@ -86,11 +86,11 @@ def _remember_compositions() -> None:
     compose = hydra_compose.compose
     known: dict[Any, bytes] = {}
 
-    def remembered(directories: Sequence[Path], *given: Any) -> Any:
+    def remembered(directories: Sequence[Path], *given: Any, **kinds: Any) -> Any:
         files = [path for directory in directories for path in sorted(directory.rglob("*")) if path.is_file()]
-        key = repr((directories, given, [(path, path.read_bytes()) for path in files]))
+        key = repr((directories, given, kinds, [(path, path.read_bytes()) for path in files]))
         if key not in known:
-            known[key] = pickle.dumps(compose(directories, *given))
+            known[key] = pickle.dumps(compose(directories, *given, **kinds))
         return pickle.loads(known[key])
 
     hydra_compose.compose = remembered
